@@ -1,0 +1,589 @@
+"""What a run is asked to do: `RunConfig`, every field a knob; presets; the checks that need no model in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trsp_core import knobs, methods
+from trsp_core.errors import Problem, TrspError, refuse
+from trsp_core.knobs import Knob, knob
+
+SCHEMA = 1  # of config.json and events.jsonl; a folder with a higher number is refused
+
+GROUPS = {
+    "first": "What matters first",
+    "choice": "Choosing layers",
+    "stage 1": "Stage 1: learn the layer weights",
+    "stage 2": "Stage 2: move the knowledge",
+    "text": "Texts",
+    "measure": "Measuring",
+    "machine": "Machine",
+}
+
+TEXTS = {
+    "wikipedia": "Wikipedia articles (107, shipped with gensim)",
+    "news": "News stories (300, shipped with gensim)",
+    "wikitext2": "WikiText-2 (from the hub)",
+    "c4": "C4, English (from the hub)",
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run needs to be repeated. Immutable; `dataclasses.replace` makes a changed one."""
+
+    model: str = knob(
+        "smollm2-135m",
+        label="Model",
+        group="first",
+        help="A name from the catalogue, a Hugging Face id (owner/name), or a folder with config.json and safetensors.",
+    )
+    text: str = knob(
+        "wikipedia",
+        label="Calibration text",
+        group="first",
+        help="What the model reads while it is pruned: wikipedia, news, wikitext2, c4, or a path to your own .txt or "
+        ".jsonl file. A pruned model keeps best what it was calibrated on.",
+        paper="section 4.1",
+    )
+    ratio: float = knob(
+        0.25,
+        label="Share of layers to remove",
+        group="first",
+        low=0.0,
+        high=1.0,
+        help="K = floor(ratio × L + 1/2) of the L layers are removed. Higher: a smaller, faster and worse model.",
+        paper="section 4.1",
+    )
+    lambda_1: float = knob(
+        5e-2,
+        label="λ₁, pull of the layer weights to zero",
+        group="first",
+        low=0.0,
+        high=100.0,
+        log=True,
+        help="Strength of the l1 penalty in stage 1. Higher: weights sink faster, and less by what the text needs. "
+        "At 0 the language-modelling loss alone moves them.",
+        paper="equation 3",
+    )
+    lambda_2: float = knob(
+        10.0,
+        label="λ₂, pull of the chosen layers to doing nothing",
+        group="first",
+        low=0.0,
+        high=10000.0,
+        log=True,
+        help="Strength of the stage 2 penalty on output minus input of the chosen layers. Higher: the gap closes sooner, "
+        "at a higher price in language-modelling loss. At 0 stage 2 is plain training.",
+        paper="equation 6",
+    )
+    method: str = knob(
+        "trsp",
+        label="Method",
+        group="choice",
+        choices=methods.names(),
+        help="How the layers are chosen. Stage 2 can follow any of them; set its steps to 0 for direct deletion.",
+    )
+    layers: str = knob(
+        "",
+        label="Layers to remove (method manual)",
+        group="choice",
+        help="Comma-separated layer numbers from 0, for the method manual; ranges such as 13-18 are fine. "
+        "It overrides the ratio.",
+    )
+    protect_first: int = knob(
+        0,
+        label="Protected first layers",
+        group="choice",
+        low=0,
+        high=1000,
+        unit="layers",
+        help="So many layers at the input end are never chosen. Higher: safer ends, fewer candidates.",
+    )
+    protect_last: int = knob(
+        0,
+        label="Protected last layers",
+        group="choice",
+        low=0,
+        high=1000,
+        unit="layers",
+        help="So many layers at the output end are never chosen. The gate of the paper needs at least one.",
+    )
+    no_neighbours: bool = knob(
+        False,
+        label="No two neighbours",
+        group="choice",
+        help="When on, a layer next to a chosen one is no candidate any more: removals spread over the depth.",
+    )
+    gate: str = knob(
+        "branch",
+        label="Gate",
+        group="stage 1",
+        choices=("branch", "output"),
+        help="branch: the next layer sees X_in + s (X_out - X_in), so s = 0 is exactly removal. output: it sees s X_out, "
+        "as drawn in the paper, which rescales the whole residual stream.",
+        paper="figure 2",
+    )
+    stage1_steps: int = knob(
+        10,
+        label="Steps a round",
+        group="stage 1",
+        low=1,
+        high=10000,
+        unit="steps",
+        help="Gradient steps before each choice. Higher: a better-founded choice, and more time.",
+        paper="algorithm 1",
+    )
+    stage1_lr: float = knob(
+        0.02,
+        label="Learning rate of the layer weights",
+        group="stage 1",
+        low=1e-6,
+        high=1.0,
+        log=True,
+        help="Adam's rate for the layer weights s. Higher: they move further in the same steps.",
+    )
+    l1: str = knob(
+        "subgradient",
+        label="How the l1 term acts",
+        group="stage 1",
+        choices=("subgradient", "proximal"),
+        help="subgradient: its sign joins the gradient. proximal: after each step every candidate's weight is "
+        "soft-thresholded by rate × λ₁, which reaches exact zeros; it wants a λ₁ about twenty times higher.",
+        paper="section 3.2",
+    )
+    learn_weights: bool = knob(
+        False,
+        label="Let the model's weights learn in stage 1",
+        group="stage 1",
+        help="When off, only the layer weights learn. When on, all of W learns with them, as the paper's equation "
+        "has it: slower, and twice the memory and more.",
+        paper="equation 3",
+    )
+    stage1_weight_lr: float = knob(
+        1e-5,
+        label="Learning rate of W in stage 1",
+        group="stage 1",
+        low=1e-8,
+        high=0.1,
+        log=True,
+        help="Used where the model's weights learn in stage 1. Higher: they adapt faster to sinking layers.",
+    )
+    one_shot: bool = knob(
+        False,
+        label="Choose all at once",
+        group="stage 1",
+        help="When on, one round decides all K layers (the paper's ablation without the iteration).",
+        paper="table 5, w/o W",
+    )
+    stage2_steps: int = knob(
+        60,
+        label="Steps of stage 2",
+        group="stage 2",
+        low=0,
+        high=100000,
+        unit="steps",
+        help="Training steps before deletion. Higher: more knowledge moves, more time. 0: delete at once (w/o R).",
+        paper="algorithm 1",
+    )
+    stage2_lr: float = knob(
+        1e-4,
+        label="Learning rate of stage 2",
+        group="stage 2",
+        low=1e-8,
+        high=0.1,
+        log=True,
+        help="AdamW's rate for all of W. Higher: buys the calibration domain and can lose the others.",
+    )
+    output_rate: float = knob(
+        10.0,
+        label="Rate of the chosen layers' output projections",
+        group="stage 2",
+        low=0.0,
+        high=1000.0,
+        log=True,
+        unit="times",
+        help="The projections that write into the residual stream learn so many times faster in the chosen layers. "
+        "Higher: the gap closes sooner.",
+    )
+    penalty: str = knob(
+        "relative",
+        label="Penalty R",
+        group="stage 2",
+        choices=("relative", "l2", "l1", "sum"),
+        help="l2, l1: norm of output minus input over the width, averaged over tokens. relative: the l2 norm divided by "
+        "the input's, so that one λ₂ serves many models. sum: the l2 norm summed over all tokens, as in the paper.",
+        paper="equation 6",
+    )
+    penalty_reach: str = knob(
+        "local",
+        label="Reach of the penalty's gradient",
+        group="stage 2",
+        choices=("local", "model"),
+        help="local: it teaches the chosen layers alone to do nothing. model: it flows through every layer before them "
+        "too, as in the paper.",
+        paper="equation 6",
+    )
+    lambda_2_schedule: str = knob(
+        "ramp",
+        label="Schedule of λ₂",
+        group="stage 2",
+        choices=("ramp", "constant"),
+        help="ramp: from 0 to λ₂ in a straight line over the steps. constant: λ₂ from the first step on.",
+    )
+    lr_schedule: str = knob(
+        "constant",
+        label="Schedule of the learning rate",
+        group="stage 2",
+        choices=("constant", "cosine"),
+        help="constant: the same rate throughout. cosine: a warm-up over a tenth of the steps, then down to a tenth.",
+    )
+    heldout: str = knob(
+        "news",
+        label="Held-out domain",
+        group="text",
+        help="A second text that the run never trains on: what a gain is worth outside the calibration domain. "
+        "Same choices as the calibration text.",
+    )
+    block_length: int = knob(
+        128,
+        label="Calibration block length",
+        group="text",
+        low=8,
+        high=8192,
+        unit="tokens",
+        help="T of a training block. Higher: longer context, more memory and time a step.",
+        paper="section 4.1",
+    )
+    batch_blocks: int = knob(
+        2,
+        label="Blocks a step",
+        group="text",
+        low=1,
+        high=256,
+        unit="blocks",
+        help="B of a training step. Higher: steadier gradients, more time a step.",
+    )
+    calibration_blocks: int = knob(
+        256,
+        label="Calibration blocks",
+        group="text",
+        low=1,
+        high=100000,
+        unit="blocks",
+        help="Size of the pool that steps draw from, in the same order for the same seed. Higher: less repetition.",
+        paper="section 4.1",
+    )
+    measure_blocks: int = knob(
+        24,
+        label="Blocks measured in each domain",
+        group="measure",
+        low=1,
+        high=10000,
+        unit="blocks",
+        help="Perplexity is taken over so many blocks, which are never trained on. Higher: smaller uncertainty.",
+    )
+    measure_length: int = knob(
+        256,
+        label="Measurement block length",
+        group="measure",
+        low=8,
+        high=8192,
+        unit="tokens",
+        help="T of a measured block. Higher: lower perplexity, since more context is seen.",
+    )
+    probe_every: int = knob(
+        10,
+        label="Steps between probes",
+        group="measure",
+        low=1,
+        high=100000,
+        unit="steps",
+        help="Every so many steps of stage 2: perplexity if the chosen layers were deleted now. Higher: less time.",
+    )
+    probe_blocks: int = knob(
+        4,
+        label="Blocks a probe",
+        group="measure",
+        low=0,
+        high=1000,
+        unit="blocks",
+        help="Size of the fixed sample of a probe, from the measured blocks of the calibration domain. 0: no probes.",
+    )
+    speed_repeats: int = knob(
+        3,
+        label="Repeats of the speed measurement",
+        group="measure",
+        low=0,
+        high=100,
+        unit="times",
+        help="Prefill and decode are timed so often, after a warm-up; the median counts. 0: no speed measurement.",
+    )
+    prompt: str = knob(
+        "The history of the city begins",
+        label="Sample prompt",
+        group="measure",
+        help="Continued by the dense and by the pruned model, so that the run shows text and not figures alone.",
+    )
+    sample_tokens: int = knob(
+        40,
+        label="Sample length",
+        group="measure",
+        low=0,
+        high=1000,
+        unit="tokens",
+        help="New tokens of the sample, chosen greedily. 0: no sample.",
+    )
+    seed: int = knob(
+        0,
+        label="Seed",
+        group="machine",
+        low=0,
+        high=2**31 - 1,
+        help="Of the split of the text, the order of blocks and random choices. Same seed, same machine: same run.",
+    )
+    precision: str = knob(
+        "float32",
+        label="Precision",
+        group="machine",
+        choices=("float32", "bfloat16"),
+        help="Number format of the weights. bfloat16 halves the memory and is slower on most CPUs.",
+    )
+    device: str = knob(
+        "auto",
+        label="Device",
+        group="machine",
+        choices=("auto", "cpu", "cuda"),
+        help="auto takes a GPU where there is one.",
+    )
+    threads: int = knob(
+        0,
+        label="CPU threads",
+        group="machine",
+        low=0,
+        high=1024,
+        help="Threads of the matrix products. 0: one for each core.",
+    )
+    save_model: bool = knob(
+        True,
+        label="Keep the pruned model",
+        group="machine",
+        help="When on, the pruned model is stored with the run as safetensors, for Compare and for download.",
+    )
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def as_command(self) -> str:
+        """The shell command that repeats this run; only what differs from the defaults is named."""
+        words = ["python -m trsp_core run"]
+        for name, value in self.as_dict().items():
+            if value != KNOBS[name].default:
+                words.append(f"{KNOBS[name].flag} {_quote(value)}")
+        return " ".join(words)
+
+
+KNOBS: dict[str, Knob] = knobs.of(RunConfig)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "stage1_steps": 5,
+        "stage2_steps": 30,
+        "measure_blocks": 8,
+        "probe_every": 10,
+        "probe_blocks": 2,
+        "sample_tokens": 24,
+    },
+    "standard": {"stage1_steps": 10, "stage2_steps": 120},
+    "paper": {
+        "gate": "output",
+        "protect_first": 3,
+        "protect_last": 4,
+        "learn_weights": True,
+        "lambda_1": 5e-3,
+        "lambda_2": 1e-3,
+        "penalty": "l2",
+        "penalty_reach": "model",
+        "lambda_2_schedule": "constant",
+        "output_rate": 1.0,
+        "calibration_blocks": 128,
+        "block_length": 2048,
+        "stage2_steps": 128,
+        "batch_blocks": 1,
+    },
+}
+
+
+def layers_to_remove(ratio: float, n_layers: int) -> int:
+    """K = floor(ratio * L + 1/2)."""
+    return math.floor(ratio * n_layers + 0.5)
+
+
+def parse_layers(text: str) -> list[int]:
+    """Sorted layer numbers from `"3, 13-15"`.
+
+    Raises:
+        TrspError: a part that is no number and no range.
+    """
+    chosen: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        low, _, high = part.partition("-")
+        if not low.isdecimal() or (high and not high.isdecimal()) or len(part) > 12:
+            raise TrspError(
+                f"Layers: {text[:60]!r} was given, expected numbers and ranges.", 'Write for example "3, 13-15".'
+            )
+        last = int(high or low)
+        if last > 100_000:
+            raise TrspError(f"Layers: {last} is beyond any model.", "Name layers of this model, counted from 0.")
+        chosen.update(range(int(low), last + 1))
+    return sorted(chosen)
+
+
+def from_values(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:
+    """A checked config from loose values (JSON, flags, a form, a URL); all problems are raised at once.
+
+    Args:
+        values: knob name to value; a missing knob takes the preset's value or its default.
+        preset: a key of `PRESETS`, or None.
+
+    Raises:
+        TrspError: unknown names, values of a wrong type or out of bounds, contradictions.
+    """
+    problems: list[Problem] = []
+    if preset is not None and preset not in PRESETS:
+        problems.append(
+            Problem("preset", f"There is no preset {preset!r}.", f"Take one of {', '.join(PRESETS)}.")
+        )
+    typed: dict[str, Any] = dict(PRESETS.get(preset or "", {}))
+    for name, value in values.items():
+        if name not in KNOBS:
+            problems.append(Problem(str(name)[:60], f"There is no setting {str(name)[:60]!r}.", "Leave it out."))
+            continue
+        typed[name], problem = KNOBS[name].parse(value)
+        if problem:
+            problems.append(problem)
+    config = RunConfig(**{k: v for k, v in typed.items() if k in KNOBS})
+    refuse(problems or check(config))
+    return config
+
+
+def from_json(text: str) -> RunConfig:
+    """The config in a run's `config.json`.
+
+    Raises:
+        TrspError: no JSON, a newer schema, or settings that cannot be used.
+    """
+    try:
+        document = json.loads(text)
+        schema, values = int(document["schema"]), dict(document["settings"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise TrspError("config.json cannot be read: it is damaged or cut short.", "Start the run again.") from error
+    if schema > SCHEMA:
+        raise TrspError(
+            f"This run was written by a newer version (schema {schema}, this one reads {SCHEMA}).", "Update the program."
+        )
+    return from_values(values)
+
+
+def to_json(config: RunConfig) -> str:
+    return json.dumps({"schema": SCHEMA, "settings": config.as_dict()}, indent=1, ensure_ascii=False)
+
+
+def check(config: RunConfig, n_layers: int | None = None, max_length: int | None = None) -> list[Problem]:
+    """Contradictions between knobs; with a model's depth and context length, what it cannot satisfy.
+
+    Args:
+        n_layers: L of the model, where known.
+        max_length: the model's longest context in tokens, where known.
+    """
+    problems: list[Problem] = []
+
+    def wrong(name: str, message: str, remedy: str) -> None:
+        problems.append(Problem(name, message, remedy))
+
+    given: list[int] | None = None
+    if config.method == "manual":
+        if not config.layers.strip():
+            wrong("layers", "The method manual needs the layers to remove.", 'Set --layers, for example "13-18".')
+        else:
+            try:
+                given = parse_layers(config.layers)
+            except TrspError as error:
+                wrong("layers", error.message, error.remedy)
+    elif config.layers.strip():
+        wrong("layers", f"Layers are given, but the method is {config.method}.", "Set --method manual, or no layers.")
+    if not 0 < config.ratio < 1 and config.method != "manual":
+        what = "nothing" if config.ratio <= 0 else "everything"
+        wrong("ratio", f"A ratio of {config.ratio:g} removes {what}.", "Choose a ratio above 0 and below 1.")
+    for name in ("model", "text", "heldout"):
+        if not getattr(config, name).strip():
+            wrong(name, f"{KNOBS[name].label}: nothing was given.", f"Set {KNOBS[name].flag}.")
+    if config.probe_blocks > config.measure_blocks:
+        wrong(
+            "probe_blocks",
+            f"A probe of {config.probe_blocks} blocks is more than the {config.measure_blocks} measured ones.",
+            "Lower --probe-blocks or raise --measure-blocks.",
+        )
+    if config.sample_tokens and not config.prompt.strip():
+        wrong("prompt", "The sample prompt is empty.", "Write a prompt, or set --sample-tokens to 0.")
+    if max_length is not None:
+        for name in ("block_length", "measure_length"):
+            if getattr(config, name) > max_length:
+                wrong(
+                    name,
+                    f"{KNOBS[name].label}: {getattr(config, name)} tokens, but this model reads at most {max_length}.",
+                    f"Set {KNOBS[name].flag} to {max_length} or less.",
+                )
+    if n_layers is not None and not problems:
+        _check_depth(config, n_layers, given, wrong)
+    return problems
+
+
+def _check_depth(config: RunConfig, n_layers: int, given: list[int] | None, wrong: Any) -> None:
+    if given is not None:
+        beyond = [i for i in given if i >= n_layers]
+        if beyond:
+            wrong(
+                "layers",
+                f"Layer {beyond[0]} does not exist: this model has layers 0 to {n_layers - 1}.",
+                "Name layers of this model.",
+            )
+        elif len(given) >= n_layers:
+            wrong("layers", f"All {n_layers} layers are named.", "Leave at least one layer.")
+        return
+    count = layers_to_remove(config.ratio, n_layers)
+    if count == 0:
+        wrong(
+            "ratio",
+            f"A ratio of {config.ratio:g} of {n_layers} layers rounds to none.",
+            f"Choose at least {0.5 / n_layers:.3f}.",
+        )
+        return
+    if count >= n_layers:
+        wrong(
+            "ratio",
+            f"A ratio of {config.ratio:g} of {n_layers} layers removes them all.",
+            f"Choose less than {(n_layers - 0.5) / n_layers:.3f}.",
+        )
+        return
+    free = n_layers - config.protect_first - config.protect_last
+    # Greedy choices can block up to three candidates each where no neighbours are allowed.
+    most = max(0, (free + 2) // 3) if config.no_neighbours else max(0, free)
+    if count > most:
+        why = "protected ends" + (" and no two neighbours" if config.no_neighbours else "")
+        wrong(
+            "ratio",
+            f"{count} of {n_layers} layers are to go, but with {why} only {most} are sure to be free.",
+            "Lower the ratio, or protect less.",
+        )
+
+
+def _quote(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    safe = text and all(c.isalnum() or c in "-_./,:" for c in text)
+    return text if safe else "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,48 @@
+"""The one error that people see. Anything else that is raised is a bug, and shows its trace in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one knob: what was given, what was expected, what to do."""
+
+    knob: str
+    message: str
+    remedy: str
+
+
+class TrspError(Exception):
+    """A refusal that a person can act on.
+
+    Args:
+        message: what was given and what was expected, in one or two sentences.
+        remedy: what to do next, in the imperative.
+        problems: the single faults behind it, when several knobs are wrong at once.
+    """
+
+    def __init__(self, message: str, remedy: str, problems: Sequence[Problem] = ()):
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}"
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise one `TrspError` that carries all `problems`; return quietly where there is none."""
+    if not problems:
+        return
+    first = problems[0]
+    if len(problems) == 1:
+        raise TrspError(first.message, first.remedy, problems)
+    raise TrspError(
+        f"{len(problems)} settings cannot be used: " + " ".join(p.message for p in problems),
+        " ".join(dict.fromkeys(p.remedy for p in problems)),
+        problems,
+    )

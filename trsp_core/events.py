@@ -1,0 +1,293 @@
+"""What a run tells: frozen events, each one line of `events.jsonl`. Past tense; values only.
+
+A line is `{"n": 12, "at": 3.41, "event": "LayerChosen", ...fields}`: `n` counts from 0, `at` is seconds since the run
+began. Fields marked volatile are measured times or memory; all others are equal for equal seed and machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from trsp_core.errors import TrspError
+
+STATES = ("dense", "direct", "trained", "pruned")  # dense; layers deleted at once; after stage 2, all layers; deleted
+DOMAINS = ("calibration", "heldout")
+
+
+def _volatile() -> Any:
+    return field(metadata={"volatile": True})
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True)
+class RunPlanned(Event):
+    """The phases to come, each `{"name", "seconds"}`, with the forecast's seconds; memory in bytes."""
+
+    phases: list[dict[str, Any]] = _volatile()
+    peak_bytes: int = _volatile()
+
+
+@dataclass(frozen=True)
+class PhaseStarted(Event):
+    """A phase of the plan began; `units` is how many `Progressed` steps it has, 0 if it is not counted."""
+
+    name: str
+    units: int = 0
+
+
+@dataclass(frozen=True)
+class Progressed(Event):
+    """`done` of the phase's units are done."""
+
+    done: int
+
+
+@dataclass(frozen=True)
+class ModelLoaded(Event):
+    """L, D, V and sizes of the dense model. `layer_parameters` has L entries; `bytes` counts the weights."""
+
+    model: str
+    architecture: str
+    n_layers: int
+    width: int
+    vocabulary: int
+    parameters: int
+    layer_parameters: list[int]
+    bytes: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class TextPrepared(Event):
+    """Blocks cut from one text for one role: `calibration` (trained on) or `measure` (only measured)."""
+
+    domain: str
+    role: str
+    text: str
+    articles: int
+    blocks: int
+    block_length: int
+    tokens: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class PerplexityMeasured(Event):
+    """exp of the mean loss per token, with its protocol. `losses` are mean nats per token of each block."""
+
+    state: str
+    domain: str
+    perplexity: float
+    losses: list[float]
+    text: str
+    blocks: int
+    block_length: int
+    tokens: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class SpeedMeasured(Event):
+    """Tokens per second, medians with [lowest, highest] of the repeats; peak is the process's memory in bytes so far."""
+
+    state: str
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    prefill: float = _volatile()
+    prefill_range: list[float] = _volatile()
+    decode: float = _volatile()
+    decode_range: list[float] = _volatile()
+
+
+@dataclass(frozen=True)
+class TextGenerated(Event):
+    """A greedy continuation of the sample prompt."""
+
+    state: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StageOneStepped(Event):
+    """One step of stage 1. `weights` are the L layer weights s after it; `l1` is the sum of |s| over candidates."""
+
+    step: int
+    round: int
+    lm_loss: float
+    l1: float
+    weights: list[float]
+
+
+@dataclass(frozen=True)
+class LayerChosen(Event):
+    """One layer moved into P. `margin` is the runner-up's score minus the winner's; None where nothing was scored."""
+
+    round: int
+    layer: int
+    score: float | None = None
+    runner_up: int | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class LayersScored(Event):
+    """A method's score for each of the L layers; lower goes first. None for a protected layer."""
+
+    method: str
+    scores: list[float | None]
+
+
+@dataclass(frozen=True)
+class LayersChosen(Event):
+    """P is complete, in order of choice."""
+
+    method: str
+    layers: list[int]
+
+
+@dataclass(frozen=True)
+class StageTwoStepped(Event):
+    """One step of stage 2. `gaps` are the relative gaps of the chosen layers (mean over tokens of
+    |X_out - X_in| / |X_in|), in the order of `LayersChosen`; `penalty` is the sum of R before lambda_2."""
+
+    step: int
+    lm_loss: float
+    penalty: float
+    lambda_2: float
+    learning_rate: float
+    gaps: list[float]
+
+
+@dataclass(frozen=True)
+class DeletionProbed(Event):
+    """Perplexity on the probe's sample if the chosen layers were deleted now; step 0 is before the first step."""
+
+    step: int
+    perplexity: float
+    blocks: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LayersRemoved(Event):
+    """The layers are gone. Parameters and bytes of the whole model."""
+
+    removed: list[int]
+    kept: list[int]
+    parameters_before: int
+    parameters: int
+    bytes_before: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelSaved(Event):
+    """The pruned model is in the run folder's `model/`."""
+
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Noted(Event):
+    """A plain sentence that the reader should see: something was done differently, and why."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """The end of a run that did all it was asked to."""
+
+    peak_bytes: int = _volatile()
+
+
+@dataclass(frozen=True)
+class RunCancelled(Event):
+    """The end of a run that was stopped."""
+
+    phase: str
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """The end of a run that could not go on. `trace` is empty for an error that a person can mend."""
+
+    message: str
+    remedy: str
+    trace: str
+
+
+KINDS: dict[str, type[Event]] = {cls.__name__: cls for cls in Event.__subclasses__()}
+ENDINGS = (RunFinished, RunCancelled, RunFailed)
+
+
+def to_line(event: Event, n: int, at: float) -> str:
+    """One JSON line, without the newline. Not-a-number and infinity become null, which JSON can carry."""
+    fields = {f.name: _plain(getattr(event, f.name)) for f in dataclasses.fields(event)}
+    return json.dumps({"n": n, "at": round(at, 3), "event": type(event).__name__, **fields}, ensure_ascii=False)
+
+
+def from_line(line: str) -> tuple[int, float, Event]:
+    """`(n, at, event)` of one line.
+
+    Raises:
+        TrspError: no JSON, an unknown event, or fields that do not fit.
+    """
+    try:
+        values = json.loads(line)
+        n, at, kind = int(values.pop("n")), float(values.pop("at")), KINDS[values.pop("event")]
+        known = {f.name: f for f in dataclasses.fields(kind)}
+        if set(values) - set(known):
+            raise ValueError("unknown fields")
+        event = kind(**values)
+        for name in values:
+            _fits(getattr(event, name), str(known[name].type))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise TrspError(f"This is no event: {line[:80]!r}.", "The line is left out.") from error
+    return n, at, event
+
+
+def stable(event: Event) -> dict[str, Any]:
+    """The fields that are equal in two runs of equal seed on one machine."""
+    kept = {f.name: getattr(event, f.name) for f in dataclasses.fields(event) if not f.metadata.get("volatile")}
+    return {"event": type(event).__name__, **kept}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _fits(value: Any, annotation: str) -> None:
+    """Raise TypeError unless a decoded JSON `value` fits a field's annotation; null stands for not-a-number."""
+    base, _, inner = annotation.partition("[")
+    if base == "list":
+        if not isinstance(value, list):
+            raise TypeError(annotation)
+        for entry in value:
+            _fits(entry, inner[:-1])
+    elif base == "dict":
+        if not isinstance(value, dict):
+            raise TypeError(annotation)
+    elif value is None:
+        if "float" not in annotation and "None" not in annotation:
+            raise TypeError(annotation)
+    else:
+        allowed = {"int": int, "float": (int, float), "str": str}[annotation.split(" | ")[0]]
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise TypeError(annotation)

@@ -1,0 +1,101 @@
+"""The one writer of a run's events: drains a generator into `events.jsonl`, and ends it well or badly, but in writing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator
+from importlib import metadata
+
+from trsp_core import events as ev
+from trsp_core import state
+from trsp_core.errors import TrspError
+from trsp_core.events import Event
+from trsp_core.state import RunState
+from trsp_core.store import Run, write_atomic
+
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "gensim", "datasets", "bitsandbytes")
+
+
+def record(
+    run: Run, generator: Generator[Event, None, None], watch: Callable[[RunState, Event], None] | None = None
+) -> RunState:
+    """Write each event of `generator` to the run folder as it happens; return the final state.
+
+    A `cancel` file or KeyboardInterrupt closes the generator and ends the run with `RunCancelled`; a `TrspError` or any
+    other exception ends it with `RunFailed`. A full disk stops the run; what was written before stays readable.
+
+    Args:
+        watch: called after each event with the state so far, for a progress line.
+    """
+    folded, began = RunState(), time.monotonic()
+    with run.hold(), run.events_file.open("a", encoding="utf-8") as file:
+        write_atomic(run.folder / "env.json", json.dumps(environment(), indent=1))
+
+        def write(event: Event) -> None:
+            at = time.monotonic() - began
+            file.write(ev.to_line(event, folded.count, at) + "\n")
+            file.flush()
+            state.fold(folded, [(folded.count, at, event)])
+            if watch:
+                watch(folded, event)
+
+        try:
+            for event in generator:
+                write(event)
+                if run.cancelled():
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            generator.close()
+            write(ev.RunCancelled(folded.phase))
+        except TrspError as error:
+            write(ev.RunFailed(error.message, error.remedy, ""))
+        except OSError as error:
+            if error.errno is None or "space" not in str(error).lower():
+                write(_bug(error))
+            else:
+                _end_on_full_disk(run, write)
+        except MemoryError:
+            write(
+                ev.RunFailed("The machine ran out of memory.", "Choose a smaller model, shorter blocks or fewer.", "")
+            )
+        except Exception as error:  # a bug: its trace belongs to the run
+            write(_bug(error))
+        finally:
+            generator.close()
+        os.fsync(file.fileno())
+    write_atomic(run.folder / "summary.json", json.dumps(state.summary(folded), indent=1))
+    return folded
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for whoever repeats the run."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cores": str(os.cpu_count()),
+        **versions,
+    }
+
+
+def _bug(error: Exception) -> ev.RunFailed:
+    trace = "".join(traceback.format_exception(error))[-20_000:]
+    return ev.RunFailed(f"{type(error).__name__}: {error}", "This is a bug: please report it with the trace.", trace)
+
+
+def _end_on_full_disk(run: Run, write: Callable[[Event], None]) -> None:
+    """Make room by dropping a half-written model, then say what happened."""
+    import shutil
+
+    shutil.rmtree(run.model_folder, ignore_errors=True)
+    write(ev.RunFailed("The disk is full.", "Free some space, delete old runs, or turn off keeping the model.", ""))

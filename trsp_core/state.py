@@ -1,0 +1,247 @@
+"""What a run looks like so far: `RunState`, folded from its events. Pages, the shell and summaries read only this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+from trsp_core import events as ev
+from trsp_core.events import Event
+
+Line = tuple[int, float, Event]  # n, seconds since the run began, event
+
+
+@dataclass
+class RunState:
+    """The fold of a run's events; empty before the first one.
+
+    Attributes:
+        count, at: events folded so far; seconds at the last one.
+        ended: `finished`, `cancelled`, `failed`, or "" while there is no ending.
+        phase, done, units: where the run is; `phases` is the plan.
+        weights: the L layer weights after the latest step of stage 1.
+        weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2.
+        rounds: one `LayerChosen` each choice.
+        perplexity: `[state][domain]`; `measured` holds the whole events.
+        speed: by state.
+    """
+
+    count: int = 0
+    at: float = 0.0
+    ended: str = ""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    phase: str = ""
+    phase_began: float = 0.0
+    done: int = 0
+    units: int = 0
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    forecast_bytes: int = 0
+    peak_bytes: int = 0
+    model: ev.ModelLoaded | None = None
+    texts: list[ev.TextPrepared] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    weight_steps: list[ev.StageOneStepped] = field(default_factory=list)
+    rounds: list[ev.LayerChosen] = field(default_factory=list)
+    scores: ev.LayersScored | None = None
+    chosen: list[int] = field(default_factory=list)
+    gap_steps: list[ev.StageTwoStepped] = field(default_factory=list)
+    probes: list[ev.DeletionProbed] = field(default_factory=list)
+    removed: ev.LayersRemoved | None = None
+    measured: list[ev.PerplexityMeasured] = field(default_factory=list)
+    perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
+    speed: dict[str, ev.SpeedMeasured] = field(default_factory=dict)
+    samples: dict[str, ev.TextGenerated] = field(default_factory=dict)
+    saved_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    failure: ev.RunFailed | None = None
+
+    @property
+    def fraction(self) -> float:
+        """Share of the planned seconds that is done, 0 to 1."""
+        total = sum(p["seconds"] for p in self.phases)
+        if self.ended == "finished":
+            return 1.0
+        return min(self._seconds_done / total, 0.999) if total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left, from the plan's shares and the speed so far; None before the plan or after the end."""
+        total = sum(p["seconds"] for p in self.phases)
+        if self.ended or not total:
+            return None
+        done = self._seconds_done
+        pace = self.at / done if done > 0.03 * total and done > 1 else 1.0
+        return max(total - done, 0.0) * pace
+
+    @property
+    def _seconds_done(self) -> float:
+        """Planned seconds of all that is done."""
+        done = 0.0
+        for phase in self.phases:
+            if phase["name"] == self.phase:
+                return done + phase["seconds"] * (min(self.done / self.units, 1.0) if self.units else 0.0)
+            done += phase["seconds"]
+        return 0.0
+
+    @property
+    def ceiling(self) -> float | None:
+        """L / (L - K), the most that removing K of L equal layers can speed a model up; None before removal."""
+        if self.removed is None:
+            return None
+        return (len(self.removed.kept) + len(self.removed.removed)) / max(len(self.removed.kept), 1)
+
+
+def fold(state: RunState, lines: Iterable[Line]) -> RunState:
+    """Add `lines` to `state`, in place, and return it."""
+    for _, at, event in lines:
+        state.count += 1
+        state.at = at
+        _add(event, state)
+    return state
+
+
+def summary(state: RunState) -> dict[str, Any]:
+    """The figures of a run as plain values: what `run --json` prints and a list of runs shows."""
+    removed, model = state.removed, state.model
+    return {
+        "ended": state.ended,
+        "model": model.model if model else None,
+        "n_layers": model.n_layers if model else None,
+        "chosen": state.chosen,
+        "removed": removed.removed if removed else [],
+        "kept": removed.kept if removed else [],
+        "parameters": {"dense": removed.parameters_before, "pruned": removed.parameters} if removed else None,
+        "perplexity": {
+            domain: {s: by[domain] for s, by in state.perplexity.items() if domain in by} for domain in ev.DOMAINS
+        },
+        "speed": {
+            s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()
+        }
+        | ({"ceiling": state.ceiling} if state.speed and state.ceiling else {}),
+        "seconds": {"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
+        "peak_bytes": state.peak_bytes,
+        "failure": {"message": state.failure.message, "remedy": state.failure.remedy} if state.failure else None,
+    }
+
+
+@singledispatch
+def _add(event: Event, state: RunState) -> None:
+    raise TypeError(f"state.py does not know {type(event).__name__}")
+
+
+@_add.register
+def _(event: ev.RunPlanned, state: RunState) -> None:
+    state.phases, state.forecast_bytes = event.phases, event.peak_bytes
+
+
+@_add.register
+def _(event: ev.PhaseStarted, state: RunState) -> None:
+    _close_phase(state)
+    state.phase, state.units, state.done, state.phase_began = event.name, event.units, 0, state.at
+
+
+@_add.register
+def _(event: ev.Progressed, state: RunState) -> None:
+    state.done = event.done
+
+
+@_add.register
+def _(event: ev.ModelLoaded, state: RunState) -> None:
+    state.model = event
+    state.weights = [1.0] * event.n_layers
+
+
+@_add.register
+def _(event: ev.TextPrepared, state: RunState) -> None:
+    state.texts.append(event)
+
+
+@_add.register
+def _(event: ev.PerplexityMeasured, state: RunState) -> None:
+    state.measured.append(event)
+    state.perplexity.setdefault(event.state, {})[event.domain] = event.perplexity
+
+
+@_add.register
+def _(event: ev.SpeedMeasured, state: RunState) -> None:
+    state.speed[event.state] = event
+
+
+@_add.register
+def _(event: ev.TextGenerated, state: RunState) -> None:
+    state.samples[event.state] = event
+
+
+@_add.register
+def _(event: ev.StageOneStepped, state: RunState) -> None:
+    state.weight_steps.append(event)
+    state.weights = event.weights
+    state.done += 1
+
+
+@_add.register
+def _(event: ev.LayerChosen, state: RunState) -> None:
+    state.rounds.append(event)
+    state.chosen = [*state.chosen, event.layer]
+
+
+@_add.register
+def _(event: ev.LayersScored, state: RunState) -> None:
+    state.scores = event
+
+
+@_add.register
+def _(event: ev.LayersChosen, state: RunState) -> None:
+    state.chosen = event.layers
+
+
+@_add.register
+def _(event: ev.StageTwoStepped, state: RunState) -> None:
+    state.gap_steps.append(event)
+    state.done += 1
+
+
+@_add.register
+def _(event: ev.DeletionProbed, state: RunState) -> None:
+    state.probes.append(event)
+
+
+@_add.register
+def _(event: ev.LayersRemoved, state: RunState) -> None:
+    state.removed = event
+
+
+@_add.register
+def _(event: ev.ModelSaved, state: RunState) -> None:
+    state.saved_bytes = event.bytes
+
+
+@_add.register
+def _(event: ev.Noted, state: RunState) -> None:
+    state.notes.append(event.message)
+
+
+@_add.register
+def _(event: ev.RunFinished, state: RunState) -> None:
+    _close_phase(state)
+    state.ended, state.peak_bytes = "finished", event.peak_bytes
+
+
+@_add.register
+def _(event: ev.RunCancelled, state: RunState) -> None:
+    _close_phase(state)
+    state.ended = "cancelled"
+
+
+@_add.register
+def _(event: ev.RunFailed, state: RunState) -> None:
+    _close_phase(state)
+    state.ended, state.failure = "failed", event
+
+
+def _close_phase(state: RunState) -> None:
+    if state.phase:
+        spent = state.phase_seconds.get(state.phase, 0.0)
+        state.phase_seconds[state.phase] = spent + state.at - state.phase_began

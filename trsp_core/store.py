@@ -1,0 +1,235 @@
+"""A run is a folder: `config.json`, `events.jsonl` (append-only, the truth), `env.json`, `stderr.log`, `model/`.
+
+Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it, so that
+its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the events, to
+list many runs fast).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trsp_core import config as configs
+from trsp_core import events, state
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.state import Line, RunState
+
+STATUSES = ("queued", "running", "finished", "cancelled", "failed", "lost")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
+
+
+def runs_root() -> Path:
+    """Where runs are kept: `$TRSP_RUNS`, or `runs/` in the working folder."""
+    return Path(os.environ.get("TRSP_RUNS", "runs")).absolute()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` so that a reader, or a kill at any instant, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. Nothing is cached here: each call reads what is on disk now."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def events_file(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    def config(self) -> RunConfig:
+        """Raises TrspError: config.json is missing, damaged or from a newer version."""
+        try:
+            text = (self.folder / "config.json").read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TrspError(f"Run {self.id} has no readable config.json.", "Start the run again.") from error
+        return configs.from_json(text)
+
+    def read(self, offset: int = 0) -> tuple[list[Line], int]:
+        """The events from byte `offset` on, and the offset to go on from. A torn last line waits for its end; a line
+        that is no event is left out."""
+        try:
+            with self.events_file.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return [], 0
+        end = data.rfind(b"\n") + 1
+        lines: list[Line] = []
+        for raw in data[:end].splitlines():
+            with contextlib.suppress(TrspError, UnicodeDecodeError):
+                lines.append(events.from_line(raw.decode("utf-8")))
+        return lines, offset + end
+
+    def state(self) -> RunState:
+        """The fold of all events so far."""
+        return state.fold(RunState(), self.read()[0])
+
+    def status(self, ended: str | None = None) -> str:
+        """One of `STATUSES`. `lost`: there is no ending, and no process holds the run.
+
+        Args:
+            ended: `RunState.ended`, where the caller has folded the events already.
+        """
+        ended = self.state().ended if ended is None else ended
+        if ended:
+            return ended
+        if self.held():
+            return "running"
+        if (self.folder / "queued").exists():
+            return "queued"
+        return "lost"
+
+    def held(self) -> bool:
+        """Whether a living process runs this run (on this machine, or through a file system with locks)."""
+        try:
+            with (self.folder / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def hint(self) -> str:
+        """Why a lost run ended, as far as it is known: a sentence."""
+        try:
+            code = json.loads((self.folder / "exit.json").read_text("utf-8"))["returncode"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "Its process ended without a word: the machine may have been restarted."
+        if code == -9:
+            return "Its process was killed, most likely because the machine ran out of memory."
+        return f"Its process ended with code {code}; stderr.log in the run folder may say why."
+
+    def cancel(self) -> None:
+        """Ask the run to stop at its next event."""
+        (self.folder / "cancel").touch()
+
+    def cancelled(self) -> bool:
+        return (self.folder / "cancel").exists()
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+
+    def summary(self) -> dict[str, Any]:
+        """`state.summary`, from `summary.json` where the run has ended and it is there."""
+        try:
+            kept = json.loads((self.folder / "summary.json").read_text("utf-8"))
+            if isinstance(kept, dict) and kept.get("ended"):
+                return kept
+        except (OSError, ValueError):
+            pass
+        return state.summary(self.state())
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the run's lock: while this lasts it counts as running.
+
+        Raises:
+            TrspError: another process holds it.
+        """
+        with (self.folder / "lock").open("wb") as file:
+            for attempt in range(20):  # a reader that looks whether it is held takes it for an instant
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if attempt == 19:
+                        raise TrspError(f"Run {self.id} is running already.", "Wait for it, or stop it.") from error
+                    time.sleep(0.05)
+            (self.folder / "queued").unlink(missing_ok=True)
+            yield
+
+
+class Store:
+    """All runs under one folder."""
+
+    def __init__(self, root: Path | None = None):
+        self.root = root or runs_root()
+
+    def create(self, config: RunConfig, folder: Path | None = None) -> Run:
+        """A new run folder with its config.
+
+        Args:
+            folder: where, instead of a new unguessable name under `root`.
+
+        Raises:
+            TrspError: the folder holds a run already, or cannot be written.
+        """
+        folder = folder or self.root / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+        if (folder / "config.json").exists():
+            raise TrspError(f"{folder} holds a run already.", "Choose a new folder.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / "config.json", configs.to_json(config))
+        except OSError as error:
+            raise TrspError(
+                f"The run folder {folder} cannot be written: {error.strerror}.",
+                "Free some space, or set TRSP_RUNS to a folder that can be written.",
+            ) from error
+        return Run(folder)
+
+    def get(self, run_id: str) -> Run:
+        """The run called `run_id`.
+
+        Raises:
+            TrspError: no such run, or no run's name.
+        """
+        folder = self.root / run_id if _RUN_ID.fullmatch(run_id) else None
+        if folder is None or folder.is_symlink() or not (folder / "config.json").is_file():
+            raise TrspError(f"There is no run {run_id[:80]!r} here.", "Open the list of runs, or start a new one.")
+        return Run(folder)
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first by name."""
+        if not self.root.is_dir():
+            return []
+        names = [e.name for e in os.scandir(self.root) if e.is_dir(follow_symlinks=False)]
+        return [
+            Run(self.root / name)
+            for name in sorted(names, reverse=True)
+            if _RUN_ID.fullmatch(name) and (self.root / name / "config.json").is_file()
+        ]
+
+    def delete(self, run_id: str) -> None:
+        """Remove the run and all it holds.
+
+        Raises:
+            TrspError: no such run, or it is running.
+        """
+        run = self.get(run_id)
+        if run.held():
+            raise TrspError(f"Run {run_id} is running.", "Stop it first.")
+        doomed = self.root / f".deleted-{run_id}"
+        run.folder.rename(doomed)  # gone from every list at once, whatever happens to the rest
+        shutil.rmtree(doomed)
