@@ -34,7 +34,7 @@ class Method:
         summary: one sentence: by what the layers are chosen.
         choose: generator of events over a `Lab`, returning the chosen layers in order of choice. It leaves the model
             bit-identical, also when closed in the middle, unless the config lets the weights learn.
-        rounds: training rounds it takes when K layers are to go, for the forecast; None where it trains nothing.
+        trains: it takes gradient steps on the layer weights, as the settings of stage 1 say; for the forecast.
     """
 
     name: str
@@ -48,10 +48,7 @@ class Method:
 @cache
 def all_methods() -> dict[str, Method]:
     """Every method in this folder, by name, TRSP first."""
-    found = [
-        importlib.import_module(f"{__name__}.{module.name}").METHOD
-        for module in pkgutil.iter_modules(__path__)
-    ]
+    found = [importlib.import_module(f"{__name__}.{module.name}").METHOD for module in pkgutil.iter_modules(__path__)]
     return {m.name: m for m in sorted(found, key=lambda m: (m.name != "trsp", m.name))}
 
 

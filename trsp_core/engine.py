@@ -1,0 +1,235 @@
+"""A run, from a config to a pruned model, as one flat generator of events. Read it from top to bottom: that is the method.
+
+    for event in execute(config): ...
+
+Close the generator at any event: a model that was passed in is then what it was, to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trsp_core import config as configs
+from trsp_core import data, forecast, generate, load, measure, methods, models, surgery
+from trsp_core import events as ev
+from trsp_core.config import RunConfig
+from trsp_core.errors import refuse
+from trsp_core.events import Event
+from trsp_core.lab import Lab
+from trsp_core.surgery import Stack
+from trsp_core.transfer import transfer
+
+Events = Generator[Event, None, None]
+SPEED_PROMPT, SPEED_NEW = 128, 16  # tokens read and tokens written in one timing
+
+
+def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Module, Any] | None = None) -> Events:
+    """Prune as `config` says and tell each event.
+
+    Args:
+        folder: the run folder, where the pruned model goes; None keeps nothing.
+        loaded: a model and its tokenizer to work on, instead of loading `config.model`. It is left as it was.
+
+    Raises:
+        TrspError: what was asked cannot be done; the message says why and what to do.
+    """
+    plan = models.preflight(config) if loaded is None else None
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    if plan:
+        yield _planned(plan)
+
+    yield ev.PhaseStarted("load")
+    rate = measure.matrix_rate()
+    forecast.write_rate(rate)
+    model, tokenizer = loaded or load.load(config.model, config.precision, config.device)
+    stack = surgery.find(model)
+    refuse(configs.check(config, len(stack.layers), getattr(stack.text_config, "max_position_embeddings", None)))
+    if not plan:
+        yield _planned(forecast.forecast(config, _facts(config, stack), rate))
+    yield _model_loaded(config, stack)
+
+    with contextlib.ExitStack() as undo:
+        if loaded and (config.learn_weights or config.stage2_steps):
+            undo.enter_context(surgery.restored(model))
+        undo.enter_context(surgery.learning(model, []))
+
+        yield ev.PhaseStarted("text")
+        texts = data.prepare(config, tokenizer)
+        for note in texts.notes:
+            yield ev.Noted(note)
+        yield from texts.events
+        lab = Lab(stack, texts.calibration, config)
+
+        yield from _measured(config, lab, texts, tokenizer, ("dense",))
+
+        method = methods.get(config.method)
+        count = configs.layers_to_remove(config.ratio, lab.n_layers)
+        yield ev.PhaseStarted("choose", _choosing_steps(config, method, count))
+        chosen = yield from method.choose(lab, config, count)
+        yield ev.LayersChosen(method.name, chosen)
+
+        if config.stage2_steps:
+            with surgery.removed(stack, chosen):
+                yield from _measured(config, lab, texts, tokenizer, ("direct",))
+            yield ev.PhaseStarted("transfer", config.stage2_steps)
+            yield from _probe(config, stack, texts, chosen, 0)
+            for event in transfer(lab, config, chosen):
+                yield event
+                if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
+                    yield from _probe(config, stack, texts, chosen, event.step)
+            yield from _measured(config, lab, texts, tokenizer, ("trained",), sample=False)
+
+        before = measure.parameter_bytes(model)
+        with surgery.removed(stack, chosen):
+            kept = [i for i in range(lab.n_layers + len(chosen)) if i not in chosen]
+            after = measure.parameter_bytes(model)
+            yield ev.LayersRemoved(sorted(chosen), kept, before[0], after[0], before[1], after[1])
+            states = ("pruned",) if config.stage2_steps else ("pruned", "direct")  # no training: one model is both
+            yield from _measured(config, lab, texts, tokenizer, states)
+        if config.speed_repeats:
+            yield from _speeds(config, stack, texts, chosen)
+        if folder and config.save_model:
+            yield ev.PhaseStarted("save")
+            with surgery.removed(stack, chosen):
+                yield ev.ModelSaved(save(model, tokenizer, folder / "model"))
+    yield ev.RunFinished(measure.peak_bytes())
+
+
+def _measured(
+    config: RunConfig, lab: Lab, texts: data.Texts, tokenizer: Any, states: tuple[str, ...], sample: bool = True
+) -> Iterator[Event]:
+    """Perplexity of the model as it stands, in both domains, and a sample of its text; `states` are what it is."""
+    yield ev.PhaseStarted(states[0], sum(len(blocks) for blocks in texts.measure.values()))
+    done = 0
+    for domain in ev.DOMAINS:
+        blocks, losses = texts.measure[domain], []
+        for part in measure.block_losses(lab.model, blocks):
+            losses += part
+            done += len(part)
+            yield ev.Progressed(done)
+        for state in states:
+            yield ev.PerplexityMeasured(
+                state=state,
+                domain=domain,
+                perplexity=measure.perplexity(losses),
+                losses=losses,
+                text=texts.names[domain],
+                blocks=blocks.shape[0],
+                block_length=blocks.shape[1],
+                tokens=blocks.shape[0] * (blocks.shape[1] - 1),
+                dtype=_dtype(lab.model),
+            )
+    if sample and config.sample_tokens:
+        text = generate.continuation(lab.model, tokenizer, config.prompt, config.sample_tokens)
+        for state in states:
+            yield ev.TextGenerated(state, config.prompt, text)
+
+
+def _probe_due(config: RunConfig, step: int) -> bool:
+    return step % config.probe_every == 0 or step == config.stage2_steps
+
+
+def _probe(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int], step: int) -> Iterator[Event]:
+    """Perplexity if the chosen layers were deleted now, on the first measured blocks of the calibration domain."""
+    blocks = texts.measure["calibration"][: config.probe_blocks]
+    if not len(blocks):
+        return
+    with surgery.skipped(stack, chosen):
+        losses = [loss for part in measure.block_losses(stack.model, blocks) for loss in part]
+    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+    yield ev.DeletionProbed(step, measure.perplexity(losses), len(blocks), tokens)
+
+
+def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int]) -> Iterator[Event]:
+    """Prefill and decode of both depths, in turn, so that a change of the machine's pace meets both; the first is a
+    warm-up. Training has not changed the shapes, so the dense depth is timed on the model at hand."""
+    yield ev.PhaseStarted("speed", config.speed_repeats)
+    prompt = texts.measure["calibration"].flatten()[:SPEED_PROMPT].view(1, -1)
+    prompt = prompt.to(next(stack.model.parameters()).device)
+    dense, pruned = [], []
+    for repeat in range(config.speed_repeats + 1):
+        dense.append(measure.time_once(stack.model, prompt, SPEED_NEW))
+        with surgery.removed(stack, chosen):
+            pruned.append(measure.time_once(stack.model, prompt, SPEED_NEW))
+        yield ev.Progressed(repeat)
+    for state, timings in (("dense", dense[1:]), ("pruned", pruned[1:])):
+        prefill, decode = ([t[i] for t in timings] for i in (0, 1))
+        yield ev.SpeedMeasured(
+            state,
+            prompt.shape[1],
+            SPEED_NEW,
+            config.speed_repeats,
+            *measure.spread(prefill),
+            *measure.spread(decode),
+        )
+
+
+def save(model: nn.Module, tokenizer: Any, target: Path) -> int:
+    """Write an ordinary checkpoint (safetensors) to `target`, whole or not at all; returns its bytes."""
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    dtype = model.config.dtype
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    finally:
+        model.config.dtype = dtype  # save_pretrained leaves a string there
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.replace(target)
+    return sum(p.stat().st_size for p in target.iterdir())
+
+
+def _choosing_steps(config: RunConfig, method: methods.Method, count: int) -> int:
+    if not method.trains:
+        return 0
+    return config.stage1_steps * (1 if config.one_shot else count)
+
+
+def _planned(plan: forecast.Forecast) -> ev.RunPlanned:
+    return ev.RunPlanned(list(plan.phases), plan.peak_bytes)
+
+
+def _facts(config: RunConfig, stack: Stack) -> models.Facts:
+    """What `models.facts` reads from a checkpoint, taken from a model in memory."""
+    parameters, size = measure.parameter_bytes(stack.model)
+    text = stack.text_config
+    return models.Facts(
+        name=config.model,
+        folder=Path(),
+        architecture=type(stack.model).__name__,
+        n_layers=len(stack.layers),
+        width=text.hidden_size,
+        vocabulary=text.vocab_size,
+        max_length=getattr(text, "max_position_embeddings", None),
+        parameters=parameters,
+        layer_parameters=[measure.parameter_bytes(layer)[0] for layer in stack.layers],
+        bytes=size,
+    )
+
+
+def _model_loaded(config: RunConfig, stack: Stack) -> ev.ModelLoaded:
+    facts = _facts(config, stack)
+    return ev.ModelLoaded(
+        model=config.model,
+        architecture=facts.architecture,
+        n_layers=facts.n_layers,
+        width=facts.width,
+        vocabulary=facts.vocabulary,
+        parameters=facts.parameters,
+        layer_parameters=list(facts.layer_parameters),
+        bytes=facts.bytes,
+        dtype=_dtype(stack.model),
+        device=str(next(stack.model.parameters()).device),
+    )
+
+
+def _dtype(model: nn.Module) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -1,0 +1,11 @@
+"""GPT-2, OPT, GPT-NeoX and Phi: older names for the same parts."""
+
+from trsp_core.families import Family
+
+FAMILIES = (
+    Family("GPT-2", ("gpt2",), outputs=("c_proj",), note="weights are stored transposed (Conv1D)"),
+    Family("OPT", ("opt",), outputs=("out_proj", "fc2"), note="learned positions, which stay as they are"),
+    Family("GPT-NeoX", ("gpt_neox",), outputs=("dense", "dense_4h_to_h"), note="attention and MLP run side by side"),
+    Family("Phi", ("phi",), outputs=("dense", "fc2"), note="attention and MLP run side by side"),
+    Family("Phi-3", ("phi3",), outputs=("o_proj", "down_proj")),
+)

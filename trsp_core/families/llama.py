@@ -1,0 +1,11 @@
+"""Llama and what is built like it."""
+
+from trsp_core.families import Family
+
+FAMILIES = (
+    Family("Llama", ("llama",), outputs=("o_proj", "down_proj")),
+    Family("Mistral", ("mistral",), outputs=("o_proj", "down_proj")),
+    Family("Qwen2", ("qwen2",), outputs=("o_proj", "down_proj"), note="layer_types follow the kept layers"),
+    Family("Qwen3", ("qwen3",), outputs=("o_proj", "down_proj"), note="layer_types follow the kept layers"),
+    Family("SmolLM3", ("smollm3",), outputs=("o_proj", "down_proj"), note="no_rope_layers follow the kept layers"),
+)

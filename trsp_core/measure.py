@@ -1,0 +1,86 @@
+"""What a model is worth: perplexity with its protocol, speed with its spread, and what this machine could do at most."""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trsp_core import generate
+from trsp_core.lab import next_token_loss
+
+TOKENS_AT_ONCE = 512  # of a measuring pass: wide enough for the matrix units, small enough for the logits of a large V
+
+
+def block_losses(model: nn.Module, blocks: Tensor) -> Iterator[list[float]]:
+    """Mean nats per predicted token of each block of `blocks` (N, T), a few blocks at a time, in order.
+
+    Every block is its own context: T - 1 tokens are predicted in each.
+    """
+    device = next(model.parameters()).device
+    for batch in blocks.split(max(1, TOKENS_AT_ONCE // blocks.shape[1])):
+        with torch.inference_mode():
+            ids = batch.to(device)
+            losses = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).double().mean(dim=1).tolist()
+        yield losses
+
+
+def perplexity(losses: Sequence[float]) -> float:
+    """exp of the mean of per-block losses (blocks of equal length); infinity where it is beyond a float."""
+    try:
+        return math.exp(statistics.fmean(losses))
+    except OverflowError:
+        return math.inf
+
+
+def time_once(model: nn.Module, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Tokens per second of one prefill of `prompt` (1, T), and of decoding `new_tokens` after it, greedily, cached."""
+    began = time.perf_counter()
+    tokens = generate.tokens(model, prompt, new_tokens + 1)
+    next(tokens)
+    _synchronise(prompt)
+    first = time.perf_counter()
+    for _ in tokens:
+        pass
+    _synchronise(prompt)
+    return prompt.shape[1] / (first - began), new_tokens / (time.perf_counter() - first)
+
+
+def spread(values: Sequence[float]) -> tuple[float, list[float]]:
+    """Median, and [lowest, highest]."""
+    return statistics.median(values), [min(values), max(values)]
+
+
+def matrix_rate(seconds: float = 0.3) -> float:
+    """GFLOP/s of float32 matrix products on the CPU, best of a short measurement."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    best, until = 0.0, time.perf_counter() + seconds
+    with torch.inference_mode():
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            a @ b
+            best = max(best, 2 * 1024**3 / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held: resident bytes, or on a GPU its allocated bytes where they are more."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return max(resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def parameter_bytes(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters, each counted once, and the bytes they take."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _synchronise(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,288 @@
+"""Finding a model's decoder layers, and changing what they do: gate, skip, remove. Every change is a context manager.
+
+Nothing here copies a model's forward pass: gates are hooks, a skipped layer hands its input on, a removed one is gone from
+the list. On leaving the context the model is what it was, to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trsp_core import families
+from trsp_core.errors import TrspError
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A causal language model and the list of decoder layers inside it.
+
+    Attributes:
+        model: the whole model; `model(input_ids=..., use_cache=False).logits` is (B, T, V).
+        parent, name: `getattr(parent, name)` is the ModuleList of the L layers.
+        extras: how many values a layer returns after the hidden states; None where it returns a bare tensor.
+        family: what is particular to this architecture.
+    """
+
+    model: nn.Module
+    parent: nn.Module
+    name: str
+    extras: int | None
+    family: families.Family
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return getattr(self.parent, self.name)
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.get_text_config(decoder=True)
+
+    def outputs(self, layer: int) -> list[nn.Parameter]:
+        """Parameters of layer `layer`'s modules that write into the residual stream."""
+        return [
+            p
+            for name, module in self.layers[layer].named_modules()
+            if name.rpartition(".")[2] in self.family.outputs
+            for p in module.parameters(recurse=True)
+        ]
+
+
+def find(model: nn.Module) -> Stack:
+    """The decoder layers of `model`: the one ModuleList whose members each map (B, T, D) to (B, T, D), one after the
+    other, confirmed by a forward pass of three tokens.
+
+    Raises:
+        TrspError: no such list, or a family that cannot be pruned by whole layers; the message names the reason.
+    """
+    config = model.config.get_text_config(decoder=True)
+    family = families.of(getattr(config, "model_type", ""))
+    _refuse_unfit(model, config, family)
+    calls: dict[nn.Module, tuple[Tensor, Any]] = {}
+    order: list[nn.Module] = []
+
+    def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        order.append(module)
+        calls[module] = (_entering(args, kwargs), output)
+
+    lists = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) > 0
+    ]
+    hooks = [m.register_forward_hook(note, with_kwargs=True) for _, _, child in lists for m in child]
+    try:
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            model(input_ids=torch.zeros(1, 3, dtype=torch.long, device=device), use_cache=False)
+    except Exception as error:
+        raise TrspError(
+            f"This model does not run on three plain tokens: {type(error).__name__}: {str(error)[:200]}",
+            "Choose a causal language model that takes text alone.",
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = [(p, n, c) for p, n, c in lists if _is_chain(list(c), calls, order)]
+    found.sort(key=lambda entry: -sum(p.numel() for p in entry[2].parameters()))
+    if not found:
+        raise TrspError(
+            f"No list of decoder layers was found in {type(model).__name__}.",
+            "Choose a model whose layers run one after the other from hidden states to hidden states.",
+        )
+    parent, name, layers = found[0]
+    if getattr(config, "num_hidden_layers", len(layers)) != len(layers):
+        raise TrspError(
+            f"{type(model).__name__} says it has {config.num_hidden_layers} layers, but {len(layers)} were found.",
+            "Choose a model with one plain stack of decoder layers.",
+        )
+    output = calls[layers[0]][1]
+    extras = len(output) - 1 if isinstance(output, tuple) else None
+    return Stack(model, parent, name, extras, family)
+
+
+def _refuse_unfit(model: nn.Module, config: Any, family: families.Family) -> None:
+    if family.refused:
+        raise TrspError(f"{family.name} cannot be pruned by whole layers: {family.refused}.", "Choose another model.")
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise TrspError(
+            f"{type(model).__name__} cannot be pruned by whole layers: {config.num_kv_shared_layers} of its layers "
+            "reuse the key-value cache of others.",
+            "Choose a model in which every layer has a cache of its own.",
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise TrspError(f"{type(model).__name__} has an encoder and a decoder.", "Choose a decoder-only model.")
+
+
+def _is_chain(layers: list[nn.Module], calls: dict, order: list[nn.Module]) -> bool:
+    """Whether `layers` ran once each, in order, from (B, T, D) to (B, T, D), each fed by the one before."""
+    if any(layer not in calls for layer in layers) or [m for m in order if m in set(layers)] != layers:
+        return False
+    shape = None
+    for layer in layers:
+        entering, leaving = calls[layer][0], _hidden(calls[layer][1])
+        if not (torch.is_tensor(entering) and torch.is_tensor(leaving)):
+            return False
+        shape = shape or entering.shape
+        if entering.dim() != 3 or entering.shape != shape or leaving.shape != shape:
+            return False
+    return True
+
+
+def _entering(args: tuple, kwargs: dict) -> Any:
+    """X_in (B, T, D) of a layer call."""
+    return args[0] if args else kwargs.get("hidden_states")
+
+
+def _hidden(output: Any) -> Any:
+    """X_out (B, T, D) of what a layer returned."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextlib.contextmanager
+def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> Iterator[None]:
+    """Put weight s_i on layer i's output, for i in `layers` (design section 2; paper figure 2).
+
+    `branch`: the next layer sees X_in + s_i (X_out - X_in), which is exactly X_out at s_i = 1 and X_in at 0.
+    `output`: it sees s_i X_out.
+
+    Args:
+        weights: (L,), float32; gradients flow into it.
+        kind: "branch" or "output".
+    """
+
+    def make(i: int) -> Any:
+        def gate(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            x_in, x_out = _entering(args, kwargs), _hidden(output)
+            s = weights[i].to(x_out)
+            return _with_hidden(output, torch.lerp(x_in, x_out, s) if kind == "branch" else s * x_out)
+
+        return gate
+
+    hooks = [stack.layers[i].register_forward_hook(make(i), with_kwargs=True) for i in sorted(layers)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def skipped(stack: Stack, layers: Collection[int]) -> Iterator[None]:
+    """Layers in `layers` hand their input on, and compute nothing. Call the model with `use_cache=False`."""
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        hidden = _entering(args, kwargs)
+        return hidden if stack.extras is None else (hidden, *[None] * stack.extras)
+
+    chosen = [stack.layers[i] for i in sorted(layers)]
+    before = [layer.__dict__.get("forward") for layer in chosen]
+    for layer in chosen:
+        layer.forward = hand_on
+    try:
+        yield
+    finally:
+        for layer, forward in zip(chosen, before, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+@contextlib.contextmanager
+def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """A dict that each forward pass fills: layer to its (X_in, X_out), each (B, T, D), in the autograd graph."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def make(i: int) -> Any:
+        def tap(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            seen[i] = (_entering(args, kwargs), _hidden(output))
+
+        return tap
+
+    hooks = [stack.layers[i].register_forward_hook(make(i), with_kwargs=True) for i in layers]
+    try:
+        yield seen
+    finally:
+        seen.clear()
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
+    """The model without `layers`: gone from the list, from the config's layer count and per-layer lists, and with every
+    `layer_idx` counted anew, so that it caches, saves and reloads like any other. On exit all of it is put back."""
+    old, config = stack.layers, stack.text_config
+    keep = [i for i in range(len(old)) if i not in set(layers)]
+    entries = _per_layer_entries(config, len(old))
+    indices = [
+        (m, m.layer_idx) for layer in old for m in layer.modules() if isinstance(getattr(m, "layer_idx", None), int)
+    ]
+    count = config.num_hidden_layers
+    setattr(stack.parent, stack.name, nn.ModuleList([old[i] for i in keep]))
+    try:
+        config.num_hidden_layers = len(keep)
+        for name, entry in entries.items():
+            setattr(config, name, type(entry)(entry[i] for i in keep))
+        for new, i in enumerate(keep):
+            for module in old[i].modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    module.layer_idx = new  # type: ignore[assignment]
+        yield stack.model
+    finally:
+        setattr(stack.parent, stack.name, old)
+        config.num_hidden_layers = count
+        for name, entry in entries.items():
+            setattr(config, name, entry)
+        for module, index in indices:
+            module.layer_idx = index  # type: ignore[assignment]
+
+
+def _per_layer_entries(config: Any, n_layers: int) -> dict[str, list | tuple]:
+    """The config's lists with one entry a layer. Token ids and other lists are told apart by name."""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(value, (list, tuple))
+        and len(value) == n_layers
+        and not name.endswith(("_token_id", "_token_ids", "architectures"))
+    }
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every parameter has its old values and `requires_grad` on exit. Costs one copy."""
+    copies = [(p, p.detach().clone(), p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, copy, wanted in copies:
+                parameter.copy_(copy)
+                parameter.requires_grad_(wanted)
+
+
+@contextlib.contextmanager
+def learning(model: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Only `parameters` require gradients; on exit flags are as before and all gradients are gone."""
+    wanted = {id(p) for p in parameters}
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(id(parameter) in wanted)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.grad = None
+            parameter.requires_grad_(flag)
