@@ -78,8 +78,8 @@ class RunConfig:
         low=0.0,
         high=10000.0,
         log=True,
-        help="Strength of the stage 2 penalty on output minus input of the chosen layers. Higher: the gap closes sooner, "
-        "at a higher price in language-modelling loss. At 0 stage 2 is plain training.",
+        help="Strength of the stage 2 penalty on output minus input of the chosen layers. Higher: the gap closes "
+        "sooner, at a higher price in language-modelling loss. At 0 stage 2 is plain training.",
         paper="equation 6",
     )
     method: str = knob(
@@ -125,8 +125,8 @@ class RunConfig:
         label="Gate",
         group="stage 1",
         choices=("branch", "output"),
-        help="branch: the next layer sees X_in + s (X_out - X_in), so s = 0 is exactly removal. output: it sees s X_out, "
-        "as drawn in the paper, which rescales the whole residual stream.",
+        help="branch: the next layer sees X_in + s (X_out - X_in), so s = 0 is exactly removal. output: it sees "
+        "s X_out, as drawn in the paper, which rescales the whole residual stream.",
         paper="figure 2",
     )
     stage1_steps: int = knob(
@@ -216,8 +216,8 @@ class RunConfig:
         label="Penalty R",
         group="stage 2",
         choices=("relative", "l2", "l1", "sum"),
-        help="l2, l1: norm of output minus input over the width, averaged over tokens. relative: the l2 norm divided by "
-        "the input's, so that one λ₂ serves many models. sum: the l2 norm summed over all tokens, as in the paper.",
+        help="l2, l1: norm of output minus input over the width, averaged over tokens. relative: the l2 norm divided "
+        "by the input's, so that one λ₂ serves many models. sum: the l2 norm summed over all tokens, as in the paper.",
         paper="equation 6",
     )
     penalty_reach: str = knob(
@@ -456,9 +456,7 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> RunConf
     """
     problems: list[Problem] = []
     if preset is not None and preset not in PRESETS:
-        problems.append(
-            Problem("preset", f"There is no preset {preset!r}.", f"Take one of {', '.join(PRESETS)}.")
-        )
+        problems.append(Problem("preset", f"There is no preset {preset!r}.", f"Take one of {', '.join(PRESETS)}."))
     typed: dict[str, Any] = dict(PRESETS.get(preset or "", {}))
     for name, value in values.items():
         if name not in KNOBS:
@@ -485,7 +483,8 @@ def from_json(text: str) -> RunConfig:
         raise TrspError("config.json cannot be read: it is damaged or cut short.", "Start the run again.") from error
     if schema > SCHEMA:
         raise TrspError(
-            f"This run was written by a newer version (schema {schema}, this one reads {SCHEMA}).", "Update the program."
+            f"This run was written by a newer version (schema {schema}, this one reads {SCHEMA}).",
+            "Update the program.",
         )
     return from_values(values)
 

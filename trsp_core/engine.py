@@ -1,4 +1,5 @@
-"""A run, from a config to a pruned model, as one flat generator of events. Read it from top to bottom: that is the method.
+"""A run, from a config to a pruned model, as one flat generator of events. Read it from top to bottom: that is the
+method.
 
     for event in execute(config): ...
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trsp_core import config as configs
 from trsp_core import data, forecast, generate, load, measure, methods, models, surgery

@@ -96,7 +96,8 @@ class PerplexityMeasured(Event):
 
 @dataclass(frozen=True)
 class SpeedMeasured(Event):
-    """Tokens per second, medians with [lowest, highest] of the repeats; peak is the process's memory in bytes so far."""
+    """Tokens per second, medians with [lowest, highest] of the repeats; peak is the process's memory in bytes so
+    far."""
 
     state: str
     prompt_tokens: int

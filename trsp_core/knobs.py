@@ -82,7 +82,9 @@ class Knob:
 
     def _problem(self, value: Any, expected: str) -> Problem:
         given = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-        return Problem(self.name, f"{self.label}: {given} was given, {expected}.", f"Set {self.flag} to {self._remedy()}.")
+        return Problem(
+            self.name, f"{self.label}: {given} was given, {expected}.", f"Set {self.flag} to {self._remedy()}."
+        )
 
     def _remedy(self) -> str:
         if self.choices:

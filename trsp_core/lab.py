@@ -1,4 +1,5 @@
-"""The verbs that a method may use on a model: losses, gates, skips, gaps, steps. Methods touch models through this alone."""
+"""The verbs that a method may use on a model: losses, gates, skips, gaps, steps. Methods touch models through this
+alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a model is worth: perplexity with its protocol, speed with its spread, and what this machine could do at most."""
+"""What a model is worth: perplexity with its protocol, speed with its spread, and what this machine could do at
+most."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def matrix_rate(seconds: float = 0.3) -> float:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held: resident bytes, or on a GPU its allocated bytes where they are more."""
+    """The most memory that this process has held: resident bytes, or on a GPU its allocated bytes where they are
+    more."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return max(resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 

@@ -1,4 +1,5 @@
-"""The one writer of a run's events: drains a generator into `events.jsonl`, and ends it well or badly, but in writing."""
+"""The one writer of a run's events: drains a generator into `events.jsonl`, and ends it well or badly, but in
+writing."""
 
 from __future__ import annotations
 

@@ -116,9 +116,7 @@ def summary(state: RunState) -> dict[str, Any]:
         "perplexity": {
             domain: {s: by[domain] for s, by in state.perplexity.items() if domain in by} for domain in ev.DOMAINS
         },
-        "speed": {
-            s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()
-        }
+        "speed": {s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()}
         | ({"ceiling": state.ceiling} if state.speed and state.ceiling else {}),
         "seconds": {"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
         "peak_bytes": state.peak_bytes,

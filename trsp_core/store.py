@@ -1,8 +1,8 @@
 """A run is a folder: `config.json`, `events.jsonl` (append-only, the truth), `env.json`, `stderr.log`, `model/`.
 
-Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it, so that
-its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the events, to
-list many runs fast).
+Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
+so that its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the
+events, to list many runs fast).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finding a model's decoder layers, and changing what they do: gate, skip, remove. Every change is a context manager.
 
-Nothing here copies a model's forward pass: gates are hooks, a skipped layer hands its input on, a removed one is gone from
-the list. On leaving the context the model is what it was, to the bit.
+Nothing here copies a model's forward pass: gates are hooks, a skipped layer hands its input on, a removed one is
+gone from the list. On leaving the context the model is what it was, to the bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""TRSP's stage 2: train the chosen layers to do nothing, so that the others take their knowledge over (arXiv:2505.18232).
+"""TRSP's stage 2: train the chosen layers to do nothing, so that the others take their knowledge over
+(arXiv:2505.18232).
 
     minimise  L_LM(W; X) + lambda_2 * sum over i in P of R(X_out_i - X_in_i)
 
@@ -84,7 +85,8 @@ def ramp(step: int, steps: int, schedule: str) -> float:
 
 
 def rate_factor(step: int, steps: int, schedule: str) -> float:
-    """Factor on the learning rate at `step` of `steps` (from 1): cosine has a warm-up of a tenth and ends at a tenth."""
+    """Factor on the learning rate at `step` of `steps` (from 1): cosine has a warm-up of a tenth and ends at a
+    tenth."""
     if schedule == "constant":
         return 1.0
     warm = max(1, steps // 10)

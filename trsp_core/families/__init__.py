@@ -1,6 +1,7 @@
 """Where a family of models differs from what looking at the model finds. Data, not code; one file a family.
 
-Most models need no file: decoder layers are found by a forward pass (`surgery.find`), and per-layer entries of the config
+Most models need no file: decoder layers are found by a forward pass (`surgery.find`), and per-layer entries of the
+config
 by their length. A file here says what cannot be seen: which modules write into the residual stream under another name,
 or why a family cannot be pruned.
 """

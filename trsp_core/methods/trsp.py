@@ -1,4 +1,5 @@
-"""TRSP's stage 1: learn a weight for each layer under an l1 penalty, and greedily choose the smallest (arXiv:2505.18232).
+"""TRSP's stage 1: learn a weight for each layer under an l1 penalty, and greedily choose the smallest
+(arXiv:2505.18232).
 
     repeat K times:   steps on  L_LM(W, s; X) + lambda_1 * sum over i not in P of |s_i|,
                       then the candidate with the smallest |s_i| joins P and is skipped from then on.
