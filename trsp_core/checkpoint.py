@@ -1,0 +1,243 @@
+"""What a model folder says of itself: config.json and the headers of its safetensors files, read without torch.
+
+Refuses before anything is loaded: pickled weights, remote code, files cut short, links out of the folder, and configs
+that cannot be a decoder-only language model. Knows no catalogue and no hub.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trsp_core.errors import TrspError
+
+MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
+MAX_JSON = 50_000_000  # bytes of config.json or of a shard index
+MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1_000_000, 20_000_000
+
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_LAYER_NAME = re.compile(r"^(.*?)(?:^|\.)(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before it is loaded. Sizes are of the stored weights.
+
+    Attributes:
+        name: what the person asked for; `folder` is where it was found.
+        n_layers, width, vocabulary: L, D, V.
+        max_length: longest context in tokens; None where the config does not say.
+        parameters: numbers stored, a tied matrix once; `layer_parameters` has L entries.
+        bytes: of the weights on disk.
+        tied: the embedding is also the output head.
+    """
+
+    name: str
+    folder: Path
+    architecture: str
+    model_type: str
+    n_layers: int
+    width: int
+    vocabulary: int
+    max_length: int | None
+    parameters: int
+    layer_parameters: tuple[int, ...]
+    bytes: int
+    tied: bool
+
+
+def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
+    """The facts of the model in `folder`.
+
+    Args:
+        name: for `Facts.name` and for messages.
+        boundary: files may be links to places inside this folder; default `folder` itself.
+
+    Raises:
+        TrspError: the folder is no model that this program may or can load; message and remedy say why.
+    """
+    if not folder.is_dir():
+        raise TrspError(f"{name}: there is no folder {folder}.", "Check the path, or choose a model of the catalogue.")
+    inside = (boundary or folder).resolve()
+    config = _json(folder, "config.json", inside, "A model folder holds config.json and .safetensors files.")
+    tokenizer_config = folder / "tokenizer_config.json"
+    extra = _json(folder, "tokenizer_config.json", inside, "") if tokenizer_config.exists() else {}
+    if "auto_map" in config or "auto_map" in extra:
+        raise TrspError(
+            f"{name} brings its own code (auto_map), which is never run here.",
+            "Choose a model whose architecture is part of transformers.",
+        )
+    _refuse_other_tasks(config, name)
+    sizes = _sizes(config, name)
+    shards = [_inside(folder / shard, inside) for shard in _shards(folder, inside, name)]
+    if not any((folder / file).exists() for file in _TOKENIZERS):
+        raise TrspError(f"{name} has no tokenizer beside its weights.", "Save the tokenizer into the same folder.")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        shapes |= header(shard)
+    return Facts(
+        name=name,
+        folder=folder,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        layer_parameters=_layers(shapes, sizes["n_layers"], name),
+        bytes=sum(shard.stat().st_size for shard in shards),
+        **sizes,
+    )
+
+
+def header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor in a safetensors file, by name.
+
+    Raises:
+        TrspError: the file is cut short, or is no safetensors file.
+    """
+    size = file.stat().st_size
+    broken = TrspError(f"{file.name} is no safetensors file.", "Download or save the model again.")
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= MAX_HEADER:
+            raise broken
+        if 8 + length > size:
+            raise _cut(file, 8 + length, size)
+        raw = stream.read(length)
+    try:
+        entries = json.loads(raw)
+        entries.pop("__metadata__", None)
+        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        wrong = any(n < 0 for shape in shapes.values() for n in shape) or any(
+            math.prod(shapes[name]) * _BITS.get(entry["dtype"], 0) // 8 > entry["data_offsets"][1]
+            for name, entry in entries.items()
+        )
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise broken from error
+    if wrong or not shapes:
+        raise broken
+    if 8 + length + max(ends) > size:
+        raise _cut(file, 8 + length + max(ends), size)
+    return shapes
+
+
+def _cut(file: Path, expected: int, size: int) -> TrspError:
+    return TrspError(
+        f"{file.name} is cut short: {size:,} bytes are there, its header speaks of {expected:,}.",
+        "Download or save the model again.",
+    )
+
+
+def _json(folder: Path, file: str, inside: Path, remedy: str) -> dict[str, Any]:
+    path = folder / file
+    if not path.is_file():
+        raise TrspError(f"{folder} is no model: it has no {file}.", remedy)
+    path = _inside(path, inside)
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError("too large")
+        document = json.loads(path.read_text("utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise TrspError(f"{file} in {folder} cannot be read as JSON.", "Download or save the model again.") from error
+    return document
+
+
+def _inside(path: Path, inside: Path) -> Path:
+    """The file behind `path`, which must lie in `inside`."""
+    real = path.resolve()
+    if not real.is_relative_to(inside):
+        raise TrspError(f"{path.name} is a link out of the model's folder.", "Put the file itself into the folder.")
+    return real
+
+
+def _shards(folder: Path, inside: Path, name: str) -> list[str]:
+    """Names of the weight files."""
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        pickled = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+        if pickled:
+            raise TrspError(
+                f"{name} has its weights only as pickled files ({pickled[0]}), which can run code when opened.",
+                "Convert them to safetensors: load them where you trust them, and save_pretrained.",
+            )
+        raise TrspError(f"{name} has no weights: no model.safetensors.", "Download or save the model again.")
+    weights = _json(folder, index.name, inside, "").get("weight_map")
+    files = sorted(set(weights.values())) if isinstance(weights, dict) and weights else []
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise TrspError(f"{index.name} names {str(file)[:60]!r}, no file of this folder.", "Save the model again.")
+        if not (folder / file).is_file():
+            raise TrspError(f"{name} is incomplete: {file} is missing.", "Download the model again.")
+    if not files:
+        raise TrspError(f"{index.name} names no weight files.", "Download or save the model again.")
+    return files
+
+
+def _refuse_other_tasks(config: dict[str, Any], name: str) -> None:
+    """Raise unless the config may be that of a decoder-only language model."""
+    remedy = "Choose a decoder-only language model: its architecture ends in ForCausalLM."
+    if config.get("is_encoder_decoder") is True:
+        raise TrspError(f"{name} is an encoder-decoder model, which has no single stack of layers.", remedy)
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else ""
+    if not isinstance(architecture, str) or not architecture:
+        raise TrspError(f"{name}: config.json names no architecture.", remedy)
+    if not re.search(r"(CausalLM|LMHeadModel|ForConditionalGeneration)$", architecture):
+        raise TrspError(f"{name} is a {architecture[:60]}, which does not predict the next token.", remedy)
+    if "quantization_config" in config:
+        raise TrspError(
+            f"{name} is stored in a quantized form, whose weights cannot be trained.",
+            "Choose the same model with ordinary weights (float32, float16 or bfloat16).",
+        )
+
+
+def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """L, D, V, context length and names from the config; those of the text part where there are several."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+
+    def number(what: str, most: int, *keys: str) -> int:
+        value = next((text[key] for key in keys if key in text), None)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise TrspError(
+                f"{name}: config.json gives {str(value)[:40]} as its {what}, expected 1 to {most:,}.",
+                "Check config.json, or choose another model.",
+            )
+        return value
+
+    context = next((text[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if k in text), None)
+    known = isinstance(context, int) and not isinstance(context, bool) and context > 0
+    return {
+        "architecture": config["architectures"][0],
+        "model_type": str(config.get("model_type", ""))[:60],
+        "n_layers": number("number of layers", MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
+        "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
+        "max_length": context if known else None,
+        "tied": bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+    }
+
+
+def _layers(shapes: dict[str, tuple[int, ...]], n_layers: int, name: str) -> tuple[int, ...]:
+    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside."""
+    groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for tensor, shape in shapes.items():
+        found = _LAYER_NAME.match(tensor)
+        if found and "vision" not in found[1] and len(found[2]) <= 6:
+            groups[found[1]][int(found[2])] += math.prod(shape)
+    stack = max(groups.values(), key=lambda group: sum(group.values()), default={})
+    if sorted(stack) != list(range(n_layers)):
+        raise TrspError(
+            f"{name}: config.json speaks of {n_layers} layers, the weights hold {len(stack)}.",
+            "Check that config.json and the weights belong together.",
+        )
+    return tuple(stack[i] for i in range(n_layers))

@@ -1,0 +1,2 @@
+from trsp_core.errors import TrspError
+def require_memory(n, what): pass

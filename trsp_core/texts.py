@@ -1,0 +1,265 @@
+"""Where texts come from: each source becomes a `Corpus` of articles. Knows no tokenizer and no model.
+
+gensim and datasets are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import bz2
+import difflib
+import json
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trsp_core import models
+from trsp_core.config import TEXTS
+from trsp_core.errors import TrspError
+from trsp_core.store import write_atomic
+
+MAX_FILE = 50_000_000  # bytes of a person's own text
+MIN_ARTICLE = 1_000  # characters of a Wikipedia article, cleaned
+FEW = 8  # articles; a text with fewer is cut into pieces, so that it can be split at all
+PIECE = 4_000  # characters of a piece of a text without any division, at most
+
+_WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_CLEANED = "wikipedia-1.json"  # the number goes up when cleaning changes
+_END_SECTIONS = re.compile(
+    r"(see also|references|notes|footnotes|external links|further reading|bibliography|sources|citations|works cited)"
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Articles of one text, without exact repetitions.
+
+    Attributes:
+        articles: for calibration and, by a split, for measuring.
+        reserved: the text's own test part, for measuring alone; () where it has none.
+        note: a sentence that the reader should see, or "".
+    """
+
+    articles: tuple[str, ...]
+    reserved: tuple[str, ...] = ()
+    note: str = ""
+
+
+def is_named(text: str) -> bool:
+    """Whether `text` is one of the texts with a name; otherwise it is a path."""
+    return text in TEXTS
+
+
+def read(text: str) -> Corpus:
+    """The articles of `text`: a name in `config.TEXTS`, or the path of a .txt or .jsonl file.
+
+    Raises:
+        TrspError: unknown, unreadable, empty, wrongly encoded, or out of reach.
+    """
+    if text == "wikipedia":
+        return Corpus(_wikipedia())
+    if text == "news":
+        from gensim.test.utils import datapath
+
+        return Corpus(_once(Path(datapath("lee_background.cor")).read_text("utf-8").splitlines()))
+    if text == "wikitext2":
+        return _wikitext2()
+    if text == "c4":
+        return _c4()
+    return parse(open_text(text), Path(text).expanduser())
+
+
+def open_text(text: str) -> str:
+    """The characters of a person's own file.
+
+    Raises:
+        TrspError: no such file, no file, too large, not UTF-8, or empty.
+    """
+    path = Path(text).expanduser()
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        near = difflib.get_close_matches(text, TEXTS, n=1, cutoff=0.5)
+        raise TrspError(
+            f"There is no text {text[:80]!r}." + (f" Did you mean {near[0]}?" if near else ""),
+            f"Take {', '.join(TEXTS)}, or the path of a .txt or .jsonl file.",
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise TrspError(f"{path} is no file but a folder or a device.", "Name one .txt or .jsonl file.")
+    if path.suffix.lower() not in (".txt", ".jsonl"):
+        raise TrspError(f"{path.name} ends in {path.suffix or 'nothing'!r}.", "Save the text as .txt or .jsonl.")
+    size = path.stat().st_size
+    if size > MAX_FILE:
+        raise TrspError(
+            f"{path.name} has {size / 1e6:,.0f} MB, at most {MAX_FILE / 1e6:.0f} MB are read.", "Cut it to a part."
+        )
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TrspError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    except UnicodeDecodeError as error:
+        raise TrspError(
+            f"{path.name} is not UTF-8: byte {error.start:,} cannot be read.", "Save it as UTF-8 and try again."
+        ) from error
+    if not content.strip():
+        raise TrspError(f"{path.name} is empty.", "Give a text with some pages of prose.")
+    return content
+
+
+def parse(content: str, path: Path) -> Corpus:
+    """The articles of a person's own text.
+
+    .jsonl: one object a line, its "text" an article. .txt: divided at `= Title =` headings, where there are several,
+    else at blank lines. A text of fewer than `FEW` articles is cut into pieces.
+
+    Raises:
+        TrspError: a line that is no object with a text, or no article at all.
+    """
+    if path.suffix.lower() == ".jsonl":
+        articles = _once(_json_lines(content, path.name))
+        if not articles:
+            raise TrspError(f"{path.name} holds no text: each one is empty.", 'Give each line an object with a "text".')
+    else:
+        articles = _once(divide(content))
+        if len(articles) < 2:
+            articles = _once(re.split(r"\n\s*\n", content))
+    if len(articles) >= FEW:
+        return Corpus(articles)
+    note = (
+        f"{path.name} has fewer than {FEW} articles, so it was cut into pieces: of two neighbours one may be "
+        "trained on and the other measured, which flatters the figures of this domain."
+    )
+    return Corpus(_once(piece for article in articles for piece in pieces(article)), note=note)
+
+
+def divide(content: str) -> list[str]:
+    """The articles of a text in WikiText's form: each begins with a line `= Title =`; [] where there are no two."""
+    articles: list[list[str]] = []
+    for line in content.splitlines():
+        if re.fullmatch(r"\s*= (?!=).*[^=\s] =\s*", line):
+            articles.append([])
+        if articles:
+            articles[-1].append(line)
+    return ["\n".join(lines) for lines in articles] if len(articles) > 1 else []
+
+
+def pieces(content: str) -> list[str]:
+    """`content` cut at white space into at least 16 pieces where that is possible, each of at most `PIECE` characters
+    (longer only where there is no white space)."""
+    size = max(1, min(PIECE, len(content) // 16))
+    cut, start = [], 0
+    while start < len(content):
+        end = min(start + size, len(content))
+        while end < len(content) and not content[end].isspace():
+            end += 1
+        cut.append(content[start:end])
+        start = end
+    return cut
+
+
+def clean(markup: str) -> str:
+    """Prose from what `gensim.corpora.wikicorpus.filter_wiki` leaves of an article: paragraphs, a blank line between.
+
+    Headings, captions, short list entries, table remains and the sections after the prose (references and the like)
+    are left out.
+    """
+    paragraphs: list[str] = []
+    skipping = False
+    for line in markup.splitlines():
+        line = line.strip()
+        heading = re.fullmatch(r"(=+)\s*(.*?)\s*=+", line)
+        if heading:
+            skipping = (skipping and len(heading[1]) > 2) or bool(_END_SECTIONS.fullmatch(heading[2].lower()))
+            continue
+        if skipping or re.match(r"(file|image|category):|[|!{}]", line, re.I):
+            continue
+        listed = re.match(r"[*#:;]+\s*", line)
+        prose = _tidy(line[listed.end() :] if listed else line)
+        if len(prose) >= (80 if listed else 40):
+            paragraphs.append(prose)
+    return "\n\n".join(paragraphs)
+
+
+def _tidy(line: str) -> str:
+    """One line without the marks of emphasis and what removed templates leave behind."""
+    line = re.sub(r"'{2,}", "", line)
+    line = re.sub(r"\(\s*[,;:]\s*", "(", line)
+    line = re.sub(r"\s*\(\s*[,;:\s]*\)", "", line)
+    line = re.sub(r"[ \t\u00a0]+", " ", line)
+    return re.sub(r" ([,.;:!?)])", r"\1", line).strip()
+
+
+def _once(articles: Iterable[str]) -> tuple[str, ...]:
+    """Stripped, without empty ones and exact repetitions, in order."""
+    return tuple(dict.fromkeys(a for a in (article.strip() for article in articles) if a))
+
+
+def _wikipedia() -> tuple[str, ...]:
+    """The articles shipped with gensim, cleaned; kept in the cache folder, since parsing takes two seconds."""
+    kept = models.home() / "texts" / _CLEANED
+    try:
+        return tuple(json.loads(kept.read_text("utf-8")))
+    except (OSError, ValueError):
+        pass
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+    from gensim.test.utils import datapath
+
+    with bz2.BZ2File(datapath(_WIKIPEDIA)) as dump:
+        cleaned = [
+            clean(filter_wiki(raw))
+            for _, raw, _ in extract_pages(dump, ("0",))
+            if not re.match(r"\s*#redirect", raw, re.I)
+        ]
+    articles = _once(a for a in cleaned if len(a) >= MIN_ARTICLE)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, json.dumps(articles, ensure_ascii=False))
+    except OSError:  # a cache folder that cannot be written costs two seconds a run, nothing else
+        return articles
+    return articles
+
+
+def _wikitext2() -> Corpus:
+    """WikiText-2, raw: calibration from its training part, measuring on its test part."""
+    parts = {}
+    for split in ("train", "test"):
+        rows = _from_hub("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
+        parts[split] = _once(divide("".join(row["text"] for row in rows)))
+    return Corpus(parts["train"], parts["test"])
+
+
+def _c4() -> Corpus:
+    """The first documents of C4, English: calibration from its training part, measuring on its validation part."""
+    train = _from_hub("c4", "allenai/c4", "en", split="train", streaming=True, most=3000)
+    test = _from_hub("c4", "allenai/c4", "en", split="validation", streaming=True, most=500)
+    return Corpus(_once(row["text"] for row in train), _once(row["text"] for row in test))
+
+
+def _from_hub(text: str, repository: str, subset: str, most: int | None = None, **how: object) -> list[dict]:
+    """The first `most` rows of a data set. Its client raises a dozen error types, so all are told as one refusal."""
+    try:
+        from datasets import load_dataset
+
+        rows = load_dataset(repository, subset, **how)  # type: ignore[arg-type]
+        return list(rows if most is None else rows.take(most))  # type: ignore[union-attr, call-arg]
+    except Exception as error:
+        raise TrspError(
+            f"{TEXTS[text]} could not be had: {type(error).__name__}: {str(error)[:200]}",
+            "Check the network, or take wikipedia, news or a file of your own, which need none.",
+        ) from error
+
+
+def _json_lines(content: str, name: str) -> list[str]:
+    found = []
+    for n, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TrspError(f"{name}, line {n}: no JSON.", 'Write one object with a "text" on each line.') from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+            raise TrspError(f'{name}, line {n}: no object with a "text".', 'Write {"text": "..."} on each line.')
+        found.append(entry["text"])
+    return found
