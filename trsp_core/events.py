@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from trsp_core.errors import TrspError
 
 STATES = ("dense", "direct", "trained", "pruned")  # dense; layers deleted at once; after stage 2, all layers; deleted
 DOMAINS = ("calibration", "heldout")
+T = TypeVar("T")
 
 
 def _volatile() -> Any:
@@ -234,8 +235,7 @@ ENDINGS = (RunFinished, RunCancelled, RunFailed)
 
 def to_line(event: Event, n: int, at: float) -> str:
     """One JSON line, without the newline. Not-a-number and infinity become null, which JSON can carry."""
-    fields = {f.name: _plain(getattr(event, f.name)) for f in dataclasses.fields(event)}
-    return json.dumps({"n": n, "at": round(at, 3), "event": type(event).__name__, **fields}, ensure_ascii=False)
+    return json.dumps({"n": n, "at": round(at, 3), "event": type(event).__name__, **values(event)}, ensure_ascii=False)
 
 
 def from_line(line: str) -> tuple[int, float, Event]:
@@ -245,17 +245,31 @@ def from_line(line: str) -> tuple[int, float, Event]:
         TrspError: no JSON, an unknown event, or fields that do not fit.
     """
     try:
-        values = json.loads(line)
-        n, at, kind = int(values.pop("n")), float(values.pop("at")), KINDS[values.pop("event")]
-        known = {f.name: f for f in dataclasses.fields(kind)}
-        if set(values) - set(known):
-            raise ValueError("unknown fields")
-        event = kind(**values)
-        for name in values:
-            _fits(getattr(event, name), str(known[name].type))
+        given = json.loads(line)
+        n, at, kind = int(given.pop("n")), float(given.pop("at")), KINDS[given.pop("event")]
+        return n, at, build(kind, given)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise TrspError(f"This is no event: {line[:80]!r}.", "The line is left out.") from error
-    return n, at, event
+
+
+def values(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass as values that JSON can carry."""
+    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+
+
+def build(kind: type[T], given: dict[str, Any]) -> T:
+    """The dataclass `kind` with fields from decoded JSON; what `values` gave comes back equal, but for null.
+
+    Raises:
+        ValueError, TypeError: fields that are missing, unknown, or of another type.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if set(given) - set(known):
+        raise ValueError("unknown fields")
+    record = kind(**given)
+    for name in given:
+        _fits(getattr(record, name), str(known[name].type))
+    return record
 
 
 def stable(event: Event) -> dict[str, Any]:
@@ -289,6 +303,6 @@ def _fits(value: Any, annotation: str) -> None:
         if "float" not in annotation and "None" not in annotation:
             raise TypeError(annotation)
     else:
-        allowed = {"int": int, "float": (int, float), "str": str}[annotation.split(" | ")[0]]
-        if isinstance(value, bool) or not isinstance(value, allowed):
+        allowed = {"int": int, "float": (int, float), "str": str, "bool": bool}[annotation.split(" | ")[0]]
+        if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
             raise TypeError(annotation)
