@@ -40,6 +40,7 @@ CONFIGS: dict[str, dict] = {
     "qwen3": SIZES | {"layer_types": ["full_attention", "sliding_attention"] * 2 + ["full_attention"],
                       "use_sliding_window": True, "sliding_window": 16},
     "smollm3": SIZES,
+    "gemma": SIZES,
     "gemma2": SIZES | {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "gemma3_text": SIZES | {"sliding_window": 16, "query_pre_attn_scalar": 8},
     "phi": PLAIN,

@@ -1,0 +1,172 @@
+"""What surgery promises, over every family: identity at one, removal at zero, nothing left behind, a plain model."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tests import tiny
+from trsp_core import families, surgery
+from trsp_core.errors import TrspError
+
+GONE = [1, 3]
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.fixture(params=list(tiny.CONFIGS))
+def stack(request):
+    return surgery.find(tiny.build(request.param))
+
+
+def test_layers_are_found_by_looking(stack):
+    assert len(stack.layers) == tiny.L
+    assert len({type(layer) for layer in stack.layers}) == 1
+
+
+def test_gates_at_one_leave_logits_bit_identical(stack):
+    ids, ones = tiny.ids(), torch.ones(tiny.L)
+    before = logits(stack.model, ids)
+    for kind in ("branch", "output"):
+        with surgery.gated(stack, ones, kind, range(tiny.L)):
+            assert torch.equal(logits(stack.model, ids), before), kind
+
+
+def test_a_branch_gate_at_zero_is_removal(stack):
+    ids, weights = tiny.ids(), torch.ones(tiny.L)
+    weights[GONE] = 0
+    with surgery.gated(stack, weights, "branch", range(tiny.L)):
+        gated = logits(stack.model, ids)
+    with surgery.skipped(stack, GONE):
+        skipped = logits(stack.model, ids)
+    with surgery.removed(stack, GONE):
+        removed = logits(stack.model, ids)
+    assert torch.equal(gated, skipped)
+    assert torch.equal(skipped, removed)
+    assert not torch.allclose(removed, logits(stack.model, ids), atol=1e-3), "these layers did nothing anyway"
+
+
+def test_the_model_is_untouched_afterwards_also_after_an_error(stack):
+    ids, before = tiny.ids(), logits(stack.model, tiny.ids())
+    config = stack.text_config.to_dict()
+    for change in (
+        surgery.gated(stack, torch.zeros(tiny.L), "output", range(tiny.L)),
+        surgery.skipped(stack, GONE),
+        surgery.removed(stack, GONE),
+        surgery.tapped(stack, GONE),
+    ):
+        with pytest.raises(KeyError), change:
+            logits(stack.model, ids)
+            raise KeyError
+        assert torch.equal(logits(stack.model, ids), before)
+    assert stack.text_config.to_dict() == config
+    assert all("forward" not in layer.__dict__ for layer in stack.layers)
+
+
+def test_a_removed_model_saves_and_reloads_equal(stack, tmp_path):
+    ids = tiny.ids()
+    with surgery.removed(stack, GONE):
+        before = logits(stack.model, ids)
+        stack.model.save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True).eval()
+    assert reloaded.config.get_text_config().num_hidden_layers == tiny.L - len(GONE)
+    assert torch.equal(logits(reloaded, ids), before)
+
+
+def test_cached_generation_equals_uncached_after_removal(stack):
+    ids = tiny.ids(rows=1)
+    how = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with surgery.removed(stack, [0, 3]):  # layer 0 too: caches read their length from the first one
+        cached = stack.model.generate(ids, use_cache=True, **how)
+        assert torch.equal(cached, stack.model.generate(ids, use_cache=False, **how))
+    assert cached.shape[1] == ids.shape[1] + 24
+
+
+def test_deletion_shrinks_parameters_by_exactly_the_layers(stack):
+    count = sum(p.numel() for p in stack.model.parameters())
+    layers = sum(p.numel() for i in GONE for p in stack.layers[i].parameters())
+    with surgery.removed(stack, GONE):
+        assert sum(p.numel() for p in stack.model.parameters()) == count - layers
+
+
+def test_indices_and_per_layer_lists_are_right_after_removal(stack):
+    kinds = getattr(stack.text_config, "layer_types", None)
+    with surgery.removed(stack, GONE):
+        for i, layer in enumerate(stack.layers):
+            assert {m.layer_idx for m in layer.modules() if getattr(m, "layer_idx", None) is not None} <= {i}
+        assert stack.text_config.num_hidden_layers == len(stack.layers)
+        if kinds is not None:
+            assert list(stack.text_config.layer_types) == [k for i, k in enumerate(kinds) if i not in GONE]
+
+
+def test_the_named_output_modules_are_what_writes_into_the_residual_stream(stack):
+    """With those parameters at zero a layer is the identity, so they are all of its outputs."""
+    assert stack.outputs(2)
+    ids = tiny.ids()
+    with surgery.skipped(stack, [2]):
+        without = logits(stack.model, ids)
+    with torch.no_grad():
+        for p in stack.outputs(2):
+            # Gemma's norms multiply by (1 + weight)
+            p.fill_(-1.0 if stack.family.outputs[0].startswith("post_") else 0.0)
+    assert torch.allclose(logits(stack.model, ids), without, atol=1e-5)
+
+
+def test_taps_see_what_enters_and_leaves(stack):
+    with surgery.tapped(stack, [1, 2]) as seen:
+        logits(stack.model, tiny.ids())
+        assert torch.equal(seen[1][1], seen[2][0])
+        assert seen[1][0].shape == (2, 12, tiny.D)
+
+
+def test_restored_puts_every_weight_back():
+    model = tiny.build()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), surgery.restored(model):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(1.0)
+        raise ZeroDivisionError
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class TestRefusals:
+    def test_layers_that_share_caches(self):
+        model = tiny.build()
+        model.config.num_kv_shared_layers = 2
+        with pytest.raises(TrspError, match="reuse the key-value cache"):
+            surgery.find(model)
+
+    def test_a_family_that_is_declared_unfit(self):
+        model = tiny.build()
+        model.config.model_type = "gemma3n_text"
+        with pytest.raises(TrspError, match="Gemma 3n"):
+            surgery.find(model)
+
+    def test_a_model_without_a_stack(self):
+        model = tiny.build()
+        model.model.layers = nn.ModuleList()
+        model.config.num_hidden_layers = 0
+        with pytest.raises(TrspError, match="No list of decoder layers"):
+            surgery.find(model)
+
+    def test_a_count_that_the_config_does_not_share(self):
+        model = tiny.build("gpt2")
+        model.config.n_layer = 9
+        with pytest.raises(TrspError, match="says it has 9 layers"):
+            surgery.find(model)
+
+    def test_an_encoder_decoder(self):
+        model = tiny.build()
+        model.config.is_encoder_decoder = True
+        with pytest.raises(TrspError, match="encoder"):
+            surgery.find(model)
+
+
+def test_every_declared_family_is_tested_or_refused():
+    tested = set(tiny.CONFIGS)
+    for family in families.all_families().values():
+        assert family.refused or tested & set(family.model_types), family.name
