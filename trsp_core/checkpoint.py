@@ -11,6 +11,7 @@ import math
 import re
 import struct
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,21 +38,20 @@ class Facts:
         max_length: longest context in tokens; None where the config does not say.
         parameters: numbers stored, a tied matrix once; `layer_parameters` has L entries.
         bytes: of the weights on disk.
-        tied: the embedding is also the output head.
+        model_type: the config's name of the family.
     """
 
     name: str
     folder: Path
     architecture: str
-    model_type: str
     n_layers: int
     width: int
     vocabulary: int
     max_length: int | None
     parameters: int
-    layer_parameters: tuple[int, ...]
+    layer_parameters: Sequence[int]
     bytes: int
-    tied: bool
+    model_type: str = ""
 
 
 def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
@@ -203,7 +203,8 @@ def _refuse_other_tasks(config: dict[str, Any], name: str) -> None:
 
 def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
     """L, D, V, context length and names from the config; those of the text part where there are several."""
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    inner = config.get("text_config")
+    text: dict[str, Any] = inner if isinstance(inner, dict) else config
 
     def number(what: str, most: int, *keys: str) -> int:
         value = next((text[key] for key in keys if key in text), None)
@@ -223,7 +224,6 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
         "max_length": context if known else None,
-        "tied": bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
     }
 
 

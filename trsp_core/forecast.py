@@ -1,2 +1,233 @@
+"""How long a run will take and how much memory it will hold, from counts of operations; no torch, no model.
+
+A forward pass costs two operations a matrix parameter and token; training steps are multiples of it. Seconds follow
+from the rate of matrix products that runs on this machine have measured, and until there is one from a guess (`rough`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trsp_core import config as configs
+from trsp_core import methods, models
+from trsp_core.checkpoint import Facts
+from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-def require_memory(n, what): pass
+from trsp_core.store import write_atomic
+
+BASE = 450_000_000  # bytes of a process that has imported torch and transformers and holds no model
+EFFICIENCY = 0.78  # of the matrix rate, that a whole model reaches
+BANDWIDTH = 10e9  # bytes/s of memory, for what is bound by it: the optimiser, the loss, decoding
+NOMINAL_CORE, NOMINAL_GPU = 80.0, 20_000.0  # GFLOP/s where nothing was measured
+KEPT = 5  # measured rates; their median counts, so that one busy moment does not
+MEASURED_AT_ONCE = 512  # tokens of a measuring pass, see `measure`
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected of a run.
+
+    Attributes:
+        phases: in order, each `{"name", "seconds"}`; only those that will occur.
+        seconds: their sum; `peak_bytes` the most memory of the child process.
+        rough: nothing was measured on this machine yet, or not for this device and precision.
+    """
+
+    phases: list[dict[str, Any]]
+    seconds: float
+    peak_bytes: int
+    rough: bool
+
+
+def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Forecast:
+    """The forecast for `config` on a model with `facts`.
+
+    Args:
+        rate: GFLOP/s of float32 matrix products; None takes the one measured on this machine.
+    """
+    gpu = on_gpu(config)
+    known = rate if rate is not None else read_rate()
+    gflops = NOMINAL_GPU if gpu else known or NOMINAL_CORE * (config.threads or os.cpu_count() or 1)
+    cost = _Cost(config, facts, gflops * EFFICIENCY * 1e9, BANDWIDTH * (50 if gpu else 1))
+    phases = [{"name": name, "seconds": round(seconds, 2)} for name, seconds in cost.phases().items()]
+    return Forecast(
+        phases=phases,
+        seconds=sum(p["seconds"] for p in phases),
+        peak_bytes=peak_bytes(config, facts),
+        rough=gpu or not known or config.precision != "float32",
+    )
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds of a run's parts; `speed` is operations/s reached, `bandwidth` bytes/s."""
+
+    config: RunConfig
+    facts: Facts
+    speed: float
+    bandwidth: float
+
+    @property
+    def removed(self) -> int:
+        return how_many(self.config, self.facts.n_layers)
+
+    def forward(self, tokens: float, length: int, skipped: float = 0) -> float:
+        """One pass over `tokens` in blocks of `length`, `skipped` layers left out."""
+        f = self.facts
+        share = 1 - skipped / f.n_layers
+        matrices = share * sum(f.layer_parameters) + f.vocabulary * f.width  # a tied embedding is the head, once
+        attention = share * f.n_layers * 2 * length * f.width
+        return 2 * tokens * (matrices + attention) / self.speed + 16 * tokens * f.vocabulary / self.bandwidth
+
+    def step(self, passes: float, skipped: float = 0, learning: bool = False) -> float:
+        """One training step: `passes` forward passes' worth, and the optimiser's traffic where W learns."""
+        tokens = self.config.batch_blocks * self.config.block_length
+        traffic = 7 * 4 * self.facts.parameters / self.bandwidth if learning else 0.0
+        return passes * self.forward(tokens, self.config.block_length, skipped) + traffic + 0.05
+
+    def measured(self, skipped: int = 0, sample: bool = True) -> float:
+        """Perplexity in both domains, and a sample of text."""
+        c = self.config
+        tokens = 2 * c.measure_blocks * c.measure_length
+        return self.forward(tokens, c.measure_length, skipped) + (
+            self.written(c.sample_tokens, skipped) if sample else 0
+        )
+
+    def written(self, tokens: int, skipped: int = 0) -> float:
+        """Decoding: every token reads all weights, and each layer has its overhead."""
+        share = 1 - skipped / self.facts.n_layers
+        return tokens * (share * (4 * self.facts.parameters / self.bandwidth + 0.0005 * self.facts.n_layers) + 0.002)
+
+    def chosen(self) -> float:
+        """Stage 1, or another method's choice."""
+        c, method = self.config, methods.get(self.config.method)
+        if not method.trains:
+            return 0.05
+        rounds = [0] if c.one_shot else list(range(self.removed))
+        passes = 3.0 if c.learn_weights else 2.0
+        return sum(c.stage1_steps * self.step(passes, r, c.learn_weights) for r in rounds)
+
+    def transferred(self) -> float:
+        """Stage 2 with its probes."""
+        c = self.config
+        local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
+        probes = 1 + -(-c.stage2_steps // c.probe_every) if c.probe_blocks else 0
+        probe = self.forward(c.probe_blocks * c.measure_length, c.measure_length, self.removed)
+        return c.stage2_steps * self.step(3 + local, 0, True) + probes * probe
+
+    def phases(self) -> dict[str, float]:
+        c = self.config
+        trained = c.stage2_steps > 0
+        stored = self.facts.parameters * BYTES[c.precision]
+        both = self.forward(256, 128, self.removed / 2) + self.written(32, self.removed // 2)
+        seconds = {"load": 4 + self.facts.bytes / 0.5e9, "text": 1.5, "dense": self.measured(), "choose": self.chosen()}
+        if trained:
+            seconds |= {"direct": self.measured(self.removed), "transfer": self.transferred()}
+            seconds |= {"trained": self.measured(sample=False)}
+        seconds["pruned"] = self.measured(self.removed)
+        if c.speed_repeats:
+            seconds["speed"] = (c.speed_repeats + 1) * both
+        if c.save_model:
+            seconds["save"] = 0.5 + stored / 0.4e9
+        return seconds
+
+
+def how_many(config: RunConfig, n_layers: int) -> int:
+    """K: how many layers `config` removes of a model with `n_layers`."""
+    if config.method == "manual":
+        with contextlib.suppress(TrspError):
+            return min(len(configs.parse_layers(config.layers)), n_layers - 1)
+    return min(configs.layers_to_remove(config.ratio, n_layers), n_layers - 1)
+
+
+def peak_bytes(config: RunConfig, facts: Facts) -> int:
+    """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, and the
+    activations and logits of one step or one measuring pass."""
+    size = BYTES[config.precision]
+    weights = facts.parameters * size
+    learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
+    tokens = config.batch_blocks * config.block_length
+    a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # numbers kept for the way back
+    steps = learns or methods.get(config.method).trains
+    activations = tokens * facts.n_layers * a_layer * size if steps else 0
+    widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
+    logits = widest * facts.vocabulary * 4
+    return int(BASE + weights * (4 if learns else 1) + activations + logits)
+
+
+def check_memory(expected: Forecast) -> None:
+    """Raise TrspError if `expected` does not fit into the memory that is free now."""
+    require_memory(expected.peak_bytes, "This run")
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Raise TrspError if `needed` bytes are more than what is free now.
+
+    Args:
+        what: subject of the message: "This run".
+    """
+    free = available_memory()
+    if needed > free:
+        raise TrspError(
+            f"{what} needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free.",
+            "Choose a smaller model, shorter or fewer blocks a step, no training of W (--stage2-steps 0), or bfloat16.",
+        )
+
+
+def available_memory() -> int:
+    """Bytes that a new process may still take: of the machine, and of the container where it has a limit."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit, used, stat in _CGROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            cached = [line.split()[1] for line in stat.read_text().splitlines() if line.startswith(_RECLAIMED)]
+            held = int(used.read_text()) - sum(int(n) for n in cached)
+            free = min(free, int(limit.read_text()) - held)  # "max" is no number: no limit
+    return max(free, 0)
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+_RECLAIMED = ("inactive_file ", "total_inactive_file ")
+_CGROUPS = (
+    (_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat"),
+    (
+        _CGROUP / "memory/memory.limit_in_bytes",
+        _CGROUP / "memory/memory.usage_in_bytes",
+        _CGROUP / "memory/memory.stat",
+    ),
+)
+
+
+def read_rate() -> float | None:
+    """GFLOP/s of float32 matrix products, the median of the last measurements on this machine; None before any."""
+    rates = _rates()
+    return statistics.median(rates) if rates else None
+
+
+def write_rate(gflops: float) -> None:
+    """Remember a measurement. A cache folder that cannot be written leaves forecasts rough, nothing worse."""
+    path = models.home() / "machine.json"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"gflops": [*_rates(), round(gflops, 1)][-KEPT:]}))
+
+
+def _rates() -> list[float]:
+    try:
+        kept = json.loads((models.home() / "machine.json").read_text("utf-8"))["gflops"]
+        return [float(r) for r in kept if float(r) > 0][-KEPT:]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def on_gpu(config: RunConfig) -> bool:
+    """Whether the run will use a GPU, as far as that can be seen without torch."""
+    return config.device == "cuda" or (config.device == "auto" and Path("/dev/nvidia0").exists())

@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trsp_core import forecast, models
+from trsp_core import downloads, forecast, models
 from trsp_core.errors import TrspError
 
 if TYPE_CHECKING:
     import torch
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # never pickles, never code
-BYTES = {"float32": 4, "bfloat16": 2}
 
 Say = Callable[[str, float], None]
 
@@ -45,13 +44,13 @@ def load(name: str, precision: str = "float32", device: str = "auto") -> tuple[A
     facts = models.facts(name)
     where = pick_device(device)
     if where == "cpu":
-        forecast.require_memory(facts.parameters * BYTES[precision], f"The weights of {name}")
+        forecast.require_memory(facts.parameters * forecast.BYTES[precision], f"The weights of {name}")
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(facts.folder)
     with _quiet(), _told_as(name):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             facts.folder,
             dtype=getattr(torch, precision),
             use_safetensors=True,
@@ -60,6 +59,7 @@ def load(name: str, precision: str = "float32", device: str = "auto") -> tuple[A
             low_cpu_mem_usage=True,
             output_loading_info=True,
         )
+        model, report = loaded
         model.to(where)
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]])
@@ -111,7 +111,7 @@ def convert(source: models.Source, file: Path, say: Say) -> Path:
     with file.open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() != source.sha256:
             raise TrspError(f"{file.name} is damaged: its checksum is not the known one.", "Fetch the model again.")
-    target, scratch = models.converted(source.name), models.scratch_folder(source.name)
+    target, scratch = models.converted(source.name), downloads.scratch_folder(source.name)
     try:
         with _quiet():
             say("Reading the model file", 0.2)
@@ -171,7 +171,7 @@ def _watched(hub_id: str, total: int, say: Say) -> Iterator[None]:
 
     def tell() -> None:
         while not done.wait(1.0):
-            share = min(models.folder_size(folder) / max(total, 1), 1.0)
+            share = min(downloads.folder_size(folder) / max(total, 1), 1.0)
             say(f"Downloading {hub_id}: {share:.0%} of {total / 1e6:,.0f} MB", share)
 
     teller = threading.Thread(target=tell, daemon=True)

@@ -208,7 +208,7 @@ def _wikipedia() -> tuple[str, ...]:
     with bz2.BZ2File(datapath(_WIKIPEDIA)) as dump:
         cleaned = [
             clean(filter_wiki(raw))
-            for _, raw, _ in extract_pages(dump, ("0",))
+            for _, raw, _ in extract_pages(dump, ("0",))  # type: ignore[arg-type]
             if not re.match(r"\s*#redirect", raw, re.I)
         ]
     articles = _once(a for a in cleaned if len(a) >= MIN_ARTICLE)
