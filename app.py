@@ -1,0 +1,26 @@
+"""TRSP Explorer: watch whole layers being pruned out of a language model.
+
+    streamlit run app.py
+
+Page set-up and navigation, nothing else. The pages are in `pages/views`, what they share in `pages/ui`, and all they know
+about pruning in `trsp_core`.
+"""
+
+import streamlit as st
+
+from pages.ui import server
+
+st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
+st.logo("assets/logo.svg", size="large")
+
+server.jobs()  # takes over what an earlier server left waiting, whichever page is opened first
+
+st.navigation(
+    [
+        st.Page("pages/views/home.py", title="Home", icon=":material/home:", default=True),
+        st.Page("pages/views/run.py", title="Run", icon=":material/play_arrow:"),
+        st.Page("pages/views/layers.py", title="Layers", icon=":material/layers:"),
+        st.Page("pages/views/runs.py", title="Runs", icon=":material/list:"),
+    ],
+    position="top",
+).run()

@@ -1,0 +1,182 @@
+"""Before a run starts: what the form asks for, in words and figures; fetching a model; starting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import streamlit as st
+
+from pages.ui import server, session, words
+from pages.ui.controls import title_of
+from trsp_core import config as configs
+from trsp_core import data, forecast, models
+from trsp_core.config import KNOBS, RunConfig
+from trsp_core.errors import Problem, TrspError
+from trsp_core.models import Facts
+
+
+@dataclass
+class Plan:
+    """What the form amounts to: a config or its problems, and the facts of its model where they are known."""
+
+    config: RunConfig | None = None
+    problems: list[Problem] = field(default_factory=list)
+    facts: Facts | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """The model to be fetched first, if that is all that is missing."""
+        name = session.form()["model"]
+        return name if self.facts is None and name and fetchable(name) else None
+
+
+def plan() -> Plan:
+    """Check the form without touching a model: every problem of every knob at once."""
+    made = Plan()
+    try:
+        made.config = configs.from_values(session.form())
+    except TrspError as error:
+        made.problems = list(error.problems)
+    name = session.form()["model"]
+    found = server.facts(name) if name.strip() else None
+    if isinstance(found, TrspError):
+        if not fetchable(name):
+            made.problems.append(Problem("model", found.message, found.remedy))
+    else:
+        made.facts = found
+    if made.config and made.facts:
+        made.problems += configs.check(made.config, made.facts.n_layers, made.facts.max_length)
+    return made
+
+
+def fetchable(name: str) -> bool:
+    """Whether the model is one that can be fetched, and is not here."""
+    try:
+        models.locate(name)
+    except TrspError:
+        return name in models.CATALOGUE or models.is_hub_id(name)
+    return False
+
+
+def ratio_in_words(made: Plan) -> str:
+    """`8 of 30 layers, 18 % fewer parameters`."""
+    if not made.facts:
+        return "How many layers that is will be known once the model is on this machine."
+    facts, values = made.facts, session.form()
+    try:
+        manual = values["method"] == "manual"
+        count = (
+            len(configs.parse_layers(values["layers"]))
+            if manual
+            else configs.layers_to_remove(values["ratio"], facts.n_layers)
+        )
+    except TrspError:
+        return ""
+    mean = sum(facts.layer_parameters) / len(facts.layer_parameters)
+    fewer = words.share(count * mean, facts.parameters)
+    return (
+        f"**{count} of {facts.n_layers} layers, {fewer} fewer parameters** ({words.parameters(facts.parameters)} now)"
+    )
+
+
+def fetch(name: str) -> None:
+    """Say that the model is not here, and get it at a click, with progress."""
+    with st.container(border=True, key="fetch"):
+        source = models.CATALOGUE.get(name)
+        st.markdown(f"**{words.plain(title_of(name))} is not on this machine yet.**")
+        if source:
+            st.caption(
+                f"{source.note} Download {words.size(source.size_bytes)}, {words.size(source.ready_bytes)} on disk. "
+                f"Licence: {source.licence}."
+            )
+        else:
+            st.caption("It is fetched from the model hub, which has to be reachable.")
+        if st.button("Fetch the model", icon=":material/download:", type="primary", key="fetch-now"):
+            _fetch_now(name)
+
+
+def _fetch_now(name: str) -> None:
+    bar = st.progress(0.0, text="Starting")
+    try:
+        for step in models.fetch(name):
+            bar.progress(min(max(step.fraction or 0.0, 0.0), 1.0), text=words.plain(step.message))
+    except TrspError as error:
+        st.error(f"{words.plain(error.message)}\n\n{words.plain(error.remedy)}", icon=":material/error:")
+        return
+    server.facts.clear()
+    st.rerun()
+
+
+def forecast_and_start(made: Plan) -> None:
+    """Minutes and memory before the start, every reason against it, and the button."""
+    refusal = _problems(made)
+    with st.container(border=True, key="start-box"):
+        if made.config and made.facts and not made.problems:
+            expected = forecast.forecast(made.config, made.facts)
+            st.markdown(
+                f":material/schedule: **About {words.duration(expected.seconds)}**, "
+                f"**{words.size(expected.peak_bytes)} of memory** at the peak on this machine."
+                + (" A rough figure: nothing was timed here yet." if expected.rough else "")
+            )
+            _phases(expected.phases)
+            refusal = refusal or _refused(lambda: forecast.check_memory(expected))
+        elif made.missing:
+            st.caption("The forecast comes once the model is on this machine.")
+        if refusal:
+            st.error(refusal, icon=":material/block:")
+        blocked = bool(refusal) or made.facts is None
+        if (
+            st.button("Start", type="primary", icon=":material/play_arrow:", disabled=blocked, key="start")
+            and made.config
+        ):
+            start(made.config)
+    if made.config:
+        with st.popover("Copy as a command", icon=":material/terminal:"):
+            st.caption("The same run from a shell. The address of this page holds the same settings.")
+            st.code(made.config.as_command(), language="bash", wrap_lines=True)
+
+
+def _problems(made: Plan) -> str:
+    """All problems of the form as one list, or nothing."""
+    if not made.problems:
+        return ""
+    lines = [f"- {words.plain(p.message)} {words.plain(p.remedy)}" for p in made.problems]
+    count = len(lines)
+    return (
+        f"{'One setting needs' if count == 1 else f'{count} settings need'} a change before the start:\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _phases(phases: list[dict]) -> None:
+    """Where the time goes."""
+    total = sum(p["seconds"] for p in phases)
+    parts = [f"{words.phase(p['name'])} {words.duration(p['seconds'])}" for p in phases if p["seconds"] >= 0.05 * total]
+    st.caption(" · ".join(parts))
+
+
+def _refused(check) -> str:
+    try:
+        check()
+    except TrspError as error:
+        return f"{words.plain(error.message)} {words.plain(error.remedy)}"
+    return ""
+
+
+def start(config: RunConfig) -> None:
+    """Check the text, queue the run and show it; say why where it cannot be."""
+    try:
+        with st.spinner("Looking at the texts"):
+            data.check(config)
+        run = server.jobs().submit(config)
+    except TrspError as error:
+        st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")
+        return
+    session.show_run(run.id)
+    st.rerun()
+
+
+def change(config: RunConfig) -> None:
+    """Fill the form with a run's settings and show the form; a callback."""
+    session.fill({name: getattr(config, name) for name in KNOBS})
+    session.leave_run()

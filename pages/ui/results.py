@@ -1,0 +1,132 @@
+"""What came out of a run, in plain words and with its protocol; and what to do where nothing came out."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from pages.ui import words
+from pages.ui.controls import title_of
+from trsp_core.config import RunConfig
+from trsp_core.events import DOMAINS, PerplexityMeasured
+from trsp_core.state import RunState
+from trsp_core.store import Run
+
+
+def ending(run: Run, state: RunState, status: str) -> None:
+    """How the run ended, where it did not end well, and what to do next."""
+    where = f" at “{words.phase(state.phase)}”" if state.phase else " before it began"
+    if status == "failed" and state.failure:
+        st.error(
+            f"**This run failed{where}.**\n\n{words.plain(state.failure.message)}\n\n{words.plain(state.failure.remedy)}",
+            icon=":material/error:",
+        )
+        if state.failure.trace:
+            with st.expander("Trace, for a report"):
+                st.code(state.failure.trace, language=None)
+    elif status == "cancelled":
+        st.warning(
+            f"**This run was stopped{where}.** What it measured until then stays below. "
+            "Run it again with the same settings, or change them first.",
+            icon=":material/stop_circle:",
+        )
+    elif status == "lost":
+        st.warning(
+            f"**This run was lost{where}.** {words.plain(run.hint())} What it wrote until then stays below. "
+            "Run it again with the same settings.",
+            icon=":material/link_off:",
+        )
+
+
+def summary(state: RunState, config: RunConfig) -> None:
+    """The result in sentences, then as a table."""
+    if not state.removed:
+        return
+    removed = state.removed
+    total = len(removed.removed) + len(removed.kept)
+    with st.container(border=True, key="result"):
+        st.markdown(
+            f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)}): "
+            f"{words.parameters(removed.parameters)} parameters instead of {words.parameters(removed.parameters_before)}, "
+            f"{words.share(removed.parameters_before - removed.parameters, removed.parameters_before)} fewer."
+        )
+        for domain in DOMAINS:
+            st.markdown(_sentence(state, config, domain))
+        if state.speed:
+            st.markdown(_speed(state, total))
+        st.table(table(state))
+        st.caption(protocol(state))
+
+
+def _sentence(state: RunState, config: RunConfig, domain: str) -> str:
+    """What happened to one domain's perplexity."""
+    by = {s: values[domain] for s, values in state.perplexity.items() if domain in values}
+    text = words.plain(title_of(config.text if domain == "calibration" else config.heldout))
+    name = words.DOMAINS[domain]
+    start = f"In the {name} ({text}), perplexity went from {words.perplexity(by.get('dense'))} to **{words.perplexity(by.get('pruned'))}**."
+    direct, pruned = by.get("direct"), by.get("pruned")
+    if not config.stage2_steps:
+        return start + " There was no stage 2: the layers were deleted at once."
+    if direct is None or pruned is None:
+        return start
+    better = blocks_better(state, domain)
+    verdict = "lowered" if pruned < direct else "raised"
+    change = words.share(abs(direct - pruned), direct)
+    end = f" Deleting the same layers at once gives {words.perplexity(direct)}: stage 2 {verdict} it by {change}"
+    return start + end + (f", better in {better[0]} of {better[1]} blocks." if better else ".")
+
+
+def blocks_better(state: RunState, domain: str) -> tuple[int, int] | None:
+    """In how many blocks the pruned model's loss is below direct deletion's, and of how many."""
+    pruned, direct = _measured(state, "pruned", domain), _measured(state, "direct", domain)
+    if not pruned or not direct or len(pruned.losses) != len(direct.losses):
+        return None
+    pairs = [(p, d) for p, d in zip(pruned.losses, direct.losses, strict=True) if p is not None and d is not None]
+    return sum(p < d for p, d in pairs), len(direct.losses)
+
+
+def _speed(state: RunState, total: int) -> str:
+    dense, pruned = state.speed.get("dense"), state.speed.get("pruned")
+    if not dense or not pruned:
+        return ""
+    return (
+        f"It reads a prompt {pruned.prefill / dense.prefill:.2f} times as fast as the dense model "
+        f"({words.number(pruned.prefill)} tokens a second) and writes {pruned.decode / dense.decode:.2f} times as fast "
+        f"({words.number(pruned.decode)} tokens a second). Removing {total - len(state.removed.kept)} of {total} layers "
+        f"can give at most {state.ceiling:.2f} times."
+    )
+
+
+def table(state: RunState) -> pd.DataFrame:
+    """Perplexity by state of the model and by domain."""
+    shown = [s for s in words.MODEL_STATES if s in state.perplexity]
+    rows = {
+        f"Perplexity, {words.DOMAINS[domain]}": [
+            words.perplexity(state.perplexity[s].get(domain)) if domain in state.perplexity[s] else "–" for s in shown
+        ]
+        for domain in DOMAINS
+    }
+    return pd.DataFrame(rows, index=[words.MODEL_STATES[s] for s in shown])
+
+
+def protocol(state: RunState) -> str:
+    """How it was measured, so that another can repeat it."""
+    parts = []
+    for domain in DOMAINS:
+        event = _measured(state, "dense", domain)
+        if event:
+            parts.append(
+                f"{words.DOMAINS[domain]}: {words.plain(title_of(event.text))}, {event.blocks} blocks of {event.block_length} tokens "
+                f"({event.tokens:,} predicted), {event.dtype}"
+            )
+    return "Lower is better. " + "; ".join(parts) + ". No measured block was trained on."
+
+
+def _measured(state: RunState, model_state: str, domain: str) -> PerplexityMeasured | None:
+    return next((m for m in state.measured if m.state == model_state and m.domain == domain), None)
+
+
+def notes(state: RunState) -> None:
+    """What the run did differently, and why."""
+    for note in state.notes:
+        st.info(words.plain(note), icon=":material/info:")

@@ -1,0 +1,188 @@
+"""From a run's state to the rows that charts draw. Pure; long histories are thinned, so that a redraw stays quick.
+
+Every frame has the columns that its spec names, also when it is empty, and rows of kind `frame` that hold the axes still
+while the data grow.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from trsp_core.config import RunConfig
+from trsp_core.state import RunState
+
+MOST = 240  # steps drawn of one history
+
+
+def fates(state: RunState) -> list[str]:
+    """The fate of each of the L layers so far: kept, chosen or removed."""
+    count = state.model.n_layers if state.model else len(state.weights)
+    fate = np.full(count, "kept", dtype=object)
+    fate[[i for i in state.chosen if i < count]] = "chosen"
+    if state.removed:
+        fate[[i for i in state.removed.removed if i < count]] = "removed"
+    return list(fate)
+
+
+def chosen_at(state: RunState) -> dict[int, int]:
+    """Layer to the number of stage 1 steps that were done when it was chosen."""
+    last = {s.round: n for n, s in enumerate(state.weight_steps, start=1)}
+    return {c.layer: last[c.round] for c in state.rounds if c.round in last}
+
+
+def weights(state: RunState, planned: int) -> pd.DataFrame:
+    """A line a layer over the steps of stage 1, ending where it is chosen. `planned`: steps of the whole stage."""
+    columns = ["kind", "step", "weight", "layer", "fate"]
+    steps, ends, fate = state.weight_steps, chosen_at(state), fates(state)
+    frame = pd.DataFrame(
+        [("frame", 0, 0.0, 0, "kept"), ("frame", max(planned, len(steps), 1), 1.0, 0, "kept")], columns=columns
+    )
+    if not steps:
+        return frame
+    picked = thin(len(steps), {n - 1 for n in ends.values()})
+    table = np.array([steps[i].weights for i in picked], dtype=float)  # (steps drawn, L)
+    start = np.ones((1, table.shape[1]))
+    table, at = np.vstack([start, table]), np.concatenate([[0], np.array(picked) + 1])
+    layer = np.arange(table.shape[1])
+    shown = at[:, None] <= np.array([ends.get(i, np.inf) for i in layer])[None, :]
+    rows = pd.DataFrame(
+        {
+            "kind": "line",
+            "step": np.repeat(at, len(layer))[shown.ravel()],
+            "weight": np.round(table.ravel()[shown.ravel()], 4),
+            "layer": np.tile(layer, len(at))[shown.ravel()],
+        }
+    )
+    rows["fate"] = np.array(fate, dtype=object)[rows["layer"]]
+    marks = [("mark", n, round(_weight(steps[n - 1].weights[i]), 4), i, fate[i]) for i, n in ends.items()]
+    return pd.concat([frame, rows, pd.DataFrame(marks, columns=columns)], ignore_index=True)
+
+
+def stack(state: RunState) -> pd.DataFrame:
+    """A bar a layer: its weight now, or when it was chosen."""
+    columns = ["kind", "layer", "weight", "fate", "label"]
+    now, fate, ends = list(state.weights), fates(state), chosen_at(state)
+    for layer, n in ends.items():
+        now[layer] = state.weight_steps[n - 1].weights[layer]
+    rows = [("bar", i, round(_weight(w), 4), fate[i], _label(w, state)) for i, w in enumerate(now)]
+    return pd.DataFrame([("frame", 0, 1.0, "kept", ""), *rows], columns=columns)
+
+
+def scores(state: RunState) -> pd.DataFrame:
+    """A bar a layer: a method's score, none for a protected layer."""
+    found, fate = state.scores.scores if state.scores else [], fates(state)
+    rows = [("bar", i, score, fate[i]) for i, score in enumerate(found) if i < len(fate)]
+    return pd.DataFrame(rows, columns=["kind", "layer", "score", "fate"])
+
+
+def layer_table(state: RunState) -> pd.DataFrame:
+    """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it."""
+    fate, ends, shown, place = fates(state), chosen_at(state), [], 0
+    order = {layer: n for n, layer in enumerate(state.chosen, start=1)}
+    gaps_left = dict(zip(state.chosen, state.gap_steps[-1].gaps, strict=False)) if state.gap_steps else {}
+    for i, what in enumerate(fate):
+        weight = state.weight_steps[ends[i] - 1].weights[i] if i in ends else state.weights[i]
+        if what == "kept":
+            text, place = (f"kept, now {place}" if state.removed else "kept so far"), place + 1
+        else:
+            text = f"chosen {order.get(i, 0)}." + (", removed" if what == "removed" else "")
+        size = state.model.layer_parameters[i] / 1e6 if state.model else None
+        shown.append((i, weight if state.weight_steps else None, text, size, gaps_left.get(i)))
+    columns = ["Layer", "Weight |s|", "Fate", "Parameters, million", "Gap left"]
+    return pd.DataFrame(shown, columns=columns).round({"Weight |s|": 3, "Parameters, million": 2, "Gap left": 3})
+
+
+def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
+    """The parts of the loss over the steps of a stage, as they enter the sum."""
+    columns = ["kind", "step", "value", "part"]
+    steps = state.weight_steps if stage == 1 else state.gap_steps
+    frame = [
+        ("frame", 0, 0.0, "language modelling"),
+        ("frame", planned_steps(state, config, stage), 1.0, "language modelling"),
+    ]
+    rows = []
+    for i in thin(len(steps)):
+        rows.append(("line", i + 1, steps[i].lm_loss, "language modelling"))
+        if stage == 1:
+            rows.append(("line", i + 1, config.lambda_1 * _weight(steps[i].l1), "λ₁ × sum of weights"))
+        else:
+            rows.append(("line", i + 1, steps[i].lambda_2 * _weight(steps[i].penalty), "λ₂ × penalty"))
+    return pd.DataFrame(frame + rows, columns=columns)
+
+
+def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
+    """A line a chosen layer over the steps of stage 2: how much it still changes what passes through it."""
+    columns = ["kind", "step", "gap", "layer", "fate"]
+    frame = [("frame", 0, 0.0, 0, "chosen"), ("frame", planned_steps(state, config, 2), 0.5, 0, "chosen")]
+    picked, fate = thin(len(state.gap_steps)), fates(state)
+    rows = [
+        ("line", i + 1, gap, layer, fate[layer])
+        for i in picked
+        for layer, gap in zip(state.chosen, state.gap_steps[i].gaps, strict=False)
+    ]
+    ends = [("mark", *row[1:]) for row in rows[len(rows) - len(state.chosen) :]] if rows else []
+    return pd.DataFrame(frame + rows + ends, columns=columns)
+
+
+def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
+    """Perplexity if the chosen layers were deleted now, with the dense model on the same blocks as a level line."""
+    columns = ["kind", "step", "perplexity", "model", "label"]
+    last = planned_steps(state, config, 2)
+    if not state.probes:
+        return pd.DataFrame(columns=columns).astype({"step": float, "perplexity": float})
+    blocks = state.probes[0].blocks
+    levels = {"dense": first_blocks(state, "dense", blocks), "deleted at once": state.probes[0].perplexity}
+    rows: list[tuple] = []
+    for name, level in levels.items():
+        rows += [("level", step, level, name, "") for step in (0, last)]
+        rows.append(("name", last, level, name, f"{name} {level:,.1f}" if level else ""))
+    seen = [p for p in (state.probes[i] for i in thin(len(state.probes)))]
+    rows += [("line", p.step, p.perplexity, "deleted now", "") for p in seen]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def first_blocks(state: RunState, model_state: str, blocks: int) -> float | None:
+    """Perplexity of the first `blocks` measured blocks of the calibration domain, the sample that probes use."""
+    for event in state.measured:
+        if event.state == model_state and event.domain == "calibration" and len(event.losses) >= blocks > 0:
+            mean = np.mean([_weight(x) for x in event.losses[:blocks]])
+            return round(float(math.exp(min(mean, 700.0))), 3) if math.isfinite(mean) else None
+    return None
+
+
+def planned_steps(state: RunState, config: RunConfig, stage: int) -> int:
+    """Steps that a stage will take, as far as it is known."""
+    if stage == 2:
+        return max(config.stage2_steps, len(state.gap_steps), 1)
+    return max(planned_rounds(state, config) * config.stage1_steps, len(state.weight_steps), 1)
+
+
+def planned_rounds(state: RunState, config: RunConfig) -> int:
+    return 1 if config.one_shot else max(planned_removals(state, config), 1)
+
+
+def planned_removals(state: RunState, config: RunConfig) -> int:
+    """K of this run; 0 before the model is known."""
+    from trsp_core.config import layers_to_remove, parse_layers
+
+    if config.method == "manual":
+        return len(parse_layers(config.layers))
+    return layers_to_remove(config.ratio, state.model.n_layers) if state.model else 0
+
+
+def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]:
+    """At most `MOST` indices spread over `range(count)`, the last one and `also` among them."""
+    if count <= MOST:
+        return list(range(count))
+    return sorted({int(i) for i in np.linspace(0, count - 1, MOST)} | {i for i in also if 0 <= i < count})
+
+
+def _weight(value: float | None) -> float:
+    return float("nan") if value is None else abs(value)
+
+
+def _label(weight: float | None, state: RunState) -> str:
+    return f"{weight:.2f}" if weight is not None and state.weight_steps else ""

@@ -1,0 +1,75 @@
+"""What one server holds for all its tabs: the store, the queue of jobs, and each watched run folded as far as it is written."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+from pathlib import Path
+
+import streamlit as st
+
+from trsp_core import models
+from trsp_core.errors import TrspError
+from trsp_core.jobs import Jobs
+from trsp_core.models import Facts
+from trsp_core.state import RunState, fold
+from trsp_core.store import Run, Store
+
+
+class Follower:
+    """One run's events, folded once: each look reads only the bytes that are new."""
+
+    def __init__(self, run: Run):
+        self._run, self._offset, self._state = run, 0, RunState()
+        self._lock = threading.Lock()
+
+    def look(self) -> RunState:
+        """The state now, as a copy whose lists no other tab's look will change."""
+        with self._lock:
+            lines, offset = self._run.read(self._offset)
+            self._offset = offset
+            fold(self._state, lines)
+            return RunState(**{f.name: copy.copy(getattr(self._state, f.name)) for f in dataclasses.fields(RunState)})
+
+
+@st.cache_resource(show_spinner=False)
+def store() -> Store:
+    return Store()
+
+
+@st.cache_resource(show_spinner=False)
+def jobs() -> Jobs:
+    """The one queue; made at the first visit, it takes over what an earlier server left waiting."""
+    return Jobs(store())
+
+
+@st.cache_resource(show_spinner=False, max_entries=12)
+def _follower(folder: str, made: int) -> Follower:
+    """A long history takes some tens of MB: only the runs looked at last are held."""
+    return Follower(Run(Path(folder)))
+
+
+def look(run: Run) -> tuple[RunState, str]:
+    """The fold of `run`'s events so far, and its status."""
+    follower = _follower(str(run.folder), (run.folder / "config.json").stat().st_ino)
+    state = follower.look()
+    status = run.status(state.ended)
+    if status == "lost":  # it may have ended, in writing, between the two looks
+        state = follower.look()
+        status = run.status(state.ended)
+    return state, status
+
+
+def get_run(run_id: str) -> Run:
+    """Raises TrspError: there is no such run."""
+    return store().get(run_id)
+
+
+@st.cache_resource(show_spinner=False, ttl=30, max_entries=64)
+def facts(model: str) -> Facts | TrspError:
+    """What the model's files say, or why they cannot be used; kept for a while, since each rerun asks."""
+    try:
+        return models.facts(model)
+    except TrspError as error:
+        return error

@@ -1,0 +1,45 @@
+"""Texts that visitors bring: stored once under a name made from their content, beside the runs that read them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from trsp_core.errors import TrspError
+
+MOST_BYTES = 20_000_000  # of one file
+MOST_STORED = 500_000_000  # of all files
+SUFFIXES = (".txt", ".jsonl")
+
+
+def keep(content: bytes, name: str, root: Path) -> Path:
+    """Store `content` under `root`; the visitor's file `name` gives the suffix alone.
+
+    Raises:
+        TrspError: wrong kind, too large, no room.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise TrspError(f"A file of kind {suffix or 'unknown'} was given.", "Bring a .txt or a .jsonl file.")
+    if len(content) > MOST_BYTES:
+        raise TrspError(
+            f"The file has {len(content) / 1e6:.0f} MB, {MOST_BYTES / 1e6:.0f} MB are allowed.", "Bring a part of it."
+        )
+    folder = root / "uploads"
+    file = folder / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix}"
+    try:
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            stored = sum(f.stat().st_size for f in folder.iterdir())
+            if stored + len(content) > MOST_STORED:
+                raise TrspError("The space for uploaded texts is used up.", "Give the path of a file on this machine.")
+            file.write_bytes(content)
+    except OSError as error:
+        raise TrspError(
+            f"The file could not be stored: {error.strerror}.", "Free some space, then try again."
+        ) from error
+    return file
+
+
+def is_upload(text: str, root: Path) -> bool:
+    return Path(text).parent == root / "uploads"

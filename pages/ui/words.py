@@ -1,0 +1,127 @@
+"""Figures and states in words: rounded sensibly, each with its unit."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+PHASES = {
+    "load": "Loading the model",
+    "text": "Reading the texts",
+    "dense": "Measuring the dense model",
+    "choose": "Stage 1: learning the layer weights",
+    "direct": "Measuring direct deletion",
+    "transfer": "Stage 2: moving the knowledge",
+    "trained": "Measuring before deletion",
+    "pruned": "Deleting and measuring",
+    "save": "Saving",
+}
+
+SHORT_PHASES = {
+    "load": "Load",
+    "text": "Read",
+    "dense": "Measure",
+    "choose": "Stage 1: choose",
+    "direct": "Measure",
+    "transfer": "Stage 2: transfer",
+    "trained": "Measure",
+    "pruned": "Delete",
+    "save": "Save",
+}
+
+MODEL_STATES = {
+    "dense": "Dense (as it came)",
+    "direct": "Layers deleted at once",
+    "trained": "After stage 2, all layers still there",
+    "pruned": "Pruned: after stage 2, layers deleted",
+}
+
+DOMAINS = {"calibration": "calibration domain", "heldout": "held-out domain"}
+
+STATUSES = {
+    "queued": "Queued",
+    "running": "Running",
+    "finished": "Finished",
+    "cancelled": "Stopped",
+    "failed": "Failed",
+    "lost": "Lost",
+}
+
+
+def plain(text: str) -> str:
+    """`text` so that Markdown shows it letter by letter: for what people typed and what errors quote."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])", r"\\\1", " ".join(str(text).split()))
+
+
+def phase(name: str) -> str:
+    return PHASES.get(name, plain(name.replace("_", " ").capitalize()))
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = max(round(seconds), 0)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        minutes, rest = divmod(5 * round(whole / 5), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(round(whole / 60), 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def size(count: float) -> str:
+    """Bytes as `540 MB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            value = count / scale
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def parameters(count: float) -> str:
+    """Parameters as `134.5 million`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} billion"
+    return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,.0f}"
+
+
+def perplexity(value: float | None) -> str:
+    """`41.7`, `1,240`, `3.9e+05`; null stands for not a number."""
+    if value is None:
+        return "not a number"
+    if value >= 1e5:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None else f"{value:.{digits}g}"
+
+
+def share(part: float, whole: float) -> str:
+    """`18 %`."""
+    return f"{100 * part / whole:.0f} %" if whole else "0 %"
+
+
+def layers(numbers: list[int]) -> str:
+    """`3, 13 to 18, 26`."""
+    parts: list[str] = []
+    ordered = sorted(numbers)
+    start = 0
+    for i in range(len(ordered)):
+        if i + 1 < len(ordered) and ordered[i + 1] == ordered[i] + 1:
+            continue
+        low, high = ordered[start], ordered[i]
+        parts.append(f"{low}" if low == high else f"{low}, {high}" if high == low + 1 else f"{low} to {high}")
+        start = i + 1
+    return ", ".join(parts) or "none"
+
+
+def when(run_id: str, modified: float) -> str:
+    """The time a run was asked for: from its name, or from its folder."""
+    match = re.match(r"(\d{8}-\d{6})", run_id)
+    try:
+        moment = datetime.strptime(match[1], "%Y%m%d-%H%M%S") if match else datetime.fromtimestamp(modified)
+    except ValueError:
+        moment = datetime.fromtimestamp(modified)
+    return moment.strftime("%d %b %Y, %H:%M")

@@ -1,0 +1,72 @@
+"""Run: fill the form and start; or watch the run in the address, live or long after."""
+
+import streamlit as st
+
+from pages.ui import controls, panels, planner, results, server, session, words
+from trsp_core.errors import TrspError
+
+
+def show_form() -> None:
+    """The settings of a new run, what they cost, and Start."""
+    st.title("Run")
+    st.caption("Choose what to prune and how hard. Every control has its meaning behind the question mark.")
+    for problem in session.left_out():
+        st.warning(f"Left out of the address: {words.plain(problem.message)}")
+    made = planner.plan()
+    controls.presets()
+    controls.first(made.problems)
+    st.markdown(planner.ratio_in_words(made))
+    if made.missing:
+        planner.fetch(made.missing)
+    planner.forecast_and_start(made)
+    st.markdown("#### More settings")
+    controls.more(made.problems)
+    session.write_address()
+
+
+def show_run(run_id: str) -> None:
+    """One run, as it is now."""
+    try:
+        run = server.get_run(run_id)
+    except TrspError as error:
+        st.warning(f"{words.plain(error.message)} It may have been deleted.", icon=":material/link_off:")
+        st.button("Start a new run", on_click=session.leave_run, type="primary")
+        st.page_link("pages/views/runs.py", label="All runs", icon=":material/list:")
+        return
+    config = panels.config_of(run)
+    if config is None:
+        return
+    state, status = server.look(run)
+    panels.title(run, config, state, status)
+    panels.actions(run, config, status)
+    active = status in ("queued", "running")
+    st.fragment(watch, run_every=1.0 if active else None)(run_id, status)
+
+
+def watch(run_id: str, known: str) -> None:
+    """What changes while the run goes on; drawn again each second."""
+    run = server.get_run(run_id)
+    config = run.config()
+    state, status = server.look(run)
+    if status != known:
+        st.rerun()
+    if status in ("queued", "running"):
+        panels.progress(run, state, status)
+    else:
+        results.ending(run, state, status)
+        results.summary(state, config)
+        panels.next_steps(run, state)
+    panels.figures(state, config)
+    results.notes(state)
+    panels.stage_1(state, config)
+    if config.stage2_steps:
+        panels.stage_2(state, config)
+    panels.loss_parts(state, config)
+    panels.samples(state)
+
+
+wanted = session.run_id()
+if wanted:
+    show_run(wanted)
+else:
+    show_form()

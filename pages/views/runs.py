@@ -1,0 +1,20 @@
+"""Runs: every run on this machine, newest first; open one, stop it, delete it."""
+
+import streamlit as st
+
+from pages.ui import lists, server, session, words
+
+st.title("Runs")
+everything = server.store().runs()
+if not everything:
+    st.info("No runs yet. A Quick run takes at most three minutes on two cores.", icon=":material/info:")
+    st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
+    st.stop()
+
+if session.get("delete_error"):
+    st.error(words.plain(session.get("delete_error")), icon=":material/error:")
+pages = -(-len(everything) // lists.PER_PAGE)
+st.caption(f"{len(everything)} {'run' if len(everything) == 1 else 'runs'}, newest first.")
+page = st.pagination(pages, key="page") if pages > 1 else 1
+for run in everything[(page - 1) * lists.PER_PAGE : page * lists.PER_PAGE]:
+    lists.row(run, more=True)
