@@ -254,7 +254,7 @@ def from_line(line: str) -> tuple[int, float, Event]:
 
 def values(record: Any) -> dict[str, Any]:
     """The fields of a dataclass as values that JSON can carry."""
-    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    return {f.name: plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
 
 
 def build(kind: type[T], given: dict[str, Any]) -> T:
@@ -278,13 +278,14 @@ def stable(event: Event) -> dict[str, Any]:
     return {"event": type(event).__name__, **kept}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as JSON can carry it: not-a-number and infinity become None, tuples lists."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     return value
 
 

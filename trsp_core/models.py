@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trsp_core import checkpoint
+from trsp_core import checkpoint, families
 from trsp_core import config as configs
 from trsp_core.checkpoint import Facts
 from trsp_core.config import RunConfig
@@ -95,6 +95,11 @@ def is_ready(name: str) -> bool:
     return True
 
 
+def is_fetchable(name: str) -> bool:
+    """Whether `name` is one that `fetch` may get, here or not."""
+    return name in CATALOGUE or is_hub_id(name)
+
+
 def locate(name: str) -> Path:
     """The folder of the model called `name`: of the catalogue, a local folder, or a hub id that has been downloaded.
 
@@ -103,7 +108,7 @@ def locate(name: str) -> Path:
     """
     if name in CATALOGUE:
         folder = converted(name)
-        if not folder.is_dir():
+        if not (folder / "config.json").is_file():
             raise _not_here(name, f"{CATALOGUE[name].size_bytes / 1e6:.0f} MB from the Python package index")
         return folder
     if is_hub_id(name):
@@ -152,6 +157,9 @@ def preflight(config: RunConfig) -> Forecast:
     refuse(configs.check(config))
     known = facts(config.model)
     refuse(configs.check(config, known.n_layers, known.max_length))
+    family = families.of(known.model_type)
+    if family.refused:
+        raise TrspError(f"{family.name} cannot be pruned by whole layers: {family.refused}.", "Choose another model.")
     data.check(config, known.folder / "tokenizer.json")
     expected = forecast.forecast(config, known)
     if not forecast.on_gpu(config):

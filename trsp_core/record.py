@@ -69,7 +69,7 @@ def record(
         finally:
             generator.close()
         os.fsync(file.fileno())
-    write_atomic(run.folder / "summary.json", json.dumps(state.summary(folded), indent=1))
+    write_atomic(run.folder / "summary.json", json.dumps(ev.plain(state.summary(folded)), indent=1))
     return folded
 
 

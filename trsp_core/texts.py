@@ -19,6 +19,7 @@ from trsp_core.config import TEXTS
 from trsp_core.errors import TrspError
 from trsp_core.store import write_atomic
 
+FROM_HUB = ("wikitext2", "c4")  # the others are on any machine
 MAX_FILE = 50_000_000  # bytes of a person's own text
 MIN_ARTICLE = 1_000  # characters of a Wikipedia article, cleaned
 FEW = 8  # articles; a text with fewer is cut into pieces, so that it can be split at all

@@ -1,0 +1,251 @@
+"""The shell: `python -m trsp_core COMMAND`. Reads flags, calls the library, prints. Only `run` imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from trsp_core import config, families, forecast, methods, models, record, shell, state, texts
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.events import Event, PhaseStarted, plain
+from trsp_core.state import RunState
+from trsp_core.store import Run, Store, runs_root
+
+SPARSE = 30.0  # seconds between progress lines where stderr is no terminal
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 2 bad input, 3 failed, 130 cancelled."""
+    arguments = shell.parser().parse_args(words)
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except TrspError as error:
+        _refused(error)
+        return 2
+    except KeyboardInterrupt:
+        _say("Stopped.")
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prune. All that can be refused is refused before there is a run folder, except for a run that `jobs` made."""
+    if arguments.folder:
+        return _drive(Run(Path(arguments.folder).absolute()), arguments.json)
+    settings = config.from_values(shell.given(arguments), arguments.preset)
+    if not models.is_ready(settings.model) and models.is_fetchable(settings.model):
+        for step in models.fetch(settings.model):
+            _say(f"[{step.fraction:4.0%}] {step.message}")
+    expected = models.preflight(settings)
+    made = Store().create(settings, Path(arguments.out).absolute() if arguments.out else None)
+    roughly = " (a rough figure: nothing was timed on this machine yet)" if expected.rough else ""
+    _say(f"Run {made.id} in {made.folder}")
+    _say(f"About {shell.clock(expected.seconds)}{roughly}, {expected.peak_bytes / 1e9:.1f} GB of memory. Ctrl-C stops.")
+    return _drive(made, arguments.json)
+
+
+def _drive(made: Run, as_json: bool) -> int:
+    """Execute the config in a run folder and record it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _stop(made))
+    shown = _Progress()
+    ended = record.record(made, _execute(made), shown)
+    shown.close()
+    figures = {"run": made.id, "folder": str(made.folder), **state.summary(ended)}
+    if as_json:
+        _print_json(figures)
+    else:
+        print(shell.account(figures))
+    if ended.failure:
+        _say(ended.failure.message, ended.failure.remedy, ended.failure.trace)
+    return shell.CODES[ended.ended]
+
+
+def _execute(made: Run) -> Generator[Event, None, None]:
+    settings: RunConfig = made.config()
+    from trsp_core import engine  # torch comes in here
+
+    yield from engine.execute(settings, made.folder)
+
+
+def _stop(made: Run) -> None:
+    """First at the next event, so that the step at hand is whole; when asked again, at once."""
+    if made.cancelled():
+        raise KeyboardInterrupt
+    made.cancel()
+
+
+class _Progress:
+    """Progress on stderr: one line, rewritten, on a terminal; else a line a phase and a few in between."""
+
+    def __init__(self) -> None:
+        self.live, self.last, self.width = sys.stderr.isatty(), 0.0, 0
+
+    def __call__(self, now: RunState, event: Event) -> None:
+        line = shell.progress(now)
+        if self.live:
+            print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
+            self.width = len(line)
+        elif isinstance(event, PhaseStarted) or time.monotonic() - self.last > SPARSE:
+            _say(line)
+            self.last = time.monotonic()
+
+    def close(self) -> None:
+        if self.live:
+            _say("")
+
+
+def list_runs(arguments: argparse.Namespace) -> int:
+    """The runs, newest first."""
+    rows = [_figures(found) for found in Store().runs()]
+    if arguments.json:
+        _print_json(rows)
+    elif not rows:
+        print(f"No runs in {runs_root()} yet. Start one: python -m trsp_core run --preset quick")
+    else:
+        print(shell.table([_row(figures) for figures in rows]))
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """One run, by id or by folder."""
+    folder = Path(arguments.run)
+    found = Run(folder.absolute()) if (folder / "config.json").is_file() else Store().get(arguments.run)
+    figures = _figures(found)
+    if arguments.json:
+        _print_json(figures | {"config": found.config().as_dict()})
+    else:
+        print(shell.account(figures), found.config().as_command(), sep="\n")
+    return 0
+
+
+def list_methods(arguments: argparse.Namespace) -> int:
+    """The ways to choose layers."""
+    rows = [
+        {"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper}
+        for m in methods.all_methods().values()
+    ]
+    return _listing(rows, arguments.json)
+
+
+def list_families(arguments: argparse.Namespace) -> int:
+    """The model families with something particular to them."""
+    rows = [
+        {"name": f.name, "model_types": list(f.model_types), "refused": f.refused, "note": f.note}
+        for f in families.all_families().values()
+    ]
+    return _listing(rows, arguments.json)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """What is here, without touching anything."""
+    versions = record.environment()
+    report: dict[str, Any] = {
+        "versions": versions,
+        "models": {name: "ready" if models.is_ready(name) else "not fetched" for name in models.CATALOGUE},
+        "texts": {name: _text_state(name, versions) for name in config.TEXTS},
+        "machine": {
+            "cores": os.cpu_count(),
+            "processor": platform.machine(),
+            "gpu": forecast.on_gpu(RunConfig()),
+            "free_memory_gb": round(forecast.available_memory() / 1e9, 1),
+            "gflops": forecast.read_rate(),
+        },
+        "folders": {"runs": str(runs_root()), "cache": str(models.home())},
+    }
+    if arguments.json:
+        _print_json(report)
+        return 0
+    report["machine"]["gflops"] = report["machine"]["gflops"] or "not measured yet"
+    for part, values in report.items():
+        print(part, *(f"  {name}: {value}" for name, value in values.items()), sep="\n")
+    return 0
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Get a model onto this machine."""
+    for step in models.fetch(arguments.model):
+        if arguments.json:
+            print(json.dumps({"message": step.message, "fraction": round(step.fraction, 3)}), flush=True)
+        else:
+            _say(f"[{step.fraction:4.0%}] {step.message}")
+    return 0
+
+
+def serve_workbench(arguments: argparse.Namespace) -> int:
+    """The child process of `workbench`."""
+    from trsp_core import bench
+
+    return bench.serve()
+
+
+def _figures(found: Run) -> dict[str, Any]:
+    """The summary of a run, with its id and status."""
+    return {"run": found.id, "folder": str(found.folder), "status": found.status(), **found.summary()}
+
+
+def _row(figures: dict[str, Any]) -> list[str]:
+    by_state = figures["perplexity"].get("calibration", {})
+    ppl = ", ".join(f"{s} {shell.number(v)}" for s, v in by_state.items())
+    count = f"{len(figures['removed'])} of {figures['n_layers']}" if figures["removed"] else ""
+    return [figures["run"], figures["status"], figures["model"] or "", count, ppl]
+
+
+def _listing(rows: list[dict[str, Any]], as_json: bool) -> int:
+    if as_json:
+        _print_json(rows)
+    else:
+        cells = [[row["name"], " ".join(_plain(v) for k, v in row.items() if k != "name" and v)] for row in rows]
+        print(shell.table(cells))
+    return 0
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value).rstrip(".") + "."
+
+
+def _text_state(name: str, versions: dict[str, str]) -> str:
+    package = "datasets" if name in texts.FROM_HUB else "gensim"
+    if versions[package] == "not installed":
+        return f"{package} is not installed"
+    return "needs the hub" if package == "datasets" else "ready"
+
+
+def _refused(error: TrspError) -> None:
+    for problem in error.problems or (error,):
+        _say(f"{problem.message} {problem.remedy}")
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(plain(values), indent=1, ensure_ascii=False))
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+_COMMANDS = {
+    "run": run,
+    "list": list_runs,
+    "show": show,
+    "methods": list_methods,
+    "families": list_families,
+    "doctor": doctor,
+    "fetch": fetch,
+    "workbench": serve_workbench,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

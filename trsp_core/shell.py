@@ -1,0 +1,137 @@
+"""What the command line takes and how it speaks: its parser, made from the knobs, and the words for people. Prints
+nothing itself."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from trsp_core.config import GROUPS, KNOBS, PRESETS
+from trsp_core.knobs import Knob
+from trsp_core.state import RunState
+
+CODES = {"finished": 0, "failed": 3, "cancelled": 130}  # exit codes by how a run ended; 2 is bad input
+EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 cancelled."
+COMMANDS = {
+    "run": "prune a model, and write all that happens into a run folder",
+    "list": "the runs, newest first",
+    "show": "the figures of one run",
+    "methods": "the ways to choose layers",
+    "families": "the model families with something particular to them",
+    "doctor": "what is installed, which models and texts are there, what the machine can do",
+    "fetch": "get a model onto this machine",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m trsp_core",
+        description="Prune whole layers out of a language model by TRSP, and watch it happen.",
+        epilog=EPILOG,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {name: commands.add_parser(name, allow_abbrev=False, help=text, description=text.capitalize() + ".", epilog=EPILOG)
+            for name, text in COMMANDS.items()}  # fmt: skip
+    commands.add_parser("workbench")  # the server's child process for what-if and generation; not for people
+    for name, command in made.items():
+        command.add_argument("--json", action="store_true", help="print JSON on stdout" + _JSON.get(name, ""))
+    made["show"].add_argument("run", metavar="RUN", help="a run's id, or its folder")
+    made["fetch"].add_argument("model", metavar="MODEL", help="a name of the catalogue, or a hub id (owner/name)")
+    _add_run_flags(made["run"])
+    return top
+
+
+_JSON = {"run": ": the summary, at the end", "fetch": ": one object a line, as it goes"}
+
+
+def _add_run_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--preset", choices=tuple(PRESETS), help="start from these settings; flags change them")
+    command.add_argument("--out", metavar="FOLDER", help="the run's folder; default a new one under runs/")
+    command.add_argument("--folder", help=argparse.SUPPRESS)  # execute the config.json that is there: `jobs`
+    for group, title in GROUPS.items():
+        section = command.add_argument_group(title)
+        for knob in KNOBS.values():
+            if knob.group == group:
+                _add_flag(section, knob)
+
+
+def _add_flag(section: argparse._ArgumentGroup, knob: Knob) -> None:
+    """One flag. Values stay text here: `config.from_values` reads them, as it does for the page."""
+    facts = [f"paper: {knob.paper}"] if knob.paper else []
+    if knob.low is not None or knob.high is not None:
+        facts.append(knob.bounds)
+    facts.append(f"default {knob.default!r}" if knob.kind is str else f"default {str(knob.default).lower()}")
+    how: dict[str, Any] = {"metavar": "|".join(knob.choices) if knob.choices else knob.kind.__name__.upper()}
+    if knob.kind is bool:
+        how = {"nargs": "?", "const": "true", "metavar": "true|false"}
+    text = f"{knob.label}. {knob.help} ({'; '.join(facts)})".replace("%", "%%")
+    section.add_argument(knob.flag, dest=knob.name, default=argparse.SUPPRESS, help=text, **how)
+
+
+def given(arguments: argparse.Namespace) -> dict[str, str]:
+    """The knobs that were named on the command line, as text."""
+    return {name: value for name, value in vars(arguments).items() if name in KNOBS}
+
+
+def progress(state: RunState) -> str:
+    """Where a run is, in one line: `[ 42%] choose 23/80, about 1:32 left`."""
+    left = state.seconds_left
+    count = f" {state.done}/{state.units}" if state.units else ""
+    return f"[{state.fraction:4.0%}] {state.phase or 'start'}{count}" + (
+        f", about {clock(left)} left" if left is not None else ""
+    )
+
+
+def clock(seconds: float) -> str:
+    """`1:32`, or `2:01:32`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def account(figures: dict[str, Any]) -> str:
+    """A run's summary (`state.summary`, with `run` and `status`) for people."""
+    lines = [f"Run {figures['run']}: {figures.get('status') or figures['ended'] or 'unfinished'}"]
+    if figures["model"]:
+        lines.append(f"model {figures['model']}, {figures['n_layers']} layers")
+    if figures["removed"]:
+        before, after = figures["parameters"]["dense"], figures["parameters"]["pruned"]
+        lines.append(f"removed layers {', '.join(map(str, figures['removed']))}")
+        lines.append(f"parameters {before:,} to {after:,} ({after / before - 1:+.0%})")
+    elif figures["chosen"]:
+        lines.append(f"chosen so far {', '.join(map(str, figures['chosen']))}")
+    for domain, by_state in figures["perplexity"].items():
+        if by_state:
+            lines.append(f"perplexity, {domain}: " + ", ".join(f"{s} {number(v)}" for s, v in by_state.items()))
+    for kind in ("prefill", "decode"):
+        speeds = {s: v[kind] for s, v in figures["speed"].items() if s != "ceiling"}
+        if speeds:
+            lines.append(f"{kind}, tokens/s: " + ", ".join(f"{s} {number(v)}" for s, v in speeds.items()))
+    lines.append(f"seconds {figures['seconds']['total']:g}")
+    if figures["failure"]:
+        lines += [f"failed: {figures['failure']['message']}", figures["failure"]["remedy"]]
+    return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """Three or four figures of a perplexity or a rate; what has no finite value is said so."""
+    if value is None or value != value or value in (float("inf"), float("-inf")):
+        return "beyond measure"
+    return f"{value:,.1f}" if abs(value) < 10_000 else f"{value:.2e}"
+
+
+def table(rows: Sequence[Sequence[str]], width: int = 110) -> str:
+    """Left-aligned columns; the last one is wrapped to `width`."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for row in rows:
+        head = "".join(cell.ljust(w) + "  " for cell, w in zip(row, widths, strict=False))
+        body = textwrap.wrap(row[-1], max(width - indent, 30)) or [""]
+        lines += [head + body[0], *(" " * indent + more for more in body[1:])]
+    return "\n".join(line.rstrip() for line in lines)
