@@ -2,8 +2,8 @@
 
     streamlit run app.py
 
-Page set-up and navigation, nothing else. The pages are in `pages/views`, what they share in `pages/ui`, and all they know
-about pruning in `trsp_core`.
+Page set-up and navigation, nothing else. The pages are in `pages/views`, what they share in `pages/ui`, and all they
+know about pruning in `trsp_core`.
 """
 
 import streamlit as st

@@ -1,7 +1,7 @@
 """The charts as Vega-Lite specs, built once with Altair and cached.
 
-A spec holds no data and nothing that depends on data: a browser that gets the byte-identical spec again swaps the rows in
-place, without flicker. `show` draws one; the frames come from `series`.
+A spec holds no data and nothing that depends on data: a browser that gets the byte-identical spec again swaps the rows
+in place, without flicker. `show` draws one; the frames come from `series`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+from pages.ui.series import LANGUAGE
 from pages.ui.theme import FATES, PALETTES
 
 HEIGHT = 300
-LEGEND = alt.Legend(orient="top", title=None, symbolType="stroke", symbolStrokeWidth=4, labelFontSize=13)
+LEGEND = alt.Legend(
+    orient="top", title=None, symbolType="square", symbolStrokeWidth=0, symbolSize=140, labelFontSize=13
+)
 Spec = dict[str, Any]
 
 
@@ -39,7 +42,7 @@ def weights(theme: str) -> Spec:
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(
         color=colour, tooltip=_tips("layer:N", "step:Q", "weight:Q")
     )
-    names = base.mark_text(dy=-13, fontSize=13, fontWeight="bold", color=PALETTES[theme].ink).encode(text="layer:N")
+    names = base.mark_text(dy=17, fontSize=13, fontWeight="bold", color=PALETTES[theme].ink).encode(text="layer:N")
     return finish(
         _frame(base),
         lines.transform_filter("datum.kind == 'line'"),
@@ -80,19 +83,19 @@ def scores(theme: str) -> Spec:
 
 
 @lru_cache
-def losses(theme: str) -> Spec:
-    """The parts of the loss; a symmetric log axis shows a term that starts at nought beside a large one."""
+def losses(theme: str, pull: str) -> Spec:
+    """The parts of the loss; a symmetric log axis shows a term that starts at nought beside a large one.
+
+    Args:
+        pull: what the part beside language modelling is called.
+    """
     palette = PALETTES[theme]
-    scale = alt.Scale(
-        domain=["language modelling", "λ₁ × sum of weights", "λ₂ × penalty"],
-        range=[palette.dense, palette.pull, palette.pull],
-    )
-    ticks = [0, 1, 2, 5, 10, 20, 50, 100, 300, 1000, 10000, 100000]
-    y = alt.Y("value:Q", title="Loss (nats a token)", scale=alt.Scale(type="symlog"), axis=alt.Axis(values=ticks))
+    scale = alt.Scale(domain=[LANGUAGE, pull], range=[palette.dense, palette.pull])
+    ticks = [0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 300, 1000, 10000, 100000]
+    y = alt.Y("value:Q", title="Loss, nats a token", scale=alt.Scale(type="symlog"), axis=alt.Axis(values=ticks))
     base = alt.Chart().encode(x=_steps("Step"), y=y)
     lines = base.mark_line(strokeWidth=2.5).encode(
-        color=alt.Color("part:N", scale=scale, legend=LEGEND),
-        tooltip=_tips("part:N", "step:Q", "value:Q"),
+        color=alt.Color("part:N", scale=scale, legend=LEGEND), tooltip=_tips("part:N", "step:Q", "value:Q")
     )
     return finish(_frame(base), lines.transform_filter("datum.kind == 'line'"))
 
@@ -123,7 +126,7 @@ def probes(theme: str) -> Spec:
     y = alt.Y(
         "perplexity:Q",
         title="Perplexity (lower is better)",
-        scale=alt.Scale(type="log", nice=True),
+        scale=alt.Scale(type="log", nice=False, padding=14),
         axis=alt.Axis(tickCount=5),
     )
     base = alt.Chart().encode(x=_steps("Step of stage 2"), y=y)
@@ -140,11 +143,11 @@ def probes(theme: str) -> Spec:
     )
 
 
-def fate_colour(theme: str) -> alt.Color:
+def fate_colour(theme: str, legend: alt.Legend | None = LEGEND) -> alt.Color:
     """The colour of a layer's fate."""
     palette = PALETTES[theme]
     scale = alt.Scale(domain=list(FATES), range=[palette.kept, palette.chosen, palette.removed])
-    return alt.Color("fate:N", scale=scale, legend=LEGEND)
+    return alt.Color("fate:N", scale=scale, legend=legend)
 
 
 def _steps(title: str) -> alt.X:

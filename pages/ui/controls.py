@@ -40,8 +40,8 @@ def _preset_chosen() -> None:
         session.apply_preset(session.get("preset"))
 
 
-def first(problems: Sequence[Problem]) -> None:
-    """The five knobs that matter first."""
+def first(problems: Sequence[Problem], below_ratio: str) -> None:
+    """The five knobs that matter first; `below_ratio` says in words what the ratio comes to."""
     left, right = st.columns(2, gap="large")
     with left:
         _control(KNOBS["model"], problems)
@@ -49,6 +49,7 @@ def first(problems: Sequence[Problem]) -> None:
         _upload()
     with right:
         _control(KNOBS["ratio"], problems)
+        st.markdown(below_ratio)
         for name in ("lambda_1", "lambda_2"):
             _control(KNOBS[name], problems)
 
@@ -100,9 +101,9 @@ def _switch(knob: Knob, key: str) -> bool:
 def _number(knob: Knob, key: str) -> Any:
     """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way."""
     if knob.kind is int:
-        return st.number_input(_label(knob), value=None, step=1, key=key, help=_help(knob))
+        return st.number_input(_label(knob), step=1, key=key, help=_help(knob))
     step = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1
-    return st.number_input(_label(knob), value=None, step=step, format="%.6g", key=key, help=_help(knob))
+    return st.number_input(_label(knob), step=step, format="%.6g", key=key, help=_help(knob))
 
 
 def _ratio(knob: Knob, key: str) -> float:

@@ -94,22 +94,19 @@ def _shown(by: dict[str, float | None], name: str) -> str:
 
 def stage_1(state: RunState, config: RunConfig) -> None:
     """How the layers are chosen."""
-    method = methods.all_methods().get(config.method)
-    trains = state.weight_steps or (method and method.trains)
+    trains = bool(state.weight_steps) or _learns(config)
     st.markdown("#### Stage 1: which layers matter least" if trains else "#### Choosing the layers")
     left, right = st.columns([2, 1], gap="medium")
     with left:
         if trains:
-            st.caption(
-                "A line a layer: its weight sinks where the text needs it least. A dot marks the layer chosen in a round."
-            )
+            st.caption("A line a layer: its weight sinks where the text needs it least. A dot: chosen in that round.")
             planned = series.planned_steps(state, config, 1)
             description = (
                 f"Lines of {len(state.weights)} layer weights over {len(state.weight_steps)} steps. {winner(state)}"
             )
             charts.show(charts.weights(mode()), series.weights(state, planned), "chart-weights", description)
         else:
-            st.caption(words.plain(method.summary) if method else "A bar a layer: the lowest score goes first.")
+            st.caption(words.plain(methods.get(config.method).summary))
             description = f"Bars of the method's score for each layer. Chosen: {words.layers(state.chosen)}."
             charts.show(charts.scores(mode()), series.scores(state), "chart-scores", description)
     with right:
@@ -134,49 +131,37 @@ def winner(state: RunState) -> str:
 
 def stage_2(state: RunState, config: RunConfig) -> None:
     """How the knowledge moves."""
-    st.markdown("#### Stage 2: move the knowledge, then delete")
+    st.markdown("#### Stage 2: move the knowledge")
     left, right = st.columns(2, gap="medium")
     with left:
-        st.caption("Perplexity if the chosen layers were deleted now, on the same few blocks throughout.")
-        last = f"Now {words.perplexity(state.probes[-1].perplexity)}." if state.probes else "Not begun."
-        charts.show(
-            charts.probes(mode()),
-            series.probes(state, config),
-            "chart-probes",
-            f"Perplexity if deleted now over the steps of stage 2. {last}",
-        )
+        st.caption("Perplexity if the chosen layers were deleted now, on the same few blocks.")
+        now = words.perplexity(state.probes[-1].perplexity) if state.probes else "not measured yet"
+        description = f"Perplexity if deleted now, over the steps of stage 2: {now}."
+        charts.show(charts.probes(mode()), series.probes(state, config), "chart-probes", description)
     with right:
-        st.caption(
-            "Gap of each chosen layer: how much it still changes what passes through it. At 0 it can go unnoticed."
-        )
-        charts.show(
-            charts.gaps(mode()),
-            series.gaps(state, config),
-            "chart-gaps",
-            f"Relative gaps of the chosen layers {words.layers(state.chosen)} over the steps of stage 2.",
-        )
+        st.caption("How much each chosen layer still changes what passes through it.")
+        description = f"Relative gaps of layers {words.layers(state.chosen)} over the steps of stage 2."
+        charts.show(charts.gaps(mode()), series.gaps(state, config), "chart-gaps", description)
 
 
 def loss_parts(state: RunState, config: RunConfig) -> None:
     """What is being minimised."""
+    stages = [n for n, there in ((1, _learns(config)), (2, config.stage2_steps > 0)) if there]
+    if not stages:
+        return
     st.markdown("#### What is being minimised")
-    left, right = st.columns(2, gap="medium")
-    with left:
-        st.caption("Stage 1: language-modelling loss, and λ₁ times the sum of the candidates' weights.")
-        charts.show(
-            charts.losses(mode()),
-            series.losses(state, config, 1),
-            "chart-loss-1",
-            "Parts of the loss over the steps of stage 1.",
-        )
-    with right:
-        st.caption("Stage 2: language-modelling loss, and λ₂ times the penalty on the gaps.")
-        charts.show(
-            charts.losses(mode()),
-            series.losses(state, config, 2),
-            "chart-loss-2",
-            "Parts of the loss over the steps of stage 2.",
-        )
+    for column, stage in zip(st.columns(2, gap="medium"), stages, strict=False):
+        with column:
+            st.caption(f"Stage {stage}: language-modelling loss, and {series.PULLS[stage]}.")
+            spec = charts.losses(mode(), series.PULLS[stage])
+            description = f"The two parts of the loss over the steps of stage {stage}."
+            charts.show(spec, series.losses(state, config, stage), f"chart-loss-{stage}", description)
+
+
+def _learns(config: RunConfig) -> bool:
+    """Whether the method learns layer weights in steps."""
+    known = methods.all_methods().get(config.method)
+    return bool(known and known.trains)
 
 
 def samples(state: RunState) -> None:
@@ -219,9 +204,7 @@ def actions(run: Run, config: RunConfig, status: str) -> None:
                 "Change and run again", icon=":material/tune:", key="change", on_click=planner.change, args=(config,)
             )
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
-        with st.popover("Copy as a command", icon=":material/terminal:"):
-            st.caption("The same run from a shell:")
-            st.code(config.as_command(), language="bash", wrap_lines=True)
+        planner.command(config)
 
 
 def stop(run_id: str) -> None:
@@ -230,10 +213,8 @@ def stop(run_id: str) -> None:
         server.jobs().cancel(run_id)
 
 
-def next_steps(run: Run, state: RunState) -> None:
+def next_steps(run: Run) -> None:
     """Where to go from a finished run."""
-    if not state.removed:
-        return
     with st.container(horizontal=True, key="next"):
         st.page_link(
             "pages/views/layers.py",

@@ -7,7 +7,7 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts import Spec, fate_colour, finish
+from pages.ui.charts import LEGEND, Spec, fate_colour, finish
 from pages.ui.series import chosen_at, fates
 from pages.ui.theme import PALETTES
 from trsp_core.state import RunState
@@ -27,7 +27,7 @@ def stage(name: str) -> pd.DataFrame:
         length = weight if name == "find" else 1.0
         rows.append(("box", 0.0, length, i + 0.1, i + 0.9, "chosen" if i in _CHOSEN else "kept", "", 0))
     if name == "find":
-        rows += [("text", _WEIGHTS[i] + 0.05, 0, i + 0.5, 0, "chosen", "small weight", 0) for i in _CHOSEN]
+        rows += [("text", _WEIGHTS[i] + 0.05, 0, i + 0.5, 0, "chosen", f"weight {_WEIGHTS[i]:.1f}", 0) for i in _CHOSEN]
     if name == "move":
         for n, (a, b) in enumerate(_MOVES):
             start, end, out = a + 0.5 + 0.2 * (b - a), b + 0.5, 1.08 + 0.05 * (n % 2)
@@ -38,15 +38,15 @@ def stage(name: str) -> pd.DataFrame:
     if name == "delete":
         kept = [i for i in range(len(_WEIGHTS)) if i not in _CHOSEN]
         rows += [("box", 0.0, 1.0, j + 0.1, j + 0.9, "kept", "", 0) for j in range(len(kept))]
-        rows += [("gone", 0.0, 1.0, j + 0.1, j + 0.9, "removed", "", 0) for j in range(len(kept), len(_WEIGHTS))]
-        rows.append(("text", 0.3, 0, 8.5, 0, "removed", "three layers fewer", 0))
+        rows.append(("gone", 0.0, 1.0, len(kept) + 0.1, len(_WEIGHTS) - 0.1, "removed", "", 0))
+        rows.append(("text", 0.06, 0, 8.5, 0, "removed", "3 layers fewer", 0))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 @lru_cache
 def schematic(theme: str) -> Spec:
     """The spec of all three schematic stacks."""
-    return finish(*_boxes(theme, [0, 1.25], [0, 10]), height=260)
+    return finish(*_boxes(theme, [0, 1.25], [0, 10], legend=None), height=230)
 
 
 def before_after(state: RunState) -> pd.DataFrame:
@@ -75,13 +75,13 @@ def stacks(theme: str, n_layers: int) -> Spec:
     return finish(*_boxes(theme, [0, 2.6], [0, n_layers]), height=max(240, min(22 * n_layers, 1600)))
 
 
-def _boxes(theme: str, width: list[float], depth: list[float]) -> list[alt.Chart]:
+def _boxes(theme: str, width: list[float], depth: list[float], legend: alt.Legend | None = LEGEND) -> list[alt.Chart]:
     palette = PALETTES[theme]
     base = alt.Chart().encode(
         x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=width, nice=False)),
         y=alt.Y("y:Q", axis=None, scale=alt.Scale(domain=depth, nice=False)),
     )
-    colour = fate_colour(theme)
+    colour = fate_colour(theme, legend)
     inside = "white" if theme == "light" else "#101418"
     drawn = {
         "link": base.mark_line(strokeWidth=1.5, color=palette.faint).encode(detail="path:N"),
@@ -93,7 +93,7 @@ def _boxes(theme: str, width: list[float], depth: list[float]) -> list[alt.Chart
         .encode(color=colour, detail="path:N", order="row:Q")
         .transform_window(row="row_number()"),
         "head": base.mark_point(shape="triangle-left", filled=True, size=110, opacity=1).encode(color=colour),
-        "text": base.mark_text(align="left", fontSize=15, color=palette.ink).encode(text="label:N"),
+        "text": base.mark_text(align="left", fontSize=17, fontWeight="bold", color=palette.ink).encode(text="label:N"),
         "name": base.mark_text(fontSize=12, fontWeight="bold", color=inside).encode(text="label:N"),
     }
     return [chart.transform_filter(f"datum.kind == '{kind}'") for kind, chart in drawn.items()]

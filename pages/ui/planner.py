@@ -62,13 +62,11 @@ def ratio_in_words(made: Plan) -> str:
     """`8 of 30 layers, 18 % fewer parameters`."""
     if not made.facts:
         return "How many layers that is will be known once the model is on this machine."
-    facts, values = made.facts, session.form()
+    facts, values, depth = made.facts, session.form(), made.facts.n_layers
     try:
         manual = values["method"] == "manual"
         count = (
-            len(configs.parse_layers(values["layers"]))
-            if manual
-            else configs.layers_to_remove(values["ratio"], facts.n_layers)
+            len(configs.parse_layers(values["layers"])) if manual else configs.layers_to_remove(values["ratio"], depth)
         )
     except TrspError:
         return ""
@@ -125,15 +123,20 @@ def forecast_and_start(made: Plan) -> None:
         if refusal:
             st.error(refusal, icon=":material/block:")
         blocked = bool(refusal) or made.facts is None
-        if (
-            st.button("Start", type="primary", icon=":material/play_arrow:", disabled=blocked, key="start")
-            and made.config
-        ):
+        with st.container(horizontal=True):
+            icon = ":material/play_arrow:"
+            clicked = st.button("Start", type="primary", icon=icon, disabled=blocked, key="start")
+            if made.config:
+                command(made.config, "The same run from a shell. The address of this page holds the same settings.")
+        if clicked and made.config:
             start(made.config)
-    if made.config:
-        with st.popover("Copy as a command", icon=":material/terminal:"):
-            st.caption("The same run from a shell. The address of this page holds the same settings.")
-            st.code(made.config.as_command(), language="bash", wrap_lines=True)
+
+
+def command(config: RunConfig, caption: str = "The same run from a shell:") -> None:
+    """The run as a shell command, to copy."""
+    with st.popover("Copy as a command", icon=":material/terminal:"):
+        st.caption(caption)
+        st.code(config.as_command(), language="bash", wrap_lines=True)
 
 
 def _problems(made: Plan) -> str:

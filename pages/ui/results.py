@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from pages.ui import words
-from pages.ui.controls import title_of
+from pages.ui import controls, words
 from trsp_core.config import RunConfig
 from trsp_core.events import DOMAINS, PerplexityMeasured
 from trsp_core.state import RunState
@@ -18,7 +17,8 @@ def ending(run: Run, state: RunState, status: str) -> None:
     where = f" at “{words.phase(state.phase)}”" if state.phase else " before it began"
     if status == "failed" and state.failure:
         st.error(
-            f"**This run failed{where}.**\n\n{words.plain(state.failure.message)}\n\n{words.plain(state.failure.remedy)}",
+            f"**This run failed{where}.**\n\n{words.plain(state.failure.message)}\n\n"
+            f"{words.plain(state.failure.remedy)}",
             icon=":material/error:",
         )
         if state.failure.trace:
@@ -42,13 +42,13 @@ def summary(state: RunState, config: RunConfig) -> None:
     """The result in sentences, then as a table."""
     if not state.removed:
         return
-    removed = state.removed
-    total = len(removed.removed) + len(removed.kept)
+    removed, total = state.removed, len(state.removed.removed) + len(state.removed.kept)
+    before, after = removed.parameters_before, removed.parameters
     with st.container(border=True, key="result"):
         st.markdown(
             f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)}): "
-            f"{words.parameters(removed.parameters)} parameters instead of {words.parameters(removed.parameters_before)}, "
-            f"{words.share(removed.parameters_before - removed.parameters, removed.parameters_before)} fewer."
+            f"{words.parameters(after)} parameters instead of {words.parameters(before)}, "
+            f"{words.share(before - after, before)} fewer."
         )
         for domain in DOMAINS:
             st.markdown(_sentence(state, config, domain))
@@ -61,9 +61,9 @@ def summary(state: RunState, config: RunConfig) -> None:
 def _sentence(state: RunState, config: RunConfig, domain: str) -> str:
     """What happened to one domain's perplexity."""
     by = {s: values[domain] for s, values in state.perplexity.items() if domain in values}
-    text = words.plain(title_of(config.text if domain == "calibration" else config.heldout))
-    name = words.DOMAINS[domain]
-    start = f"In the {name} ({text}), perplexity went from {words.perplexity(by.get('dense'))} to **{words.perplexity(by.get('pruned'))}**."
+    text = words.plain(_text(config.text if domain == "calibration" else config.heldout))
+    before, after = words.perplexity(by.get("dense")), words.perplexity(by.get("pruned"))
+    start = f"In the {words.DOMAINS[domain]} ({text}), perplexity went from {before} to **{after}**."
     direct, pruned = by.get("direct"), by.get("pruned")
     if not config.stage2_steps:
         return start + " There was no stage 2: the layers were deleted at once."
@@ -91,9 +91,9 @@ def _speed(state: RunState, total: int) -> str:
         return ""
     return (
         f"It reads a prompt {pruned.prefill / dense.prefill:.2f} times as fast as the dense model "
-        f"({words.number(pruned.prefill)} tokens a second) and writes {pruned.decode / dense.decode:.2f} times as fast "
-        f"({words.number(pruned.decode)} tokens a second). Removing {total - len(state.removed.kept)} of {total} layers "
-        f"can give at most {state.ceiling:.2f} times."
+        f"({words.rate(pruned.prefill)}) and writes {pruned.decode / dense.decode:.2f} times as fast "
+        f"({words.rate(pruned.decode)}). The ceiling for {len(state.removed.kept)} of {total} layers is "
+        f"{state.ceiling:.2f} times."
     )
 
 
@@ -115,11 +115,9 @@ def protocol(state: RunState) -> str:
     for domain in DOMAINS:
         event = _measured(state, "dense", domain)
         if event:
-            parts.append(
-                f"{words.DOMAINS[domain]}: {words.plain(title_of(event.text))}, {event.blocks} blocks of {event.block_length} tokens "
-                f"({event.tokens:,} predicted), {event.dtype}"
-            )
-    return "Lower is better. " + "; ".join(parts) + ". No measured block was trained on."
+            blocks = f"{event.blocks} blocks of {event.block_length} tokens ({event.tokens:,} predicted)"
+            parts.append(f"{words.DOMAINS[domain]}: {words.plain(_text(event.text))}, {blocks}, {event.dtype}")
+    return f"Lower is better. Protocol: {'; '.join(parts)}. No measured block was trained on."
 
 
 def _measured(state: RunState, model_state: str, domain: str) -> PerplexityMeasured | None:
@@ -130,3 +128,7 @@ def notes(state: RunState) -> None:
     """What the run did differently, and why."""
     for note in state.notes:
         st.info(words.plain(note), icon=":material/info:")
+
+
+def _text(name: str) -> str:
+    return words.TEXTS.get(name) or controls.title_of(name)

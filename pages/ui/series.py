@@ -1,7 +1,7 @@
 """From a run's state to the rows that charts draw. Pure; long histories are thinned, so that a redraw stays quick.
 
-Every frame has the columns that its spec names, also when it is empty, and rows of kind `frame` that hold the axes still
-while the data grow.
+Every frame has the columns that its spec names, also when it is empty, and rows of kind `frame` that hold the axes
+still while the data grow.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from trsp_core.config import RunConfig
 from trsp_core.state import RunState
 
 MOST = 240  # steps drawn of one history
+LANGUAGE = "language modelling"
+PULLS = {1: "λ₁ × sum of weights", 2: "λ₂ × penalty"}  # what each stage adds to it
 
 
 def fates(state: RunState) -> list[str]:
@@ -88,29 +90,22 @@ def layer_table(state: RunState) -> pd.DataFrame:
         if what == "kept":
             text, place = (f"kept, now {place}" if state.removed else "kept so far"), place + 1
         else:
-            text = f"chosen {order.get(i, 0)}." + (", removed" if what == "removed" else "")
+            text = f"{what}, choice {order.get(i, 0)}"
         size = state.model.layer_parameters[i] / 1e6 if state.model else None
-        shown.append((i, weight if state.weight_steps else None, text, size, gaps_left.get(i)))
-    columns = ["Layer", "Weight |s|", "Fate", "Parameters, million", "Gap left"]
-    return pd.DataFrame(shown, columns=columns).round({"Weight |s|": 3, "Parameters, million": 2, "Gap left": 3})
+        shown.append((i, text, weight if state.weight_steps else None, size, gaps_left.get(i)))
+    columns = ["Layer", "Fate", "Weight", "Million parameters", "Gap left"]
+    return pd.DataFrame(shown, columns=columns).round({"Weight": 2, "Million parameters": 2, "Gap left": 2})
 
 
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
     """The parts of the loss over the steps of a stage, as they enter the sum."""
-    columns = ["kind", "step", "value", "part"]
     steps = state.weight_steps if stage == 1 else state.gap_steps
-    frame = [
-        ("frame", 0, 0.0, "language modelling"),
-        ("frame", planned_steps(state, config, stage), 1.0, "language modelling"),
-    ]
-    rows = []
+    rows: list[tuple] = [("frame", 0, 0.0, LANGUAGE), ("frame", planned_steps(state, config, stage), 1.0, LANGUAGE)]
     for i in thin(len(steps)):
-        rows.append(("line", i + 1, steps[i].lm_loss, "language modelling"))
-        if stage == 1:
-            rows.append(("line", i + 1, config.lambda_1 * _weight(steps[i].l1), "λ₁ × sum of weights"))
-        else:
-            rows.append(("line", i + 1, steps[i].lambda_2 * _weight(steps[i].penalty), "λ₂ × penalty"))
-    return pd.DataFrame(frame + rows, columns=columns)
+        step = steps[i]
+        pull = config.lambda_1 * _weight(step.l1) if stage == 1 else step.lambda_2 * _weight(step.penalty)
+        rows += [("line", i + 1, step.lm_loss, LANGUAGE), ("line", i + 1, pull, PULLS[stage])]
+    return pd.DataFrame(rows, columns=["kind", "step", "value", "part"])
 
 
 def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
@@ -119,11 +114,15 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     frame = [("frame", 0, 0.0, 0, "chosen"), ("frame", planned_steps(state, config, 2), 0.5, 0, "chosen")]
     picked, fate = thin(len(state.gap_steps)), fates(state)
     rows = [
-        ("line", i + 1, gap, layer, fate[layer])
+        ("line", i + 1, _weight(gap), layer, fate[layer])
         for i in picked
         for layer, gap in zip(state.chosen, state.gap_steps[i].gaps, strict=False)
     ]
-    ends = [("mark", *row[1:]) for row in rows[len(rows) - len(state.chosen) :]] if rows else []
+    last = sorted((row for row in rows[-len(state.chosen) :] if math.isfinite(row[2])), key=lambda row: row[2])
+    places = _apart(
+        [row[2] for row in last], 0.055 * max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
+    )
+    ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, places, strict=True)]
     return pd.DataFrame(frame + rows + ends, columns=columns)
 
 
@@ -178,6 +177,14 @@ def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]
     if count <= MOST:
         return list(range(count))
     return sorted({int(i) for i in np.linspace(0, count - 1, MOST)} | {i for i in also if 0 <= i < count})
+
+
+def _apart(places: list[float], least: float) -> list[float]:
+    """Ascending `places` moved upwards until neighbours are `least` apart, for labels that stay legible."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + least) if moved else place)
+    return moved
 
 
 def _weight(value: float | None) -> float:

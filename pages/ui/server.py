@@ -1,4 +1,4 @@
-"""What one server holds for all its tabs: the store, the queue of jobs, and each watched run folded as far as it is written."""
+"""What one server holds for all its tabs: the store, the queue of jobs, and the watched runs, folded as they grow."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""Colours and their meanings: one colour a meaning, on every page. The values are Okabe and Ito's, which people with any
-kind of colour vision can tell apart; where one is too dark for the dark theme, its lighter sister stands in."""
+"""Colours and their meanings: one colour a meaning, on every page.
+
+The values are Okabe and Ito's, which people with any kind of colour vision can tell apart; where one is too dark for the
+dark theme, its lighter sister stands in.
+"""
 
 from __future__ import annotations
 

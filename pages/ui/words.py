@@ -38,6 +38,8 @@ MODEL_STATES = {
 
 DOMAINS = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
+TEXTS = {"wikipedia": "Wikipedia", "news": "news stories", "wikitext2": "WikiText-2", "c4": "C4"}
+
 STATUSES = {
     "queued": "Queued",
     "running": "Running",
@@ -92,6 +94,11 @@ def perplexity(value: float | None) -> str:
     if value >= 1e5:
         return f"{value:.1e}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def rate(value: float) -> str:
+    """`1,160 tokens a second`."""
+    return f"{value:,.0f} tokens a second" if value >= 100 else f"{value:.3g} tokens a second"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -8,8 +8,8 @@ from trsp_core.config import KNOBS
 STAGES = {
     "find": (
         "Stage 1: find",
-        "Every layer gets a weight, 1 at the start. Training pulls all weights down, and those that the text needs hold "
-        "out. The smallest goes first.",
+        "Every layer gets a weight, 1 at the start. Training pulls all weights down; those that the text needs hold out. "
+        "The smallest goes first.",
     ),
     "move": (
         "Stage 2: move",
@@ -28,6 +28,11 @@ st.markdown(
     "Here this happens to a real model on real text before your eyes, and every figure is measured, good or bad."
 )
 
+with st.container(horizontal=True):
+    if st.button("Start a run", type="primary", icon=":material/play_arrow:", key="go"):
+        st.switch_page("pages/views/run.py")
+    st.page_link("pages/views/runs.py", label="All runs", icon=":material/list:")
+
 default = KNOBS["model"].default
 if planner.fetchable(default):
     planner.fetch(default)
@@ -40,8 +45,5 @@ for column, (name, (title, text)) in zip(st.columns(3, gap="large"), STAGES.item
         )
         st.markdown(text)
 
-st.subheader("Start here")
-with st.container(horizontal=True):
-    st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
-    st.page_link("pages/views/runs.py", label="See all runs", icon=":material/list:")
+st.subheader("Latest runs")
 lists.latest(4)

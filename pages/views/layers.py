@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.ui import charts, lists, panels, pictures, series, server, theme, words
 
-st.title("Layers")
+st.header("Layers")
 run = lists.choose(server.store().runs())
 config = panels.config_of(run) if run else None
 if run is None or config is None:
@@ -15,27 +15,19 @@ panels.title(run, config, state, status)
 st.page_link("pages/views/run.py", label="Back to this run", icon=":material/arrow_back:", query_params={"run": run.id})
 if state.model is None:
     st.info(
-        "This run has not loaded its model, so there are no layers to show yet. Come back when it has.",
-        icon=":material/info:",
+        "This run has loaded no model, so it has no layers to show. Open the run to see why.", icon=":material/info:"
     )
     st.stop()
 
-picture, table = st.columns([3, 2], gap="large")
+depth, stay = state.model.n_layers, series.fates(state).count("kept")
+picture, table = st.columns([5, 4], gap="large")
 with picture:
-    left, right = st.columns(2)
-    left.markdown("**Before**, layer and weight")
-    right.markdown("**After**, new place" if state.removed else "**After**, as chosen so far")
-    fates = series.fates(state)
-    description = f"Two stacks: {state.model.n_layers} layers before, {fates.count('kept')} after. Chosen: {words.layers(state.chosen)}."
-    charts.show(
-        pictures.stacks(theme.mode(), state.model.n_layers), pictures.before_after(state), "chart-stacks", description
-    )
-    st.caption(
-        "The input is at the bottom. A weight near 1 says that the text needs the layer; near 0, that it does not."
-    )
+    st.markdown(f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places.")
+    description = f"Two stacks: {depth} layers before, {stay} after. Chosen: {words.layers(state.chosen)}."
+    spec = pictures.stacks(theme.mode(), depth)
+    charts.show(spec, pictures.before_after(state), "chart-stacks", description)
+    st.caption("The input is at the bottom. A weight near 1: the text needs the layer; near 0: it does not.")
 with table:
     frame = series.layer_table(state)
-    st.markdown(f"**{fates.count('kept')} of {state.model.n_layers} layers stay**")
-    st.dataframe(
-        frame, hide_index=True, height=min(36 * (len(frame) + 1), 1100), alt="Each layer's weight, fate and size."
-    )
+    alt = "Each layer's weight, fate and size."
+    st.dataframe(frame, hide_index=True, height=min(36 * (len(frame) + 1), 1100), placeholder="–", alt=alt)

@@ -8,14 +8,12 @@ from trsp_core.errors import TrspError
 
 def show_form() -> None:
     """The settings of a new run, what they cost, and Start."""
-    st.title("Run")
-    st.caption("Choose what to prune and how hard. Every control has its meaning behind the question mark.")
+    st.header("New run")
     for problem in session.left_out():
         st.warning(f"Left out of the address: {words.plain(problem.message)}")
     made = planner.plan()
     controls.presets()
-    controls.first(made.problems)
-    st.markdown(planner.ratio_in_words(made))
+    controls.first(made.problems, planner.ratio_in_words(made))
     if made.missing:
         planner.fetch(made.missing)
     planner.forecast_and_start(made)
@@ -54,9 +52,10 @@ def watch(run_id: str, known: str) -> None:
         panels.progress(run, state, status)
     else:
         results.ending(run, state, status)
-        results.summary(state, config)
-        panels.next_steps(run, state)
     panels.figures(state, config)
+    results.summary(state, config)
+    if status == "finished":
+        panels.next_steps(run)
     results.notes(state)
     panels.stage_1(state, config)
     if config.stage2_steps:
