@@ -7,8 +7,9 @@ gone from the list. On leaving the context the model is what it was, to the bit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -178,17 +179,26 @@ def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> 
 
 
 @contextlib.contextmanager
-def skipped(stack: Stack, layers: Collection[int]) -> Iterator[None]:
-    """Layers in `layers` hand their input on, and compute nothing. Call the model with `use_cache=False`."""
+def skipped(
+    stack: Stack, layers: Collection[int], instead: Mapping[int, Tensor] = MappingProxyType({})
+) -> Iterator[None]:
+    """Layers in `layers` hand their input on, and compute nothing. Call the model with `use_cache=False`.
 
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
-        hidden = _entering(args, kwargs)
-        return hidden if stack.extras is None else (hidden, *[None] * stack.extras)
+    Args:
+        instead: for some of `layers`: hidden states (B, T, D) to hand on in place of the input.
+    """
+
+    def make(i: int) -> Any:
+        def hand_on(*args: Any, **kwargs: Any) -> Any:
+            hidden = instead[i] if i in instead else _entering(args, kwargs)
+            return hidden if stack.extras is None else (hidden, *[None] * stack.extras)
+
+        return hand_on
 
     chosen = [stack.layers[i] for i in sorted(layers)]
     before = [layer.__dict__.get("forward") for layer in chosen]
-    for layer in chosen:
-        layer.forward = hand_on
+    for i, layer in zip(sorted(layers), chosen, strict=True):
+        layer.forward = make(i)
     try:
         yield
     finally:

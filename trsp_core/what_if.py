@@ -1,0 +1,236 @@
+"""What a set of removed layers costs, computed from the lowest change upwards.
+
+The hidden state that enters layer i depends on the removed layers below i alone. So every state that was computed is
+kept under (i, removed below i), as far as memory goes, and a new set starts at the highest layer whose state is there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trsp_core import answers as an
+from trsp_core import data, generate, measure, surgery
+from trsp_core.answers import Answer, Importance, Influence, WhatIf
+from trsp_core.columns import Decoder, ends
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.events import DOMAINS
+from trsp_core.shelf import Model, without
+from trsp_core.surgery import Stack
+
+STATE_BYTES = 600_000_000  # of kept hidden states, over both domains
+MOST_STUDIES = 2  # pairs of texts for each model
+ROWS = 32  # of logits at once, so that a row is read again while it is near
+Answers = Iterator[Answer | None]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one set on one text: mean nats a predicted token, mean KL from the dense model, layers that were computed."""
+
+    loss: float
+    kl: float
+    layers_run: int
+
+
+class Path:
+    """One text's way through the layers, for any set of removed layers.
+
+    Attributes:
+        ids: (B, T) token ids, on the model's device.
+        states: hidden states (B, T, D) by (layer entered, removed layers below it), least used first.
+    """
+
+    def __init__(self, stack: Stack, ids: Tensor, most_bytes: int = STATE_BYTES):
+        self.stack, self.ids, self.most_bytes = stack, ids, most_bytes
+        self.states: OrderedDict[tuple[int, frozenset[int]], Tensor] = OrderedDict()
+        self._tried: dict[frozenset[int], Figures] = {}
+        self._dense: tuple[Tensor, Tensor] | None = None  # probabilities (N, V) and their negative entropy (N,)
+
+    def figures(self, removed: frozenset[int]) -> Figures:
+        """Loss and KL without `removed`; the first call measures the dense model too."""
+        if self._dense is None:
+            logits, layers_run = self._logits(frozenset())
+            self._dense = _dense(logits)
+            self._tried[frozenset()] = Figures(*_compare(logits, self._targets, *self._dense), layers_run)
+        if removed not in self._tried:
+            logits, layers_run = self._logits(removed)
+            self._tried[removed] = Figures(*_compare(logits, self._targets, *self._dense), layers_run)
+        return self._tried[removed]
+
+    def known(self, removed: frozenset[int]) -> bool:
+        return removed in self._tried
+
+    def start(self, removed: frozenset[int]) -> int:
+        """The highest layer whose entering state for this set is kept; 0 where none is."""
+        highest = len(self.stack.layers)
+        return next((i for i in range(highest, 0, -1) if _key(i, removed) in self.states), 0)
+
+    def influence(self, layer: int) -> float:
+        """1 - mean cosine of X_in and X_out of `layer` in the dense model."""
+        self.figures(frozenset())
+        states = [self.states[_key(i, frozenset())] for i in (layer, layer + 1)]
+        return float(1 - F.cosine_similarity(states[0], states[1], dim=-1).mean())
+
+    @property
+    def _targets(self) -> Tensor:
+        return self.ids[:, 1:].flatten()
+
+    def _logits(self, removed: frozenset[int]) -> tuple[Tensor, int]:
+        """Logits (N, V) at the N = B (T - 1) places that predict a token, and how many layers were computed."""
+        first, n_layers = self.start(removed), len(self.stack.layers)
+        instead: dict[int, Tensor] = {}
+        if first:
+            self.states.move_to_end(_key(first, removed))
+            instead[first - 1] = self.states[_key(first, removed)]
+        idle = {*range(first), *removed}
+        running = list(range(first, n_layers))
+        with torch.inference_mode(), surgery.skipped(self.stack, idle, instead):
+            with surgery.tapped(self.stack, running) if running else nullcontext({}) as taps:
+                logits = self.stack.model(input_ids=self.ids, use_cache=False).logits
+                for i in running:
+                    self._keep(i, removed, taps[i][0])
+                    self._keep(i + 1, removed, taps[i][1])
+            return logits[:, :-1].flatten(0, 1), len(set(running) - removed)
+
+    def _keep(self, layer: int, removed: frozenset[int], state: Tensor) -> None:
+        key = _key(layer, removed)
+        self.states.pop(key, None)
+        self.states[key] = state
+        size = state.numel() * state.element_size()
+        dense = len(self.stack.layers) + 1  # states of the dense model, which always stay
+        while len(self.states) > max(self.most_bytes // size, dense + 2):
+            del self.states[next(k for k in self.states if k[1])]
+
+
+def _key(layer: int, removed: frozenset[int]) -> tuple[int, frozenset[int]]:
+    return layer, frozenset(r for r in removed if r < layer)
+
+
+def _dense(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (N, V) of `logits` (N, V), and the sum of p log p (N,)."""
+    with torch.inference_mode():
+        logs = torch.log_softmax(logits.float(), dim=-1)
+        p = logs.exp()
+        return p, torch.cat([(a * b).sum(-1) for a, b in zip(p.split(ROWS), logs.split(ROWS), strict=True)])
+
+
+def _compare(logits: Tensor, targets: Tensor, p: Tensor, p_log_p: Tensor) -> tuple[float, float]:
+    """Mean nats of `targets` (N,) and mean KL(p, softmax(logits)), from logits (N, V): two passes over the logits."""
+    losses, divergences = [], []
+    with torch.inference_mode():
+        for rows, target, q, entropy in zip(*(t.split(ROWS) for t in (logits, targets, p, p_log_p)), strict=True):
+            rows = rows.float()
+            norm = torch.logsumexp(rows, dim=-1)
+            expected = torch.bmm(q[:, None], rows[:, :, None]).flatten()
+            losses.append(norm - rows.gather(1, target[:, None]).squeeze(1))
+            divergences.append(entropy - expected + norm)
+        return float(torch.cat(losses).double().mean()), max(float(torch.cat(divergences).double().mean()), 0.0)
+
+
+class Study:
+    """One model on both domains' quick texts, and the sets tried on it."""
+
+    def __init__(self, model: Model, config: RunConfig):
+        self.model = model
+        texts = data.prepare(config, model.tokenizer)
+        device = next(model.stack.model.parameters()).device
+        self.paths = {
+            d: Path(model.stack, texts.measure[d][:1].to(device), STATE_BYTES // len(DOMAINS)) for d in DOMAINS
+        }
+        self._sizes = [measure.parameter_bytes(layer)[0] for layer in model.stack.layers]
+        self._parameters = measure.parameter_bytes(model.stack.model)[0]
+        self._samples: dict[tuple, str] = {}
+
+    def measure(self, removed: list[int]) -> Answers:
+        """One `SetMeasured`; a moment to stop before each text.
+
+        Raises:
+            TrspError: a layer that does not exist, or all of them.
+        """
+        n_layers, off = len(self._sizes), frozenset(removed)
+        if not off < frozenset(range(n_layers)):
+            raise TrspError(
+                f"Layers {sorted(off)} cannot be removed: this model has layers 0 to {n_layers - 1}.",
+                "Leave at least one layer, and name layers that exist.",
+            )
+        began = time.perf_counter()
+        cached = all(path.known(off) for path in self.paths.values())
+        found: dict[str, Figures] = {}
+        for domain, path in self.paths.items():
+            yield None
+            found[domain] = path.figures(off)
+        dense = {d: path.figures(frozenset()) for d, path in self.paths.items()}
+        yield an.SetMeasured(
+            removed=sorted(off),
+            n_layers=n_layers,
+            perplexity={d: measure.perplexity([f.loss]) for d, f in found.items()},
+            dense={d: measure.perplexity([f.loss]) for d, f in dense.items()},
+            kl={d: f.kl for d, f in found.items()},
+            tokens=min(path.ids[:, 1:].numel() for path in self.paths.values()),
+            parameters=self._parameters - sum(self._sizes[i] for i in off),
+            parameters_dense=self._parameters,
+            ceiling=n_layers / (n_layers - len(off)),
+            layers_run=0 if cached else sum(f.layers_run for f in found.values()),
+            cached=cached,
+            seconds=round(time.perf_counter() - began, 4),
+        )
+
+    def sample(self, removed: list[int], prompt: str, new_tokens: int) -> Answers:
+        """The likeliest continuation of `prompt` without `removed`, a token at a time; a known one at once."""
+        key = (frozenset(removed), prompt, new_tokens)
+        if key in self._samples:
+            yield an.TokenGenerated(0, -1, self._samples[key], 0.0)
+            return
+        thinned = without(self.model, removed) if removed else self.model
+        ids = self.model.tokenizer(prompt, return_tensors="pt").input_ids.to(next(iter(self.paths.values())).ids.device)
+        decoder, text, began = Decoder(self.model.tokenizer), "", time.perf_counter()
+        for token in generate.tokens(thinned.stack.model, ids, new_tokens, stop=ends(self.model)):
+            piece = decoder.add(token)
+            text += piece
+            yield an.TokenGenerated(0, token, piece, round(time.perf_counter() - began, 3))
+        self._samples[key] = text
+
+    def importance(self) -> Answers:
+        """How much the loss rises when a layer alone is left out, in the mean of both domains; from the top down."""
+        for layer in reversed(range(len(self._sizes))):
+            rise = 0.0
+            for path in self.paths.values():
+                yield None
+                rise += path.figures(frozenset([layer])).loss - path.figures(frozenset()).loss
+            yield an.LayerRated(layer, rise / len(self.paths))
+
+    def influence(self) -> Answers:
+        """Block influence of each layer, in the mean of both domains."""
+        for layer in range(len(self._sizes)):
+            yield an.LayerRated(layer, math.fsum(p.influence(layer) for p in self.paths.values()) / len(self.paths))
+            yield None
+
+
+def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
+    """The study of `model` on the texts of `request`; kept with the model."""
+    key = (request.text, request.heldout, request.seed)
+    if key not in model.studies:
+        config = RunConfig(
+            text=request.text,
+            heldout=request.heldout,
+            seed=request.seed,
+            measure_blocks=1,
+            measure_length=an.QUICK_TOKENS,
+            calibration_blocks=1,
+            block_length=8,
+        )
+        while len(model.studies) >= MOST_STUDIES:
+            model.studies.popitem(last=False)
+        model.studies[key] = Study(model, config)
+    model.studies.move_to_end(key)
+    return model.studies[key]
