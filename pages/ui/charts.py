@@ -16,10 +16,10 @@ import streamlit as st
 from pages.ui.series import LANGUAGE
 from pages.ui.theme import FATES, PALETTES
 
-HEIGHT = 300
-LEGEND = alt.Legend(
-    orient="top", title=None, symbolType="square", symbolStrokeWidth=0, symbolSize=140, labelFontSize=13
-)
+HEIGHT = 320
+_LEGEND = {"orient": "top", "title": None, "labelFontSize": 13}
+LINES = alt.Legend(symbolType="stroke", symbolStrokeWidth=4, symbolSize=200, **_LEGEND)
+BOXES = alt.Legend(symbolType="square", symbolStrokeWidth=0, symbolSize=140, **_LEGEND)
 Spec = dict[str, Any]
 
 
@@ -31,7 +31,7 @@ def show(spec: Spec, frame: pd.DataFrame, key: str, description: str) -> None:
 @lru_cache
 def weights(theme: str) -> Spec:
     """Layer weights over the steps of stage 1."""
-    colour = fate_colour(theme)
+    colour = fate_colour(theme, LINES)
     base = alt.Chart().encode(x=_steps("Step of stage 1"), y=alt.Y("weight:Q", title="Layer weight |s|"))
     lines = base.mark_line(strokeWidth=2, interpolate="monotone").encode(
         color=colour,
@@ -63,7 +63,7 @@ def stack(theme: str) -> Spec:
     )
     base = alt.Chart().encode(y=y, x=alt.X("weight:Q", title="Layer weight |s| now", axis=alt.Axis(tickCount=4)))
     bars = base.mark_bar(cornerRadiusEnd=2, minBandSize=2).encode(
-        color=fate_colour(theme), tooltip=_tips("layer:N", "weight:Q", "fate:N")
+        color=fate_colour(theme, BOXES), tooltip=_tips("layer:N", "weight:Q", "fate:N")
     )
     return finish(
         _frame(base),
@@ -77,7 +77,9 @@ def scores(theme: str) -> Spec:
     """A method's score of each layer; the lowest goes first."""
     base = alt.Chart().encode(x=alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)))
     bars = base.mark_bar(cornerRadiusEnd=2).encode(
-        y=alt.Y("score:Q", title="Score"), color=fate_colour(theme), tooltip=_tips("layer:N", "score:Q", "fate:N")
+        y=alt.Y("score:Q", title="Score"),
+        color=fate_colour(theme, BOXES),
+        tooltip=_tips("layer:N", "score:Q", "fate:N"),
     )
     return finish(bars, height=420)
 
@@ -92,10 +94,12 @@ def losses(theme: str, pull: str) -> Spec:
     palette = PALETTES[theme]
     scale = alt.Scale(domain=[LANGUAGE, pull], range=[palette.dense, palette.pull])
     ticks = [0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 300, 1000, 10000, 100000]
-    y = alt.Y("value:Q", title="Loss, nats a token", scale=alt.Scale(type="symlog"), axis=alt.Axis(values=ticks))
+    y = alt.Y(
+        "value:Q", title="Loss, nats a token", scale=alt.Scale(type="symlog"), axis=alt.Axis(values=ticks, format="~g")
+    )
     base = alt.Chart().encode(x=_steps("Step"), y=y)
     lines = base.mark_line(strokeWidth=2.5).encode(
-        color=alt.Color("part:N", scale=scale, legend=LEGEND), tooltip=_tips("part:N", "step:Q", "value:Q")
+        color=alt.Color("part:N", scale=scale, legend=LINES), tooltip=_tips("part:N", "step:Q", "value:Q")
     )
     return finish(_frame(base), lines.transform_filter("datum.kind == 'line'"))
 
@@ -106,7 +110,7 @@ def gaps(theme: str) -> Spec:
     y = alt.Y("gap:Q", title="Relative gap")
     base = alt.Chart().encode(x=_steps("Step of stage 2"), y=y)
     lines = base.mark_line(strokeWidth=2).encode(
-        color=fate_colour(theme), detail="layer:N", tooltip=_tips("layer:N", "step:Q", "gap:Q")
+        color=fate_colour(theme, LINES), detail="layer:N", tooltip=_tips("layer:N", "step:Q", "gap:Q")
     )
     names = base.mark_text(dx=12, fontSize=12, fontWeight="bold", color=PALETTES[theme].ink).encode(text="layer:N")
     return finish(
@@ -130,7 +134,7 @@ def probes(theme: str) -> Spec:
         axis=alt.Axis(tickCount=5),
     )
     base = alt.Chart().encode(x=_steps("Step of stage 2"), y=y)
-    colour = alt.Color("model:N", scale=scale, legend=LEGEND)
+    colour = alt.Color("model:N", scale=scale, legend=LINES)
     line = base.mark_line(strokeWidth=3, point=alt.OverlayMarkDef(size=70, filled=True)).encode(
         color=colour, tooltip=_tips("step:Q", "perplexity:Q")
     )
@@ -143,7 +147,7 @@ def probes(theme: str) -> Spec:
     )
 
 
-def fate_colour(theme: str, legend: alt.Legend | None = LEGEND) -> alt.Color:
+def fate_colour(theme: str, legend: alt.Legend | None) -> alt.Color:
     """The colour of a layer's fate."""
     palette = PALETTES[theme]
     scale = alt.Scale(domain=list(FATES), range=[palette.kept, palette.chosen, palette.removed])

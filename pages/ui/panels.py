@@ -18,9 +18,8 @@ from trsp_core.store import Run
 
 def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
     """Which run this is, and how it stands."""
-    with st.container(horizontal=True, vertical_alignment="center", key="run-title"):
-        st.markdown(f"### {words.plain(name_of(config, state))}", width="content")
-        st.badge(words.STATUSES[status], icon=STATUS_ICONS[status], color=STATUS_COLOURS[status])
+    badge = f":{STATUS_COLOURS[status]}-badge[{STATUS_ICONS[status]} {words.STATUSES[status]}]"
+    st.markdown(f"### {words.plain(name_of(config, state))} {badge}")
     st.caption(f"{when(run)} · calibrated on {words.plain(title_of(config.text))} · run {run.id}")
 
 
@@ -68,7 +67,7 @@ def strip(state: RunState) -> None:
         if i < now or state.ended == "finished":
             marks.append(f":gray-badge[:material/check: {label}]")
         else:
-            marks.append(f":blue-badge[**{label}**]" if i == now else f":gray[{label}]")
+            marks.append(f":blue-badge[**{label}**]" if i == now else f":gray[· {label}]")
     st.markdown(" ".join(marks) or ":gray[The plan follows in a moment]")
 
 
@@ -77,15 +76,15 @@ def figures(state: RunState, config: RunConfig) -> None:
     by = {s: values.get("calibration") for s, values in state.perplexity.items()}
     total = series.planned_removals(state, config)
     with st.container(horizontal=True, key="figures"):
-        st.metric("Layers chosen", f"{len(state.chosen)} of {total}" if total else "0", border=True)
-        st.metric("Perplexity, dense", _shown(by, "dense"), border=True)
-        st.metric("Layers deleted at once", _shown(by, "direct"), border=True)
+        st.metric("Layers chosen", f"{len(state.chosen)} of {total}" if total else "0")
+        st.metric("Perplexity, dense", _shown(by, "dense"))
+        st.metric("Layers deleted at once", _shown(by, "direct"))
         if "pruned" in by or not state.probes:
-            st.metric("Pruned", _shown(by, "pruned"), border=True)
+            st.metric("Pruned", _shown(by, "pruned"))
         else:
             probe = state.probes[-1]
-            st.metric(f"If deleted now, on {probe.blocks} blocks", words.perplexity(probe.perplexity), border=True)
-        st.metric("Time so far" if not state.ended else "Time", words.duration(state.at), border=True)
+            st.metric(f"If deleted now, on {probe.blocks} blocks", words.perplexity(probe.perplexity))
+        st.metric("Time so far" if not state.ended else "Time", words.duration(state.at))
 
 
 def _shown(by: dict[str, float | None], name: str) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts import LEGEND, Spec, fate_colour, finish
+from pages.ui.charts import BOXES, Spec, fate_colour, finish
 from pages.ui.series import chosen_at, fates
 from pages.ui.theme import PALETTES
 from trsp_core.state import RunState
@@ -46,7 +46,7 @@ def stage(name: str) -> pd.DataFrame:
 @lru_cache
 def schematic(theme: str) -> Spec:
     """The spec of all three schematic stacks."""
-    return finish(*_boxes(theme, [0, 1.25], [0, 10], legend=None), height=230)
+    return finish(*_boxes(theme, [0, 1.25], [0, 10], None), height=230)
 
 
 def before_after(state: RunState) -> pd.DataFrame:
@@ -72,10 +72,10 @@ def before_after(state: RunState) -> pd.DataFrame:
 @lru_cache(maxsize=64)
 def stacks(theme: str, n_layers: int) -> Spec:
     """The spec of the two stacks of a model of `n_layers` layers."""
-    return finish(*_boxes(theme, [0, 2.6], [0, n_layers]), height=max(240, min(22 * n_layers, 1600)))
+    return finish(*_boxes(theme, [0, 2.6], [0, n_layers], BOXES), height=max(240, min(22 * n_layers, 1600)))
 
 
-def _boxes(theme: str, width: list[float], depth: list[float], legend: alt.Legend | None = LEGEND) -> list[alt.Chart]:
+def _boxes(theme: str, width: list[float], depth: list[float], legend: alt.Legend | None) -> list[alt.Chart]:
     palette = PALETTES[theme]
     base = alt.Chart().encode(
         x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=width, nice=False)),

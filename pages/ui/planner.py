@@ -9,7 +9,7 @@ import streamlit as st
 from pages.ui import server, session, words
 from pages.ui.controls import title_of
 from trsp_core import config as configs
-from trsp_core import data, forecast, models
+from trsp_core import forecast, models
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import Problem, TrspError
 from trsp_core.models import Facts
@@ -117,7 +117,7 @@ def forecast_and_start(made: Plan) -> None:
                 + (" A rough figure: nothing was timed here yet." if expected.rough else "")
             )
             _phases(expected.phases)
-            refusal = refusal or _refused(lambda: forecast.check_memory(expected))
+            refusal = refusal or _refused(made.config, expected)
         elif made.missing:
             st.caption("The forecast comes once the model is on this machine.")
         if refusal:
@@ -158,19 +158,21 @@ def _phases(phases: list[dict]) -> None:
     st.caption(" · ".join(parts))
 
 
-def _refused(check) -> str:
+def _refused(config: RunConfig, expected: forecast.Forecast) -> str:
+    """Why this machine cannot do it now, or nothing."""
     try:
-        check()
+        if not forecast.on_gpu(config):
+            forecast.check_memory(expected)
     except TrspError as error:
         return f"{words.plain(error.message)} {words.plain(error.remedy)}"
     return ""
 
 
 def start(config: RunConfig) -> None:
-    """Check the text, queue the run and show it; say why where it cannot be."""
+    """Look at the texts and the memory once more, queue the run and show it; say why where it cannot be."""
     try:
         with st.spinner("Looking at the texts"):
-            data.check(config)
+            models.preflight(config)
         run = server.jobs().submit(config)
     except TrspError as error:
         st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")

@@ -120,7 +120,7 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     ]
     last = sorted((row for row in rows[-len(state.chosen) :] if math.isfinite(row[2])), key=lambda row: row[2])
     places = _apart(
-        [row[2] for row in last], 0.055 * max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
+        [row[2] for row in last], 0.085 * max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
     )
     ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, places, strict=True)]
     return pd.DataFrame(frame + rows + ends, columns=columns)

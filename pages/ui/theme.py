@@ -1,7 +1,7 @@
 """Colours and their meanings: one colour a meaning, on every page.
 
-The values are Okabe and Ito's, which people with any kind of colour vision can tell apart; where one is too dark for the
-dark theme, its lighter sister stands in.
+The values are Okabe and Ito's, which people with any kind of colour vision can tell apart; where one is too dark for
+the dark theme, its lighter sister stands in.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from trsp_core.config import KNOBS
 STAGES = {
     "find": (
         "Stage 1: find",
-        "Every layer gets a weight, 1 at the start. Training pulls all weights down; those that the text needs hold out. "
+        "Every layer gets a weight, 1 at first. Training pulls all weights down; those that the text needs hold out. "
         "The smallest goes first.",
     ),
     "move": (
@@ -28,7 +28,7 @@ st.markdown(
     "Here this happens to a real model on real text before your eyes, and every figure is measured, good or bad."
 )
 
-with st.container(horizontal=True):
+with st.container(horizontal=True, vertical_alignment="center"):
     if st.button("Start a run", type="primary", icon=":material/play_arrow:", key="go"):
         st.switch_page("pages/views/run.py")
     st.page_link("pages/views/runs.py", label="All runs", icon=":material/list:")

@@ -57,9 +57,11 @@ def watch(run_id: str, known: str) -> None:
     if status == "finished":
         panels.next_steps(run)
     results.notes(state)
-    panels.stage_1(state, config)
-    if config.stage2_steps:
-        panels.stage_2(state, config)
+    stages = [panels.stage_1, panels.stage_2] if config.stage2_steps else [panels.stage_1]
+    if status == "running" and state.gap_steps:
+        stages.reverse()  # what moves is on top
+    for stage in stages:
+        stage(state, config)
     panels.loss_parts(state, config)
     panels.samples(state)
 
