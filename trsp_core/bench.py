@@ -144,7 +144,7 @@ class Loop:
         os._exit(0)  # whatever still computes computes for nobody
 
 
-def main() -> int:
+def serve() -> int:
     """Serve on this process's standard pipes; whatever a library prints goes to stderr instead."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -154,4 +154,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve())

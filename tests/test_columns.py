@@ -1,0 +1,181 @@
+"""Columns: tokens are those of `generate`, seeds repeat, letters of several bytes come whole, texts are read right."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tests import tiny
+from trsp_core import answers as an
+from trsp_core import columns, shelf, surgery
+from trsp_core.answers import Generate, Variant
+from trsp_core.errors import TrspError
+
+PROMPT = "The river crosses"
+
+
+@pytest.fixture(params=["llama", "gemma3_text", "gpt2", "opt"])
+def folder(request, tmp_path):
+    return str(tiny.save(tmp_path / "model", request.param))
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return str(tiny.save(tmp_path / "model"))
+
+
+def tokens(found, column=0):
+    return [a.token for a in found if isinstance(a, an.TokenGenerated) and a.column == column]
+
+
+def answers(request, held=None):
+    return [a for a in columns.stream(request, held or shelf.Shelf()) if a]
+
+
+def test_greedy_columns_equal_generate(folder):
+    held = shelf.Shelf()
+    variants = [{"model": folder}, {"model": folder, "removed": [1, 3]}]
+    found = answers(Generate(variants, PROMPT, new_tokens=12, trace=False), held)
+    whole = held.take(Variant(folder))
+    ids, _ = columns.encode(whole, PROMPT, False)
+    for column, removed in enumerate([[], [1, 3]]):
+        with surgery.removed(whole.stack, removed), torch.inference_mode():
+            want = whole.stack.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert tokens(found, column) == want
+
+
+def test_a_view_shares_every_tensor_and_leaves_no_trace(folder):
+    whole = shelf.Shelf().take(Variant(folder))
+    before, count = whole.stack.text_config.num_hidden_layers, len(whole.stack.layers)
+    thin = shelf.without(whole, [0, 2])
+    assert len(thin.stack.layers) == count - 2
+    assert thin.stack.text_config.num_hidden_layers == count - 2
+    own = {p.data_ptr() for p in whole.stack.model.parameters()}
+    assert {p.data_ptr() for p in thin.stack.model.parameters()} < own
+    assert (whole.stack.text_config.num_hidden_layers, len(whole.stack.layers)) == (before, count)
+    with surgery.removed(whole.stack, [0, 2]), torch.inference_mode():
+        want = whole.stack.model(input_ids=tiny.ids()).logits
+    with torch.inference_mode():
+        assert torch.equal(thin.stack.model(input_ids=tiny.ids()).logits, want)
+
+
+def test_a_pruned_model_shares_what_is_equal(llama, tmp_path):
+    held = shelf.Shelf()
+    whole, kept = held.take(Variant(llama)), [0, 2, 4]
+    with surgery.removed(whole.stack, [1, 3]) as model:
+        model.save_pretrained(tmp_path / "pruned")
+    tiny.tokenizer().save_pretrained(tmp_path / "pruned")
+    with torch.inference_mode(), surgery.removed(whole.stack, [1, 3]):
+        want = whole.stack.model(input_ids=tiny.ids()).logits
+    pruned = held.take(Variant(str(tmp_path / "pruned"), base=llama, kept=kept))
+    assert pruned.shared == pruned.bytes
+    assert held.held_bytes() == whole.bytes
+    with torch.inference_mode():
+        assert torch.equal(pruned.stack.model(input_ids=tiny.ids()).logits, want)
+
+
+def test_changed_tensors_are_not_shared(llama, tmp_path):
+    held = shelf.Shelf()
+    whole = held.take(Variant(llama))
+    other = tiny.build()
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    tiny.tokenizer().save_pretrained(tmp_path / "other")
+    changed = held.take(Variant(str(tmp_path / "other"), base=llama, kept=list(range(tiny.L))))
+    assert changed.bytes - changed.shared == other.model.layers[1].mlp.down_proj.weight.numel() * 4
+    assert not torch.equal(whole.stack.layers[1].mlp.down_proj.weight, changed.stack.layers[1].mlp.down_proj.weight)
+
+
+def test_the_shelf_holds_few_models(tmp_path):
+    held = shelf.Shelf(most=2)
+    names = [str(tiny.save(tmp_path / f"m{i}")) for i in range(4)]
+    for name in names:
+        held.take(Variant(name))
+    assert list(held.models) == names[2:]
+
+
+def test_no_room_is_refused_with_numbers(llama, monkeypatch):
+    monkeypatch.setattr(shelf.forecast, "available_memory", lambda: 100_000_000)
+    with pytest.raises(TrspError, match=r"needs 0\.4 GB .* 0\.1 GB are free"):
+        shelf.Shelf().take(Variant(llama))
+
+
+def test_sampling_repeats_with_its_seed(llama):
+    def drawn(seed):
+        ask = Generate([{"model": llama}], PROMPT, temperature=1.0, top_p=0.9, seed=seed, new_tokens=16, trace=False)
+        return tokens(answers(ask))
+
+    assert drawn(3) == drawn(3)
+    assert drawn(3) != drawn(4)
+
+
+def test_columns_take_turns(llama):
+    variants = [{"model": llama}, {"model": llama, "removed": [2]}]
+    found = answers(Generate(variants, PROMPT, new_tokens=6, trace=False))
+    assert [a.column for a in found if isinstance(a, an.TokenGenerated)][:8] == [0, 1] * 4
+
+
+def test_letters_of_several_tokens_come_whole():
+    core = Tokenizer(models.BPE())  # no merges: each byte is a token
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    decoder, text = columns.Decoder(PreTrainedTokenizerFast(tokenizer_object=core)), "The río — 北京 🙂 end"
+    pieces = [decoder.add(i) for i in core.encode(text).ids]
+    assert len(pieces) == len(text.encode())
+    assert [p for p in pieces if p] == list(text)
+
+
+def test_traces_are_the_models_probabilities(llama):
+    held = shelf.Shelf()
+    variants = [{"model": llama}, {"model": llama, "removed": [1]}]
+    found = answers(Generate(variants, PROMPT, new_tokens=8), held)
+    traces = [a for a in found if isinstance(a, an.TextTraced)]
+    assert [(t.text, t.column) for t in traces] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    first = traces[0]
+    assert first.tokens == tokens(found)
+    assert all(v == 0 for v in first.kl)
+    assert all(max(a) == pytest.approx(p, rel=1e-3) for a, p in  # greedy: the token is the likeliest
+               zip(first.alternative_probabilities, first.probabilities, strict=True))  # fmt: skip
+    whole = held.take(Variant(llama))
+    ids, _ = columns.encode(whole, PROMPT, False)
+    thin = shelf.without(whole, [1])
+    logs = [columns._log_probabilities(m, ids, first.tokens).double() for m in (whole, thin)]
+    kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
+    assert traces[1].kl == pytest.approx(kl.tolist(), abs=1e-5)
+
+
+def test_a_text_can_be_read_without_writing(llama):
+    found = list(columns.trace(an.Trace([{"model": llama}], PROMPT, " the city"), shelf.Shelf()))
+    assert found[-1].column == 0
+    assert "".join(found[-1].pieces) == " the city"
+
+
+def test_repetition_rate():
+    assert columns.repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert columns.repetition([1] * 8) == pytest.approx(1 - 1 / 5)
+    assert columns.repetition([1, 2]) == 0
+
+
+def test_too_long_a_prompt_is_refused_before_it_is_read(llama):
+    with pytest.raises(TrspError, match="reads 512"):
+        answers(Generate([{"model": llama}], "The river " * 300, new_tokens=8))
+
+
+def test_limits_are_named_all_at_once():
+    with pytest.raises(TrspError) as caught:
+        an.check(Generate([{}] * 4, " ", temperature=9.0, new_tokens=10**6))
+    assert len(caught.value.problems) == 4
+
+
+def test_every_record_survives_the_pipe():
+    for record in (
+        Generate([{"model": "m", "removed": [1]}], "p\n\"q\"", chat=True),
+        an.SetMeasured([1], 5, {"calibration": 1.5}, {"calibration": 1.0}, {}, 9, 1, 2, 1.25, 4, False, 0.1),
+        an.TextTraced(0, 1, [3], ["é"], [0.5], [["a", "b"]], [[0.5, 0.1]], [0.2], 0.7),
+        an.Broken("m", "r"),
+    ):  # fmt: skip
+        assert an.unpack(an.pack("t", record)) == ("t", record)
+    for line in ("", "{}", '{"ticket": "t", "kind": "Nope"}', '{"ticket": "t", "kind": "Broken", "message": 3}'):
+        with pytest.raises(TrspError):
+            an.unpack(line)
