@@ -1,0 +1,211 @@
+"""The workbench with its real child on a tiny model: order, places, cancelling, dying and coming back."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from tests import tiny
+from trsp_core import answers as an
+from trsp_core.answers import Generate, Status, WhatIf
+from trsp_core.errors import TrspError
+from trsp_core.workbench import Workbench
+
+LONG = 60.0  # seconds; a child starts in about five on a quiet machine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("workbench") / "model", n_layers=8))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text(tiny.text(1200))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def workbench():
+    bench = Workbench()
+    yield bench
+    bench.close()
+
+
+def endless(model, **more):
+    return Generate([{"model": model}], "The river", new_tokens=an.MAX_NEW_TOKENS, temperature=1.5, **more)
+
+
+def until(workbench, ticket, wanted, timeout=LONG):
+    """Wait for an answer of the type `wanted`."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        reading = workbench.read(ticket)
+        if any(isinstance(a, wanted) for a in reading.answers):
+            return reading
+        assert reading.ending is None, reading.ending
+        time.sleep(0.002)
+    raise AssertionError(f"no {wanted.__name__} within {timeout} s")
+
+
+def test_a_request_is_answered_and_can_be_read_again(workbench, model):
+    ticket = workbench.ask(Generate([{"model": model}], "The river", new_tokens=5))
+    reading = workbench.wait(ticket, LONG)
+    assert isinstance(reading.ending, an.Answered)
+    assert sum(isinstance(a, an.TokenGenerated) for a in reading.answers) >= 1
+    assert workbench.read(ticket) == reading
+
+
+def test_what_if_measures_then_writes(workbench, model, text):
+    ask = WhatIf(model, [2, 3], text=text, heldout=text, prompt="The river", sample_tokens=4)
+    answers = workbench.wait(workbench.ask(ask), LONG).answers
+    measured = next(a for a in answers if isinstance(a, an.SetMeasured))
+    assert measured.perplexity.keys() == {"calibration", "heldout"}
+    assert (measured.n_layers, measured.ceiling, measured.cached) == (8, 8 / 6, False)
+    assert isinstance(answers[-2], an.TokenGenerated)
+    again = workbench.wait(workbench.ask(ask), LONG).answers
+    assert next(a for a in again if isinstance(a, an.SetMeasured)).cached
+
+
+def test_importance_and_influence_name_every_layer(workbench, model, text):
+    for kind in (an.Importance, an.Influence):
+        answers = workbench.wait(workbench.ask(kind({"model": model}, text=text, heldout=text)), LONG).answers
+        assert sorted(a.layer for a in answers if isinstance(a, an.LayerRated)) == list(range(8))
+
+
+def test_what_cannot_be_done_is_refused(workbench, model):
+    refused = workbench.wait(workbench.ask(WhatIf("no-such-model", [1])), LONG).ending
+    assert isinstance(refused, an.Refused)
+    assert "no-such-model" in refused.message
+    with pytest.raises(TrspError, match="Length"):
+        workbench.ask(Generate([{"model": model}], "a", new_tokens=10**6))
+    with pytest.raises(TrspError, match="no longer kept"):
+        workbench.read("not a ticket")
+
+
+def test_a_stream_is_cancelled_within_a_token(workbench, model):
+    ticket = workbench.ask(endless(model))
+    until(workbench, ticket, an.TokenGenerated)
+    before = len(workbench.read(ticket).answers)
+    workbench.cancel(ticket)
+    reading = workbench.wait(ticket, 10)
+    assert isinstance(reading.ending, an.Stopped)
+    assert len(reading.answers) - before < 40  # what was on its way; a token of this model takes a millisecond
+
+
+def test_cancelling_a_waiting_request_takes_it_out_at_once(workbench, model):
+    first, second = workbench.ask(endless(model)), workbench.ask(endless(model))
+    workbench.cancel(second)
+    assert isinstance(workbench.read(second).ending, an.Stopped)
+    workbench.cancel(first)
+    workbench.wait(first, LONG)
+
+
+@pytest.mark.parametrize("kind", ["stream", "what-if"])
+def test_a_killed_child_is_told_and_replaced(workbench, model, text, kind):
+    if kind == "stream":
+        ticket = workbench.ask(endless(model))
+        until(workbench, ticket, an.TokenGenerated)
+    else:
+        ticket = workbench.ask(an.Importance({"model": model}, text=text, heldout=text, seed=5))
+        until(workbench, ticket, an.LayerRated)
+    os.kill(workbench.process_id(), signal.SIGKILL)
+    ending = workbench.wait(ticket, 10).ending
+    assert isinstance(ending, an.Broken)
+    assert "ended" in ending.message
+    assert "starts again" in ending.remedy
+    again = workbench.wait(workbench.ask(Generate([{"model": model}], "The river", new_tokens=3)), LONG)
+    assert isinstance(again.ending, an.Answered)
+
+
+def test_ten_sessions_at_once_are_not_mixed_up(workbench, model):
+    prompts = [
+        f"The {noun} {verb}" for noun in ("river", "city", "garden", "letter", "machine") for verb in ("is", "or")
+    ]
+    alone = [_text(workbench, model, p) for p in prompts]
+    found: dict[int, str] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, p=p: found.__setitem__(i, _text(workbench, model, p)))
+        for i, p in enumerate(prompts)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert [found[i] for i in range(len(prompts))] == alone
+    held = workbench.wait(workbench.ask(Status()), LONG).answers[0]
+    assert isinstance(held, an.WorkbenchHeld)
+    assert held.resident < 2_000_000_000
+
+
+def _text(workbench, model, prompt):
+    reading = workbench.wait(workbench.ask(Generate([{"model": model}], prompt, new_tokens=12)), LONG)
+    return [(a.token, a.piece) for a in reading.answers if isinstance(a, an.TokenGenerated)]
+
+
+def test_places_are_told_and_bounded(model):
+    bench = Workbench(places=3)
+    try:
+        tickets = [bench.ask(endless(model))]
+        until(bench, tickets[0], an.PromptRead)
+        tickets += [bench.ask(endless(model)) for _ in range(3)]
+        assert [bench.read(t).place for t in tickets][1:] == [1, 2, 3]
+        with pytest.raises(TrspError, match="3 places"):
+            bench.ask(endless(model))
+        for ticket in reversed(tickets):
+            bench.cancel(ticket)
+        assert all(isinstance(bench.wait(t, LONG).ending, an.Stopped) for t in tickets)
+    finally:
+        bench.close()
+
+
+def test_an_idle_child_is_let_go_and_comes_back():
+    bench = Workbench(idle=0.2)
+    try:
+        assert isinstance(bench.wait(bench.ask(Status()), LONG).ending, an.Answered)
+        end = time.monotonic() + 20
+        while bench.process_id() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert bench.process_id() is None
+        assert isinstance(bench.wait(bench.ask(Status()), LONG).ending, an.Answered)
+    finally:
+        bench.close()
+
+
+def test_a_child_that_cannot_start_is_told():
+    bench = Workbench(command=("/bin/sh", "-c", "echo no torch here >&2; exit 3"))
+    try:
+        ending = bench.wait(bench.ask(Status()), 20).ending
+        assert isinstance(ending, an.Broken)
+        assert "code 3" in ending.message
+        assert "no torch here" in ending.trace
+    finally:
+        bench.close()
+
+
+def test_the_child_ends_with_the_server(model):
+    bench = Workbench()
+    ticket = bench.ask(endless(model))
+    until(bench, ticket, an.TokenGenerated)
+    process = bench._child.process
+    process.stdin.close()  # as when the server dies
+    assert process.wait(15) == 0
+    bench.close()
+
+
+def test_old_answers_are_forgotten(monkeypatch):
+    monkeypatch.setattr("trsp_core.workbench.KEPT", 2)
+    bench = Workbench(command=("/bin/false",))
+    try:
+        tickets = []
+        for _ in range(4):
+            tickets.append(bench.ask(Status()))
+            bench.wait(tickets[-1], 20)
+        with pytest.raises(TrspError):
+            bench.read(tickets[0])
+        assert bench.read(tickets[-1]).ending is not None
+    finally:
+        bench.close()
