@@ -31,12 +31,14 @@ class Variant:
         model: as in `models.locate`: a catalogue name, a hub id, or a folder, such as a run's `model/`.
         removed: layers to leave out of it.
         base, kept: the model that it was made of and the layers it kept, where known: equal tensors are then held once.
+        label: for people.
     """
 
     model: str
     removed: list[int] = field(default_factory=list)
     base: str = ""
     kept: list[int] = field(default_factory=list)
+    label: str = ""
 
 
 class Request:

@@ -113,10 +113,18 @@ class Workbench:
 
     def wait(self, ticket: str, timeout: float) -> Reading:
         """`read`, after the ending or after `timeout` seconds."""
-        until = time.monotonic() + timeout
         with self._changed:
-            while (e := self._enquiries.get(ticket)) and e.ended is None and time.monotonic() < until:
-                self._changed.wait(until - time.monotonic())
+            enquiry = self._enquiries.get(ticket)
+            if enquiry is not None:
+                self._changed.wait_for(lambda: enquiry.ended is not None, timeout)
+        return self.read(ticket)
+
+    def follow(self, ticket: str, seen: int, timeout: float) -> Reading:
+        """`read`, once there are more than `seen` answers, or after `timeout` seconds."""
+        with self._changed:
+            enquiry = self._enquiries.get(ticket)
+            if enquiry is not None:
+                self._changed.wait_for(lambda: len(enquiry.answers) > seen, timeout)
         return self.read(ticket)
 
     def cancel(self, ticket: str) -> None:

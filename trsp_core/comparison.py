@@ -1,0 +1,172 @@
+"""A comparison of models on one prompt: folded from the workbench's answers, live or kept with a run. No torch.
+
+A kept one is `comparisons/ID.json` in the run folder: the request and the answers as they came.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trsp_core import answers as an
+from trsp_core.answers import Answer, Generate
+from trsp_core.errors import TrspError
+from trsp_core.store import Run, write_atomic
+
+MOST_KEPT = 100  # in one run folder
+REPEATS = 0.3  # from this repetition rate on a text is said to repeat itself
+UNLIKELY = 100.0  # from this perplexity under the first model on a text is said to read like gibberish
+_ID = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass
+class Column:
+    """One model's text so far.
+
+    Attributes:
+        tokens, pieces: its tokens and the text that each completes; `seconds` when each came.
+        finished: its figures, once it is complete.
+    """
+
+    label: str
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    finished: an.ColumnFinished | None = None
+    prompt_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second: of its own computing once it is complete, else by the clock."""
+        if self.finished:
+            return self.finished.decode or None
+        spent = self.seconds[-1] - self.seconds[0] if len(self.seconds) > 1 else 0.0
+        return (len(self.seconds) - 1) / spent if spent else None
+
+
+@dataclass
+class Comparison:
+    """What has been answered to `request`. `traces` are by (number of the text, number of the reader)."""
+
+    request: Generate
+    columns: list[Column]
+    traces: dict[tuple[int, int], an.TextTraced] = field(default_factory=dict)
+    chat: bool = False
+
+    def parting(self, column: int) -> int | None:
+        """Place of the first token at which `column` differs from the first column; None while they agree."""
+        return first_difference(self.columns[0].tokens, self.columns[column].tokens)
+
+    def verdict(self, column: int) -> str:
+        """What is wrong with a text, in words; "" where nothing is."""
+        finished, trace = self.columns[column].finished, self.traces.get((column, 0))
+        faults = []
+        if finished and finished.repetition >= REPEATS:
+            faults.append(f"repeats itself: {finished.repetition:.0%} of its four-token runs had occurred before")
+        if trace and column and math.exp(min(trace.nats, 700)) >= UNLIKELY:
+            perplexity = math.exp(min(trace.nats, 700))
+            faults.append(f"reads like gibberish: perplexity {perplexity:,.0f} to {self.columns[0].label}")
+        return "; ".join(faults)
+
+
+def gather(request: Generate, answers: Sequence[Answer]) -> Comparison:
+    """The comparison that `answers` tell so far."""
+    columns = [Column(str(c.get("label") or f"Model {n + 1}")) for n, c in enumerate(request.columns)]
+    found = Comparison(request, columns)
+    for answer in answers:
+        match answer:
+            case an.PromptRead():
+                columns[answer.column].prompt_tokens = answer.tokens
+                found.chat = found.chat or answer.chat
+            case an.TokenGenerated():
+                column = columns[answer.column]
+                column.tokens.append(answer.token)
+                column.pieces.append(answer.piece)
+                column.seconds.append(answer.seconds)
+            case an.ColumnFinished():
+                columns[answer.column].finished = answer
+            case an.TextTraced():
+                found.traces[answer.text, answer.column] = answer
+    return found
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """First place at which two texts differ, as far as both go; None where there is none."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+
+
+def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
+    """Store the comparison with `run`; returns its id.
+
+    Raises:
+        TrspError: there are many already, or the folder cannot be written.
+    """
+    folder = run.folder / "comparisons"
+    if len(kept(run)) >= MOST_KEPT:
+        raise TrspError(f"This run keeps {MOST_KEPT} comparisons already.", "Delete files in its comparisons folder.")
+    lines = [an.pack("", record) for record in (request, *answers)]
+    name = secrets.token_hex(6)
+    try:
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / f"{name}.json", json.dumps([json.loads(line) for line in lines], ensure_ascii=False))
+    except OSError as error:
+        raise TrspError(f"The comparison could not be kept: {error.strerror}.", "Free some space.") from error
+    return name
+
+
+def kept(run: Run) -> list[str]:
+    """Ids of the comparisons kept with `run`, newest first."""
+    files = [p for p in (run.folder / "comparisons").glob("*.json") if _ID.fullmatch(p.stem)]
+    return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
+
+
+def read(run: Run, name: str) -> tuple[Generate, list[Answer]]:
+    """The request and answers of the comparison `name`.
+
+    Raises:
+        TrspError: there is none, or its file is damaged.
+    """
+    gone = TrspError(f"There is no comparison {name[:40]!r} with this run.", "Write a new one.")
+    if not _ID.fullmatch(name):
+        raise gone
+    try:
+        lines = json.loads((run.folder / "comparisons" / f"{name}.json").read_text("utf-8"))
+        records: list[Any] = [an.unpack(json.dumps(line))[1] for line in lines]
+    except (OSError, ValueError, TypeError) as error:
+        raise gone from error
+    if not records or not isinstance(records[0], Generate):
+        raise gone
+    return records[0], [r for r in records[1:] if isinstance(r, Answer)]
+
+
+def markdown(found: Comparison) -> str:
+    """The comparison as Markdown, to paste elsewhere."""
+    ask = found.request
+    how = f"temperature {ask.temperature:g}, top-p {ask.top_p:g}, seed {ask.seed}" if ask.temperature else "greedy"
+    template = ", in the chat template" if found.chat else ""
+    parts = [f"**Prompt** ({how}{template}, at most {ask.new_tokens} tokens)", _quoted(ask.prompt)]
+    for n, column in enumerate(found.columns):
+        facts = [f"{len(column.tokens)} tokens"]
+        if column.rate:
+            facts.append(f"{column.rate:.1f} tokens/s")
+        if n and (place := found.parting(n)) is not None:
+            facts.append(f"parts from {found.columns[0].label} at token {place + 1}")
+        if words := found.verdict(n):
+            facts.append(words)
+        parts += [f"**{column.label}** ({'; '.join(facts)})", _quoted(column.text)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """`text` as a code block that nothing in it can close."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
