@@ -9,7 +9,7 @@ import streamlit as st
 from pages.ui import panels, server, session, words
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
 from trsp_core import state
-from trsp_core.config import RunConfig, layers_to_remove, parse_layers
+from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.store import Run
 
@@ -56,11 +56,7 @@ def figures(run: Run) -> tuple[dict[str, Any], str, RunConfig | None]:
 def _name(config: RunConfig | None, summary: dict[str, Any]) -> str:
     if config is None:
         return "A run whose settings cannot be read"
-    name, depth = panels.name_of(config), summary["n_layers"]
-    if not depth:
-        return name
-    count = len(parse_layers(config.layers)) if config.method == "manual" else layers_to_remove(config.ratio, depth)
-    return f"{name.partition(', ratio')[0]}, {count} of {depth} layers"
+    return panels.name_of(config, summary["n_layers"])
 
 
 def _figures_in_words(run: Run, summary: dict[str, Any], with_size: bool) -> str:

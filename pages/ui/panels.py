@@ -19,18 +19,25 @@ from trsp_core.store import Run
 def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
     """Which run this is, and how it stands."""
     badge = f":{STATUS_COLOURS[status]}-badge[{STATUS_ICONS[status]} {words.STATUSES[status]}]"
-    st.markdown(f"### {words.plain(name_of(config, state))} {badge}")
+    st.markdown(f"### {words.plain(name_of(config, depth_of(config, state)))} {badge}")
     st.caption(f"{when(run)} · calibrated on {words.plain(title_of(config.text))} · run {run.id}")
 
 
-def name_of(config: RunConfig, state: RunState | None = None) -> str:
+def name_of(config: RunConfig, depth: int | None) -> str:
     """`TRSP on SmolLM2 135M Instruct, 8 of 30 layers`."""
     known = methods.all_methods().get(config.method)
     what = f"{known.title if known else config.method} on {title_of(config.model)}"
-    count = series.planned_removals(state, config) if state else 0
-    if state and state.model and count:
-        return f"{what}, {count} of {state.model.n_layers} layers"
-    return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
+    if not depth:
+        return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
+    return f"{what}, {series.removals(config, depth)} of {depth} layers"
+
+
+def depth_of(config: RunConfig, state: RunState) -> int | None:
+    """L, from the run or else from the model's files."""
+    if state.model:
+        return state.model.n_layers
+    found = server.facts(config.model)
+    return None if isinstance(found, TrspError) else found.n_layers
 
 
 def when(run: Run) -> str:
@@ -67,7 +74,7 @@ def strip(state: RunState) -> None:
         if i < now or state.ended == "finished":
             marks.append(f":gray-badge[:material/check: {label}]")
         else:
-            marks.append(f":blue-badge[**{label}**]" if i == now else f":gray[· {label}]")
+            marks.append(f":blue-badge[**{label}**]" if i == now else f":gray[:small[· {label}]]")
     st.markdown(" ".join(marks) or ":gray[The plan follows in a moment]")
 
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from trsp_core.config import RunConfig
+from trsp_core.config import RunConfig, layers_to_remove, parse_layers
 from trsp_core.state import RunState
 
 MOST = 240  # steps drawn of one history
@@ -165,11 +165,14 @@ def planned_rounds(state: RunState, config: RunConfig) -> int:
 
 def planned_removals(state: RunState, config: RunConfig) -> int:
     """K of this run; 0 before the model is known."""
-    from trsp_core.config import layers_to_remove, parse_layers
+    return removals(config, state.model.n_layers) if state.model else 0
 
+
+def removals(config: RunConfig, depth: int) -> int:
+    """K for a model of `depth` layers."""
     if config.method == "manual":
         return len(parse_layers(config.layers))
-    return layers_to_remove(config.ratio, state.model.n_layers) if state.model else 0
+    return layers_to_remove(config.ratio, depth)
 
 
 def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]:

@@ -34,6 +34,7 @@ def show_run(wanted: str) -> None:
 
 def leave_run() -> None:
     """Look at no run: the form comes back as it was left."""
+    st.session_state["left_out"] = []
     st.session_state.pop("run", None)
     st.query_params.clear()
 
@@ -52,7 +53,8 @@ def form() -> dict[str, Any]:
 
 def left_out() -> list[Any]:
     """Problems with settings in the address, which the form did without."""
-    return st.session_state.get("left_out", [])
+    form()
+    return st.session_state["left_out"]
 
 
 def fill(values: Mapping[str, Any]) -> None:

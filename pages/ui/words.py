@@ -14,6 +14,7 @@ PHASES = {
     "transfer": "Stage 2: moving the knowledge",
     "trained": "Measuring before deletion",
     "pruned": "Deleting and measuring",
+    "speed": "Measuring the speed",
     "save": "Saving",
 }
 
@@ -26,6 +27,7 @@ SHORT_PHASES = {
     "transfer": "Stage 2: transfer",
     "trained": "Measure",
     "pruned": "Delete",
+    "speed": "Speed",
     "save": "Save",
 }
 

@@ -1,0 +1,301 @@
+"""Every page in every state of a run, without a browser; the run folders are written by the real recorder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from pages.ui import charts, series, uploads, words
+from tests import story
+from trsp_core.config import KNOBS, RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.state import RunState
+from trsp_core.store import STATUSES, Store
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("home", "run", "layers", "runs")
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch) -> Store:
+    """A fresh folder of runs, and a server that has seen none."""
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
+    st.cache_resource.clear()
+    return Store()
+
+
+def open_page(name: str, **query: str) -> AppTest:
+    """The page as a new tab shows it."""
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    app.query_params.update({k: [v] for k, v in query.items()})
+    app.switch_page(f"pages/views/{name}.py")
+    app.run()
+    assert not app.exception, [e.value for e in app.exception]
+    return app
+
+
+def texts(app: AppTest) -> str:
+    """All that a person reads on the page."""
+    kinds = ("title", "header", "markdown", "caption", "error", "warning", "info", "code", "text")
+    found = [element.value for kind in kinds for element in app.get(kind)]
+    return "\n".join([*found, *(m.label + m.value for m in app.metric), *(b.label for b in app.button)])
+
+
+def chart_specs(app: AppTest) -> dict[str, str]:
+    """Spec by the description of the chart, the data left out."""
+    return {str(n): c.proto.spec for n, c in enumerate(app.get("vega_lite_chart"))}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_without_any_run_says_what_to_do(name):
+    shown = open_page(name)
+    assert shown.get("page_link") or shown.get_by_key("start")
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_shows_every_status(store, name, status):
+    run = story.write(store, status)
+    shown = open_page(name, run=run.id)
+    assert words.STATUSES[status] in texts(shown)
+
+
+def test_a_finished_run_is_told_in_words_with_protocol_and_ceiling(store):
+    shown = texts(open_page("run", run=story.write(store, "finished").id))
+    assert "2 of 6 layers are gone" in shown
+    assert "8 blocks of 256 tokens" in shown
+    assert "held-out domain" in shown
+    assert "1.50 times" in shown
+
+
+def test_a_failure_shows_message_and_remedy_as_they_are(store):
+    shown = open_page("run", run=story.write(store, "failed").id)
+    (box,) = shown.error
+    assert r"\*\*0\*\* words" in box.value
+    assert r"\[384\] tokens" in box.value
+
+
+def test_a_lost_run_says_that_memory_may_have_run_out(store):
+    run = story.write(store, "lost")
+    (run.folder / "exit.json").write_text('{"returncode": -9}')
+    assert "out of memory" in open_page("run", run=run.id).warning[0].value
+
+
+def test_an_unknown_run_leads_back(store):
+    shown = open_page("run", run="no-such-run")
+    assert "no run" in shown.warning[0].value
+    shown.button[0].click().run()
+    assert shown.get_by_key("start")
+
+
+def test_start_queues_the_run_and_puts_it_into_the_address(store, tiny_model):
+    app = open_page("run", model=str(tiny_model), ratio="0.34", **story.SMALL)
+    assert "2 of 5 layers" in texts(app)
+    app.get_by_key("start").click().run()
+    assert not app.exception
+    (run,) = store.runs()
+    assert app.query_params["run"] in (run.id, [run.id])
+    assert run.config().ratio == 0.34
+    second = open_page("run", run=run.id)
+    assert run.id in texts(second)
+
+
+def test_all_problems_are_told_at_once_and_nothing_typed_is_lost(tiny_model):
+    app = open_page("run", model=str(tiny_model), **story.SMALL)
+    app.get_by_key("knob-lambda_1").set_value(-3.0)
+    app.get_by_key("knob-stage1_lr").set_value(7.0)
+    app.get_by_key("knob-ratio").set_value(0.0)
+    app.run()
+    box = app.error[0].value
+    assert "settings need a change" in box
+    assert box.count("\n- ") == 2
+    assert app.get_by_key("start").disabled
+    assert app.get_by_key("knob-lambda_1").value == -3.0
+    app.get_by_key("knob-lambda_1").set_value(0.2)
+    app.get_by_key("knob-stage1_lr").set_value(0.01)
+    app.run()
+    assert "removes nothing" in app.error[0].value
+    app.get_by_key("knob-ratio").set_value(0.4).run()
+    assert not app.error
+    assert not app.get_by_key("start").disabled
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"ratio": "1"}, "removes everything"),
+        ({"model": "nobody/nothing-at-all"}, "not on this machine yet"),
+        ({"model": "/no/such/folder"}, "no model"),
+        ({"method": "manual"}, "needs the layers"),
+        ({"ratio": "abc"}, "was given"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_start(values, said):
+    app = open_page("run", **values)
+    assert said in texts(app)
+    assert app.get_by_key("start").disabled or "ratio" in values
+
+
+def test_a_text_that_is_too_short_is_refused_at_the_start(tmp_path, tiny_model):
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    app = open_page("run", model=str(tiny_model), text=str(short), **story.SMALL)
+    app.get_by_key("start").click().run()
+    assert app.error
+    assert app.get_by_key("knob-text").value == str(short)
+
+
+def test_the_form_is_in_the_address_and_comes_back_from_it(tiny_model):
+    app = open_page("run", model=str(tiny_model), **story.SMALL)
+    app.get_by_key("knob-lambda_2").set_value(2.5).run()
+    kept = {k: v[0] if isinstance(v, list) else v for k, v in app.query_params.items()}
+    assert kept["lambda_2"] == "2.5"
+    again = open_page("run", **kept)
+    assert again.get_by_key("knob-lambda_2").value == 2.5
+    assert again.get_by_key("knob-model").value == str(tiny_model)
+
+
+def test_presets_set_the_form_and_are_recognised(tiny_model):
+    app = open_page("run", model=str(tiny_model))
+    app.get_by_key("preset").set_value("paper").run()
+    assert app.get_by_key("knob-gate").value == "output"
+    assert app.get_by_key("preset").value == "paper"
+    app.get_by_key("knob-gate").set_value("branch").run()
+    assert app.get_by_key("preset").value is None
+
+
+def test_change_and_run_again_fills_the_form(store):
+    run = story.write(store, "finished", RunConfig(lambda_1=0.125))
+    app = open_page("run", run=run.id)
+    app.get_by_key("change").click().run()
+    assert app.get_by_key("knob-lambda_1").value == 0.125
+    assert "run" not in app.query_params
+
+
+def test_stop_asks_the_run_to_stop(store):
+    with story.running(store) as run:
+        app = open_page("run", run=run.id)
+        app.get_by_key("stop").click().run()
+        assert run.cancelled()
+        assert app.get_by_key("stop").disabled
+
+
+def test_a_run_is_deleted_from_the_list_and_a_running_one_is_not(store):
+    done = story.write(store, "finished")
+    app = open_page("runs")
+    app.get_by_key(f"delete-{done.id}").click().run()
+    assert store.runs() == []
+    with story.running(store) as run:
+        assert f"delete-{run.id}" not in str(open_page("runs"))
+
+
+def test_a_thousand_runs_are_listed_quickly(store):
+    one = story.write(store, "finished")
+    for n in range(999):
+        folder = store.root / f"20250101-000000-{n:016x}"
+        folder.mkdir()
+        for name in ("config.json", "summary.json"):
+            (folder / name).write_bytes((one.folder / name).read_bytes())
+    open_page("runs")
+    began = time.perf_counter()
+    shown = open_page("runs")
+    assert time.perf_counter() - began < 3
+    assert "1000 runs" in texts(shown)
+
+
+def test_specs_are_identical_between_ticks(store):
+    run = story.create(store)
+    seen = []
+    for upto in (20, 60, None):
+        story.append(run, upto)
+        seen.append(chart_specs(open_page("run", run=run.id)))
+    live = {k: v for k, v in seen[0].items()}
+    assert len(live) == 6
+    assert sorted(seen[1].values()) == sorted(live.values())
+    assert sorted(seen[2].values()) == sorted(live.values())
+
+
+def test_specs_hold_no_data():
+    for theme in ("light", "dark"):
+        specs = [charts.weights(theme), charts.stack(theme), charts.gaps(theme), charts.probes(theme), charts.scores(theme)]
+        for spec in specs:
+            assert '"data"' not in json.dumps(spec)
+
+
+def test_a_long_history_is_drawn_from_few_rows_and_fast():
+    state = story.long_state(20_000, 80)
+    began = time.perf_counter()
+    frames = [series.weights(state, 20_000), series.losses(state, RunConfig(), 1), series.stack(state)]
+    assert time.perf_counter() - began < 0.5
+    assert max(map(len, frames)) < 25_000
+
+
+def test_frames_of_an_empty_run_have_their_columns():
+    state, config = RunState(), RunConfig()
+    assert "fate" in series.weights(state, 1)
+    assert "part" in series.losses(state, config, 2)
+    assert "model" in series.probes(state, config)
+    assert "gap" in series.gaps(state, config)
+
+
+def test_no_page_loads_torch(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file({str(ROOT / "app.py")!r}, default_timeout=60).run()
+for name in {PAGES!r}:
+    app.switch_page(f"pages/views/{{name}}.py").run()
+    assert not app.exception, app.exception
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    environment = {**__import__("os").environ, "TRSP_RUNS": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
+
+
+def test_state_has_one_door_and_no_markup_is_let_through():
+    for file in [ROOT / "app.py", *(ROOT / "pages").rglob("*.py")]:
+        source = file.read_text("utf-8")
+        assert "unsafe_allow" not in source, file
+        assert "session_state" not in source or file.name == "session.py", file
+        if file.parent.name == "views":
+            assert len(source.splitlines()) < 100, file
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a_b*c", r"a\_b\*c"), ("<b>", r"\<b\>"), (":red[x]", r"\:red\[x\]"), ("a\n\n# b", r"a \# b")]
+)
+def test_plain_text_is_no_markdown(text, shown):
+    assert words.plain(text) == shown
+
+
+def test_figures_in_words():
+    assert words.duration(200) == "3 min 20 s"
+    assert words.size(93_000_000) == "93 MB"
+    assert words.perplexity(288298.0) == "2.9e+05"
+    assert words.perplexity(None) == "not a number"
+    assert words.layers([13, 3, 14, 15, 26, 27]) == "3, 13 to 15, 26, 27"
+
+
+def test_uploads_are_stored_under_made_up_names(tmp_path):
+    kept = uploads.keep(b"some text", "../../etc/passwd.txt", tmp_path)
+    assert kept.parent == tmp_path / "uploads"
+    assert kept == uploads.keep(b"some text", "other.txt", tmp_path)
+    for content, name in ((b"x", "model.pkl"), (b"x" * (uploads.MOST_BYTES + 1), "big.txt")):
+        with pytest.raises(TrspError):
+            uploads.keep(content, name, tmp_path)
+
+
+def test_each_knob_has_a_control(tiny_model):
+    app = open_page("run", model=str(tiny_model))
+    for name in KNOBS:
+        assert app.get_by_key(f"knob-{name}") is not None
