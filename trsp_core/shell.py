@@ -33,8 +33,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {name: commands.add_parser(name, allow_abbrev=False, help=text, description=text.capitalize() + ".", epilog=EPILOG)
-            for name, text in COMMANDS.items()}  # fmt: skip
+    made = {}
+    for name, text in COMMANDS.items():
+        made[name] = commands.add_parser(
+            name, allow_abbrev=False, help=text, description=text.capitalize() + ".", epilog=EPILOG
+        )
     commands.add_parser("workbench")  # the server's child process for what-if and generation; not for people
     for name, command in made.items():
         command.add_argument("--json", action="store_true", help="print JSON on stdout" + _JSON.get(name, ""))
