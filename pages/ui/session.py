@@ -105,6 +105,11 @@ def get(key: str) -> Any:
     return st.session_state.get(key)
 
 
+def start_with(key: str, value: Any) -> None:
+    """Set the state of a control that has none yet."""
+    st.session_state.setdefault(key, value)
+
+
 def write_address() -> None:
     """Keep the form in the address: nothing for an untouched form, else every setting that is not a default."""
     values = form()
@@ -123,3 +128,32 @@ def _fresh(given: Mapping[str, str]) -> dict[str, Any]:
 
 def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def ticket() -> str | None:
+    """The workbench's ticket in the address: the answers that this tab reads."""
+    return st.query_params.get("ask")
+
+
+def show_ticket(wanted: str | None) -> None:
+    """Read the answers to this ticket from now on; None reads none."""
+    _set_address("ask", wanted)
+    _set_address("kept", None)
+
+
+def kept() -> str | None:
+    """The kept comparison in the address."""
+    return st.query_params.get("kept")
+
+
+def show_kept(wanted: str | None) -> None:
+    """Look at this kept comparison from now on; None at none."""
+    _set_address("kept", wanted)
+    _set_address("ask", None)
+
+
+def _set_address(name: str, wanted: str | None) -> None:
+    if wanted is None:
+        st.query_params.pop(name, None)
+    elif st.query_params.get(name) != wanted:
+        st.query_params[name] = wanted

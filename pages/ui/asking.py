@@ -1,0 +1,176 @@
+"""The form of Compare: which models, what prompt, how tokens are drawn; and keeping what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import streamlit as st
+
+from pages.ui import desk, session, words
+from pages.ui.prompts import IN_TEMPLATE, PROMPTS
+from trsp_core import answers as an
+from trsp_core import comparison
+from trsp_core.answers import Answer, Generate, Request, Variant
+from trsp_core.comparison import Comparison
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.state import RunState
+from trsp_core.store import Run
+
+FIRST = {
+    "compare-kind": "Story",
+    "compare-prompt": PROMPTS["Story"],
+    "compare-chat": False,
+    "compare-drawn": "Likeliest token",
+    "compare-temperature": 0.8,
+    "compare-top-p": 0.95,
+    "compare-seed": 0,
+    "compare-length": 64,
+}
+
+
+def form(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
+    """The controls and the button that asks."""
+    offered = desk.variants(run, config, state)
+    for key, value in FIRST.items():
+        session.start_with(key, value)
+    usual = [name for name in ("Dense", "Deleted at once", "Pruned") if name in offered]
+    session.start_with("compare-models", usual if "Pruned" not in usual else ["Dense", "Pruned"])
+    session.put("compare-models", [m for m in session.get("compare-models") if m in offered] or ["Dense"])
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        st.pills("Prompt", list(PROMPTS), key="compare-kind", on_change=_fill_prompt, persist_state="session")
+        st.text_area(
+            "Prompt text", key="compare-prompt", height=110, max_chars=an.MAX_PROMPT, label_visibility="collapsed"
+        )
+    with right:
+        st.multiselect("Models, up to three", list(offered), key="compare-models", max_selections=an.MAX_COLUMNS)
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            st.toggle(
+                "Chat template", key="compare-chat", help="Put the prompt into the model's chat form, where it has one."
+            )
+            _sampling()
+        if note := desk.missing(run, config, state):
+            st.caption(note)
+    ready = bool(session.get("compare-models")) and bool((session.get("compare-prompt") or "").strip())
+    label = "Write" if not live else "Writing"
+    st.button(
+        label,
+        type="primary",
+        icon=":material/edit:",
+        key="write",
+        disabled=live or not ready,
+        on_click=_ask,
+        args=(offered,),
+    )
+    if error := session.get("compare-error"):
+        st.warning(words.plain(error), icon=":material/block:")
+
+
+def _sampling() -> None:
+    drawn = session.get("compare-drawn")
+    with st.popover(f"{drawn}, {session.get('compare-length')} tokens", icon=":material/tune:"):
+        st.segmented_control("Each token is", ["Likeliest token", "Drawn"], key="compare-drawn", required=True)
+        off = session.get("compare-drawn") != "Drawn"
+        st.slider("Temperature", 0.1, 2.0, step=0.1, key="compare-temperature", disabled=off)
+        st.slider("Top-p", 0.05, 1.0, step=0.05, key="compare-top-p", disabled=off)
+        st.number_input("Seed", 0, 2**31 - 1, key="compare-seed", disabled=off)
+        st.slider("Length, tokens", 8, an.MAX_NEW_TOKENS, step=8, key="compare-length")
+
+
+def _fill_prompt() -> None:
+    """A callback: the ready prompt of the chosen kind."""
+    kind = session.get("compare-kind")
+    if kind:
+        session.put("compare-prompt", PROMPTS[kind])
+        session.put("compare-chat", kind in IN_TEMPLATE)
+
+
+def _ask(offered: dict[str, Variant]) -> None:
+    """A callback: send the form to the workbench."""
+    get = session.get
+    request = Generate(
+        columns=[dataclasses.asdict(offered[name]) for name in get("compare-models") if name in offered],
+        prompt=get("compare-prompt"),
+        chat=bool(get("compare-chat")),
+        temperature=float(get("compare-temperature")) if get("compare-drawn") == "Drawn" else 0.0,
+        top_p=float(get("compare-top-p")),
+        seed=int(get("compare-seed")),
+        new_tokens=int(get("compare-length")),
+    )
+    session.put("compare-error", "")
+    try:
+        session.show_ticket(desk.workbench().ask(request))
+        session.put("compare-restored", session.ticket())
+    except TrspError as error:
+        session.put("compare-error", str(error))
+
+
+def restore(request: Request) -> None:
+    """After a refresh or by a link: the form as it was when the answers in the address were asked for."""
+    ticket = session.ticket()
+    if not isinstance(request, Generate) or session.get("compare-restored") == ticket:
+        return
+    session.put("compare-restored", ticket)
+    session.put("compare-prompt", request.prompt)
+    session.put("compare-kind", next((kind for kind, text in PROMPTS.items() if text == request.prompt), None))
+    session.put("compare-chat", request.chat)
+    session.put("compare-drawn", "Drawn" if request.temperature else "Likeliest token")
+    if request.temperature:
+        session.put("compare-temperature", request.temperature)
+    session.put("compare-top-p", request.top_p)
+    session.put("compare-seed", request.seed)
+    session.put("compare-length", request.new_tokens)
+    session.put("compare-models", [str(c.get("label")) for c in request.columns])
+
+
+def keep(run: Run, request: Request, answers: Sequence[Answer], found: Comparison) -> None:
+    """Buttons under a finished comparison."""
+    with st.container(horizontal=True):
+        st.button(
+            "Keep with this run",
+            icon=":material/bookmark_add:",
+            key="keep",
+            on_click=_keep,
+            args=(run, request, answers),
+        )
+        copy(found)
+
+
+def copy(found: Comparison) -> None:
+    """The comparison as Markdown, with the copy button of a code block."""
+    with st.popover("As Markdown", icon=":material/content_copy:"):
+        st.code(comparison.markdown(found), language="markdown", wrap_lines=True)
+
+
+def _keep(run: Run, request: Generate, answers: Sequence[Answer]) -> None:
+    """A callback."""
+    try:
+        session.show_kept(comparison.keep(run, request, answers))
+    except TrspError as error:
+        session.put("compare-error", str(error))
+
+
+def kept_list(run: Run, now: str | None) -> None:
+    """Links to what was kept with the run."""
+    names = comparison.kept(run)
+    if not names:
+        return
+    st.markdown("#### Kept with this run")
+    for name in names[:10]:
+        try:
+            request, _ = comparison.read(run, name)
+        except TrspError:
+            continue
+        labels = ", ".join(str(c.get("label")) for c in request.columns)
+        opening = words.plain(request.prompt[:70])
+        st.button(
+            f"{opening} · {words.plain(labels)}",
+            key=f"kept-{name}",
+            icon=":material/bookmark:",
+            type="tertiary",
+            disabled=name == now,
+            on_click=session.show_kept,
+            args=(name,),
+        )

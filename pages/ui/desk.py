@@ -1,0 +1,80 @@
+"""The workbench as pages see it: which models there are to ask, and how a request stands."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.ui import panels, server, words
+from trsp_core import answers as an
+from trsp_core.answers import Variant
+from trsp_core.config import RunConfig
+from trsp_core.state import RunState
+from trsp_core.store import Run
+from trsp_core.workbench import Reading, Workbench
+
+OTHERS = 8  # newest other runs whose pruned models are offered
+
+
+@st.cache_resource(show_spinner=False, on_release=lambda workbench: workbench.close())
+def workbench() -> Workbench:
+    """The one workbench; its process starts with the first request."""
+    return Workbench()
+
+
+def variants(run: Run, config: RunConfig, state: RunState) -> dict[str, Variant]:
+    """Every model that can be asked in the light of `run`, by its label."""
+    found = {"Dense": Variant(config.model, label="Dense")}
+    if state.chosen:
+        label = "Deleted at once"
+        found[label] = Variant(config.model, removed=sorted(state.chosen), label=label)
+    if pruned := pruned_of(run, config, state, "Pruned"):
+        found["Pruned"] = pruned
+    for other in server.store().runs()[:OTHERS]:
+        if other.id == run.id:
+            continue
+        settings = panels.config_of(other)
+        if settings and (pruned := pruned_of(other, settings, server.look(other)[0], "")):
+            label = f"Pruned, {panels.when(other)}"
+            found[label] = Variant(pruned.model, base=pruned.base, kept=pruned.kept, label=label)
+    return found
+
+
+def pruned_of(run: Run, config: RunConfig, state: RunState, label: str) -> Variant | None:
+    """The pruned model that `run` keeps, if it keeps one."""
+    if not state.removed or not (run.model_folder / "config.json").is_file():
+        return None
+    return Variant(str(run.model_folder), base=config.model, kept=state.removed.kept, label=label)
+
+
+def missing(run: Run, config: RunConfig, state: RunState) -> str:
+    """Why a model that one might look for is not offered: a sentence."""
+    parts = []
+    if pruned_of(run, config, state, "") is None:
+        if not state.ended:
+            parts.append("The pruned model is there once the run has finished.")
+        elif state.ended == "finished":
+            parts.append("This run did not keep its pruned model, so deletion at once stands in for it.")
+        else:
+            parts.append("This run did not finish, so there is no pruned model.")
+    if config.stage2_steps:
+        parts.append("The model after stage 2 with all its layers is measured by a run, but not kept.")
+    return " ".join(parts)
+
+
+def standing(reading: Reading) -> None:
+    """Where a request is: its place, what is loading, or how it ended badly."""
+    ending = reading.ending
+    if reading.place:
+        ahead = "next" if reading.place == 1 else f"place {reading.place} in the queue"
+        st.info(f"The workbench is busy with another request: this one is {ahead}.", icon=":material/hourglass_top:")
+    elif ending is None and not reading.answers:
+        st.info(
+            "The workbench is getting the models ready; the first time takes some seconds.",
+            icon=":material/downloading:",
+        )
+    elif isinstance(ending, an.Broken):
+        st.error(f"{words.plain(ending.message)} {words.plain(ending.remedy)}", icon=":material/error:")
+    elif isinstance(ending, an.Refused):
+        st.warning(f"{words.plain(ending.message)} {words.plain(ending.remedy)}", icon=":material/block:")
+    elif isinstance(ending, an.Stopped):
+        st.caption(":material/stop_circle: Stopped. What was written until then stays.")

@@ -1,0 +1,121 @@
+"""Several models' texts beside each other: as they are written, and what each makes of the others'."""
+
+from __future__ import annotations
+
+import re
+
+import streamlit as st
+
+from pages.ui import charts, theme, tokens, words
+from trsp_core.comparison import Comparison
+from trsp_core.workbench import Reading
+
+COLOURS = {"Dense": "gray", "Deleted at once": "orange", "Pruned": "green"}
+
+
+def texts(found: Comparison, live: bool) -> None:
+    """A box a model: its text so far, its speed, where it leaves the first one."""
+    for n, box in enumerate(st.columns(len(found.columns), gap="medium")):
+        column = found.columns[n]
+        with box, st.container(border=True, key=f"text-{n}"):
+            st.markdown(f":{COLOURS.get(column.label, 'violet')}-badge[**{words.plain(column.label)}**]")
+            st.caption(_figures(found, n, live))
+            parting = found.parting(n) if n else None
+            st.markdown(_marked(column.pieces, parting) + (" ▌" if live and not column.finished else ""))
+            if parting is not None:
+                st.caption(f":material/call_split: Leaves {found.columns[0].label} at token {parting + 1}, marked.")
+            elif n and column.finished and found.columns[0].finished:
+                st.caption(":material/equal: Word for word the first column's text.")
+            if verdict := found.verdict(n):
+                st.warning(f"This text {words.plain(verdict)}.", icon=":material/warning:")
+
+
+def _figures(found: Comparison, n: int, live: bool) -> str:
+    column = found.columns[n]
+    if not column.tokens:
+        return "Reading the prompt" if live else "Nothing was written"
+    parts = [f"{len(column.tokens)} tokens"]
+    if column.rate:
+        parts.append(f"**{column.rate:.1f} tokens/s**")
+    first = found.columns[0]
+    if n and column.finished and first.finished and first.rate and column.rate:
+        parts.append(f"{column.rate / first.rate:.2f} times the first")
+    if column.finished:
+        parts.append(f"repetition {column.finished.repetition:.0%}")
+        parts.append("ended by itself" if column.finished.reason == "end" else "cut at the length asked for")
+    return " · ".join(parts)
+
+
+def _marked(pieces: list[str], parting: int | None) -> str:
+    """The text letter by letter, with the first token that differs marked."""
+    if parting is None:
+        return escape("".join(pieces))
+    piece = pieces[parting]
+    bare = piece.strip() or piece.replace("\n", "⏎").strip() or "␣"
+    before, after = "".join(pieces[:parting]), "".join(pieces[parting + 1 :])
+    lead = escape(piece[: len(piece) - len(piece.lstrip())])
+    return f"{escape(before)}{lead}:orange-background[**{escape(bare)}**]{escape(after)}"
+
+
+def escape(text: str) -> str:
+    """`text` so that Markdown shows it letter by letter, lines and indents kept."""
+    plain = re.sub(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])", r"\\\1", text)
+    lines = plain.replace("\t", "    ").split("\n")
+    return "  \n".join("\u00a0" * (len(line) - len(line.lstrip(" "))) + line.lstrip(" ") if i else line
+                       for i, line in enumerate(lines))  # fmt: skip
+
+
+def reading_along(found: Comparison) -> None:
+    """One text, read by every model: token by token, and the divergence along it."""
+    written = [n for n in range(len(found.columns)) if (n, n) in found.traces]
+    if not written:
+        return
+    st.markdown("#### Token by token")
+    labels = {n: found.columns[n].label for n in written}
+    with st.container(horizontal=True):
+        text = st.segmented_control(
+            "Text of", written, format_func=labels.get, default=written[0], key="text-of", required=True
+        )
+        others = [n for n in written if n and (text, n) in found.traces]
+        reader = others[0] if others else 0
+        if len(others) > 1:
+            reader = st.segmented_control(
+                "Coloured by", others, format_func=labels.get, default=others[0], key="coloured-by", required=True
+            )
+    if others:
+        st.caption(
+            f"The same text put before every model. The stronger the colour, the further {words.plain(labels[reader])} "
+            "is from the first model there (KL). Hover or tap a token for its probability and the likeliest five. "
+            "Framed: the first token at which the texts part."
+        )
+    width = tokens.NARROW if "Mobi" in (st.context.headers.get("User-Agent") or "") else tokens.WIDE
+    rows = tokens.frame(found, text, reader, width)
+    spec = {**tokens.spec(theme.mode(), tuple(c.label for c in found.columns), width), "height": tokens.height(rows)}
+    charts.show(spec, rows, "chart-tokens", f"The {len(rows)} tokens of a text, coloured by divergence.")
+    place = _place(found, text, reader, len(rows))
+    st.dataframe(tokens.alternatives(found, text, place), key="alternatives", alt="Probabilities at the chosen token")
+    if others:
+        spec = tokens.divergence_spec(theme.mode(), tuple(found.columns[n].label for n in range(1, len(found.columns))))
+        charts.show(spec, tokens.divergence(found, text), "chart-divergence", tokens.summary(found, text, others))
+
+
+def _place(found: Comparison, text: int, reader: int, count: int) -> int:
+    """The token whose alternatives the table shows; the parting one at first. Works by keyboard and touch."""
+    if count < 2:
+        return 0
+    start = found.parting(reader) if reader else None
+    pieces = found.traces[text, text].pieces
+    place = st.slider(
+        "Token in the table",
+        1,
+        count,
+        min((start or 0) + 1, count),
+        key=f"place-{text}-{reader}",
+        help="Or hover above.",
+    )
+    st.caption(f"Token {place}: {words.plain(repr(pieces[place - 1])[1:-1])}")
+    return place - 1
+
+
+def is_live(reading: Reading) -> bool:
+    return reading.ending is None

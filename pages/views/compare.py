@@ -1,0 +1,68 @@
+"""Compare: one prompt, up to three models, side by side as they write; and what each makes of the others' texts."""
+
+import streamlit as st
+
+from pages.ui import asking, desk, lists, panels, server, session, side_by_side, words
+from trsp_core import comparison
+from trsp_core.comparison import Comparison
+from trsp_core.errors import TrspError
+from trsp_core.store import Run
+
+
+def watch(run: Run, ticket: str, live: bool) -> None:
+    """The texts as they are written; drawn again four times a second."""
+    try:
+        reading = desk.workbench().follow(ticket, 0, 0.4)
+    except TrspError as error:
+        st.info(f"{words.plain(error.message)} Write again, or open a kept comparison.", icon=":material/history:")
+        return
+    if live and reading.ending is not None:
+        st.rerun()
+    desk.standing(reading)
+    found = comparison.gather(reading.request, reading.answers)
+    if any(c.tokens for c in found.columns) or live:
+        side_by_side.texts(found, live)
+    if live:
+        st.button("Stop", icon=":material/stop:", key="stop-writing", on_click=desk.workbench().cancel, args=(ticket,))
+    elif any(c.tokens for c in found.columns):
+        side_by_side.reading_along(found)
+        asking.keep(run, reading.request, reading.answers, found)
+
+
+def show_kept(run: Run, name: str) -> None:
+    """A comparison that was kept with the run."""
+    try:
+        request, answers = comparison.read(run, name)
+    except TrspError as error:
+        st.warning(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/link_off:")
+        return
+    found: Comparison = comparison.gather(request, answers)
+    st.caption(f":material/bookmark: Kept comparison {name}. Its address can be shared.")
+    side_by_side.texts(found, live=False)
+    side_by_side.reading_along(found)
+    asking.copy(found)
+
+
+st.header("Compare")
+run = lists.choose(server.store().runs())
+config = panels.config_of(run) if run else None
+if run is None or config is None:
+    st.stop()
+state, status = server.look(run)
+panels.title(run, config, state, status)
+
+ticket, kept = session.ticket(), session.kept()
+live = False
+if ticket:
+    try:
+        reading = desk.workbench().read(ticket)
+        live = side_by_side.is_live(reading)
+        asking.restore(reading.request)
+    except TrspError:
+        pass
+asking.form(run, config, state, live)
+if ticket:
+    st.fragment(watch, run_every=0.25 if live else None)(run, ticket, live)
+elif kept:
+    show_kept(run, kept)
+asking.kept_list(run, kept)
