@@ -112,7 +112,8 @@ class RunConfig:
         low=0,
         high=1000,
         unit="layers",
-        help="So many layers at the output end are never chosen. The gate of the paper needs at least one.",
+        help="So many layers at the output end are never chosen. Higher: safer ends, fewer candidates. The gate of the "
+        "paper needs at least one.",
     )
     no_neighbours: bool = knob(
         False,

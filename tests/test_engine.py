@@ -1,0 +1,205 @@
+"""A whole run on a tiny model: the event grammar, equal runs for equal seeds, a model untouched at any close."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests import tiny
+from trsp_core import config as configs
+from trsp_core import engine, events, methods, record, state
+from trsp_core.errors import TrspError
+from trsp_core.store import Store
+
+TINY = {
+    "block_length": 16,
+    "measure_length": 24,
+    "measure_blocks": 3,
+    "calibration_blocks": 12,
+    "probe_every": 2,
+    "probe_blocks": 2,
+    "stage1_steps": 2,
+    "stage2_steps": 3,
+    "ratio": 0.4,
+    "speed_repeats": 1,
+    "sample_tokens": 3,
+    "stage2_lr": 1e-3,
+}
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(tiny.text(1200), "utf-8")
+    return str(file)
+
+
+def config_of(text, **settings):
+    return configs.from_values({**TINY, "text": text, "heldout": text, "model": "tiny", **settings})
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=tiny.ids(), use_cache=False).logits
+
+
+def run(config, model=None, folder=None):
+    return list(engine.execute(config, folder, (model or tiny.build(), tiny.tokenizer())))
+
+
+def test_a_run_tells_its_whole_story_in_order(text, tmp_path):
+    told = run(config_of(text), folder=tmp_path)
+    folded = state.fold(state.RunState(), [(i, float(i), e) for i, e in enumerate(told)])
+    phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
+    assert phases == ["load", "text", "dense", "choose", "direct", "transfer", "trained", "pruned", "speed", "save"]
+    assert {(m.state, m.domain) for m in folded.measured} == {(s, d) for s in events.STATES for d in events.DOMAINS}
+    assert [p.step for p in folded.probes] == [0, 2, 3]
+    assert folded.ended == "finished"
+    assert sorted(folded.chosen) == folded.removed.removed
+    assert folded.removed.removed + folded.removed.kept != []
+    assert sorted(folded.removed.removed + folded.removed.kept) == list(range(tiny.L))
+    assert set(folded.samples) == {"dense", "direct", "pruned"}
+    assert set(folded.speed) == {"dense", "pruned"}
+    assert folded.ceiling == pytest.approx(5 / 3)
+    assert folded.fraction == 1.0
+    for phase in folded.phases:
+        assert phase["name"] in phases
+
+
+def test_every_event_survives_the_file(text):
+    for n, event in enumerate(run(config_of(text))):
+        assert events.from_line(events.to_line(event, n, 0.5)) == (n, 0.5, event)
+
+
+def test_same_seed_same_events_but_for_times(text):
+    config = config_of(text)
+    one, two = ([events.stable(e) for e in run(config)] for _ in range(2))
+    assert one == two
+    other = [events.stable(e) for e in run(config_of(text, seed=1))]
+    assert one != other
+
+
+def test_direct_deletion_equals_the_model_without_the_layers(text):
+    """With no stage 2 the pruned model is the direct deletion, and both are told, with the same losses."""
+    folded = state.fold(state.RunState(), [(0, 0.0, e) for e in run(config_of(text, stage2_steps=0))])
+    by = {(m.state, m.domain): m.losses for m in folded.measured}
+    assert by["direct", "calibration"] == by["pruned", "calibration"]
+    assert "trained" not in folded.perplexity
+    assert folded.gap_steps == []
+
+
+def test_the_probe_says_what_deletion_would_give(text):
+    """The probe of the last step is measured by skipping; deletion for real gives the same on the same blocks."""
+    folded = state.fold(state.RunState(), [(0, 0.0, e) for e in run(config_of(text))])
+    pruned = next(m for m in folded.measured if (m.state, m.domain) == ("pruned", "calibration"))
+    expected = torch.tensor(pruned.losses[:2]).mean().exp().item()
+    assert folded.probes[-1].perplexity == pytest.approx(expected, rel=1e-5)
+
+
+def test_closing_at_every_event_leaves_the_model_bit_identical(text):
+    model = tiny.build()
+    before, flags = logits(model), [p.requires_grad for p in model.parameters()]
+    config = config_of(text, learn_weights=True, speed_repeats=1)
+    total = len(run(config, model))
+    assert torch.equal(logits(model), before), "a finished run must leave it as well"
+    for stop in range(1, total):
+        generator = engine.execute(config, None, (model, tiny.tokenizer()))
+        for _ in range(stop):
+            next(generator)
+        generator.close()
+        assert torch.equal(logits(model), before), f"after event {stop}"
+        assert [p.requires_grad for p in model.parameters()] == flags
+        assert len(model.model.layers) == model.config.num_hidden_layers == tiny.L
+
+
+def test_the_saved_model_reloads_and_has_the_measured_perplexity(text, tmp_path):
+    told = run(config_of(text, save_model=True), folder=tmp_path)
+    removed = next(e for e in told if isinstance(e, events.LayersRemoved))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", use_safetensors=True).eval()
+    assert sum(p.numel() for p in model.parameters()) == removed.parameters
+    assert model.config.num_hidden_layers == len(removed.kept)
+    assert not list(tmp_path.glob(".*")), "temporary files are left over"
+    assert not [p for p in (tmp_path / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+@pytest.mark.parametrize("method", list(methods.all_methods()))
+def test_the_contract_of_every_method(method, text):
+    """The right number of distinct layers, none of them protected, the weights untouched, the same again."""
+    layers = "1,3" if method == "manual" else ""
+    config = config_of(text, method=method, layers=layers, protect_first=1, stage2_steps=0, speed_repeats=0)
+    model = tiny.build()
+    before = logits(model)
+    chosen = [next(e for e in run(config, model) if isinstance(e, events.LayersChosen)).layers for _ in range(2)]
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen[0])) == len(chosen[0]) == 2
+    assert 0 not in chosen[0]
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 0.05}, "rounds to none"),
+        ({"ratio": 0.95}, "removes them all"),
+        ({"method": "manual", "layers": "7"}, "Layer 7 does not exist"),
+        ({"method": "manual", "layers": "0-4"}, "All 5 layers"),
+        ({"protect_first": 3, "protect_last": 2}, "only 0 are sure to be free"),
+        ({"block_length": 1024}, "reads at most 512"),
+    ],
+)
+def test_what_this_model_cannot_do_is_refused_with_a_remedy(settings, message, text):
+    with pytest.raises(TrspError, match=message) as caught:
+        run(config_of(text, **settings))
+    assert caught.value.remedy
+
+
+def test_a_recorded_run_folds_to_what_was_told_live(text, tmp_path):
+    run_folder = Store(tmp_path).create(config_of(text))
+    live = []
+    generator = engine.execute(config_of(text), run_folder.folder, (tiny.build(), tiny.tokenizer()))
+    record.record(run_folder, generator, lambda folded, event: live.append(event))
+    lines, offset = run_folder.read()
+    assert [e for _, _, e in lines] == live
+    assert offset == run_folder.events_file.stat().st_size
+    assert run_folder.status() == "finished"
+    kept = json.loads((run_folder.folder / "summary.json").read_text())
+    assert kept == json.loads(json.dumps(state.summary(run_folder.state())))
+
+
+def test_a_cancel_between_events_ends_the_run_in_writing(text, tmp_path):
+    run_folder = Store(tmp_path).create(config_of(text))
+    model = tiny.build()
+    before = logits(model)
+
+    def stop_in_stage_two(folded, event):
+        if isinstance(event, events.StageTwoStepped):
+            run_folder.cancel()
+
+    generator = engine.execute(config_of(text), run_folder.folder, (model, tiny.tokenizer()))
+    folded = record.record(run_folder, generator, stop_in_stage_two)
+    assert folded.ended == run_folder.status() == "cancelled"
+    assert len(folded.gap_steps) == 1
+    assert torch.equal(logits(model), before)
+
+
+def test_a_broken_model_ends_the_run_failed_with_the_step_named(text, tmp_path):
+    run_folder = Store(tmp_path).create(config_of(text))
+    model = tiny.build()
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight.fill_(float("nan"))
+    generator = engine.execute(config_of(text), run_folder.folder, (model, tiny.tokenizer()))
+    folded = record.record(run_folder, generator)
+    assert folded.ended == "failed"
+    assert "step 1 of stage 1" in folded.failure.message
+    assert folded.failure.trace == ""
+    assert run_folder.read()[0], "what was recorded before is kept"
+
+
+def test_numbers_count_up_and_times_do_not_go_back(text, tmp_path):
+    run_folder = Store(tmp_path).create(config_of(text))
+    record.record(run_folder, engine.execute(config_of(text), None, (tiny.build(), tiny.tokenizer())))
+    lines, _ = run_folder.read()
+    assert [n for n, _, _ in lines] == list(range(len(lines)))
+    assert all(a[1] <= b[1] for a, b in pairwise(lines))

@@ -1,0 +1,104 @@
+"""The laws of the design, held against the code itself."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from trsp_core import config
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
+PAGES = sorted((ROOT / "pages").rglob("*.py"))
+HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft")
+TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "forecast", "texts",
+              "data", "methods", "families", "workbench")  # fmt: skip
+
+
+def imports(file: Path) -> set[str]:
+    """Top-level names of everything that `file` imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {a.name.partition(".")[0] for a in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Which heavy packages a fresh interpreter holds after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
+
+
+def test_no_streamlit_in_the_core():
+    assert [f.name for f in CORE if "streamlit" in imports(f)] == []
+
+
+def test_the_torch_free_half_loads_no_torch():
+    assert loaded_by("from trsp_core import " + ", ".join(TORCH_FREE)) == set()
+
+
+def test_the_app_and_all_pages_load_no_torch():
+    modules = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in PAGES if f.parent.name == "ui"]
+    assert loaded_by("\n".join(f"import {m}" for m in modules)) == set()
+    assert [f.name for f in [ROOT / "app.py", *PAGES] if imports(f) & set(HEAVY)] == []
+
+
+def test_every_knob_is_read_somewhere():
+    code = "\n".join(f.read_text("utf-8") for f in CORE if f.name not in ("config.py", "knobs.py"))
+    unread = [name for name in config.KNOBS if not re.search(rf"\bconfig\.{name}\b", code)]
+    assert unread == []
+
+
+def test_every_knob_says_what_it_is():
+    for name, knob in config.KNOBS.items():
+        assert knob.group in config.GROUPS, name
+        assert knob.help.endswith("."), name
+        if knob.kind in (int, float) and name not in ("seed", "threads", "ratio"):
+            assert "igher:" in knob.help, f"{name}: the help must say what happens when it goes up"
+
+
+def test_no_prints_in_the_core_outside_the_shell():
+    for file in CORE:
+        if file.name != "__main__.py":
+            calls = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.Call)]
+            assert not [c for c in calls if getattr(c.func, "id", "") == "print"], file.name
+
+
+def test_no_yield_inside_a_grad_mode():
+    """Compute inside no_grad, yield outside it: the mode would leak into whoever reads the events."""
+    modes = {"no_grad", "inference_mode", "enable_grad", "set_grad_enabled"}
+    for file in CORE:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.With):
+                calls = [i.context_expr for i in node.items if isinstance(i.context_expr, ast.Call)]
+                if modes & {getattr(c.func, "attr", "") for c in calls}:
+                    inside = [n for n in ast.walk(node) if isinstance(n, (ast.Yield, ast.YieldFrom))]
+                    assert not inside, f"{file.name}:{node.lineno}"
+
+
+def test_pages_are_thin_and_the_session_has_one_door():
+    for file in PAGES:
+        source = file.read_text("utf-8")
+        if file.parent.name == "views":
+            assert len(source.splitlines()) <= 100, file.name
+        if file.name != "session.py":
+            assert "session_state" not in source, file.name
+        assert "unsafe_allow_html" not in source, file.name
+
+
+def test_no_module_is_named_for_nothing():
+    refused = {"utils", "helpers", "common", "manager", "misc"}
+    assert not [f for f in CORE + PAGES if f.stem in refused]
+
+
+def test_safe_loading_everywhere():
+    code = "\n".join(f.read_text("utf-8") for f in CORE)
+    assert "trust_remote_code=True" not in code
+    assert "import pickle" not in code
+    assert "torch.load" not in code
+    assert "torch.save" not in code
