@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as trsp_core sets it; tests may load torch first
 gc.freeze()
 
 
@@ -16,3 +29,54 @@ def tiny_model(tmp_path_factory) -> Path:
     from tests import tiny
 
     return tiny.save(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running app: its address and its folder of runs."""
+
+    url: str
+    runs: Path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """The real app on a free port."""
+    runs = tmp_path_factory.mktemp("served-runs")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    environment = {**os.environ, "TRSP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    log = (runs.parent / "server.log").open("w")
+    child = subprocess.Popen(
+        [*command, "--server.address=127.0.0.1"], cwd=ROOT, env=environment, stdout=log, stderr=log
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/_stcore/health") as answer:
+                if answer.read() == b"ok":
+                    break
+            time.sleep(0.1)
+        yield Server(url, runs)
+    finally:
+        child.terminate()
+        child.wait()
+        log.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium: the system's, or the one that playwright has installed."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as driver:
+        try:
+            opened = driver.chromium.launch(
+                executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+            )
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
+        yield opened
+        opened.close()

@@ -26,6 +26,7 @@ TINY = {
     "speed_repeats": 1,
     "sample_tokens": 3,
     "stage2_lr": 1e-3,
+    "threads": 1,
 }
 
 

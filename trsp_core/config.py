@@ -314,7 +314,8 @@ class RunConfig:
         low=0,
         high=1000,
         unit="blocks",
-        help="Size of the fixed sample of a probe, from the measured blocks of the calibration domain. 0: no probes.",
+        help="Size of the fixed sample of a probe, from the measured blocks of the calibration domain. Higher: "
+        "steadier and slower; 0: no probes.",
     )
     speed_repeats: int = knob(
         3,
@@ -323,7 +324,8 @@ class RunConfig:
         low=0,
         high=100,
         unit="times",
-        help="Prefill and decode are timed so often, after a warm-up; the median counts. 0: no speed measurement.",
+        help="Prefill and decode are timed so often, after a warm-up; the median counts. Higher: steadier; "
+        "0: no speed measurement.",
     )
     prompt: str = knob(
         "The history of the city begins",
@@ -338,7 +340,7 @@ class RunConfig:
         low=0,
         high=1000,
         unit="tokens",
-        help="New tokens of the sample, chosen greedily. 0: no sample.",
+        help="New tokens of the sample, chosen greedily. Higher: more text to compare; 0: no sample.",
     )
     seed: int = knob(
         0,
