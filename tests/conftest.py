@@ -61,6 +61,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
             time.sleep(0.1)
         yield Server(url, runs)
     finally:
+        for run in runs.iterdir():
+            (run / "cancel").touch()
         child.terminate()
         child.wait()
         log.close()

@@ -126,7 +126,8 @@ def _holder(run: Run) -> Iterator[None]:
     with subprocess.Popen(
         [sys.executable, "-c", code, str(run.folder / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
-        assert child.stdin and child.stdout
+        assert child.stdin
+        assert child.stdout
         child.stdout.readline()
         try:
             yield

@@ -22,10 +22,21 @@ LINES = alt.Legend(symbolType="stroke", symbolStrokeWidth=4, symbolSize=200, **_
 BOXES = alt.Legend(symbolType="square", symbolStrokeWidth=0, symbolSize=140, **_LEGEND)
 Spec = dict[str, Any]
 
+# What a chart shows, for those who do not see it. As constant as the spec: the browser takes it for a part of that.
+ALT = {
+    "weights": "Lines of the layer weights over the steps of stage 1, one a layer; dots where a layer is chosen.",
+    "stack": "Bars of the layer weights now, one a layer, coloured by fate.",
+    "scores": "Bars of the method's score of each layer, coloured by fate.",
+    "loss-1": "Lines of the two parts of the loss over the steps of stage 1.",
+    "loss-2": "Lines of the two parts of the loss over the steps of stage 2.",
+    "gaps": "Lines of the relative gap of each chosen layer over the steps of stage 2.",
+    "probes": "Line of the perplexity if deleted now over stage 2, with levels of the dense model and direct deletion.",
+}
 
-def show(spec: Spec, frame: pd.DataFrame, key: str, description: str) -> None:
-    """Draw `frame`; under the same key it is updated in place."""
-    st.vega_lite_chart(frame, spec, key=key, alt=description, width="stretch")
+
+def show(spec: Spec, frame: pd.DataFrame, name: str, description: str = "") -> None:
+    """Draw `frame`; under the same name it is updated in place. `description`: of a chart that `ALT` does not hold."""
+    st.vega_lite_chart(frame, spec, key=f"chart-{name}", alt=description or ALT[name], width="stretch")
 
 
 @lru_cache

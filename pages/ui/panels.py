@@ -107,18 +107,13 @@ def stage_1(state: RunState, config: RunConfig) -> None:
         if trains:
             st.caption("A line a layer: its weight sinks where the text needs it least. A dot: chosen in that round.")
             planned = series.planned_steps(state, config, 1)
-            description = (
-                f"Lines of {len(state.weights)} layer weights over {len(state.weight_steps)} steps. {winner(state)}"
-            )
-            charts.show(charts.weights(mode()), series.weights(state, planned), "chart-weights", description)
+            charts.show(charts.weights(mode()), series.weights(state, planned), "weights")
         else:
             st.caption(words.plain(methods.get(config.method).summary))
-            description = f"Bars of the method's score for each layer. Chosen: {words.layers(state.chosen)}."
-            charts.show(charts.scores(mode()), series.scores(state), "chart-scores", description)
+            charts.show(charts.scores(mode()), series.scores(state), "scores")
     with right:
         st.caption("The stack now, input at the bottom.")
-        description = f"Bars of the layer weights now. Chosen so far: {words.layers(state.chosen)}."
-        charts.show(charts.stack(mode()), series.stack(state), "chart-stack", description)
+        charts.show(charts.stack(mode()), series.stack(state), "stack")
     st.markdown(winner(state))
 
 
@@ -141,13 +136,10 @@ def stage_2(state: RunState, config: RunConfig) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
         st.caption("Perplexity if the chosen layers were deleted now, on the same few blocks.")
-        now = words.perplexity(state.probes[-1].perplexity) if state.probes else "not measured yet"
-        description = f"Perplexity if deleted now, over the steps of stage 2: {now}."
-        charts.show(charts.probes(mode()), series.probes(state, config), "chart-probes", description)
+        charts.show(charts.probes(mode()), series.probes(state, config), "probes")
     with right:
         st.caption("How much each chosen layer still changes what passes through it.")
-        description = f"Relative gaps of layers {words.layers(state.chosen)} over the steps of stage 2."
-        charts.show(charts.gaps(mode()), series.gaps(state, config), "chart-gaps", description)
+        charts.show(charts.gaps(mode()), series.gaps(state, config), "gaps")
 
 
 def loss_parts(state: RunState, config: RunConfig) -> None:
@@ -160,8 +152,7 @@ def loss_parts(state: RunState, config: RunConfig) -> None:
         with column:
             st.caption(f"Stage {stage}: language-modelling loss, and {series.PULLS[stage]}.")
             spec = charts.losses(mode(), series.PULLS[stage])
-            description = f"The two parts of the loss over the steps of stage {stage}."
-            charts.show(spec, series.losses(state, config, stage), f"chart-loss-{stage}", description)
+            charts.show(spec, series.losses(state, config, stage), f"loss-{stage}")
 
 
 def _learns(config: RunConfig) -> bool:

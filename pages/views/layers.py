@@ -25,7 +25,7 @@ with picture:
     st.markdown(f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places.")
     description = f"Two stacks: {depth} layers before, {stay} after. Chosen: {words.layers(state.chosen)}."
     spec = pictures.stacks(theme.mode(), depth)
-    charts.show(spec, pictures.before_after(state), "chart-stacks", description)
+    charts.show(spec, pictures.before_after(state), "stacks", description)
     st.caption("The input is at the bottom. A weight near 1: the text needs the layer; near 0: it does not.")
 with table:
     frame = series.layer_table(state)
