@@ -107,7 +107,6 @@ class Lab:
             if before:
                 before(step)
             with torch.enable_grad():
-                optimizer.zero_grad(set_to_none=True)
                 value = loss(ids)
                 if not torch.isfinite(value):
                     raise TrspError(
@@ -116,6 +115,7 @@ class Lab:
                     )
                 value.backward()
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # their memory is free for what happens at the yield
             if after:
                 with torch.no_grad():
                     after()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trsp_core import generate
 from trsp_core.lab import next_token_loss
 
-TOKENS_AT_ONCE = 512  # of a measuring pass: wide enough for the matrix units, small enough for the logits of a large V
+TOKENS_AT_ONCE = 256  # of a measuring pass: wide enough for the matrix units; the logits of a large V stay small
 
 
 def block_losses(model: nn.Module, blocks: Tensor) -> Iterator[list[float]]:

@@ -26,7 +26,7 @@ def transfer(lab: Lab, config: RunConfig, chosen: list[int]) -> Generator[Event,
     fast = [p for p in W if id(p) in outputs]
     rest = [p for p in W if id(p) not in outputs]
     groups = [{"params": rest, "times": 1.0}] + ([{"params": fast, "times": config.output_rate}] if fast else [])
-    optimizer = torch.optim.AdamW(groups, lr=config.stage2_lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, lr=config.stage2_lr, weight_decay=0.0, fused=True)
     seen: dict = {}
 
     def before(step: int) -> None:

@@ -23,7 +23,7 @@ def choose(lab, config, count):
     groups = [{"params": [s], "lr": config.stage1_lr}]
     if W:
         groups.append({"params": W, "lr": config.stage1_weight_lr})
-    optimizer = torch.optim.Adam(groups)
+    optimizer = torch.optim.Adam(groups, fused=bool(W))
     seen = {}
     P: list[int] = []
     rounds = 1 if config.one_shot else count
