@@ -1,0 +1,61 @@
+"""The README against what it describes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trsp_core import config, families, shell
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = re.findall(r"^python -m trsp_core (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_understood(command):
+    shell.parser().parse_args(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[0] in ("list", "methods", "families", "doctor")])
+def test_every_quick_command_runs(command, tmp_path):
+    words = [sys.executable, "-m", "trsp_core", *shlex.split(command)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={"TRSP_RUNS": str(tmp_path)} | _path())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def _path() -> dict[str, str]:
+    import os
+
+    return {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "TRSP_HOME")}
+
+
+def test_every_declared_family_is_named():
+    for family in families.all_families().values():
+        if family.refused:
+            assert "Gemma 3n and 4" in README
+        else:
+            assert re.search(rf"\b{re.escape(family.name)}\b", README), family.name
+
+
+def test_every_flag_it_names_exists():
+    known = {k.flag for k in config.KNOBS.values()} | {"--preset", "--json", "--out", "--server.baseUrlPath"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", README)) - known <= {"--plan", "--grid", "--task"}
+
+
+def test_the_make_targets_and_files_it_names_exist():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in set(re.findall(r"`?make ([a-z]+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for name in re.findall(r"`((?:trsp_core|tests|pages|assets|benchmarks)/[\w/.]+)`", README):
+        assert (ROOT / name).exists(), name
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
