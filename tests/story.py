@@ -109,10 +109,10 @@ def append(run: Run, upto: int | None) -> None:
 
 
 @contextlib.contextmanager
-def running(store: Store) -> Iterator[Run]:
-    """A run half told, held by a living process."""
+def running(store: Store, upto: int = 40) -> Iterator[Run]:
+    """A run told up to event `upto`, held by a living process."""
     run = create(store)
-    append(run, 40)
+    append(run, upto)
     with _holder(run):
         yield run
 

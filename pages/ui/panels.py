@@ -1,4 +1,4 @@
-"""The parts of a page that shows a run: where it stands, its charts, its texts."""
+"""What a page says of a run: which it is, where it stands, what can be done with it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 
 import streamlit as st
 
-from pages.ui import charts, planner, series, server, session, words
+from pages.ui import planner, series, server, session, words
 from pages.ui.controls import title_of
-from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS, mode
+from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
 from trsp_core import methods
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -19,25 +19,19 @@ from trsp_core.store import Run
 def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
     """Which run this is, and how it stands."""
     badge = f":{STATUS_COLOURS[status]}-badge[{STATUS_ICONS[status]} {words.STATUSES[status]}]"
-    st.markdown(f"### {words.plain(name_of(config, depth_of(config, state)))} {badge}")
+    st.markdown(f"### {words.plain(name_of(config, state.model.n_layers if state.model else None))} {badge}")
     st.caption(f"{when(run)} · calibrated on {words.plain(title_of(config.text))} · run {run.id}")
 
 
 def name_of(config: RunConfig, depth: int | None) -> str:
-    """`TRSP on SmolLM2 135M Instruct, 8 of 30 layers`."""
-    known = methods.all_methods().get(config.method)
+    """`TRSP on SmolLM2 135M Instruct, 8 of 30 layers`; where the run does not know its `depth` yet, the files may."""
+    known, found = methods.all_methods().get(config.method), server.facts(config.model)
     what = f"{known.title if known else config.method} on {title_of(config.model)}"
-    if not depth:
-        return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
-    return f"{what}, {series.removals(config, depth)} of {depth} layers"
-
-
-def depth_of(config: RunConfig, state: RunState) -> int | None:
-    """L, from the run or else from the model's files."""
-    if state.model:
-        return state.model.n_layers
-    found = server.facts(config.model)
-    return None if isinstance(found, TrspError) else found.n_layers
+    if depth is None and not isinstance(found, TrspError):
+        depth = found.n_layers
+    if depth:
+        return f"{what}, {series.removals(config, depth)} of {depth} layers"
+    return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
 
 
 def when(run: Run) -> str:
@@ -98,85 +92,6 @@ def _shown(by: dict[str, float | None], name: str) -> str:
     return words.perplexity(by[name]) if name in by else "–"
 
 
-def stage_1(state: RunState, config: RunConfig) -> None:
-    """How the layers are chosen."""
-    trains = bool(state.weight_steps) or _learns(config)
-    st.markdown("#### Stage 1: which layers matter least" if trains else "#### Choosing the layers")
-    left, right = st.columns([2, 1], gap="medium")
-    with left:
-        if trains:
-            st.caption("A line a layer: its weight sinks where the text needs it least. A dot: chosen in that round.")
-            planned = series.planned_steps(state, config, 1)
-            charts.show(charts.weights(mode()), series.weights(state, planned), "weights")
-        else:
-            st.caption(words.plain(methods.get(config.method).summary))
-            charts.show(charts.scores(mode()), series.scores(state), "scores")
-    with right:
-        st.caption("The stack now, input at the bottom.")
-        charts.show(charts.stack(mode()), series.stack(state), "stack")
-    st.markdown(winner(state))
-
-
-def winner(state: RunState) -> str:
-    """The latest choice and how clear it was."""
-    if not state.rounds:
-        return f"Chosen: {words.layers(state.chosen)}." if state.chosen else "No layer is chosen yet."
-    last = state.rounds[-1]
-    text = f"Round {len(state.rounds)}: layer {last.layer} was chosen"
-    if last.score is not None:
-        text += f" at {words.number(last.score)}"
-    if last.margin is not None and last.runner_up is not None:
-        text += f", {words.number(last.margin)} below the runner-up, layer {last.runner_up}"
-    return text + f". Chosen so far: {words.layers(state.chosen)}."
-
-
-def stage_2(state: RunState, config: RunConfig) -> None:
-    """How the knowledge moves."""
-    st.markdown("#### Stage 2: move the knowledge")
-    left, right = st.columns(2, gap="medium")
-    with left:
-        st.caption("Perplexity if the chosen layers were deleted now, on the same few blocks.")
-        charts.show(charts.probes(mode()), series.probes(state, config), "probes")
-    with right:
-        st.caption("How much each chosen layer still changes what passes through it.")
-        charts.show(charts.gaps(mode()), series.gaps(state, config), "gaps")
-
-
-def loss_parts(state: RunState, config: RunConfig) -> None:
-    """What is being minimised."""
-    stages = [n for n, there in ((1, _learns(config)), (2, config.stage2_steps > 0)) if there]
-    if not stages:
-        return
-    st.markdown("#### What is being minimised")
-    for column, stage in zip(st.columns(2, gap="medium"), stages, strict=False):
-        with column:
-            st.caption(f"Stage {stage}: language-modelling loss, and {series.PULLS[stage]}.")
-            spec = charts.losses(mode(), series.PULLS[stage])
-            charts.show(spec, series.losses(state, config, stage), f"loss-{stage}")
-
-
-def _learns(config: RunConfig) -> bool:
-    """Whether the method learns layer weights in steps."""
-    known = methods.all_methods().get(config.method)
-    return bool(known and known.trains)
-
-
-def samples(state: RunState) -> None:
-    """What the models write, side by side."""
-    if not state.samples:
-        return
-    st.markdown("#### The same prompt, continued")
-    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples]
-    if state.samples.get("direct") == state.samples.get("pruned"):
-        shown = [s for s in shown if s != "direct"]
-    for column, name in zip(st.columns(len(shown), gap="medium"), shown, strict=True):
-        sample = state.samples[name]
-        with column, st.container(border=True):
-            st.markdown(f"**{words.MODEL_STATES[name]}**")
-            st.caption(words.plain(sample.prompt))
-            st.text(sample.text)
-
-
 def config_of(run: Run) -> RunConfig | None:
     """The run's config, or an error box."""
     try:
@@ -217,5 +132,11 @@ def next_steps(run: Run) -> None:
             "pages/views/layers.py",
             label="See its layers, before and after",
             icon=":material/layers:",
+            query_params={"run": run.id},
+        )
+        st.page_link(
+            "pages/views/compare.py",
+            label="Compare what both models write",
+            icon=":material/compare_arrows:",
             query_params={"run": run.id},
         )

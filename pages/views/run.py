@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import controls, panels, planner, results, server, session, words
+from pages.ui import controls, panels, planner, results, server, session, stages, words
 from trsp_core.errors import TrspError
 
 
@@ -43,8 +43,11 @@ def show_run(run_id: str) -> None:
 
 def watch(run_id: str, known: str) -> None:
     """What changes while the run goes on; drawn again each second."""
-    run = server.get_run(run_id)
-    config = run.config()
+    try:
+        run = server.get_run(run_id)
+        config = run.config()
+    except TrspError:  # deleted in another tab
+        st.rerun()
     state, status = server.look(run)
     if status != known:
         st.rerun()
@@ -52,18 +55,14 @@ def watch(run_id: str, known: str) -> None:
         panels.progress(run, state, status)
     else:
         results.ending(run, state, status)
-    panels.figures(state, config)
+    if state.model:
+        panels.figures(state, config)
     results.summary(state, config)
     if status == "finished":
         panels.next_steps(run)
     results.notes(state)
-    stages = [panels.stage_1, panels.stage_2] if config.stage2_steps else [panels.stage_1]
-    if status == "running" and state.gap_steps:
-        stages.reverse()  # what moves is on top
-    for stage in stages:
-        stage(state, config)
-    panels.loss_parts(state, config)
-    panels.samples(state)
+    if status != "queued":
+        stages.draw(state, config, live=status == "running")
 
 
 wanted = session.run_id()

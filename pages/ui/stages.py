@@ -1,0 +1,102 @@
+"""The two stages of a run in charts, and what the models write."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.ui import charts, series, words
+from pages.ui.theme import mode
+from trsp_core import methods
+from trsp_core.config import RunConfig
+from trsp_core.state import RunState
+
+
+def draw(state: RunState, config: RunConfig, live: bool) -> None:
+    """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data."""
+    first = bool(live or state.weight_steps or state.chosen)
+    second = bool(config.stage2_steps and (live or state.gap_steps))
+    shown = [stage_1] * first + [stage_2] * second
+    if live and state.gap_steps:
+        shown.reverse()  # what moves is on top
+    for stage in shown:
+        stage(state, config)
+    loss_parts(state, config, [n for n, there in ((1, first and _learns(config)), (2, second)) if there])
+    samples(state)
+
+
+def stage_1(state: RunState, config: RunConfig) -> None:
+    """How the layers are chosen."""
+    trains = bool(state.weight_steps) or _learns(config)
+    st.markdown("#### Stage 1: which layers matter least" if trains else "#### Choosing the layers")
+    left, right = st.columns([2, 1], gap="medium")
+    with left:
+        if trains:
+            st.caption("A line a layer: its weight sinks where the text needs it least. A dot: chosen in that round.")
+            planned = series.planned_steps(state, config, 1)
+            charts.show(charts.weights(mode()), series.weights(state, planned), "weights")
+        else:
+            st.caption(words.plain(methods.get(config.method).summary))
+            charts.show(charts.scores(mode()), series.scores(state), "scores")
+    with right:
+        st.caption("The stack now, input at the bottom.")
+        charts.show(charts.stack(mode()), series.stack(state), "stack")
+    st.markdown(winner(state))
+
+
+def winner(state: RunState) -> str:
+    """The latest choice and how clear it was."""
+    if not state.rounds:
+        return f"Chosen: {words.layers(state.chosen)}." if state.chosen else "No layer is chosen yet."
+    last = state.rounds[-1]
+    text = f"Round {len(state.rounds)}: layer {last.layer} was chosen"
+    if last.score is not None:
+        text += f" at {words.number(last.score)}"
+    if last.margin is not None and last.runner_up is not None:
+        text += f", {words.number(last.margin)} below the runner-up, layer {last.runner_up}"
+    return text + f". Chosen so far: {words.layers(state.chosen)}."
+
+
+def stage_2(state: RunState, config: RunConfig) -> None:
+    """How the knowledge moves."""
+    st.markdown("#### Stage 2: move the knowledge")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.caption("Perplexity if the chosen layers were deleted now, on the same few blocks.")
+        charts.show(charts.probes(mode()), series.probes(state, config), "probes")
+    with right:
+        st.caption("How much each chosen layer still changes what passes through it.")
+        charts.show(charts.gaps(mode()), series.gaps(state, config), "gaps")
+
+
+def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
+    """What is being minimised in these stages."""
+    if not stages:
+        return
+    st.markdown("#### What is being minimised")
+    for column, stage in zip(st.columns(2, gap="medium"), stages, strict=False):
+        with column:
+            st.caption(f"Stage {stage}: language-modelling loss, and {series.PULLS[stage]}.")
+            spec = charts.losses(mode(), series.PULLS[stage])
+            charts.show(spec, series.losses(state, config, stage), f"loss-{stage}")
+
+
+def _learns(config: RunConfig) -> bool:
+    """Whether the method learns layer weights in steps."""
+    known = methods.all_methods().get(config.method)
+    return bool(known and known.trains)
+
+
+def samples(state: RunState) -> None:
+    """What the models write, side by side."""
+    if not state.samples:
+        return
+    st.markdown("#### The same prompt, continued")
+    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples]
+    if state.samples.get("direct") == state.samples.get("pruned"):
+        shown = [s for s in shown if s != "direct"]
+    for column, name in zip(st.columns(len(shown), gap="medium"), shown, strict=True):
+        sample = state.samples[name]
+        with column, st.container(border=True):
+            st.markdown(f"**{words.MODEL_STATES[name]}**")
+            st.caption(words.plain(sample.prompt))
+            st.text(sample.text)
