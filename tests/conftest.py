@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as trsp_core sets it; tests may load torch first
 gc.freeze()
+hypothesis.settings.register_profile("here", deadline=None, max_examples=50)  # a busy machine is no failure
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(scope="session")

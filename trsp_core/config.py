@@ -482,7 +482,7 @@ def from_json(text: str) -> RunConfig:
     try:
         document = json.loads(text)
         schema, values = int(document["schema"]), dict(document["settings"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         raise TrspError("config.json cannot be read: it is damaged or cut short.", "Start the run again.") from error
     if schema > SCHEMA:
         raise TrspError(

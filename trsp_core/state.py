@@ -131,7 +131,8 @@ def _add(event: Event, state: RunState) -> None:
 
 @_add.register
 def _(event: ev.RunPlanned, state: RunState) -> None:
-    state.phases, state.forecast_bytes = event.phases, event.peak_bytes
+    whole = [p for p in event.phases if isinstance(p.get("name"), str) and isinstance(p.get("seconds"), (int, float))]
+    state.phases, state.forecast_bytes = whole, event.peak_bytes
 
 
 @_add.register
@@ -148,7 +149,7 @@ def _(event: ev.Progressed, state: RunState) -> None:
 @_add.register
 def _(event: ev.ModelLoaded, state: RunState) -> None:
     state.model = event
-    state.weights = [1.0] * event.n_layers
+    state.weights = [1.0] * len(event.layer_parameters)
 
 
 @_add.register
