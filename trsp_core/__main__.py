@@ -42,6 +42,8 @@ def main(words: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Prune. All that can be refused is refused before there is a run folder, except for a run that `jobs` made."""
     if arguments.folder:
+        if not (Path(arguments.folder) / "config.json").is_file():
+            raise TrspError(f"{arguments.folder} holds no run.", "Start one with --out instead.")
         return _drive(Run(Path(arguments.folder).absolute()), arguments.json)
     settings = config.from_values(shell.given(arguments), arguments.preset)
     if not models.is_ready(settings.model) and models.is_fetchable(settings.model):
@@ -74,6 +76,7 @@ def _drive(made: Run, as_json: bool) -> int:
 
 def _execute(made: Run) -> Generator[Event, None, None]:
     settings: RunConfig = made.config()
+    models.preflight(settings)  # refuses in a moment what the engine would refuse once torch is there
     from trsp_core import engine  # torch comes in here
 
     yield from engine.execute(settings, made.folder)

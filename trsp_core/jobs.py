@@ -101,8 +101,8 @@ class Jobs:
             self._asked.pop(run_id, None)
             folder = self.store.root / run_id
             with contextlib.suppress(OSError):  # a deleted run's folder is gone
-                (folder / "queued").unlink(missing_ok=True)
                 write_atomic(folder / "exit.json", json.dumps({"returncode": child.returncode}))
+                (folder / "queued").unlink(missing_ok=True)
 
 
 def start(run: Run) -> subprocess.Popen[bytes]:
