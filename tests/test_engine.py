@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from trsp_core import config as configs
-from trsp_core import engine, events, methods, record, state
+from trsp_core import data, engine, events, methods, record, state, surgery
 from trsp_core.errors import TrspError
+from trsp_core.lab import Lab
 from trsp_core.store import Store
 
 TINY = {
@@ -54,7 +55,8 @@ def test_a_run_tells_its_whole_story_in_order(text, tmp_path):
     told = run(config_of(text), folder=tmp_path)
     folded = state.fold(state.RunState(), [(i, float(i), e) for i, e in enumerate(told)])
     phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
-    assert phases == ["load", "text", "dense", "choose", "direct", "transfer", "trained", "pruned", "speed", "save"]
+    first = "load text dense importance choose direct transfer trained".split()
+    assert phases == [*first, "importance after", "pruned", "speed", "save"]
     assert {(m.state, m.domain) for m in folded.measured} == {(s, d) for s in events.STATES for d in events.DOMAINS}
     assert [p.step for p in folded.probes] == [0, 2, 3]
     assert folded.ended == "finished"
@@ -204,3 +206,14 @@ def test_numbers_count_up_and_times_do_not_go_back(text, tmp_path):
     lines, _ = run_folder.read()
     assert [n for n, _, _ in lines] == list(range(len(lines)))
     assert all(a[1] <= b[1] for a, b in pairwise(lines))
+
+
+def test_importance_is_the_rise_of_the_loss_without_each_layer_alone(text):
+    model, config = tiny.build(), config_of(text, importance_blocks=2)
+    before, after = (e for e in run(config, model) if isinstance(e, events.ImportanceMeasured))
+    assert (before.state, after.state, len(before.rises)) == ("dense", "trained", tiny.L)
+    blocks = data.prepare(config, tiny.tokenizer()).measure["calibration"][:2]
+    lab = Lab(surgery.find(model), blocks, config)
+    for layer, rise in enumerate(before.rises):
+        assert rise == pytest.approx(lab.loss_without([layer], blocks) - lab.loss_without([], blocks), abs=1e-5)
+    assert after.rises != before.rises

@@ -32,8 +32,10 @@ def names(**settings):
 
 
 def test_phases_are_those_that_will_occur():
-    whole = ["load", "text", "dense", "choose", "direct", "transfer", "trained", "pruned", "speed", "save"]
+    whole = ["load", "text", "dense", "importance", "choose", "direct", "transfer", "trained", "importance after"]
+    whole += ["pruned", "speed", "save"]
     assert names() == whole
+    assert names(importance_blocks=0) == [name for name in whole if not name.startswith("importance")]
     assert names(stage2_steps=0) == ["load", "text", "dense", "choose", "pruned", "speed", "save"]
     assert names(save_model=False, speed_repeats=0) == whole[:-2]
 

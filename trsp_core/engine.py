@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from trsp_core import config as configs
-from trsp_core import data, forecast, generate, load, measure, methods, models, surgery
+from trsp_core import data, forecast, generate, load, measure, methods, models, surgery, what_if
 from trsp_core import events as ev
 from trsp_core.config import RunConfig
 from trsp_core.errors import refuse
@@ -70,6 +70,8 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
         lab = Lab(stack, texts.calibration, config)
 
         yield from _measured(config, lab, texts, tokenizer, ("dense",))
+        if config.stage2_steps:
+            yield from _weighed(config, stack, texts, "dense", "importance")
 
         method = methods.get(config.method)
         count = configs.layers_to_remove(config.ratio, lab.n_layers)
@@ -87,6 +89,7 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
                 if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
                     yield from _probe(config, stack, texts, chosen, event.step)
             yield from _measured(config, lab, texts, tokenizer, ("trained",), sample=False)
+            yield from _weighed(config, stack, texts, "trained", "importance after")
 
         before = measure.parameter_bytes(model)
         with surgery.removed(stack, chosen):
@@ -132,6 +135,24 @@ def _measured(
         text = generate.continuation(lab.model, tokenizer, config.prompt, config.sample_tokens)
         for state in states:
             yield ev.TextGenerated(state, config.prompt, text)
+
+
+def _weighed(config: RunConfig, stack: Stack, texts: data.Texts, state: str, phase: str) -> Iterator[Event]:
+    """How much the loss rises without each layer alone, on the first measured blocks of the calibration domain; from
+    the top down, so that what lies below a layer is computed once."""
+    blocks = texts.measure["calibration"][: config.importance_blocks]
+    if not len(blocks):
+        return
+    n_layers = len(stack.layers)
+    yield ev.PhaseStarted(phase, n_layers)
+    path = what_if.Path(stack, blocks.to(next(stack.model.parameters()).device))
+    dense = path.figures(frozenset()).loss
+    rises = [0.0] * n_layers
+    for done, layer in enumerate(reversed(range(n_layers)), 1):
+        rises[layer] = path.figures(frozenset([layer])).loss - dense
+        yield ev.Progressed(done)
+    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+    yield ev.ImportanceMeasured(state, rises, dense, texts.names["calibration"], len(blocks), tokens)
 
 
 def _probe_due(config: RunConfig, step: int) -> bool:

@@ -111,6 +111,18 @@ class SpeedMeasured(Event):
 
 
 @dataclass(frozen=True)
+class ImportanceMeasured(Event):
+    """How much the loss rises when a layer alone is left out, in nats a token: L values, each with all others there."""
+
+    state: str
+    rises: list[float]
+    loss: float
+    text: str
+    blocks: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TextGenerated(Event):
     """A greedy continuation of the sample prompt."""
 

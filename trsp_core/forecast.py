@@ -100,6 +100,13 @@ class _Cost:
             self.written(c.sample_tokens, skipped) if sample else 0
         )
 
+    def weighed(self) -> float:
+        """Each layer left out alone; what lies below it is not computed again."""
+        c = self.config
+        blocks = min(c.importance_blocks, c.measure_blocks)
+        tokens, n_layers = blocks * c.measure_length, self.facts.n_layers
+        return n_layers * self.forward(tokens, c.measure_length, n_layers / 2)
+
     def written(self, tokens: int, skipped: int = 0) -> float:
         """Decoding: every token reads all weights, and each layer has its overhead."""
         share = 1 - skipped / self.facts.n_layers
@@ -127,10 +134,15 @@ class _Cost:
         trained = c.stage2_steps > 0
         stored = self.facts.parameters * BYTES[c.precision]
         both = self.forward(256, 128, self.removed / 2) + self.written(32, self.removed // 2)
-        seconds = {"load": 4 + self.facts.bytes / 0.5e9, "text": 1.5, "dense": self.measured(), "choose": self.chosen()}
+        seconds = {"load": 4 + self.facts.bytes / 0.5e9, "text": 1.5, "dense": self.measured()}
+        if trained and c.importance_blocks:
+            seconds["importance"] = self.weighed()
+        seconds["choose"] = self.chosen()
         if trained:
             seconds |= {"direct": self.measured(self.removed), "transfer": self.transferred()}
             seconds |= {"trained": self.measured(sample=False)}
+            if c.importance_blocks:
+                seconds["importance after"] = self.weighed()
         seconds["pruned"] = self.measured(self.removed)
         if c.speed_repeats:
             seconds["speed"] = (c.speed_repeats + 1) * both

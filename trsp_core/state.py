@@ -25,7 +25,7 @@ class RunState:
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2.
         rounds: one `LayerChosen` each choice.
         perplexity: `[state][domain]`; `measured` holds the whole events.
-        speed: by state.
+        speed, importance, samples: by state.
     """
 
     count: int = 0
@@ -52,6 +52,7 @@ class RunState:
     measured: list[ev.PerplexityMeasured] = field(default_factory=list)
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
     speed: dict[str, ev.SpeedMeasured] = field(default_factory=dict)
+    importance: dict[str, ev.ImportanceMeasured] = field(default_factory=dict)
     samples: dict[str, ev.TextGenerated] = field(default_factory=dict)
     saved_bytes: int = 0
     notes: list[str] = field(default_factory=list)
@@ -166,6 +167,11 @@ def _(event: ev.PerplexityMeasured, state: RunState) -> None:
 @_add.register
 def _(event: ev.SpeedMeasured, state: RunState) -> None:
     state.speed[event.state] = event
+
+
+@_add.register
+def _(event: ev.ImportanceMeasured, state: RunState) -> None:
+    state.importance[event.state] = event
 
 
 @_add.register

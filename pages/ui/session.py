@@ -157,3 +157,14 @@ def _set_address(name: str, wanted: str | None) -> None:
         st.query_params.pop(name, None)
     elif st.query_params.get(name) != wanted:
         st.query_params[name] = wanted
+
+
+def show_set(removed: frozenset[int]) -> None:
+    """Keep the layers that are taken out by hand in the address."""
+    _set_address("off", ",".join(map(str, sorted(removed))) or None)
+
+
+def set_in_address() -> frozenset[int]:
+    """The layers that the address takes out; none where it cannot be read."""
+    words = (st.query_params.get("off") or "").split(",")
+    return frozenset(int(word) for word in words if word.isdecimal() and len(word) < 5)

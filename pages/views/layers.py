@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import charts, lists, panels, pictures, series, server, theme, words
+from pages.ui import charts, knowledge, lists, panels, pictures, series, server, session, theme, what_if, words
 
 st.header("Layers")
 run = lists.choose(server.store().runs())
@@ -19,15 +19,29 @@ if state.model is None:
     )
     st.stop()
 
-depth, stay = state.model.n_layers, series.fates(state).count("kept")
-picture, table = st.columns([5, 4], gap="large")
-with picture:
-    st.markdown(f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places.")
-    description = f"Two stacks: {depth} layers before, {stay} after. Chosen: {words.layers(state.chosen)}."
-    spec = pictures.stacks(theme.mode(), depth)
-    charts.show(spec, pictures.before_after(state), "stacks", description)
-    st.caption("The input is at the bottom. A weight near 1: the text needs the layer; near 0: it does not.")
-with table:
-    frame = series.layer_table(state)
-    alt = "Each layer's weight, fate and size."
-    st.dataframe(frame, hide_index=True, height=min(36 * (len(frame) + 1), 1100), placeholder="–", alt=alt)
+tried = "Try it yourself" if session.set_in_address() else None
+names = ["Before and after", "Try it yourself", "Where the knowledge went"]
+stacks, trying, moved = st.tabs(names, default=tried, key="layers-part", on_change="rerun")
+if stacks.open:
+    with stacks:
+        depth, stay = state.model.n_layers, series.fates(state).count("kept")
+        picture, table = st.columns([5, 4], gap="large")
+        with picture:
+            st.markdown(f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places.")
+            description = f"Two stacks: {depth} layers before, {stay} after. Chosen: {words.layers(state.chosen)}."
+            spec = pictures.stacks(theme.mode(), depth)
+            charts.show(spec, pictures.before_after(state), "stacks", description)
+            st.caption("The input is at the bottom. A weight near 1: the text needs the layer; near 0: it does not.")
+        with table:
+            frame = series.layer_table(state)
+            alt = "Each layer's weight, fate and size."
+            two = st.column_config.NumberColumn(format="%.2f", width="small")
+            columns = {"Layer": st.column_config.NumberColumn(width="small"), **dict.fromkeys(frame.columns[2:], two)}
+            height = min(36 * (len(frame) + 1), 1100)
+            st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, column_config=columns)
+if trying.open:
+    with trying:
+        what_if.section(run, config, state)
+if moved.open:
+    with moved:
+        knowledge.section(config, state)

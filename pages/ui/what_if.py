@@ -1,0 +1,255 @@
+"""Try it yourself: take layers out of the stack by hand, and see at once what that costs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import streamlit as st
+
+from pages.ui import charts, desk, planner, session, side_by_side, strips, theme, trials, words
+from pages.ui.trials import YOU, Choice, Trials
+from trsp_core import answers as an
+from trsp_core import methods
+from trsp_core.answers import SetMeasured, Variant
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.state import RunState
+from trsp_core.store import Run
+from trsp_core.workbench import Reading
+
+SHORTGPT = "ShortGPT"
+SMALL = ".st-key-what-if-layers [class*=st-key-layer-] {flex:1 1 2.2rem;max-width:4.5rem}" + (
+    ".st-key-what-if-layers button {min-width:2.2rem;width:100%;padding:0.1rem}"
+)
+
+
+def section(run: Run, config: RunConfig, state: RunState) -> None:
+    """The whole part of the page. Its fragment is drawn again while an answer is on its way."""
+    st.caption("Click a layer, or reach it by Tab and press Enter. The figures follow; nothing is trained.")
+    reading = _reading("what-if-ticket")
+    rating = _reading("what-if-influence")
+    live = any(r is not None and r.ending is None for r in (reading, rating))
+    st.fragment(_draw, run_every=0.2 if live else None)(run, config, state, live)
+
+
+def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
+    reading, rating = _reading("what-if-ticket", wait=0.3 if live else 0.0), _reading("what-if-influence")
+    if live != any(r is not None and r.ending is None for r in (reading, rating)):
+        st.rerun()
+    measured = _take_in(run, reading, rating, config, state)
+    now = _trials(run)
+    depth = state.model.n_layers if state.model else 0
+    _presets(run, config, state, now)
+    rows = strips.frame(state, now.now, session.get(_key(run, "influence")) or {})
+    charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, depth))
+    _buttons(run, config, now.now, depth)
+    if error := session.get("what-if-error"):
+        st.warning(words.plain(error), icon=":material/block:")
+    if reading:
+        desk.standing(reading)
+    _figures(measured, now.now)
+    if reading:
+        _sample(reading, config)
+    _board(run, config, now)
+
+
+def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
+    """Undo, redo, ready sets, and what a click means."""
+
+    def put(removed: frozenset[int], who: str) -> None:
+        session.put("what-if-who", who)
+        _choose(run, config, _trials(run).choose(Choice(removed, _trials(run).now.protected)))
+
+    def go(step: str) -> None:
+        _choose(run, config, getattr(_trials(run), step)())
+
+    def influence() -> None:
+        if scores := session.get(_key(run, "influence")):
+            count = len(state.chosen) or len(_trials(run).now.removed)
+            put(trials.lowest(scores, count, _trials(run).now.protected), SHORTGPT)
+        else:
+            session.put("what-if-wanted", SHORTGPT)
+            _rate(run, config)
+
+    with st.container(horizontal=True, vertical_alignment="bottom", key="what-if-presets"):
+        st.segmented_control("A click", ["Removes", "Protects"], key="what-if-mode", default="Removes", required=True)
+        st.button("Undo", icon=":material/undo:", disabled=not now.past, key="undo", on_click=go, args=("undo",))
+        st.button("Redo", icon=":material/redo:", disabled=not now.future, key="redo", on_click=go, args=("redo",))
+        name = words.plain(_chooser(config))
+        chosen = frozenset(state.chosen)
+        st.button(f"As {name} chose", key="as-run", disabled=not chosen, on_click=put, args=(chosen, _chooser(config)))
+        st.button(
+            "As ShortGPT would choose", key="as-shortgpt", on_click=influence, disabled=not (chosen or now.now.removed)
+        )
+        st.button("None", key="as-dense", on_click=put, args=(frozenset(), "Dense"))
+
+
+def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
+    """A button a layer, coloured by its fate."""
+
+    def toggle(layer: int) -> None:
+        session.put("what-if-who", YOU)
+        protecting = session.get("what-if-mode") == "Protects"
+        changed = _trials(run).now.toggled(layer, protecting)
+        if len(changed.removed) < depth:
+            _choose(run, config, _trials(run).choose(changed))
+
+    palette = theme.PALETTES[theme.mode()]
+    fills = {"removed": palette.removed, "protected": palette.dense}
+    rules = [
+        f".st-key-layer-{i} button {{background:{fills[now.fate(i)]};border-color:{fills[now.fate(i)]};color:#fff}}"
+        for i in range(depth)
+        if now.fate(i) in fills
+    ]
+    st.html("<style>" + SMALL + "".join(rules) + "</style>")
+    with st.container(horizontal=True, gap="xsmall", key="what-if-layers"):
+        for i in range(depth):
+            label = {"removed": f"~~{i}~~", "protected": f":material/lock: {i}"}.get(now.fate(i), str(i))
+            st.button(label, key=f"layer-{i}", on_click=toggle, args=(i,))
+
+
+def _figures(measured: SetMeasured | None, now: Choice) -> None:
+    """What the set costs. The last figures stay until new ones are there."""
+    if measured is None:
+        st.caption("No set is measured yet. The first one takes some seconds, since the model has to be loaded.")
+        return
+    fresh = frozenset(measured.removed) == now.removed
+    with st.container(horizontal=True, key="what-if-figures"):
+        for domain, title in (("calibration", "Perplexity, calibration"), ("heldout", "Perplexity, held out")):
+            value, dense = measured.perplexity.get(domain), measured.dense.get(domain)
+            times = f"{value / dense:.2f} times dense" if value and dense else None
+            st.metric(title, words.perplexity(value), times, delta_color="off", delta_arrow="off")
+        kl = measured.kl.get("heldout")
+        st.metric("KL to dense, held out", "–" if kl is None else f"{kl:.2f} nats")
+        fewer = measured.parameters_dense - measured.parameters
+        less = f"{words.share(fewer, measured.parameters_dense)} fewer" if fewer else None
+        st.metric("Parameters", words.parameters(measured.parameters), less, delta_color="off", delta_arrow="off")
+        st.metric("Speed, at most", f"{measured.ceiling:.2f} times")
+    if fresh:
+        how = "known already" if measured.cached else f"{measured.seconds:.2f} s, {measured.layers_run} layer passes"
+        st.caption(
+            f"Removed: {words.layers(measured.removed)}. {measured.tokens} predicted tokens of each domain ({how}): "
+            "a quick figure, not a run's measurement."
+        )
+    else:
+        st.caption(f":material/hourglass_top: Measuring. Shown: {words.layers(measured.removed)} removed.")
+
+
+def _sample(reading: Reading, config: RunConfig) -> None:
+    """What the thinned model writes."""
+    pieces = [a.piece for a in reading.answers if isinstance(a, an.TokenGenerated)]
+    if pieces:
+        with st.container(border=True, key="what-if-sample"):
+            st.markdown(f":gray[{side_by_side.escape(config.prompt)}]{side_by_side.escape(''.join(pieces))}")
+
+
+def _board(run: Run, config: RunConfig, now: Trials) -> None:
+    """The sets tried, best first; one click goes back to one; and the challenge."""
+    if not now.tried:
+        return
+    if verdict := trials.verdict(now):
+        st.markdown(verdict)
+
+    def back() -> None:
+        rows = session.get("what-if-board")["selection"]["rows"]
+        if rows:
+            removed = trials.ordered_sets(_trials(run))[rows[0]]
+            _choose(run, config, _trials(run).choose(Choice(removed, _trials(run).now.protected)))
+
+    st.caption("Sets tried, those of as many layers as now first, best first. Pick a row to go back to it.")
+    st.dataframe(
+        trials.board(now).round(2),
+        hide_index=True,
+        key="what-if-board",
+        on_select=back,
+        selection_mode="single-row",
+        alt="Sets of removed layers that were tried, with their perplexities.",
+    )
+    removed = sorted(now.now.removed)
+    if removed:
+        label = f"Run stage 2 on these {len(removed)} layers" if len(removed) > 1 else "Run stage 2 on this layer"
+        if st.button(label, icon=":material/play_arrow:", type="primary", key="run-manual"):
+            planner.start(dataclasses.replace(config, method="manual", layers=",".join(map(str, removed))))
+
+
+def _take_in(
+    run: Run, reading: Reading | None, rating: Reading | None, config: RunConfig, state: RunState
+) -> SetMeasured | None:
+    """Put what has been answered into the trials; the latest figures."""
+    if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(_key(run, "influence")):
+        scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
+        session.put(_key(run, "influence"), scores)
+        if session.get("what-if-wanted") == SHORTGPT:
+            session.put("what-if-wanted", None)
+            session.put("what-if-who", SHORTGPT)
+            now = _trials(run).now
+            chosen = trials.lowest(scores, len(state.chosen) or len(now.removed), now.protected)
+            _choose(run, config, _trials(run).choose(Choice(chosen, now.protected)))
+    for answer in reading.answers if reading else []:
+        if isinstance(answer, SetMeasured):
+            _put_trials(run, _trials(run).add(answer, session.get("what-if-who") or YOU))
+            session.put(_key(run, "measured"), answer)
+    return session.get(_key(run, "measured"))
+
+
+def _choose(run: Run, config: RunConfig, changed: Trials) -> None:
+    """Make `changed` the trials, and ask for the figures of its set; an earlier question is dropped."""
+    _put_trials(run, changed)
+    session.show_set(changed.now.removed)
+    bench = desk.workbench()
+    if old := session.get("what-if-ticket"):
+        bench.cancel(old)
+    request = an.WhatIf(
+        config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
+    )
+    try:
+        session.put("what-if-ticket", bench.ask(request))
+        session.put("what-if-error", "")
+        if not session.get(_key(run, "influence")):
+            _rate(run, config)
+    except TrspError as error:
+        session.put("what-if-error", str(error))
+
+
+def _rate(run: Run, config: RunConfig) -> None:
+    """Ask for the block influence of every layer, once."""
+    reading = _reading("what-if-influence")
+    if reading is None or isinstance(reading.ending, an.Stopped | an.Broken | an.Refused):
+        variant = dataclasses.asdict(Variant(config.model))
+        request = an.Influence(variant, config.text, config.heldout, config.seed)
+        session.put("what-if-influence", desk.workbench().ask(request))
+
+
+def _reading(key: str, wait: float = 0.0) -> Reading | None:
+    ticket = session.get(key)
+    if not ticket:
+        return None
+    try:
+        first = desk.workbench().read(ticket)
+        return desk.workbench().follow(ticket, len(first.answers), wait) if wait and not first.ending else first
+    except TrspError:
+        return None
+
+
+def _told(now: Choice, depth: int) -> str:
+    return f"{depth} layers. Removed: {words.layers(sorted(now.removed))}."
+
+
+def _chooser(config: RunConfig) -> str:
+    return methods.get(config.method).title if config.method in methods.names() else config.method
+
+
+def _trials(run: Run) -> Trials:
+    """This tab's trials on `run`; the first call reads the set in the address."""
+    key = _key(run, "trials")
+    if session.get(key) is None:
+        session.put(key, Trials(Choice(session.set_in_address())))
+    return session.get(key)
+
+
+def _put_trials(run: Run, changed: Trials) -> None:
+    session.put(_key(run, "trials"), changed)
+
+
+def _key(run: Run, what: str) -> str:
+    return f"what-if-{what}-{run.id}"
