@@ -68,6 +68,8 @@ def _measured(state: str, level: float) -> Iterator[Event]:
     for domain, text in zip(ev.DOMAINS, ("wikipedia", "news"), strict=True):
         yield ev.Progressed(8)
         yield ev.PerplexityMeasured(state, domain, level, [math.log(level)] * 8, text, 8, 256, 2040, "float32")
+        if state != "dense":
+            yield ev.DivergenceMeasured(state, domain, level / 100, [level / 100] * 2, 2, 510)
     yield ev.TextGenerated(state, "The *city*", "was # founded <b>long</b> ago.")
 
 

@@ -121,6 +121,16 @@ class RunConfig:
         group="choice",
         help="When on, a layer next to a chosen one is no candidate any more: removals spread over the depth.",
     )
+    score_blocks: int = knob(
+        8,
+        label="Blocks that layers are scored on",
+        group="choice",
+        low=1,
+        high=100000,
+        unit="blocks",
+        help="How many calibration blocks the methods that score layers read (all but TRSP, masks, random, last, "
+        "magnitude and manual). Higher: scores depend less on the sample, and take more time.",
+    )
     gate: str = knob(
         "branch",
         label="Gate",
@@ -182,6 +192,14 @@ class RunConfig:
         help="When on, one round decides all K layers (the paper's ablation without the iteration).",
         paper="table 5, w/o W",
     )
+    control: str = knob(
+        "none",
+        label="Control",
+        group="stage 2",
+        choices=("none", "delete_first"),
+        help="none: train with all layers there, then delete (TRSP). delete_first: delete, then train what is left for "
+        "the same steps on the same blocks, with no penalty: what stage 2 has to beat.",
+    )
     stage2_steps: int = knob(
         60,
         label="Steps of stage 2",
@@ -229,6 +247,16 @@ class RunConfig:
         help="local: it teaches the chosen layers alone to do nothing. model: it flows through every layer before them "
         "too, as in the paper.",
         paper="equation 6",
+    )
+    distil: float = knob(
+        0.0,
+        label="Share of the loss distilled from the dense model",
+        group="stage 2",
+        low=0.0,
+        high=1.0,
+        help="So much of the language-modelling loss gives way to the distance (KL, nats a token) from the dense "
+        "model's predictions. Higher: other domains are kept better, the calibration domain is learnt less; any value "
+        "above 0 takes a second forward pass, and the memory of a second model.",
     )
     lambda_2_schedule: str = knob(
         "ramp",
@@ -327,6 +355,16 @@ class RunConfig:
         help="The rise of the loss when each layer alone is left out, in the dense model and after stage 2, on so many "
         "measured blocks of the calibration domain. Higher: steadier and slower; 0: not measured.",
     )
+    kl_blocks: int = knob(
+        4,
+        label="Blocks compared with the dense model",
+        group="measure",
+        low=0,
+        high=1000,
+        unit="blocks",
+        help="KL from the dense model's predictions is taken on so many of the measured blocks of each domain. Higher: "
+        "steadier, and more memory; 0: not measured.",
+    )
     speed_repeats: int = knob(
         3,
         label="Repeats of the speed measurement",
@@ -406,8 +444,10 @@ KNOBS: dict[str, Knob] = knobs.of(RunConfig)
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "stage1_steps": 5,
+        "score_blocks": 4,
         "stage2_steps": 30,
         "measure_blocks": 8,
+        "kl_blocks": 2,
         "probe_every": 10,
         "probe_blocks": 2,
         "importance_blocks": 0,
@@ -536,6 +576,7 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
     for name in ("model", "text", "heldout"):
         if not getattr(config, name).strip():
             wrong(name, f"{KNOBS[name].label}: nothing was given.", f"Set {KNOBS[name].flag}.")
+    _check_method(config, wrong)
     if config.probe_blocks > config.measure_blocks:
         wrong(
             "probe_blocks",
@@ -555,6 +596,22 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
     if n_layers is not None and not problems:
         _check_depth(config, n_layers, given, wrong)
     return problems
+
+
+def _check_method(config: RunConfig, wrong: Any) -> None:
+    method = methods.get(config.method)
+    if method.contiguous and config.no_neighbours:
+        wrong(
+            "no_neighbours",
+            f"The method {method.name} chooses neighbouring layers, and no two neighbours are allowed.",
+            "Set --no-neighbours false, or choose another method.",
+        )
+    if method.rewrite and config.stage2_steps and config.control != "delete_first":
+        wrong(
+            "stage2_steps",
+            f"The method {method.name} changes the weights that stay as it deletes, so nothing can be taught before.",
+            "Set --stage2-steps 0, or --control delete_first.",
+        )
 
 
 def _check_depth(config: RunConfig, n_layers: int, given: list[int] | None, wrong: Any) -> None:

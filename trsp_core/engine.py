@@ -9,8 +9,10 @@ Close the generator at any event: a model that was passed in is then what it was
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
+import statistics
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,9 +70,13 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             yield ev.Noted(note)
         yield from texts.events
         lab = Lab(stack, texts.calibration, config)
+        first = config.control == "delete_first"  # then there is nothing to see before deletion
 
-        yield from _measured(config, lab, texts, tokenizer, ("dense",))
-        if config.stage2_steps:
+        reference = measure.Reference(config.kl_blocks)
+        yield from _measured(config, lab, texts, tokenizer, reference, ("dense",))
+        if config.stage2_steps and config.distil:
+            lab.teacher = copy.deepcopy(model)
+        if config.stage2_steps and not first:
             yield from _weighed(config, stack, texts, "dense", "importance")
 
         method = methods.get(config.method)
@@ -78,18 +84,23 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
         yield ev.PhaseStarted("choose", _choosing_steps(config, method, count))
         chosen = yield from method.choose(lab, config, count)
         yield ev.LayersChosen(method.name, chosen)
+        if method.rewrite:
+            undo.enter_context(surgery.rewritten((yield from method.rewrite(lab, config, chosen))))
 
         if config.stage2_steps:
             with surgery.removed(stack, chosen):
-                yield from _measured(config, lab, texts, tokenizer, ("direct",))
+                yield from _measured(config, lab, texts, tokenizer, reference, ("direct",))
             yield ev.PhaseStarted("transfer", config.stage2_steps)
-            yield from _probe(config, stack, texts, chosen, 0)
-            for event in transfer(lab, config, chosen):
-                yield event
-                if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
-                    yield from _probe(config, stack, texts, chosen, event.step)
-            yield from _measured(config, lab, texts, tokenizer, ("trained",), sample=False)
-            yield from _weighed(config, stack, texts, "trained", "importance after")
+            with surgery.removed(stack, chosen if first else []):
+                doomed = [] if first else chosen
+                yield from _probe(config, stack, texts, doomed, 0)
+                for event in transfer(lab, config, doomed):
+                    yield event
+                    if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
+                        yield from _probe(config, stack, texts, doomed, event.step)
+            if not first:
+                yield from _measured(config, lab, texts, tokenizer, reference, ("trained",), sample=False)
+                yield from _weighed(config, stack, texts, "trained", "importance after")
 
         before = measure.parameter_bytes(model)
         with surgery.removed(stack, chosen):
@@ -97,7 +108,7 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             after = measure.parameter_bytes(model)
             yield ev.LayersRemoved(sorted(chosen), kept, before[0], after[0], before[1], after[1])
             states = ("pruned",) if config.stage2_steps else ("pruned", "direct")  # no training: one model is both
-            yield from _measured(config, lab, texts, tokenizer, states)
+            yield from _measured(config, lab, texts, tokenizer, reference, states)
         if config.speed_repeats:
             yield from _speeds(config, stack, texts, chosen)
         if folder and config.save_model:
@@ -108,14 +119,22 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
 
 
 def _measured(
-    config: RunConfig, lab: Lab, texts: data.Texts, tokenizer: Any, states: tuple[str, ...], sample: bool = True
+    config: RunConfig,
+    lab: Lab,
+    texts: data.Texts,
+    tokenizer: Any,
+    reference: measure.Reference,
+    states: tuple[str, ...],
+    sample: bool = True,
 ) -> Iterator[Event]:
-    """Perplexity of the model as it stands, in both domains, and a sample of its text; `states` are what it is."""
+    """Perplexity of the model as it stands and its distance from the dense one, in both domains, and a sample of its
+    text; `states` are what it is."""
     yield ev.PhaseStarted(states[0], sum(len(blocks) for blocks in texts.measure.values()))
     done = 0
     for domain in ev.DOMAINS:
         blocks, losses = texts.measure[domain], []
-        for part in measure.block_losses(lab.model, blocks):
+        watch, divergences = reference.watch(domain)
+        for part in measure.block_losses(lab.model, blocks, watch):
             losses += part
             done += len(part)
             yield ev.Progressed(done)
@@ -131,6 +150,10 @@ def _measured(
                 tokens=blocks.shape[0] * (blocks.shape[1] - 1),
                 dtype=_dtype(lab.model),
             )
+            if divergences:
+                tokens = len(divergences) * (blocks.shape[1] - 1)
+                kl = statistics.fmean(divergences)
+                yield ev.DivergenceMeasured(state, domain, kl, list(divergences), len(divergences), tokens)
     if sample and config.sample_tokens:
         text = generate.continuation(lab.model, tokenizer, config.prompt, config.sample_tokens)
         for state in states:
@@ -211,7 +234,7 @@ def save(model: nn.Module, tokenizer: Any, target: Path) -> int:
 
 def _choosing_steps(config: RunConfig, method: methods.Method, count: int) -> int:
     if not method.trains:
-        return 0
+        return methods.UNITS if method.passes != methods.Passes() else 0
     return config.stage1_steps * (1 if config.one_shot else count)
 
 

@@ -96,6 +96,19 @@ class PerplexityMeasured(Event):
 
 
 @dataclass(frozen=True)
+class DivergenceMeasured(Event):
+    """Mean KL from the dense model's predictions to this state's, in nats a token, on the first of the measured
+    blocks; `divergences` are those of each block."""
+
+    state: str
+    domain: str
+    kl: float
+    divergences: list[float]
+    blocks: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class SpeedMeasured(Event):
     """Tokens per second, medians with [lowest, highest] of the repeats; peak is the process's memory in bytes so
     far."""

@@ -115,8 +115,10 @@ class _Cost:
     def chosen(self) -> float:
         """Stage 1, or another method's choice."""
         c, method = self.config, methods.get(self.config.method)
+        sample = c.score_blocks * c.block_length * method.passes.over_sample(self.facts.n_layers, self.removed)
+        read = self.forward(sample + c.calibration_blocks * c.block_length * method.passes.pool, c.block_length)
         if not method.trains:
-            return 0.05
+            return 0.05 + read
         rounds = [0] if c.one_shot else list(range(self.removed))
         passes = 3.0 if c.learn_weights else 2.0
         return sum(c.stage1_steps * self.step(passes, r, c.learn_weights) for r in rounds)
@@ -124,22 +126,25 @@ class _Cost:
     def transferred(self) -> float:
         """Stage 2 with its probes."""
         c = self.config
+        first = c.control == "delete_first"
         local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
+        passes = 3 + (0 if first else local) + (1 if c.distil else 0)
         probes = 1 + -(-c.stage2_steps // c.probe_every) if c.probe_blocks else 0
         probe = self.forward(c.probe_blocks * c.measure_length, c.measure_length, self.removed)
-        return c.stage2_steps * self.step(3 + local, 0, True) + probes * probe
+        return c.stage2_steps * self.step(passes, self.removed if first else 0, True) + probes * probe
 
     def phases(self) -> dict[str, float]:
         c = self.config
-        trained = c.stage2_steps > 0
+        trained, before = c.stage2_steps > 0, c.control != "delete_first"
         stored = self.facts.parameters * BYTES[c.precision]
         both = self.forward(256, 128, self.removed / 2) + self.written(32, self.removed // 2)
         seconds = {"load": 4 + self.facts.bytes / 0.5e9, "text": 1.5, "dense": self.measured()}
-        if trained and c.importance_blocks:
+        if trained and before and c.importance_blocks:
             seconds["importance"] = self.weighed()
         seconds["choose"] = self.chosen()
         if trained:
             seconds |= {"direct": self.measured(self.removed), "transfer": self.transferred()}
+        if trained and before:
             seconds |= {"trained": self.measured(sample=False)}
             if c.importance_blocks:
                 seconds["importance after"] = self.weighed()
@@ -160,8 +165,8 @@ def how_many(config: RunConfig, n_layers: int) -> int:
 
 
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
-    """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, and the
-    activations and logits of one step or one measuring pass."""
+    """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, the activations
+    and logits of one step or one measuring pass, and what is kept of the dense model to compare with."""
     size = BYTES[config.precision]
     weights = facts.parameters * size
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
@@ -171,7 +176,9 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     activations = tokens * facts.n_layers * a_layer * size if steps else 0
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
-    return int(BASE + weights * (4 if learns else 1) + activations + logits)
+    kept = 2 * min(config.kl_blocks, config.measure_blocks) * config.measure_length * facts.vocabulary * 2
+    teacher = weights if config.distil and config.stage2_steps else 0
+    return int(BASE + weights * (4 if learns else 1) + teacher + activations + logits + kept)
 
 
 def check_memory(expected: Forecast) -> None:

@@ -4,7 +4,7 @@ alone."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,11 +27,13 @@ class Lab:
         stack: the model and its L layers.
         blocks: (N, T) token ids to calibrate on, on the CPU.
         device: where the model's input goes.
+        teacher: a copy of the dense model, for `taught_loss`; None where nothing is distilled.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
         self.stack, self.blocks, self.config = stack, blocks, config
         self.device = next(stack.model.parameters()).device
+        self.teacher: nn.Module | None = None
 
     @property
     def n_layers(self) -> int:
@@ -45,6 +47,11 @@ class Lab:
         """Layers outside the protected ends."""
         return list(range(config.protect_first, self.n_layers - config.protect_last))
 
+    def spans(self, config: RunConfig, count: int, lowest: int = 0) -> list[int]:
+        """Where a run of `count` neighbouring layers may begin, all of it unprotected and from layer `lowest` up."""
+        first, end = max(config.protect_first, lowest), self.n_layers - config.protect_last
+        return list(range(first, end - count + 1))
+
     def candidates(self, config: RunConfig, chosen: Collection[int]) -> list[int]:
         """Layers that may be chosen next."""
         near = {i + d for i in chosen for d in (-1, 0, 1)} if config.no_neighbours else set(chosen)
@@ -55,10 +62,48 @@ class Lab:
         for indices in data.order(len(self.blocks), self.config.batch_blocks, steps, seed):
             yield self.blocks[indices].to(self.device)
 
+    def sample(self, config: RunConfig) -> list[Tensor]:
+        """Batches (B, T) of the first `config.score_blocks` calibration blocks: what scores are taken on."""
+        return [ids.to(self.device) for ids in self.blocks[: config.score_blocks].split(config.batch_blocks)]
+
+    def pool(self) -> list[Tensor]:
+        """Batches (B, T) of all calibration blocks."""
+        return [ids.to(self.device) for ids in self.blocks.split(self.config.batch_blocks)]
+
+    def states(self, ids: Tensor) -> list[Tensor]:
+        """The L + 1 hidden states (B, T, D) of `ids` (B, T): what enters each layer, and what leaves the last."""
+        with torch.inference_mode(), self.tapped(range(self.n_layers)) as taps:
+            self.model(input_ids=ids, use_cache=False)
+            return [taps[0][0], *(taps[i][1] for i in range(self.n_layers))]
+
+    def matrices(self, layer: int) -> list[nn.Parameter]:
+        """The weight matrices of a layer; biases and norms are left out."""
+        return [p for p in self.stack.layers[layer].parameters() if p.dim() > 1]
+
+    def add_gradient(self, ids: Tensor, share: float) -> None:
+        """Add `share` of the gradient of L_LM on `ids` (B, T) to the `grad` of whatever is `learning`."""
+        with torch.enable_grad():
+            (share * self.lm_loss(ids)).backward()
+
     def lm_loss(self, ids: Tensor) -> Tensor:
         """L_LM: mean nats per predicted token of `ids` (B, T)."""
         logits = self.model(input_ids=ids, use_cache=False).logits
         return next_token_loss(logits, ids).mean()
+
+    def taught_loss(self, ids: Tensor, share: float) -> tuple[float, Tensor]:
+        """L_LM on `ids` (B, T), and (1 - share) L_LM + share KL(teacher, model), both nats a predicted token.
+
+        Args:
+            share: 0 to 1; above 0 there has to be a teacher.
+        """
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        lm = next_token_loss(logits, ids).mean()
+        if not share or self.teacher is None:
+            return lm.item(), lm
+        with torch.no_grad():
+            p = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
+        q = logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
+        return lm.item(), (1 - share) * lm + share * F.kl_div(q, p, reduction="batchmean", log_target=True)
 
     def gated(self, weights: Tensor, kind: str, layers: Collection[int]) -> AbstractContextManager[None]:
         return surgery.gated(self.stack, weights, kind, layers)
@@ -68,6 +113,12 @@ class Lab:
 
     def tapped(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, tuple[Tensor, Tensor]]]:
         return surgery.tapped(self.stack, layers)
+
+    def rewritten(self, edits: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
+        return surgery.rewritten(edits)
+
+    def heard(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
+        return surgery.heard(module)
 
     @contextlib.contextmanager
     def learning(self, parameters: Collection[nn.Parameter]) -> Iterator[None]:
@@ -79,6 +130,20 @@ class Lab:
         """L_LM on `ids` (B, T) with `layers` skipped."""
         with torch.inference_mode(), self.skipped(layers):
             return self.lm_loss(ids).item()
+
+    def losses_without_each(
+        self, layers: Sequence[int], removed: Collection[int], ids: Tensor
+    ) -> Iterator[tuple[int, float]]:
+        """`(i, L_LM on ids with removed and i skipped)` for each i of `layers`. The way up to layer i is the same
+        for all that lie above it, so it is computed once: each loss costs the layers above i alone."""
+        with torch.inference_mode(), self.skipped(removed), self.tapped(layers) as taps:
+            self.model(input_ids=ids, use_cache=False)
+            entering = {i: taps[i][0] for i in layers}
+        for i in layers:
+            idle = {*range(i + 1), *removed}
+            with torch.inference_mode(), surgery.skipped(self.stack, idle, {i: entering[i]}):
+                loss = self.lm_loss(ids).item()
+            yield i, loss
 
     def fit(
         self,
@@ -120,6 +185,12 @@ class Lab:
                 with torch.no_grad():
                     after()
             yield step
+
+
+def similarity(a: Tensor, b: Tensor) -> float:
+    """Mean over tokens of the cosine between hidden states a and b (B, T, D)."""
+    with torch.inference_mode():
+        return F.cosine_similarity(a.float(), b.float(), dim=-1).double().mean().item()
 
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,62 @@ from trsp_core.lab import next_token_loss
 TOKENS_AT_ONCE = 256  # of a measuring pass: wide enough for the matrix units; the logits of a large V stay small
 
 
-def block_losses(model: nn.Module, blocks: Tensor) -> Iterator[list[float]]:
+def block_losses(
+    model: nn.Module, blocks: Tensor, watch: Callable[[Tensor], None] | None = None
+) -> Iterator[list[float]]:
     """Mean nats per predicted token of each block of `blocks` (N, T), a few blocks at a time, in order.
 
     Every block is its own context: T - 1 tokens are predicted in each.
+
+    Args:
+        watch: gets the logits (B, T, V) of each few blocks.
     """
     device = next(model.parameters()).device
     for batch in blocks.split(max(1, TOKENS_AT_ONCE // blocks.shape[1])):
         with torch.inference_mode():
             ids = batch.to(device)
-            losses = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).double().mean(dim=1).tolist()
+            logits = model(input_ids=ids, use_cache=False).logits
+            losses = next_token_loss(logits, ids).double().mean(dim=1).tolist()
+            if watch:
+                watch(logits)
         yield losses
+
+
+class Reference:
+    """What the dense model predicts on the first blocks of each domain, kept to tell how far another model is from
+    it.
+
+    Args:
+        blocks: how many of each domain; each keeps (T - 1, V) log-probabilities in float16, which rounds single ones
+            by less than 0.01 nats to either side, and their mean over thousands of tokens by much less.
+    """
+
+    def __init__(self, blocks: int):
+        self.blocks = blocks
+        self._dense: dict[str, list[Tensor]] = {}
+
+    def watch(self, domain: str) -> tuple[Callable[[Tensor], None], list[float]]:
+        """For `block_losses`: the first time in a domain it keeps what it sees; from then on it fills the list with
+        mean KL(dense, model) in nats a token, of each block."""
+        first = domain not in self._dense
+        kept, found = self._dense.setdefault(domain, []), []
+
+        def watch(logits: Tensor) -> None:
+            for block in logits:
+                if len(kept if first else found) >= (self.blocks if first else len(kept)):
+                    return
+                logs = torch.log_softmax(block[:-1].float(), dim=-1)
+                if first:
+                    kept.append(logs.half().cpu())
+                else:
+                    found.append(divergence(kept[len(found)].to(logs), logs))
+
+        return watch, found
+
+
+def divergence(p: Tensor, q: Tensor) -> float:
+    """Mean over N tokens of KL(p, q), in nats, from log-probabilities (N, V)."""
+    return max((p.exp() * (p - q)).sum(dim=-1).double().mean().item(), 0.0)
 
 
 def perplexity(losses: Sequence[float]) -> float:
@@ -65,7 +110,7 @@ def matrix_rate(seconds: float = 0.3) -> float:
     with torch.inference_mode():
         while time.perf_counter() < until:
             began = time.perf_counter()
-            a @ b
+            torch.mm(a, b)
             best = max(best, 2 * 1024**3 / (time.perf_counter() - began) / 1e9)
     return best
 

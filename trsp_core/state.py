@@ -24,7 +24,7 @@ class RunState:
         weights: the L layer weights after the latest step of stage 1.
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2.
         rounds: one `LayerChosen` each choice.
-        perplexity: `[state][domain]`; `measured` holds the whole events.
+        perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
     """
 
@@ -51,6 +51,7 @@ class RunState:
     removed: ev.LayersRemoved | None = None
     measured: list[ev.PerplexityMeasured] = field(default_factory=list)
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
+    divergence: dict[str, dict[str, float]] = field(default_factory=dict)
     speed: dict[str, ev.SpeedMeasured] = field(default_factory=dict)
     importance: dict[str, ev.ImportanceMeasured] = field(default_factory=dict)
     samples: dict[str, ev.TextGenerated] = field(default_factory=dict)
@@ -117,6 +118,7 @@ def summary(state: RunState) -> dict[str, Any]:
         "perplexity": {
             domain: {s: by[domain] for s, by in state.perplexity.items() if domain in by} for domain in ev.DOMAINS
         },
+        "kl": {domain: {s: by[domain] for s, by in state.divergence.items() if domain in by} for domain in ev.DOMAINS},
         "speed": {s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()}
         | ({"ceiling": state.ceiling} if state.speed and state.ceiling else {}),
         "seconds": {"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
@@ -162,6 +164,11 @@ def _(event: ev.TextPrepared, state: RunState) -> None:
 def _(event: ev.PerplexityMeasured, state: RunState) -> None:
     state.measured.append(event)
     state.perplexity.setdefault(event.state, {})[event.domain] = event.perplexity
+
+
+@_add.register
+def _(event: ev.DivergenceMeasured, state: RunState) -> None:
+    state.divergence.setdefault(event.state, {})[event.domain] = event.kl
 
 
 @_add.register

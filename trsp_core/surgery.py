@@ -42,16 +42,16 @@ class Stack:
 
     @property
     def text_config(self) -> Any:
-        return self.model.config.get_text_config(decoder=True)
+        return _text_config(self.model)
+
+    def writers(self, layer: int) -> list[nn.Module]:
+        """Layer `layer`'s modules that write into the residual stream: attention's first, the MLP's last."""
+        named = self.layers[layer].named_modules()
+        return [module for name, module in named if name.rpartition(".")[2] in self.family.outputs]
 
     def outputs(self, layer: int) -> list[nn.Parameter]:
-        """Parameters of layer `layer`'s modules that write into the residual stream."""
-        return [
-            p
-            for name, module in self.layers[layer].named_modules()
-            if name.rpartition(".")[2] in self.family.outputs
-            for p in module.parameters(recurse=True)
-        ]
+        """Parameters of `writers`."""
+        return [p for module in self.writers(layer) for p in module.parameters(recurse=True)]
 
 
 def find(model: nn.Module) -> Stack:
@@ -61,7 +61,7 @@ def find(model: nn.Module) -> Stack:
     Raises:
         TrspError: no such list, or a family that cannot be pruned by whole layers; the message names the reason.
     """
-    config = model.config.get_text_config(decoder=True)
+    config = _text_config(model)
     family = families.of(getattr(config, "model_type", ""))
     _refuse_unfit(model, config, family)
     calls: dict[nn.Module, tuple[Tensor, Any]] = {}
@@ -106,6 +106,11 @@ def find(model: nn.Module) -> Stack:
     output = calls[layers[0]][1]
     extras = len(output) - 1 if isinstance(output, tuple) else None
     return Stack(model, parent, name, extras, family)
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = model.config
+    return config.get_text_config(decoder=True)
 
 
 def _refuse_unfit(model: nn.Module, config: Any, family: families.Family) -> None:
@@ -281,6 +286,34 @@ def restored(model: nn.Module) -> Iterator[None]:
             for parameter, copy, wanted in copies:
                 parameter.copy_(copy)
                 parameter.requires_grad_(wanted)
+
+
+@contextlib.contextmanager
+def rewritten(edits: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Parameters hold the values in `edits` inside, and on exit their old ones, to the bit."""
+    old = {p: p.detach().clone() for p in edits}
+    try:
+        _write(edits)
+        yield
+    finally:
+        _write(old)
+
+
+def _write(values: Mapping[nn.Parameter, Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in values.items():
+            parameter.copy_(value)
+
+
+@contextlib.contextmanager
+def heard(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that gets what `module` puts out, (B, T, D), at each of its calls."""
+    outputs: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _module, _args, output: outputs.append(_hidden(output)))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,11 @@ from trsp_core.lab import Lab
 
 
 def transfer(lab: Lab, config: RunConfig, chosen: list[int]) -> Generator[Event, None, None]:
-    """One `StageTwoStepped` a step. The model's weights are changed when it ends, and when it is closed."""
+    """One `StageTwoStepped` a step. The model's weights are changed when it ends, and when it is closed.
+
+    Args:
+        chosen: P; none where they are deleted already, and what is left learns from L_LM alone.
+    """
     outputs = {id(p) for i in chosen for p in lab.stack.outputs(i)}
     W = list(lab.model.parameters())
     fast = [p for p in W if id(p) in outputs]
@@ -38,12 +42,12 @@ def transfer(lab: Lab, config: RunConfig, chosen: list[int]) -> Generator[Event,
     with lab.learning(W), lab.tapped(chosen) as taps:
 
         def loss(ids: Tensor) -> Tensor:
-            lm = lab.lm_loss(ids)
+            seen["lm"], lm = lab.taught_loss(ids, config.distil)
             terms = [penalty(*taps[i], config.penalty) for i in chosen]
-            total = torch.stack(terms).sum()
-            seen["lm"], seen["penalty"] = lm.item(), total.item()
+            total = torch.stack(terms).sum() if terms else lm.new_zeros(())
+            seen["penalty"] = total.item()
             seen["gaps"] = [relative_gap(*taps[i]) for i in chosen]
-            if seen["lambda_2"] == 0:
+            if seen["lambda_2"] == 0 or not chosen:
                 return lm
             if config.penalty_reach == "model":
                 return lm + seen["lambda_2"] * total

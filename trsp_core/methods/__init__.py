@@ -7,20 +7,47 @@ through the verbs of `trsp_core.lab.Lab`.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from trsp_core.errors import TrspError
+from trsp_core.events import LayerChosen, LayersScored, Progressed
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from trsp_core.config import RunConfig
     from trsp_core.events import Event
     from trsp_core.lab import Lab
 
     Choice = Generator[Event, None, list[int]]
+    Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
+
+UNITS = 100  # of the choosing phase for a method that scores: `Progressed` tells hundredths
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a method reads, in forward passes of the whole model, for forecasts.
+
+    Attributes:
+        once, each_layer, each_pair: passes over the scored blocks: in all, for each of the L layers, and for each of
+            the L layers in each of the K rounds.
+        pool: passes over all calibration blocks.
+    """
+
+    once: float = 0.0
+    each_layer: float = 0.0
+    each_pair: float = 0.0
+    pool: float = 0.0
+
+    def over_sample(self, n_layers: int, count: int) -> float:
+        """Passes over the scored blocks for K = `count` of L = `n_layers`."""
+        return self.once + self.each_layer * n_layers + self.each_pair * n_layers * count
 
 
 @dataclass(frozen=True)
@@ -35,6 +62,10 @@ class Method:
         choose: generator of events over a `Lab`, returning the chosen layers in order of choice. It leaves the model
             bit-identical, also when closed in the middle, unless the config lets the weights learn.
         trains: it takes gradient steps on the layer weights, as the settings of stage 1 say; for the forecast.
+        passes: what it reads beside that; for the forecast.
+        contiguous: it chooses one run of neighbouring layers.
+        rewrite: generator of events over a `Lab` and the chosen layers, returning new values for weights of the layers
+            that stay; None for a method that only deletes. It leaves the model bit-identical.
     """
 
     name: str
@@ -43,6 +74,9 @@ class Method:
     summary: str
     choose: Callable[[Lab, RunConfig, int], Choice]
     trains: bool = False
+    passes: Passes = Passes()
+    contiguous: bool = False
+    rewrite: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
 
 
 @cache
@@ -65,3 +99,59 @@ def get(name: str) -> Method:
     if name not in all_methods():
         raise TrspError(f"There is no method {name[:60]!r}.", f"Take one of {', '.join(names())}.")
     return all_methods()[name]
+
+
+def progressed(done: float, whole: float) -> Progressed:
+    """`done` of `whole`, in `UNITS`."""
+    return Progressed(round(UNITS * done / whole))
+
+
+def tell(lab: Lab, config: RunConfig, method: str, scores: Sequence[float]) -> Generator[Event, None, None]:
+    """Tell the scores of all L layers; a protected one has none."""
+    free = set(lab.unprotected(config))
+    yield LayersScored(method, [score if i in free else None for i, score in enumerate(scores)])
+
+
+def pick(lab: Lab, config: RunConfig, scores: Sequence[float], chosen: list[int], round_: int) -> LayerChosen:
+    """Move the candidate with the lowest of the L `scores` into `chosen`; ties go to the lowest layer, a score that is
+    no number goes last.
+
+    Raises:
+        TrspError: no candidate is left.
+    """
+    ranked = sorted(lab.candidates(config, chosen), key=lambda i: (math.isnan(scores[i]), scores[i], i))
+    if not ranked:
+        raise TrspError("No layer is left that may be chosen.", "Lower the ratio, or protect less.")
+    winner, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
+    chosen.append(winner)
+    margin = scores[runner_up] - scores[winner] if runner_up is not None else None
+    return LayerChosen(round_, winner, scores[winner], runner_up, margin)
+
+
+def pick_all(lab: Lab, config: RunConfig, method: str, scores: Sequence[float], count: int) -> Choice:
+    """Tell the scores and choose the `count` lowest, one after the other."""
+    yield from tell(lab, config, method, scores)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        yield pick(lab, config, scores, chosen, 1)
+    return chosen
+
+
+def pick_run(method: str, scores: Mapping[int, float], n_layers: int, count: int) -> Choice:
+    """Choose the `count` neighbouring layers whose first layer has the lowest score.
+
+    Args:
+        scores: of each place where such a run may begin.
+
+    Raises:
+        TrspError: there is no such place.
+    """
+    if not scores:
+        raise TrspError(f"There is no run of {count} neighbouring layers to choose.", "Lower the ratio, protect less.")
+    yield LayersScored(method, [scores.get(i) for i in range(n_layers)])
+    ranked = sorted(scores, key=lambda i: (math.isnan(scores[i]), scores[i], i))
+    first, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
+    margin = scores[runner_up] - scores[first] if runner_up is not None else None
+    for layer in range(first, first + count):
+        yield LayerChosen(1, layer, scores[first], runner_up, margin)
+    return list(range(first, first + count))
