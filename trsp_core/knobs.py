@@ -139,7 +139,7 @@ def knob(default: Any, *, label: str, help: str, group: str, choices: Sequence[s
 def of(cls: type) -> dict[str, Knob]:
     """The knobs declared in dataclass `cls`, by name, in order."""
     return {
-        f.name: Knob(name=f.name, default=f.default, **f.metadata["knob"])
+        f.name: Knob(name=f.name, default=f.default, **f.metadata["knob"])  # type: ignore[arg-type]
         for f in dataclasses.fields(cls)
         if "knob" in f.metadata
     }
