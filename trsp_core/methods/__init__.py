@@ -107,9 +107,10 @@ def progressed(done: float, whole: float) -> Progressed:
 
 
 def tell(lab: Lab, config: RunConfig, method: str, scores: Sequence[float]) -> Generator[Event, None, None]:
-    """Tell the scores of all L layers; a protected one has none."""
+    """Tell the scores of all L layers; a protected one has none, nor one that was not scored (not a number)."""
     free = set(lab.unprotected(config))
-    yield LayersScored(method, [score if i in free else None for i, score in enumerate(scores)])
+    told = [None if i not in free or math.isnan(score) else score for i, score in enumerate(scores)]
+    yield LayersScored(method, told)
 
 
 def pick(lab: Lab, config: RunConfig, scores: Sequence[float], chosen: list[int], round_: int) -> LayerChosen:

@@ -52,8 +52,8 @@ def merged(lab, gone):
         while l + m + 1 in gone:
             m += 1
         for name, theta in layers[l].items() if m else ():
-            others = [layers[l + k].get(name) for k in range(1, m + 1)]
-            if any(other is None or other.shape != theta.shape for other in others):
+            others = [layers[l + k][name] for k in range(1, m + 1) if name in layers[l + k]]
+            if len(others) < m or any(other.shape != theta.shape for other in others):
                 raise TrspError(f"Layers {l} to {l + m} are not built alike.", "Choose a method that does not merge.")
             edits[theta] = theta.detach() + sum(other.detach() - theta.detach() for other in others)
     return edits
