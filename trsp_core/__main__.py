@@ -13,12 +13,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from trsp_core import config, families, forecast, methods, models, record, shell, state, texts
+from trsp_core import config, evidence, families, forecast, jobs, methods, models, plans, record, shell, state, texts
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import Event, PhaseStarted, plain
 from trsp_core.state import RunState
-from trsp_core.store import Run, Store, runs_root
+from trsp_core.store import Run, Store, runs_root, write_atomic
 
 SPARSE = 30.0  # seconds between progress lines where stderr is no terminal
 
@@ -151,6 +151,35 @@ def list_families(arguments: argparse.Namespace) -> int:
     return _listing(rows, arguments.json)
 
 
+def compare(arguments: argparse.Namespace) -> int:
+    """Run what is missing of a plan, one after the other, each in a process of its own; then the table."""
+    plan, store, done = plans.read(arguments.plan), Store(), {}
+    for number, variation in enumerate(plan.variations, 1):
+        settings = plans.config_of(plan, variation, done)
+        made = plans.find(store, plan, variation, settings)
+        if made and made.status() not in ("finished", "running"):
+            store.delete(made.id)
+            made = None
+        _say(f"[{number}/{len(plan.variations)}] {variation.title}: {'already there' if made else 'running'}")
+        if made is None:
+            models.preflight(settings)
+            made = plans.create(store, plan, variation, settings)
+            jobs.finish(made)
+        done[variation.name] = made.state()
+        if made.status() != "finished":
+            failure = done[variation.name].failure
+            _say(*([failure.message, failure.remedy] if failure else [f"Run {made.id} did not finish."]))
+            return shell.CODES.get(made.status(), 3)
+    found = evidence.gather(plan.name, store.runs(), plan)
+    if arguments.out:
+        write_atomic(Path(arguments.out), evidence.to_json(found))
+    if arguments.json:
+        print(evidence.to_json(found))
+    else:
+        print(shell.table(evidence.cells(found)))
+    return 0
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """What is here, without touching anything."""
     versions = record.environment()
@@ -245,6 +274,7 @@ _COMMANDS = {
     "show": show,
     "methods": list_methods,
     "families": list_families,
+    "compare": compare,
     "doctor": doctor,
     "fetch": fetch,
     "workbench": serve_workbench,

@@ -363,7 +363,7 @@ class RunConfig:
         high=1000,
         unit="blocks",
         help="KL from the dense model's predictions is taken on so many of the measured blocks of each domain. Higher: "
-        "steadier, and more memory; 0: not measured.",
+        "steadier, and more room for temporary files; 0: not measured.",
     )
     speed_repeats: int = knob(
         3,

@@ -217,7 +217,7 @@ def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int
         )
 
 
-def save(model: nn.Module, tokenizer: Any, target: Path) -> int:
+def save(model: Any, tokenizer: Any, target: Path) -> int:
     """Write an ordinary checkpoint (safetensors) to `target`, whole or not at all; returns its bytes."""
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

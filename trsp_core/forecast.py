@@ -165,8 +165,8 @@ def how_many(config: RunConfig, n_layers: int) -> int:
 
 
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
-    """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, the activations
-    and logits of one step or one measuring pass, and what is kept of the dense model to compare with."""
+    """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, a teacher's
+    weights where one is distilled, and the activations and logits of one step or one measuring pass."""
     size = BYTES[config.precision]
     weights = facts.parameters * size
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
@@ -176,9 +176,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     activations = tokens * facts.n_layers * a_layer * size if steps else 0
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
-    kept = 2 * min(config.kl_blocks, config.measure_blocks) * config.measure_length * facts.vocabulary * 2
     teacher = weights if config.distil and config.stage2_steps else 0
-    return int(BASE + weights * (4 if learns else 1) + teacher + activations + logits + kept)
+    return int(BASE + weights * (4 if learns else 1) + teacher + activations + logits)
 
 
 def check_memory(expected: Forecast) -> None:

@@ -105,6 +105,17 @@ class Jobs:
                 (folder / "queued").unlink(missing_ok=True)
 
 
+def finish(run: Run) -> None:
+    """Run `run` in a process of its own and wait for its end; an interruption stops it and is passed on."""
+    with start(run) as child:
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            run.cancel()
+            child.wait()
+            raise
+
+
 def start(run: Run) -> subprocess.Popen[bytes]:
     """Run `run` in a process of its own: `python -m trsp_core run --folder ...`."""
     here = Path(__file__).resolve().parent.parent

@@ -4,9 +4,11 @@ most."""
 from __future__ import annotations
 
 import math
+import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from trsp_core import generate
 from trsp_core.lab import next_token_loss
 
+ROWS = 64  # of logits compared at once
 TOKENS_AT_ONCE = 256  # of a measuring pass: wide enough for the matrix units; the logits of a large V stay small
 
 
@@ -42,7 +45,7 @@ def block_losses(
 
 class Reference:
     """What the dense model predicts on the first blocks of each domain, kept to tell how far another model is from
-    it.
+    it. Kept in a file without a name, not in memory, since training needs that.
 
     Args:
         blocks: how many of each domain; each keeps (T - 1, V) log-probabilities in float16, which rounds single ones
@@ -51,29 +54,37 @@ class Reference:
 
     def __init__(self, blocks: int):
         self.blocks = blocks
-        self._dense: dict[str, list[Tensor]] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - gone with this object
+        self._begins: dict[str, list[int]] = {}  # byte at which each block of a domain begins
 
     def watch(self, domain: str) -> tuple[Callable[[Tensor], None], list[float]]:
         """For `block_losses`: the first time in a domain it keeps what it sees; from then on it fills the list with
         mean KL(dense, model) in nats a token, of each block."""
-        first = domain not in self._dense
-        kept, found = self._dense.setdefault(domain, []), []
+        first = domain not in self._begins
+        begins, found = self._begins.setdefault(domain, []), []
 
         def watch(logits: Tensor) -> None:
             for block in logits:
-                if len(kept if first else found) >= (self.blocks if first else len(kept)):
-                    return
-                logs = torch.log_softmax(block[:-1].float(), dim=-1)
-                if first:
-                    kept.append(logs.half().cpu())
-                else:
-                    found.append(divergence(kept[len(found)].to(logs), logs))
+                rows = block[:-1].split(ROWS)
+                if first and len(begins) < self.blocks:
+                    begins.append(self._file.seek(0, os.SEEK_END))
+                    for part in rows:
+                        self._file.write(part.float().log_softmax(-1).half().cpu().numpy().tobytes())
+                elif not first and len(found) < len(begins):
+                    self._file.seek(begins[len(found)])
+                    found.append(sum(divergence(self._read(part), part) * len(part) for part in rows) / len(block[:-1]))
 
         return watch, found
 
+    def _read(self, like: Tensor) -> Tensor:
+        """The next rows of the file, log-probabilities (N, V) for logits `like` (N, V)."""
+        data = bytearray(self._file.read(2 * like.numel()))
+        return torch.frombuffer(data, dtype=torch.float16).view(like.shape).to(like.device).float()
 
-def divergence(p: Tensor, q: Tensor) -> float:
-    """Mean over N tokens of KL(p, q), in nats, from log-probabilities (N, V)."""
+
+def divergence(p: Tensor, logits: Tensor) -> float:
+    """Mean over N tokens of KL(p, softmax(logits)), in nats, from log-probabilities p (N, V) and logits (N, V)."""
+    q = logits.float().log_softmax(-1)
     return max((p.exp() * (p - q)).sum(dim=-1).double().mean().item(), 0.0)
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "show": "the figures of one run",
     "methods": "the ways to choose layers",
     "families": "the model families with something particular to them",
+    "compare": "run a plan: a base and its variations, each once, and print them in one table",
     "doctor": "what is installed, which models and texts are there, what the machine can do",
     "fetch": "get a model onto this machine",
 }
@@ -43,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON on stdout" + _JSON.get(name, ""))
     made["show"].add_argument("run", metavar="RUN", help="a run's id, or its folder")
     made["fetch"].add_argument("model", metavar="MODEL", help="a name of the catalogue, or a hub id (owner/name)")
+    made["compare"].add_argument(
+        "--plan", required=True, metavar="FILE", help="a JSON file, or a built-in plan: ablation, methods"
+    )
+    made["compare"].add_argument("--out", metavar="FILE", help="also write the record here, as JSON")
     _add_run_flags(made["run"])
     return top
 
@@ -103,7 +108,7 @@ def account(figures: dict[str, Any]) -> str:
     if figures["removed"]:
         before, after = figures["parameters"]["dense"], figures["parameters"]["pruned"]
         lines.append(f"removed layers {', '.join(map(str, figures['removed']))}")
-        lines.append(f"parameters {before:,} to {after:,} ({after / before - 1:+.0%})")
+        lines.append(f"parameters {before:,} to {after:,} ({after / max(before, 1) - 1:+.0%})")
     elif figures["chosen"]:
         lines.append(f"chosen so far {', '.join(map(str, figures['chosen']))}")
     for domain, by_state in figures["perplexity"].items():

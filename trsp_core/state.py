@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -18,11 +19,11 @@ class RunState:
     """The fold of a run's events; empty before the first one.
 
     Attributes:
-        count, at: events folded so far; seconds at the last one.
+        count, at, between: events folded so far; seconds at the last one; seconds between the last two.
         ended: `finished`, `cancelled`, `failed`, or "" while there is no ending.
         phase, done, units: where the run is; `phases` is the plan.
         weights: the L layer weights after the latest step of stage 1.
-        weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2.
+        weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
         rounds: one `LayerChosen` each choice.
         perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
@@ -30,6 +31,7 @@ class RunState:
 
     count: int = 0
     at: float = 0.0
+    between: float = 0.0
     ended: str = ""
     phases: list[dict[str, Any]] = field(default_factory=list)
     phase: str = ""
@@ -47,6 +49,7 @@ class RunState:
     scores: ev.LayersScored | None = None
     chosen: list[int] = field(default_factory=list)
     gap_steps: list[ev.StageTwoStepped] = field(default_factory=list)
+    step_times: list[float] = field(default_factory=list)
     probes: list[ev.DeletionProbed] = field(default_factory=list)
     removed: ev.LayersRemoved | None = None
     measured: list[ev.PerplexityMeasured] = field(default_factory=list)
@@ -58,6 +61,11 @@ class RunState:
     saved_bytes: int = 0
     notes: list[str] = field(default_factory=list)
     failure: ev.RunFailed | None = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median seconds of a step of stage 2, probes left out; None before the third."""
+        return statistics.median(self.step_times) if len(self.step_times) > 2 else None
 
     @property
     def fraction(self) -> float:
@@ -99,7 +107,7 @@ def fold(state: RunState, lines: Iterable[Line]) -> RunState:
     """Add `lines` to `state`, in place, and return it."""
     for _, at, event in lines:
         state.count += 1
-        state.at = at
+        state.between, state.at = at - state.at, at
         _add(event, state)
     return state
 
@@ -212,6 +220,7 @@ def _(event: ev.LayersChosen, state: RunState) -> None:
 @_add.register
 def _(event: ev.StageTwoStepped, state: RunState) -> None:
     state.gap_steps.append(event)
+    state.step_times.append(state.between)
     state.done += 1
 
 

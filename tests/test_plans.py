@@ -1,0 +1,188 @@
+"""Plans and what they say together: parsing, runs that are never run twice, records, intervals, what may be claimed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import tiny
+from trsp_core import __main__ as shell_main
+from trsp_core import engine, events, evidence, intervals, jobs, models, plans, record
+from trsp_core.errors import TrspError
+from trsp_core.store import Store
+
+TINY = {
+    "block_length": 16,
+    "measure_length": 24,
+    "measure_blocks": 3,
+    "calibration_blocks": 12,
+    "probe_blocks": 1,
+    "importance_blocks": 0,
+    "kl_blocks": 1,
+    "stage1_steps": 1,
+    "stage2_steps": 4,
+    "ratio": 0.4,
+    "speed_repeats": 1,
+    "sample_tokens": 0,
+    "threads": 1,
+    "save_model": False,
+}
+VARIATIONS = [
+    {"name": "trsp", "title": "TRSP"},
+    {"name": "control", "settings": {"control": "delete_first"}, "layers_of": "trsp"},
+    {"name": "timed", "settings": {"control": "delete_first"}, "layers_of": "trsp", "as_long_as": ["control", "trsp"]},
+]
+
+
+@pytest.fixture
+def plan_file(tmp_path, monkeypatch):
+    """A plan on a tiny model, in a fresh folder of runs, whose runs happen in this process and are counted."""
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.text(1200), "utf-8")
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(models, "preflight", lambda config: None)
+    ran = []
+
+    def finish(run):
+        ran.append(run.id)
+        settings = run.config()
+        record.record(run, engine.execute(settings, None, (tiny.build(), tiny.tokenizer())))
+
+    monkeypatch.setattr(jobs, "finish", finish)
+    base = TINY | {"text": str(text), "heldout": str(text)}
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"name": "small", "base": base, "variations": VARIATIONS}))
+    return file, ran
+
+
+def test_a_plan_runs_each_variation_once_and_prints_one_table(plan_file, tmp_path, capsys):
+    file, ran = plan_file
+    out = tmp_path / "record.json"
+    assert shell_main.main(["compare", "--plan", str(file), "--out", str(out)]) == 0
+    assert len(ran) == 3
+    shown = capsys.readouterr().out
+    assert "TRSP" in shown
+    assert "calibration domain" in shown
+    assert shell_main.main(["compare", "--plan", str(file), "--json"]) == 0
+    assert len(ran) in (3, 4), "only a run timed by the clock may come out with another number of steps"
+    found = evidence.load(out)
+    assert [row.name for row in found.rows] == ["dense", "trsp", "control", "timed"]
+    assert found.row("control").removed == found.row("trsp").removed
+    assert found.row("trsp").steps == found.row("control").steps == 4
+    assert found.row("timed").steps >= 1
+    assert found.row("dense").parameters > found.row("trsp").parameters
+    assert set(found.row("trsp").speed) == {"prefill", "decode"}
+    assert set(found.row("trsp").kl) == set(events.DOMAINS)
+
+
+def test_a_run_that_did_not_finish_is_run_again(plan_file):
+    file, ran = plan_file
+    plan = plans.read(str(file))
+    store = Store()
+    half = plans.create(store, plan, plan.variations[0], plans.config_of(plan, plan.variations[0], {}))
+    assert shell_main.main(["compare", "--plan", str(file)]) == 0
+    assert half.id not in [run.id for run in store.runs()] or half.id in ran
+
+
+def test_changed_settings_are_another_run(plan_file):
+    file, _ = plan_file
+    plan = plans.read(str(file))
+    config = plans.config_of(plan, plan.variations[0], {})
+    made = plans.create(Store(), plan, plan.variations[0], config)
+    assert plans.belongs(made) == ("small", "trsp")
+    assert plans.find(Store(), plan, plan.variations[0], config) == made
+    assert plans.find(Store(), plan, plan.variations[0], dataclasses.replace(config, seed=1)) is None
+
+
+@pytest.mark.parametrize("name", list(plans.built_in()))
+def test_built_in_plans_can_be_read_and_share_seed_texts_and_measure(name):
+    plan = plans.read(name)
+    for variation in plan.variations:
+        touched = {"seed", "text", "heldout", "measure_blocks", "measure_length", "model", "ratio"}
+        assert not touched & set(variation.settings)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [], {}, {"name": "a"}, {"name": "a", "variations": []}, {"name": "A b", "variations": [{"name": "x"}]},
+        {"name": "a", "variations": [{"name": "x"}, {"name": "x"}]},
+        {"name": "a", "variations": [{"name": "x", "layers_of": "y"}, {"name": "y"}]},
+        {"name": "a", "variations": [{"name": "x", "settings": {"ratio": 3}}]},
+        {"name": "a", "variations": [{"name": "x", "more": 1}]},
+        {"name": "a", "base": {"unheard": 1}, "variations": [{"name": "x"}]},
+    ],
+)  # fmt: skip
+def test_what_is_no_plan_is_refused_with_a_remedy(document):
+    with pytest.raises(TrspError) as caught:
+        plans.parse(document)
+    assert caught.value.remedy
+
+
+def test_an_unknown_plan_names_those_there_are():
+    with pytest.raises(TrspError, match="no plan") as caught:
+        plans.read("nowhere")
+    assert "ablation" in caught.value.remedy
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    for text in ("", "{}", "[]", '{"schema": 1}', '{"schema": 1, "rows": [{"x": 1}]}', '{"schema": 99}'):
+        file = tmp_path / "record.json"
+        file.write_text(text)
+        with pytest.raises(TrspError):
+            evidence.load(file)
+
+
+class TestIntervals:
+    @given(st.lists(st.floats(0, 10), min_size=1, max_size=30))
+    def test_the_interval_holds_the_mean_and_stays_within_the_values(self, losses):
+        found = intervals.mean(losses)
+        assert min(losses) - 1e-9 <= found.low <= found.high <= max(losses) + 1e-9
+        assert found == intervals.mean(losses), "the same draw each time"
+
+    def test_pairing_sees_what_the_spread_of_blocks_hides(self):
+        other = [2.0, 3.0, 4.0, 5.0, 6.0]
+        one = [v - 0.1 for v in other]
+        found = intervals.difference(one, other)
+        assert found.value == pytest.approx(-0.1)
+        assert found.sign == -1
+        assert intervals.mean(one).high > intervals.mean(other).low
+        assert intervals.factor(one, other).value == pytest.approx(math.exp(-0.1))
+
+    def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says(self):
+        import random
+
+        draw = random.Random(0)
+        hits = 0
+        for _ in range(200):
+            found = intervals.mean([draw.gauss(1.0, 0.5) for _ in range(24)])
+            hits += found.low <= 1.0 <= found.high
+        assert 0.88 <= hits / 200 <= 0.99
+
+    def test_wilson_by_its_published_values(self):
+        """Newcombe 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29."""
+        for right, total, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
+                                        (1, 29, 0.0061, 0.1718)):  # fmt: skip
+            found = intervals.share(right, total)
+            assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+    def test_a_gain_in_the_calibration_domain_alone_is_called_so(self):
+        base = {"calibration": [3.0, 3.1, 3.2, 3.3], "heldout": [3.0, 3.1, 3.2, 3.3]}
+        home = {"calibration": [2.5, 2.6, 2.7, 2.8], "heldout": [3.2, 3.1, 3.3, 3.4]}
+        both = {"calibration": home["calibration"], "heldout": home["calibration"]}
+        assert intervals.only_at_home(home, base)
+        assert not intervals.only_at_home(both, base)
+        assert not intervals.only_at_home(base, base)
+
+    def test_blocks_that_cannot_be_paired_are_refused(self):
+        with pytest.raises(ValueError):
+            intervals.difference([1.0], [1.0, 2.0])
+        with pytest.raises(ValueError):
+            intervals.mean([])
+        with pytest.raises(ValueError):
+            intervals.share(0, 0)
