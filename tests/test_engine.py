@@ -55,7 +55,7 @@ def test_a_run_tells_its_whole_story_in_order(text, tmp_path):
     told = run(config_of(text), folder=tmp_path)
     folded = state.fold(state.RunState(), [(i, float(i), e) for i, e in enumerate(told)])
     phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
-    first = "load text dense importance choose direct transfer trained".split()
+    first = ["load", "text", "dense", "importance", "choose", "direct", "transfer", "trained"]
     assert phases == [*first, "importance after", "pruned", "speed", "save"]
     assert {(m.state, m.domain) for m in folded.measured} == {(s, d) for s in events.STATES for d in events.DOMAINS}
     assert [p.step for p in folded.probes] == [0, 2, 3]

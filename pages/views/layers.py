@@ -19,9 +19,9 @@ if state.model is None:
     )
     st.stop()
 
-tried = "Try it yourself" if session.set_in_address() else None
 names = ["Before and after", "Try it yourself", "Where the knowledge went"]
-stacks, trying, moved = st.tabs(names, default=tried, key="layers-part", on_change="rerun")
+session.start_with("layers-part", names[1] if session.set_in_address() else names[0])
+stacks, trying, moved = st.tabs(names, key="layers-part", on_change="rerun")
 if stacks.open:
     with stacks:
         depth, stay = state.model.n_layers, series.fates(state).count("kept")

@@ -1,0 +1,41 @@
+"""Run benchmarks: `python -m benchmarks [NAME ...] [--json]`. One line a row; with `--json` each is a JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import pkgutil
+import sys
+from pathlib import Path
+
+
+def names() -> list[str]:
+    """Every module of this folder but the runner."""
+    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run what is named; all, where nothing is."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names()))
+    parser.add_argument("--json", action="store_true", help="one JSON object a row on stdout")
+    arguments = parser.parse_args(words)
+    wrong = [name for name in arguments.names if name not in names()]
+    if wrong:
+        parser.error(f"there is no benchmark {wrong[0]}; there are {', '.join(names())}")
+    for name in arguments.names or names():
+        for found in importlib.import_module(f"benchmarks.{name}").run():
+            if arguments.json:
+                print(json.dumps(dataclasses.asdict(found)), flush=True)
+                continue
+            sign = "<=" if found.better == "lower" else ">="
+            print(f"{found.benchmark}: {found.ratio} (aim {sign} {found.aim}, spread {found.spread})", flush=True)
+            for fact, value in found.facts.items():
+                print(f"    {fact}: {value}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Writing text: our token loop over transformers' `generate` on the same model; pruned over dense beside L/(L-K)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks import Row, row
+from trsp_core import answers as an
+from trsp_core import columns, load, measure
+from trsp_core.shelf import Model, Shelf, without
+from trsp_core.surgery import find
+
+MODEL = "smollm2-135m"
+PROMPT = (
+    "Once upon a time, in a small town by the sea, there lived a clockmaker who repaired every clock but his own. " * 2
+)
+REMOVED = [12, 13, 14, 15, 16, 17, 18]
+NEW, REPEATS = 48, 7
+
+
+def run() -> Iterator[Row]:
+    """Each repeat times all of them in turn, so that a change of the machine's pace meets all."""
+    model, tokenizer = load.load(MODEL, device="cpu")
+    whole = Model(MODEL, find(model), tokenizer, 0, 0, 0.0)
+    thin = without(whole, REMOVED)
+    shelf = Shelf()
+    shelf.models[MODEL] = whole
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids[:, :40]
+    to_generate, to_dense, first, rates = [], [], [], []
+    ours(shelf, tokenizer.decode(ids[0])), theirs(model, ids)  # warm up
+    for _ in range(REPEATS):
+        wait, rate = ours(shelf, tokenizer.decode(ids[0]))
+        to_generate.append(rate / theirs(model, ids))
+        first.append(wait)
+        rates.append(rate)
+        dense, pruned = (measure.time_once(m.stack.model, ids, NEW)[1] for m in (whole, thin))
+        to_dense.append(pruned / dense)
+    ceiling = len(whole.stack.layers) / len(thin.stack.layers)
+    facts = {
+        "tokens_per_second_median": round(statistics.median(rates), 1),
+        "first_token_seconds_median": round(statistics.median(first), 3),
+        "prompt_tokens": ids.shape[1],
+        "new_tokens": NEW,
+        "threads": torch.get_num_threads(),
+    }
+    yield row("generation", to_generate, 0.95, "higher", **facts)
+    yield row("first_token_seconds", first, 0.5, "lower", **facts)
+    removed = {"removed_layers": len(REMOVED), "ceiling": round(ceiling, 3)}
+    yield row("pruned_over_dense_decode", to_dense, round(0.8 * ceiling, 3), "higher", **removed)
+
+
+def ours(shelf: Shelf, prompt: str) -> tuple[float, float]:
+    """Seconds to the first token, and tokens per second in all, as the workbench answers."""
+    ask = an.Generate([{"model": MODEL}], prompt, new_tokens=NEW, trace=False)
+    began, count, first = time.perf_counter(), 0, 0.0
+    for answer in columns.stream(ask, shelf):
+        if isinstance(answer, an.TokenGenerated):
+            first = first or time.perf_counter() - began
+            count += 1
+    return first, count / (time.perf_counter() - began)
+
+
+def theirs(model: torch.nn.Module, ids: torch.Tensor) -> float:
+    """Tokens per second of `model.generate`."""
+    began = time.perf_counter()
+    with torch.inference_mode():
+        out = model.generate(ids, max_new_tokens=NEW, do_sample=False)  # type: ignore[operator]
+    return (out.shape[1] - ids.shape[1]) / (time.perf_counter() - began)
