@@ -128,28 +128,20 @@ def restore(request: Request) -> None:
 def keep(run: Run, request: Request, answers: Sequence[Answer], found: Comparison) -> None:
     """Buttons under a finished comparison."""
     with st.container(horizontal=True):
-        st.button(
-            "Keep with this run",
-            icon=":material/bookmark_add:",
-            key="keep",
-            on_click=_keep,
-            args=(run, request, answers),
-        )
+        keeping = st.button("Keep with this run", icon=":material/bookmark_add:", key="keep")
         copy(found)
+    if keeping and isinstance(request, Generate):
+        try:
+            session.show_kept(comparison.keep(run, request, answers))
+        except TrspError as error:
+            session.put("compare-error", str(error))
+        st.rerun()  # the whole page: its address and its list have changed
 
 
 def copy(found: Comparison) -> None:
     """The comparison as Markdown, with the copy button of a code block."""
     with st.popover("As Markdown", icon=":material/content_copy:"):
         st.code(comparison.markdown(found), language="markdown", wrap_lines=True)
-
-
-def _keep(run: Run, request: Generate, answers: Sequence[Answer]) -> None:
-    """A callback."""
-    try:
-        session.show_kept(comparison.keep(run, request, answers))
-    except TrspError as error:
-        session.put("compare-error", str(error))
 
 
 def kept_list(run: Run, now: str | None) -> None:
