@@ -3,9 +3,11 @@ writing."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -34,38 +36,33 @@ def record(
         watch: called after each event with the state so far, for a progress line.
     """
     folded, began = RunState(), time.monotonic()
-    with run.hold(), run.events_file.open("a", encoding="utf-8") as file:
-        write_atomic(run.folder / "env.json", json.dumps(environment(), indent=1))
+    with run.hold(), run.events_file.open("ab", buffering=0) as file:
 
         def write(event: Event) -> None:
             at = time.monotonic() - began
-            file.write(ev.to_line(event, folded.count, at) + "\n")
-            file.flush()
+            _append(file, ev.to_line(event, folded.count, at).encode() + b"\n")
             state.fold(folded, [(folded.count, at, event)])
             if watch:
                 watch(folded, event)
 
         try:
+            write_atomic(run.folder / "env.json", json.dumps(environment(), indent=1))
             for event in generator:
                 write(event)
-                if run.cancelled():
+                if run.cancelled() and not isinstance(event, ev.ENDINGS):
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             generator.close()
             write(ev.RunCancelled(folded.phase))
         except TrspError as error:
             write(ev.RunFailed(error.message, error.remedy, ""))
-        except OSError as error:
-            if error.errno is None or "space" not in str(error).lower():
-                write(_bug(error))
-            else:
-                _end_on_full_disk(run, write)
         except MemoryError:
             write(
                 ev.RunFailed("The machine ran out of memory.", "Choose a smaller model, shorter blocks or fewer.", "")
             )
-        except Exception as error:  # a bug: its trace belongs to the run
-            write(_bug(error))
+        except Exception as error:  # a bug, unless the disk is full: its trace belongs to the run
+            generator.close()
+            write(_full_disk(run) if "No space left" in str(error) else _bug(error))
         finally:
             generator.close()
         os.fsync(file.fileno())
@@ -94,9 +91,19 @@ def _bug(error: Exception) -> ev.RunFailed:
     return ev.RunFailed(f"{type(error).__name__}: {error}", "This is a bug: please report it with the trace.", trace)
 
 
-def _end_on_full_disk(run: Run, write: Callable[[Event], None]) -> None:
-    """Make room by dropping a half-written model, then say what happened."""
-    import shutil
+def _full_disk(run: Run) -> ev.RunFailed:
+    """Make room by dropping what the model has taken, then say what happened."""
+    for part in run.folder.glob("*model*"):
+        shutil.rmtree(part, ignore_errors=True)
+    return ev.RunFailed("The disk is full.", "Free some space, delete old runs, or turn off keeping the model.", "")
 
-    shutil.rmtree(run.model_folder, ignore_errors=True)
-    write(ev.RunFailed("The disk is full.", "Free some space, delete old runs, or turn off keeping the model.", ""))
+
+def _append(file: io.FileIO, data: bytes) -> None:
+    """All of `data` at the end of `file`, or nothing of it: a disk that fills up leaves no half line."""
+    size, rest = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        os.ftruncate(file.fileno(), size)
+        raise
