@@ -13,7 +13,21 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from trsp_core import config, evidence, families, forecast, jobs, methods, models, plans, record, shell, state, texts
+from trsp_core import (
+    config,
+    evidence,
+    families,
+    forecast,
+    jobs,
+    methods,
+    models,
+    plans,
+    questions,
+    record,
+    shell,
+    state,
+    texts,
+)
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import Event, PhaseStarted, plain
@@ -180,6 +194,45 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Zero-shot tasks on one model."""
+    sets = {task: questions.read(task, arguments.text, arguments.limit) for task in arguments.task}
+    from trsp_core import load, scoring  # torch comes in here
+
+    model, tokenizer = load.load(_model_of(arguments.model))
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2048
+    rows = []
+    for task, asked in sets.items():
+        answers = []
+        for answered in scoring.answer(model, tokenizer, asked, longest):
+            answers.append(answered)
+            if len(answers) % 50 == 0:
+                _say(f"{task}: {len(answers)} of {len(asked)}")
+        plain_, by_bytes = scoring.accuracy(answers)
+        rows.append({"task": Path(task).stem, "questions": len(answers), "accuracy": vars(plain_)})
+        rows[-1] |= {"accuracy_by_bytes": vars(by_bytes), "chosen": [a.chosen for a in answers]}
+    if arguments.json:
+        _print_json(rows)
+    else:
+        print(shell.table(shell.accuracies(rows)))
+    return 0
+
+
+def _model_of(name: str) -> str:
+    """The folder of a run's model, or the name itself.
+
+    Raises:
+        TrspError: the run kept no model.
+    """
+    try:
+        run = Store().get(name)
+    except TrspError:
+        return name
+    if not run.model_folder.is_dir():
+        raise TrspError(f"Run {name} kept no model.", "Run it again with --save-model true.")
+    return str(run.model_folder)
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """What is here, without touching anything."""
     versions = record.environment()
@@ -275,6 +328,7 @@ _COMMANDS = {
     "methods": list_methods,
     "families": list_families,
     "compare": compare,
+    "eval": evaluate,
     "doctor": doctor,
     "fetch": fetch,
     "workbench": serve_workbench,

@@ -21,6 +21,7 @@ COMMANDS = {
     "methods": "the ways to choose layers",
     "families": "the model families with something particular to them",
     "compare": "run a plan: a base and its variations, each once, and print them in one table",
+    "eval": "let a model answer questions by likelihood: multiple choice, or the last word of a passage",
     "doctor": "what is installed, which models and texts are there, what the machine can do",
     "fetch": "get a model onto this machine",
 }
@@ -48,11 +49,22 @@ def parser() -> argparse.ArgumentParser:
         "--plan", required=True, metavar="FILE", help="a JSON file, or a built-in plan: ablation, methods"
     )
     made["compare"].add_argument("--out", metavar="FILE", help="also write the record here, as JSON")
+    _add_eval_flags(made["eval"])
     _add_run_flags(made["run"])
     return top
 
 
 _JSON = {"run": ": the summary, at the end", "fetch": ": one object a line, as it goes"}
+
+
+def _add_eval_flags(command: argparse.ArgumentParser) -> None:
+    text = KNOBS["heldout"]
+    command.add_argument("model", metavar="RUN|MODEL", help="a run whose model was kept, or a model as for run")
+    command.add_argument(
+        "--task", required=True, nargs="+", metavar="FILE", help="JSONL files of questions, or last_word"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
+    command.add_argument("--text", default=text.default, help=f"where last words are taken from ({text.default})")
 
 
 def _add_run_flags(command: argparse.ArgumentParser) -> None:
@@ -129,6 +141,16 @@ def number(value: float | None) -> str:
     if value is None or value != value or value in (float("inf"), float("-inf")):
         return "beyond measure"
     return f"{value:,.1f}" if abs(value) < 10_000 else f"{value:.2e}"
+
+
+def accuracies(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Shares of right answers with their 95 % intervals, as cells."""
+
+    def cell(found: dict[str, float]) -> str:
+        return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+    head = ["task", "questions", "right", "right, by bytes"]
+    return [head, *([r["task"], str(r["questions"]), cell(r["accuracy"]), cell(r["accuracy_by_bytes"])] for r in rows)]
 
 
 def table(rows: Sequence[Sequence[str]], width: int = 110) -> str:
