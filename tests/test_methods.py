@@ -248,6 +248,22 @@ def test_laco_adds_the_differences_of_the_layers_that_go():
     assert torch.allclose(edits[lab.stack.layers[1].mlp.up_proj.weight], by_hand, atol=1e-6)
 
 
+def test_lacos_scores_equal_the_whole_way(practised):
+    """1 - cosine of the last hidden states, each merge computed from the input up."""
+    models, blocks = practised
+    lab, config = lab_of("laco", models[1, 3], blocks)
+    told, _ = drain(laco.choose(lab, config, 2))
+    scores = next(e for e in told if isinstance(e, LayersScored)).scores
+    batches = lab.sample(config)
+    for i in range(1, DEPTH):
+        far = []
+        for ids in batches:
+            dense = lab.states(ids)[-1]
+            with surgery.rewritten(laco.merged(lab, {i})), lab.skipped([i]):
+                far.append(1 - torch.cosine_similarity(lab.states(ids)[-1], dense, dim=-1).mean().item())
+        assert scores[i] == pytest.approx(sum(far) / len(far), abs=1e-5)
+
+
 class TestReplaceMe:
     @pytest.mark.parametrize("model_type", ["llama", "gpt2", "phi", "opt", "gemma"])
     def test_the_folded_map_is_the_map_on_the_mlps_output(self, model_type):

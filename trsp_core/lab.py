@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trsp_core import data, surgery
+from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.surgery import Stack
@@ -75,6 +76,15 @@ class Lab:
         with torch.inference_mode(), self.tapped(range(self.n_layers)) as taps:
             self.model(input_ids=ids, use_cache=False)
             return [taps[0][0], *(taps[i][1] for i in range(self.n_layers))]
+
+    def last_state(self, ids: Tensor, layer: int, entering: Tensor) -> Tensor:
+        """What leaves the last layer (B, T, D), computed from `layer` on, given the state (B, T, D) that enters it."""
+        below = range(layer)
+        instead = {layer - 1: entering} if layer else {}
+        top = self.n_layers - 1
+        with torch.inference_mode(), surgery.skipped(self.stack, below, instead), self.tapped([top]) as taps:
+            self.model(input_ids=ids, use_cache=False)
+            return taps[top][1]
 
     def matrices(self, layer: int) -> list[nn.Parameter]:
         """The weight matrices of a layer; biases and norms are left out."""
@@ -147,7 +157,7 @@ class Lab:
 
     def fit(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | EagerAdamW,
         loss: Callable[[Tensor], Tensor],
         steps: int,
         seed: int,
@@ -159,6 +169,7 @@ class Lab:
         """Take `steps` optimiser steps and yield the number of each after it; nothing is held open at a yield.
 
         Args:
+            optimizer: a torch one, or an `EagerAdamW` that is stepping.
             loss: of a batch (B, T): the scalar to step down. It may call backward on parts of its own before.
             stage: named in the error.
             before: called with the step's number before it, to set rates.

@@ -23,10 +23,13 @@ def choose(lab, config, count):
     for round_ in range(1, count + 1):
         free = [i for i in lab.candidates(config, chosen) if i]
         scores = [float("nan")] * lab.n_layers
+        with lab.rewritten(merged(lab, set(chosen))), lab.skipped(chosen):
+            now = [lab.states(ids) for ids in batches]
         for i in free:
             gone = {*chosen, i}
+            host = max(l for l in range(i) if l not in gone)  # what is below it stays as it is now
             with lab.rewritten(merged(lab, gone)), lab.skipped(gone):
-                last = [lab.states(ids)[-1] for ids in batches]
+                last = [lab.last_state(ids, host, x[host]) for ids, x in zip(batches, now, strict=True)]
             scores[i] = sum(1 - similarity(a, b) for a, b in zip(last, dense, strict=True)) / len(batches)
             done += 1 / len(free)
             yield progressed(done, count)
@@ -71,6 +74,6 @@ METHOD = Method(
     paper="LaCo: Large Language Model Pruning via Layer Collapse, arXiv:2402.11187",
     summary="Layers are merged into the one below, where that keeps the model's last hidden state most similar.",
     choose=choose,
-    passes=Passes(once=1, each_pair=0.9),
+    passes=Passes(once=1, each_pair=0.5),
     rewrite=rewrite,
 )
