@@ -14,6 +14,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
+from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.events import Event, StageTwoStepped
 from trsp_core.lab import Lab
@@ -30,7 +31,7 @@ def transfer(lab: Lab, config: RunConfig, chosen: list[int]) -> Generator[Event,
     fast = [p for p in W if id(p) in outputs]
     rest = [p for p in W if id(p) not in outputs]
     groups = [{"params": rest, "times": 1.0}] + ([{"params": fast, "times": config.output_rate}] if fast else [])
-    optimizer = torch.optim.AdamW(groups, lr=config.stage2_lr, weight_decay=0.0, fused=True)
+    optimizer = EagerAdamW(groups, lr=config.stage2_lr)
     seen: dict = {}
 
     def before(step: int) -> None:
@@ -39,7 +40,7 @@ def transfer(lab: Lab, config: RunConfig, chosen: list[int]) -> Generator[Event,
         for group in optimizer.param_groups:
             group["lr"] = seen["rate"] * group["times"]
 
-    with lab.learning(W), lab.tapped(chosen) as taps:
+    with lab.learning(W), lab.tapped(chosen) as taps, optimizer.stepping():
 
         def loss(ids: Tensor) -> Tensor:
             seen["lm"], lm = lab.taught_loss(ids, config.distil)
@@ -53,7 +54,8 @@ def transfer(lab: Lab, config: RunConfig, chosen: list[int]) -> Generator[Event,
                 return lm + seen["lambda_2"] * total
             for i, term in zip(chosen, terms, strict=True):
                 own = [p for p in lab.stack.layers[i].parameters() if p.requires_grad]
-                torch.autograd.backward(seen["lambda_2"] * term, inputs=own, retain_graph=True)
+                with optimizer.held():
+                    torch.autograd.backward(seen["lambda_2"] * term, inputs=own, retain_graph=True)
             # The penalty has reached its layers; adding it here as a constant shows NaN without moving anything.
             return lm + 0.0 * total.detach()
 
