@@ -28,7 +28,9 @@ def frame(found: Comparison, text: int, reader: int, width: int) -> pd.DataFrame
     shown, parting = by.get(reader), found.parting(reader) if reader else None
     rows, x, y = [], 0, 0
     for i, piece in enumerate(own.pieces):
-        label = piece.replace("\n", "⏎").replace("\t", "→") or "·"
+        label = (
+            piece.replace("\n", "⏎").replace("\t", "→").replace(" ", "\u00a0") or "·"
+        )  # a drawing drops plain spaces
         if x and x + len(label) > width:
             x, y = 0, y + 1
         kl = shown.kl[i] if shown and i < len(shown.kl) else 0.0
@@ -104,7 +106,7 @@ def divergence_spec(theme: str, labels: tuple[str, ...]) -> Spec:
         tooltip=["token:Q", "piece:N", "model:N", alt.Tooltip("kl:Q", format=".3f")],
     )
     line = base.mark_line(strokeWidth=2.5, point=alt.OverlayMarkDef(size=30, filled=True))
-    return finish(line, height=200)
+    return finish(line, height=270)
 
 
 def height(rows: pd.DataFrame) -> int:

@@ -18,8 +18,10 @@ from trsp_core.store import Run
 from trsp_core.workbench import Reading
 
 SHORTGPT = "ShortGPT"
-SMALL = ".st-key-what-if-layers [class*=st-key-layer-] {flex:1 1 2.2rem;max-width:4.5rem}" + (
-    ".st-key-what-if-layers button {min-width:2.2rem;width:100%;padding:0.1rem}"
+SMALL = (
+    ".st-key-what-if-layers {gap:0.25rem}"
+    ".st-key-what-if-layers [class*=st-key-layer-] {flex:1 1 1.9rem;max-width:4.5rem}"
+    ".st-key-what-if-layers button {min-width:1.9rem;width:100%;padding:0.1rem}"
 )
 
 
@@ -97,7 +99,8 @@ def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
     palette = theme.PALETTES[theme.mode()]
     fills = {"removed": palette.removed, "protected": palette.dense}
     rules = [
-        f".st-key-layer-{i} button {{background:{fills[now.fate(i)]};border-color:{fills[now.fate(i)]};color:#fff}}"
+        f".st-key-layer-{i} button,.st-key-layer-{i} button:is(:hover,:focus,:active) "
+        f"{{background:{fills[now.fate(i)]};border-color:{fills[now.fate(i)]};color:#fff}}"
         for i in range(depth)
         if now.fate(i) in fills
     ]
