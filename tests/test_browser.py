@@ -63,7 +63,7 @@ def test_a_run_is_watched_live_without_flicker_survives_its_tabs_and_is_stopped(
 
     tab.get_by_role("button", name="Stop").click()
     expect(tab.get_by_text("This run was stopped")).to_be_visible(timeout=60_000)
-    tab.get_by_role("button", name="Change and run again").click()
+    tab.get_by_role("button", name="Change", exact=True).click()
     expect(tab.get_by_role("button", name="Start", exact=True)).to_be_enabled()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -262,8 +264,13 @@ for name in {PAGES!r}:
     assert not app.exception, app.exception
 assert not {{"torch", "transformers"}} & set(sys.modules)
 """
-    environment = {**__import__("os").environ, "TRSP_RUNS": str(tmp_path)}
+    environment = {**os.environ, "TRSP_RUNS": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
+
+
+def test_each_page_can_be_the_first_address_that_a_fresh_server_is_asked_for():
+    named = re.findall(r'"pages/views/(\w+)\.py"', (ROOT / "app.py").read_text("utf-8"))
+    assert {file.stem for file in (ROOT / "pages").glob("*.py")} == set(named) - {"home"}
 
 
 def test_state_has_one_door_and_no_markup_is_let_through():

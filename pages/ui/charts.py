@@ -106,7 +106,10 @@ def losses(theme: str, pull: str) -> Spec:
     scale = alt.Scale(domain=[LANGUAGE, pull], range=[palette.dense, palette.pull])
     ticks = [0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 300, 1000, 10000, 100000]
     y = alt.Y(
-        "value:Q", title="Loss, nats a token", scale=alt.Scale(type="symlog"), axis=alt.Axis(values=ticks, format="~g")
+        "value:Q",
+        title="Loss, nats a token",
+        scale=alt.Scale(type="symlog"),
+        axis=alt.Axis(values=ticks, labelExpr="datum.value"),
     )
     base = alt.Chart().encode(x=_steps("Step"), y=y)
     lines = base.mark_line(strokeWidth=2.5).encode(

@@ -19,8 +19,10 @@ from trsp_core.store import Run
 def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
     """Which run this is, and how it stands."""
     badge = f":{STATUS_COLOURS[status]}-badge[{STATUS_ICONS[status]} {words.STATUSES[status]}]"
-    st.markdown(f"### {words.plain(name_of(config, state.model.n_layers if state.model else None))} {badge}")
-    st.caption(f"{when(run)} · calibrated on {words.plain(title_of(config.text))} · run {run.id}")
+    with st.container():
+        st.markdown(f"#### {words.plain(name_of(config, state.model.n_layers if state.model else None))} {badge}")
+        text = words.TEXTS.get(config.text) or title_of(config.text)
+        st.caption(f"{when(run)} · {words.plain(text)} · run {run.id}")
 
 
 def name_of(config: RunConfig, depth: int | None) -> str:
@@ -101,22 +103,21 @@ def config_of(run: Run) -> RunConfig | None:
         return None
 
 
-def actions(run: Run, config: RunConfig, status: str) -> None:
-    """What can be done with this run."""
-    with st.container(horizontal=True, key="actions"):
+def actions(run: Run, config: RunConfig, status: str) -> bool:
+    """What can be done with this run; whether it is to be run again."""
+    again = False
+    with st.container(horizontal=True, key="actions", width="content"):
         if status in ("queued", "running"):
             label = "Take out of the queue" if status == "queued" else "Stop"
             st.button(
                 label, icon=":material/stop:", key="stop", disabled=run.cancelled(), on_click=stop, args=(run.id,)
             )
         else:
-            if st.button("Run again", icon=":material/replay:", key="again", help="A new run with the same settings."):
-                planner.start(config)
-            st.button(
-                "Change and run again", icon=":material/tune:", key="change", on_click=planner.change, args=(config,)
-            )
+            again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
+            st.button("Change", icon=":material/tune:", key="change", on_click=planner.change, args=(config,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         planner.command(config)
+    return again
 
 
 def stop(run_id: str) -> None:

@@ -134,7 +134,7 @@ def forecast_and_start(made: Plan) -> None:
 
 def command(config: RunConfig, caption: str = "The same run from a shell:") -> None:
     """The run as a shell command, to copy."""
-    with st.popover("Copy as a command", icon=":material/terminal:"):
+    with st.popover("Command", icon=":material/terminal:"):
         st.caption(caption)
         st.code(config.as_command(), language="bash", wrap_lines=True)
 

@@ -93,8 +93,8 @@ def layer_table(state: RunState) -> pd.DataFrame:
             text = f"{what} as no. {order.get(i, 0)}"
         size = state.model.layer_parameters[i] / 1e6 if state.model else None
         shown.append((i, text, weight if state.weight_steps else None, size, gaps_left.get(i)))
-    columns = ["Layer", "Fate", "Weight", "Million parameters", "Gap left"]
-    return pd.DataFrame(shown, columns=columns).round({"Weight": 2, "Million parameters": 2, "Gap left": 2})
+    columns = ["Layer", "Fate", "Weight", "Size, M", "Gap left"]
+    return pd.DataFrame(shown, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
 
 
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:

@@ -35,8 +35,11 @@ def show_run(run_id: str) -> None:
     if config is None:
         return
     state, status = server.look(run)
-    panels.title(run, config, state, status)
-    panels.actions(run, config, status)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        panels.title(run, config, state, status)
+        again = panels.actions(run, config, status)
+    if again:
+        planner.start(config)
     active = status in ("queued", "running")
     st.fragment(watch, run_every=1.0 if active else None)(run_id, status)
 
