@@ -21,6 +21,7 @@ st.navigation(
         st.Page("pages/views/run.py", title="Run", icon=":material/play_arrow:"),
         st.Page("pages/views/layers.py", title="Layers", icon=":material/layers:"),
         st.Page("pages/views/compare.py", title="Compare", icon=":material/compare_arrows:"),
+        st.Page("pages/views/evidence.py", title="Evidence", icon=":material/balance:"),
         st.Page("pages/views/runs.py", title="Runs", icon=":material/list:"),
     ],
     position="top",

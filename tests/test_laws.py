@@ -13,7 +13,7 @@ CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft")
 TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "forecast", "texts",
-              "data", "methods", "families", "workbench")  # fmt: skip
+              "data", "methods", "families", "workbench", "evidence", "plans", "intervals", "questions")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

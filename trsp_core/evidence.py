@@ -169,6 +169,11 @@ def to_json(record: Record) -> str:
     return json.dumps({"schema": SCHEMA, **ev.plain(dataclasses.asdict(record))}, indent=1, ensure_ascii=False)
 
 
+def shipped(plan: str) -> Path:
+    """Where the record of a built-in plan that ships with the app lies, if there is one."""
+    return Path(__file__).resolve().parent.parent / "assets" / "evidence" / f"{plan}.json"
+
+
 def load(path: Path) -> Record:
     """A recorded file.
 

@@ -1,0 +1,136 @@
+"""Records of several runs as charts: rows with their intervals, the two domains against each other, speed against its
+ceiling. Pure; frames and specs."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import altair as alt
+import pandas as pd
+
+from pages.ui import words
+from pages.ui.charts import Spec, finish
+from pages.ui.theme import PALETTES
+from trsp_core import intervals
+from trsp_core.events import DOMAINS
+from trsp_core.evidence import Record, Row
+
+ROLES = ("dense", "TRSP", "other")
+ALT = {
+    "ladder": "A dot a model with its 95 % interval: perplexity on the measured blocks.",
+    "domains": "A dot a model: perplexity in the calibration domain across, in the held-out domain upwards.",
+    "speed": "Bars: how many times as fast as the dense model the pruned one is, with a line at the ceiling.",
+}
+HIGHEST = 1e7  # perplexity drawn at most
+
+
+def rungs(record: Record, domain: str) -> pd.DataFrame:
+    """A row a model: perplexity in one domain with its interval."""
+    rows = []
+    for n, row in enumerate(record.rows):
+        found = intervals.perplexity(row.losses[domain])
+        value, low, high = (min(v, HIGHEST) for v in (found.value, found.low, found.high))
+        rows.append((row.title, n, role(row), value, low, high, f"{words.perplexity(found.value)}"))
+    return pd.DataFrame(rows, columns=["model", "order", "role", "value", "low", "high", "label"]).round(2)
+
+
+@lru_cache
+def ladder(theme: str) -> Spec:
+    """Perplexity of each model, best read from the top down."""
+    y = alt.Y(
+        "model:N", title=None, sort=alt.EncodingSortField("order"), axis=alt.Axis(labelLimit=260, labelFontSize=13)
+    )
+    x = alt.X("value:Q", title="Perplexity (lower is better)", scale=alt.Scale(type="log", nice=False, padding=24))
+    base = alt.Chart().encode(y=y, color=_roles(theme))
+    reach = base.mark_rule(strokeWidth=3, opacity=0.6).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    tips = [alt.Tooltip("model:N"), *(alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("value", "low", "high"))]
+    dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, tooltip=tips)
+    names = base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text="label:N")
+    return finish(reach, dots, names, height=alt.Step(38))  # type: ignore[arg-type]
+
+
+def both(record: Record) -> pd.DataFrame:
+    """A row a model: perplexity in both domains with their intervals."""
+    rows = []
+    for row in record.rows:
+        found = [intervals.perplexity(row.losses[d]) for d in DOMAINS]
+        figures = [min(v, HIGHEST) for f in found for v in (f.value, f.low, f.high)]
+        rows.append((row.title, role(row), *figures))
+    names = ["x", "x_low", "x_high", "y", "y_low", "y_high"]
+    return pd.DataFrame(rows, columns=["model", "role", *names]).round(2)
+
+
+@lru_cache
+def domains(theme: str) -> Spec:
+    """Calibration domain against held-out domain: a gain in one alone lies off the others' line."""
+    log = alt.Scale(type="log", nice=False, padding=24)
+    x = alt.X("x:Q", title="Perplexity, calibration domain", scale=log)
+    y = alt.Y("y:Q", title="Perplexity, held-out domain", scale=log)
+    base = alt.Chart().encode(color=_roles(theme))
+    across = base.mark_rule(opacity=0.5).encode(x=alt.X("x_low:Q", title=None), x2="x_high:Q", y="y:Q")
+    up = base.mark_rule(opacity=0.5).encode(x="x:Q", y=alt.Y("y_low:Q", title=None), y2="y_high:Q")
+    tips = [alt.Tooltip("model:N"), alt.Tooltip("x:Q", format=",.4~g"), alt.Tooltip("y:Q", format=",.4~g")]
+    dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, tooltip=tips)
+    names = base.mark_text(align="left", dx=9, dy=-8, fontSize=12).encode(x=x, y=y, text="model:N")
+    return finish(across, up, dots, names, height=420)
+
+
+def speeds(record: Record) -> pd.DataFrame:
+    """How many times as fast as the dense model: prefill and decode of the rows that were timed, with the spread of the
+    repeats, and the ceiling L / (L - K)."""
+    dense, rows = record.row("dense"), []
+    for row in record.rows:
+        for kind in ("prefill", "decode"):
+            if row.name == "dense" or not row.speed or dense is None or not dense.speed:
+                continue
+            base = dense.speed[kind][0]
+            middle, low, high = (v / base for v in row.speed[kind])
+            ceiling = row.n_layers / (row.n_layers - len(row.removed))
+            rows.append((f"{row.title}, {READS[kind]}", middle, low, high, ceiling, f"{middle:.2f} times"))
+    return pd.DataFrame(rows, columns=["what", "times", "low", "high", "ceiling", "label"]).round(3)
+
+
+READS = {"prefill": "reading a prompt", "decode": "writing"}
+
+
+@lru_cache
+def speed(theme: str) -> Spec:
+    """Measured speed against its ceiling."""
+    palette = PALETTES[theme]
+    y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260, labelFontSize=13))
+    x = alt.X("times:Q", title="Times as fast as the dense model", scale=alt.Scale(zero=True))
+    base = alt.Chart().encode(y=y)
+    bars = base.mark_bar(cornerRadiusEnd=2, color=palette.pruned, opacity=0.85).encode(x=x)
+    reach = base.mark_rule(strokeWidth=2, color=palette.ink).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    top = base.mark_tick(thickness=3, size=34, color=palette.removed).encode(x="ceiling:Q")
+    names = base.mark_text(align="left", dx=6, fontSize=13, color=palette.ink).encode(x="ceiling:Q", text="label:N")
+    return finish(bars, reach, top, names, height=alt.Step(44))  # type: ignore[arg-type]
+
+
+def table(record: Record) -> pd.DataFrame:
+    """Every figure of every row."""
+    rows = []
+    for row in record.rows:
+        cells = [_figure(intervals.perplexity(row.losses[d])) for d in DOMAINS]
+        kl = [row.kl.get(d, math.nan) for d in DOMAINS]
+        train = f"{row.steps} × {row.seconds:.1f} s" if row.steps else "–"
+        size = row.parameters / 1e6
+        rows.append((row.title, size, words.layers(row.removed), *cells, *kl, train))
+    columns = ["Model", "Million parameters", "Layers gone", "Perplexity, calibration", "Perplexity, held out"]
+    columns += ["KL, calibration", "KL, held out", "Training"]
+    return pd.DataFrame(rows, columns=columns).round({"Million parameters": 1, "KL, calibration": 3, "KL, held out": 3})
+
+
+def role(row: Row) -> str:
+    return "dense" if row.name == "dense" else "TRSP" if row.name == "trsp" else "other"
+
+
+def _figure(found: intervals.Interval) -> str:
+    return f"{words.perplexity(found.value)}  [{words.perplexity(found.low)}, {words.perplexity(found.high)}]"
+
+
+def _roles(theme: str) -> alt.Color:
+    palette = PALETTES[theme]
+    scale = alt.Scale(domain=list(ROLES), range=[palette.dense, palette.pruned, palette.kept])
+    return alt.Color("role:N", scale=scale, legend=None)

@@ -1,0 +1,83 @@
+"""Evidence: methods and controls on the same blocks, with intervals; and what these data support, in words."""
+
+import contextlib
+
+import streamlit as st
+
+from pages.ui import charts, ladder, published, server, theme, verdict, words
+from trsp_core import evidence
+from trsp_core.errors import TrspError
+from trsp_core.events import DOMAINS
+from trsp_core.evidence import Record
+
+PLANS = {"ablation": "Does the knowledge move?", "methods": "Which layers?"}
+HERE, SHIPPED = "Runs on this machine", "Recorded with this app"
+
+
+def found(plan: str) -> dict[str, Record]:
+    """The plan's records: of the runs here, and the one that ships."""
+    records = {}
+    file = evidence.shipped(plan)
+    if file.is_file():
+        records[SHIPPED] = evidence.load(file)
+    with contextlib.suppress(TrspError):  # none has finished here, or not on the same blocks
+        records[HERE] = evidence.gather(plan, server.store().runs())
+    return records
+
+
+def show(record: Record) -> None:
+    """Sentences, pictures, table."""
+    for n, sentence in enumerate(verdict.sentences(record)):
+        st.markdown(f"#### {sentence}" if n == 0 else sentence)
+    for column, domain in zip(st.columns(2, gap="large"), DOMAINS, strict=True):
+        with column:
+            st.markdown(f"**{words.DOMAINS[domain].capitalize()}**")
+            draw(record, ladder.ladder, ladder.rungs(record, domain), "ladder", domain)
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**The two domains against each other**")
+        draw(record, ladder.domains, ladder.both(record), "domains")
+    times = ladder.speeds(record)
+    with right:
+        if len(times):
+            st.markdown("**Measured speed, and its ceiling**")
+            draw(record, ladder.speed, times, "speed")
+            st.caption(
+                "The line is L / (L − K), what removing K of L equal layers can give at most; spread of repeats."
+            )
+    st.dataframe(ladder.table(record), hide_index=True, placeholder="–", alt="Every figure of every row.")
+    home = [row.title for row in record.rows[1:] if evidence.only_at_home(record, row, "direct")]
+    if home:
+        st.badge("Gain in the calibration domain only", icon=":material/home:", color="orange")
+        st.caption(f"Beside deleting at once: {words.plain(', '.join(home))}.")
+    protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in record.protocol.items())
+    st.caption(
+        f"Lower is better. Brackets and bars: 95 % intervals, bootstrapped over blocks; differences are taken block by "
+        f"block. {words.plain(record.model)}, {protocol}. One seed. Made {words.plain(record.made)}."
+    )
+
+
+def draw(record: Record, spec, frame, name: str, more: str = "") -> None:
+    charts.show(spec(theme.mode()), frame, f"{name}-{record.plan}-{more}", ladder.ALT[name])
+
+
+st.header("Evidence")
+st.markdown("Every row is a run with the same seed, texts and order of blocks, measured on the same blocks.")
+*tabs, others = st.tabs([*PLANS.values(), "Published figures"])
+for tab, plan in zip(tabs, PLANS, strict=True):
+    with tab:
+        records = found(plan)
+        if len(records) > 1:
+            picked = st.segmented_control("Figures", list(records), default=SHIPPED, key=f"figures-{plan}")
+            show(records[picked or SHIPPED])
+        elif records:
+            st.caption(next(iter(records)))
+            show(next(iter(records.values())))
+        else:
+            st.info("Nothing has been measured yet. The command below does it.", icon=":material/info:")
+        st.markdown("Run it on this machine, about half an hour on two cores; a stopped plan goes on where it was:")
+        st.code(f"python -m trsp_core compare --plan {plan}", language="bash")
+with others:
+    st.caption(published.SOURCE)
+    st.dataframe(published.table(), hide_index=True, alt="Published perplexities and accuracies.")
+    st.caption(published.DOUBTS)
