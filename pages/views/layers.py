@@ -32,7 +32,8 @@ if stacks.open:
             spec = pictures.stacks(theme.mode(), depth)
             charts.show(spec, pictures.before_after(state), "stacks", description)
             st.caption(
-                "The input is at the bottom. A weight near 1: the text needs the layer; near 0: it does not. Sizes in million parameters."
+                "The input is at the bottom. A weight near 1: the text needs the layer; near 0: it does not. "
+                "Sizes in million parameters."
             )
         with table:
             frame = series.layer_table(state)
