@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from trsp_core import surgery, what_if
+from trsp_core import heads, surgery, what_if
 from trsp_core.lab import next_token_loss
 
 SETS = [set(), {3}, {1, 3}, {1}, {0, 2}, {0}, {4}, {3, 4}, {0, 1, 2, 3}, {1, 3}]
@@ -33,6 +33,18 @@ def test_reuse_equals_a_full_pass(family):
         found = path.figures(frozenset(removed))
         assert found.loss == pytest.approx(loss, abs=1e-5), (family, removed)
         assert found.kl == pytest.approx(kl, abs=1e-5), (family, removed)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma2"])  # plain, with a bias, with capped logits
+def test_slices_of_the_vocabulary_give_the_same_figures(family, monkeypatch):
+    stack, ids = surgery.find(tiny.build(family)), tiny.ids(2, 20)
+    monkeypatch.setattr(heads, "SLICE", 50)
+    path = what_if.Path(stack, ids)
+    assert path.figures(frozenset()).kl == pytest.approx(0, abs=1e-6)
+    assert path._dense.plain == (family != "gemma2")
+    for removed in SETS:
+        found = path.figures(frozenset(removed))
+        assert (found.loss, found.kl) == pytest.approx(full(stack, ids, removed), abs=1e-5)
 
 
 def test_a_change_costs_only_what_is_above_it():

@@ -18,18 +18,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trsp_core import answers as an
-from trsp_core import data, generate, measure, surgery
+from trsp_core import data, generate, heads, measure, surgery
 from trsp_core.answers import Answer, Importance, Influence, WhatIf
 from trsp_core.columns import Decoder, ends
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
+from trsp_core.heads import Reference
 from trsp_core.shelf import Model, without
 from trsp_core.surgery import Stack
 
 STATE_BYTES = 600_000_000  # of kept hidden states, over both domains
 MOST_STUDIES = 2  # pairs of texts for each model
-ROWS = 32  # of logits at once, so that a row is read again while it is near
 Answers = Iterator[Answer | None]
 
 
@@ -54,17 +54,18 @@ class Path:
         self.stack, self.ids, self.most_bytes = stack, ids, most_bytes
         self.states: OrderedDict[tuple[int, frozenset[int]], Tensor] = OrderedDict()
         self._tried: dict[frozenset[int], Figures] = {}
-        self._dense: tuple[Tensor, Tensor] | None = None  # probabilities (N, V) and their negative entropy (N,)
+        self._dense: Reference | None = None
 
     def figures(self, removed: frozenset[int]) -> Figures:
         """Loss and KL without `removed`; the first call measures the dense model too."""
         if self._dense is None:
-            logits, layers_run = self._logits(frozenset())
-            self._dense = _dense(logits)
-            self._tried[frozenset()] = Figures(*_compare(logits, self._targets, *self._dense), layers_run)
+            self._dense, layers_run = self._refer()
+            self._tried[frozenset()] = Figures(*self._dense.compare(self._dense.dense, self._targets), layers_run)
         if removed not in self._tried:
-            logits, layers_run = self._logits(removed)
-            self._tried[removed] = Figures(*_compare(logits, self._targets, *self._dense), layers_run)
+            with heads.withheld(self.stack.model) if self._dense.plain else nullcontext() as given:
+                logits, layers_run = self._logits(removed)
+            states = logits if given is None else given[0][:, :-1].flatten(0, 1)
+            self._tried[removed] = Figures(*self._dense.compare(states, self._targets), layers_run)
         return self._tried[removed]
 
     def known(self, removed: frozenset[int]) -> bool:
@@ -85,8 +86,15 @@ class Path:
     def _targets(self) -> Tensor:
         return self.ids[:, 1:].flatten()
 
+    def _refer(self) -> tuple[Reference, int]:
+        """What the dense model says, and how many layers were computed for it."""
+        with heads.listening(self.stack.model) as given:
+            logits, layers_run = self._logits(frozenset())
+        return Reference(self.stack.model, given[0][:, :-1].flatten(0, 1) if given else None, logits), layers_run
+
     def _logits(self, removed: frozenset[int]) -> tuple[Tensor, int]:
-        """Logits (N, V) at the N = B (T - 1) places that predict a token, and how many layers were computed."""
+        """What the model puts out at the N = B (T - 1) places that predict a token, (N, V) where its head is not
+        withheld, and how many layers were computed."""
         first, n_layers = self.start(removed), len(self.stack.layers)
         instead: dict[int, Tensor] = {}
         if first:
@@ -114,27 +122,6 @@ class Path:
 
 def _key(layer: int, removed: frozenset[int]) -> tuple[int, frozenset[int]]:
     return layer, frozenset(r for r in removed if r < layer)
-
-
-def _dense(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (N, V) of `logits` (N, V), and the sum of p log p (N,)."""
-    with torch.inference_mode():
-        logs = torch.log_softmax(logits.float(), dim=-1)
-        p = logs.exp()
-        return p, torch.cat([(a * b).sum(-1) for a, b in zip(p.split(ROWS), logs.split(ROWS), strict=True)])
-
-
-def _compare(logits: Tensor, targets: Tensor, p: Tensor, p_log_p: Tensor) -> tuple[float, float]:
-    """Mean nats of `targets` (N,) and mean KL(p, softmax(logits)), from logits (N, V): two passes over the logits."""
-    losses, divergences = [], []
-    with torch.inference_mode():
-        for rows, target, q, entropy in zip(*(t.split(ROWS) for t in (logits, targets, p, p_log_p)), strict=True):
-            rows = rows.float()
-            norm = torch.logsumexp(rows, dim=-1)
-            expected = (q * rows).sum(-1)  # adds in a tree: a dot product would lose the long tail
-            losses.append(norm - rows.gather(1, target[:, None]).squeeze(1))
-            divergences.append(entropy - expected + norm)
-        return float(torch.cat(losses).double().mean()), max(float(torch.cat(divergences).double().mean()), 0.0)
 
 
 class Study:
