@@ -306,6 +306,17 @@ def test_uploads_are_stored_under_made_up_names(tmp_path):
             uploads.keep(content, name, tmp_path)
 
 
+def test_a_text_of_ones_own_becomes_the_calibration_text(store, tiny_model):
+    app = open_page("run", model=str(tiny_model), **story.SMALL)
+    app.file_uploader[0].upload("my <b>notes</b>.txt", b"A sentence of one's own. " * 200).run()
+    assert not app.exception
+    path = Path(app.get_by_key("knob-text").value)
+    assert path.parent == store.root / "uploads"
+    assert path.read_bytes().startswith(b"A sentence")
+    app.get_by_key("start").click().run()
+    assert store.runs()[0].config().text == str(path)
+
+
 def test_each_knob_has_a_control(tiny_model):
     app = open_page("run", model=str(tiny_model))
     for name in KNOBS:

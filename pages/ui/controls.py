@@ -16,8 +16,8 @@ from trsp_core.errors import Problem, TrspError
 from trsp_core.knobs import Knob
 
 PRESET_HELP = {
-    "quick": "Quick: a few steps of each stage, at most 3 minutes on two cores with the default model.",
-    "standard": "Standard: twice the steps in stage 1, four times in stage 2, at most 10 minutes.",
+    "quick": "Quick: a few steps of each stage, about 3 minutes on two cores with the default model.",
+    "standard": "Standard: twice the steps in stage 1, four times in stage 2, about 10 minutes.",
     "paper": "Paper: the settings of the paper, long blocks and all weights learning; made for a GPU.",
 }
 

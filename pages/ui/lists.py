@@ -20,7 +20,7 @@ def latest(count: int) -> None:
     """The newest runs, each with a link."""
     runs = server.store().runs()[:count]
     if not runs:
-        st.caption("No runs yet. A Quick run takes at most three minutes on two cores.")
+        st.caption("No runs yet. A Quick run takes about three minutes on two cores.")
     for run in runs:
         row(run)
 

@@ -183,11 +183,12 @@ def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]
 
 
 def _apart(places: list[float], least: float) -> list[float]:
-    """Ascending `places` moved upwards until neighbours are `least` apart, for labels that stay legible."""
+    """Ascending `places` moved until neighbours are `least` apart, for labels that stay legible near their lines."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + least) if moved else place)
-    return moved
+    excess = sum(moved) - sum(places)
+    return [place - excess / len(moved) for place in moved]
 
 
 def _weight(value: float | None) -> float:

@@ -7,7 +7,7 @@ from pages.ui import lists, server, session, words
 st.title("Runs")
 everything = server.store().runs()
 if not everything:
-    st.info("No runs yet. A Quick run takes at most three minutes on two cores.", icon=":material/info:")
+    st.info("No runs yet. A Quick run takes about three minutes on two cores.", icon=":material/info:")
     st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
     st.stop()
 
