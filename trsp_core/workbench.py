@@ -256,7 +256,8 @@ class _Child:
         self._errors: deque[str] = deque(maxlen=40)
         self._sending = threading.Lock()
         threading.Thread(target=self._pump, name="workbench answers", daemon=True).start()
-        threading.Thread(target=self._listen, name="workbench errors", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="workbench errors", daemon=True)
+        self._listener.start()
 
     @property
     def alive(self) -> bool:
@@ -291,6 +292,8 @@ class _Child:
         return f" with code {code}" if code else ""
 
     def last_words(self) -> str:
+        """The end of its stderr, once it is dead."""
+        self._listener.join(timeout=2)
         return "".join(self._errors)[-4000:]
 
     def _pump(self) -> None:
