@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import streamlit as st
 import torch
+from streamlit.testing.v1 import AppTest
 
 from tests import tiny
 from trsp_core import config as configs
-from trsp_core import data, engine, events, measure, state, surgery
+from trsp_core import data, engine, events, measure, record, state, surgery
 from trsp_core.lab import Lab, next_token_loss
+from trsp_core.store import Store
+
+ROOT = Path(__file__).parent.parent
 
 TINY = {
     "block_length": 16,
@@ -148,3 +155,19 @@ class TestDivergence:
     def test_no_blocks_no_distance(self, text):
         folded, _, _ = run(text, kl_blocks=0, stage2_steps=0)
         assert folded.divergence == {}
+
+
+@pytest.mark.parametrize("settings", [{"control": "delete_first"}, {"method": "sleb", "stage2_steps": 0}])
+def test_the_pages_show_a_control_and_a_scoring_method(settings, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(ROOT)
+    config = configs.from_values({**TINY, "text": text, "heldout": text, "model": "tiny", **settings})
+    folder = Store().create(config)
+    record.record(folder, engine.execute(config, None, (tiny.build(), tiny.tokenizer())))
+    st.cache_resource.clear()
+    for page in ("run", "layers", "runs"):
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+        app.query_params["run"] = [folder.id]
+        app.switch_page(f"pages/views/{page}.py")
+        app.run()
+        assert not app.exception, [e.value for e in app.exception]

@@ -36,6 +36,7 @@ def test_phases_are_those_that_will_occur():
     whole += ["pruned", "speed", "save"]
     assert names() == whole
     assert names(importance_blocks=0) == [name for name in whole if not name.startswith("importance")]
+    assert names(control="delete_first") == [n for n in whole if n not in ("trained", "importance", "importance after")]
     assert names(stage2_steps=0) == ["load", "text", "dense", "choose", "pruned", "speed", "save"]
     assert names(save_model=False, speed_repeats=0) == whole[:-2]
 
@@ -51,6 +52,12 @@ def test_forecast_follows_what_is_asked_for():
     assert made(rate=2 * TWO_CORES).seconds < base.seconds
     assert made(one_shot=True).seconds < base.seconds
     assert made(method="random").seconds < base.seconds
+    direct = {"stage2_steps": 0}
+    assert made(method="sleb", **direct).seconds > 1.3 * made(method="shortgpt", **direct).seconds
+    assert made(method="sleb", score_blocks=16, **direct).seconds > made(method="sleb", **direct).seconds
+    assert made(control="delete_first").seconds < base.seconds
+    assert made(distil=0.5).seconds > base.seconds
+    assert made(distil=0.5).peak_bytes > base.peak_bytes
     assert made(learn_weights=True).seconds > base.seconds
     assert made(stage2_steps=0, learn_weights=True).peak_bytes > 1.5 * made(stage2_steps=0).peak_bytes
     assert made(precision="bfloat16").peak_bytes < base.peak_bytes
