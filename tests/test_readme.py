@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trsp_core import config, families, shell
+from trsp_core import config, families, methods, shell
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -44,6 +44,13 @@ def test_every_declared_family_is_named():
             assert "Gemma 3n and 4" in README
         else:
             assert re.search(rf"\b{re.escape(family.name)}\b", README), family.name
+
+
+def test_the_table_of_methods_is_the_registry():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", README, re.MULTILINE))
+    assert set(rows) == set(methods.names())
+    for method in methods.all_methods().values():
+        assert rows[method.name].lower() == method.summary.rstrip(".").lower()
 
 
 def test_every_flag_it_names_exists():
