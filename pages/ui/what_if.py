@@ -6,18 +6,16 @@ import dataclasses
 
 import streamlit as st
 
-from pages.ui import charts, desk, planner, session, side_by_side, strips, theme, trials, words
+from pages.ui import charts, desk, planner, session, side_by_side, strips, theme, trials, tries, words
 from pages.ui.trials import YOU, Choice, Trials
 from trsp_core import answers as an
 from trsp_core import methods
-from trsp_core.answers import SetMeasured, Variant
+from trsp_core.answers import SetMeasured
 from trsp_core.config import RunConfig
-from trsp_core.errors import TrspError
 from trsp_core.state import RunState
 from trsp_core.store import Run
 from trsp_core.workbench import Reading
 
-SHORTGPT = "ShortGPT"
 SMALL = (
     ".st-key-what-if-layers {gap:0.25rem}"
     ".st-key-what-if-layers [class*=st-key-layer-] {flex:1 1 1.9rem;max-width:4.5rem}"
@@ -28,21 +26,24 @@ SMALL = (
 def section(run: Run, config: RunConfig, state: RunState) -> None:
     """The whole part of the page. Its fragment is drawn again while an answer is on its way."""
     st.caption("Click a layer, or reach it by Tab and press Enter. The figures follow; nothing is trained.")
-    reading = _reading("what-if-ticket")
-    rating = _reading("what-if-influence")
+    reading = tries.reading(tries.key(run, "ticket"))
+    rating = tries.reading(tries.key(run, "rating"))
     live = any(r is not None and r.ending is None for r in (reading, rating))
     st.fragment(_draw, run_every=0.2 if live else None)(run, config, state, live)
 
 
 def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
-    reading, rating = _reading("what-if-ticket", wait=0.3 if live else 0.0), _reading("what-if-influence")
+    reading, rating = (
+        tries.reading(tries.key(run, "ticket"), wait=0.3 if live else 0.0),
+        tries.reading(tries.key(run, "rating")),
+    )
     if live != any(r is not None and r.ending is None for r in (reading, rating)):
         st.rerun()
-    measured = _take_in(run, reading, rating, config, state)
-    now = _trials(run)
+    measured = tries.take_in(run, reading, rating, config, state)
+    now = tries.trials_of(run)
     depth = state.model.n_layers if state.model else 0
     _presets(run, config, state, now)
-    rows = strips.frame(state, now.now, session.get(_key(run, "influence")) or {})
+    rows = strips.frame(state, now.now, session.get(tries.key(run, "influence")) or {})
     charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, depth))
     _buttons(run, config, now.now, depth)
     if error := session.get("what-if-error"):
@@ -60,18 +61,18 @@ def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
 
     def put(removed: frozenset[int], who: str) -> None:
         session.put("what-if-who", who)
-        _choose(run, config, _trials(run).choose(Choice(removed, _trials(run).now.protected)))
+        tries.choose(run, config, tries.trials_of(run).choose(Choice(removed, tries.trials_of(run).now.protected)))
 
     def go(step: str) -> None:
-        _choose(run, config, getattr(_trials(run), step)())
+        tries.choose(run, config, getattr(tries.trials_of(run), step)())
 
     def influence() -> None:
-        if scores := session.get(_key(run, "influence")):
-            count = len(state.chosen) or len(_trials(run).now.removed)
-            put(trials.lowest(scores, count, _trials(run).now.protected), SHORTGPT)
+        if scores := session.get(tries.key(run, "influence")):
+            count = len(state.chosen) or len(tries.trials_of(run).now.removed)
+            put(trials.lowest(scores, count, tries.trials_of(run).now.protected), tries.SHORTGPT)
         else:
-            session.put("what-if-wanted", SHORTGPT)
-            _rate(run, config)
+            session.put("what-if-wanted", tries.SHORTGPT)
+            tries.rate(run, config)
 
     with st.container(horizontal=True, vertical_alignment="bottom", key="what-if-presets"):
         st.segmented_control("A click", ["Removes", "Protects"], key="what-if-mode", default="Removes", required=True)
@@ -92,9 +93,9 @@ def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
     def toggle(layer: int) -> None:
         session.put("what-if-who", YOU)
         protecting = session.get("what-if-mode") == "Protects"
-        changed = _trials(run).now.toggled(layer, protecting)
+        changed = tries.trials_of(run).now.toggled(layer, protecting)
         if len(changed.removed) < depth:
-            _choose(run, config, _trials(run).choose(changed))
+            tries.choose(run, config, tries.trials_of(run).choose(changed))
 
     palette = theme.PALETTES[theme.mode()]
     fills = {"removed": palette.removed, "protected": palette.dense}
@@ -156,8 +157,8 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
     def back() -> None:
         rows = session.get("what-if-board")["selection"]["rows"]
         if rows:
-            removed = trials.ordered_sets(_trials(run))[rows[0]]
-            _choose(run, config, _trials(run).choose(Choice(removed, _trials(run).now.protected)))
+            removed = trials.ordered_sets(tries.trials_of(run))[rows[0]]
+            tries.choose(run, config, tries.trials_of(run).choose(Choice(removed, tries.trials_of(run).now.protected)))
 
     st.caption("Sets tried, those of as many layers as now first, best first. Pick a row to go back to it.")
     st.dataframe(
@@ -175,84 +176,9 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
             planner.start(dataclasses.replace(config, method="manual", layers=",".join(map(str, removed))))
 
 
-def _take_in(
-    run: Run, reading: Reading | None, rating: Reading | None, config: RunConfig, state: RunState
-) -> SetMeasured | None:
-    """Put what has been answered into the trials; the latest figures."""
-    if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(_key(run, "influence")):
-        scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
-        session.put(_key(run, "influence"), scores)
-        if session.get("what-if-wanted") == SHORTGPT:
-            session.put("what-if-wanted", None)
-            session.put("what-if-who", SHORTGPT)
-            now = _trials(run).now
-            chosen = trials.lowest(scores, len(state.chosen) or len(now.removed), now.protected)
-            _choose(run, config, _trials(run).choose(Choice(chosen, now.protected)))
-    for answer in reading.answers if reading else []:
-        if isinstance(answer, SetMeasured):
-            _put_trials(run, _trials(run).add(answer, session.get("what-if-who") or YOU))
-            session.put(_key(run, "measured"), answer)
-    return session.get(_key(run, "measured"))
-
-
-def _choose(run: Run, config: RunConfig, changed: Trials) -> None:
-    """Make `changed` the trials, and ask for the figures of its set; an earlier question is dropped."""
-    _put_trials(run, changed)
-    session.show_set(changed.now.removed)
-    bench = desk.workbench()
-    if old := session.get("what-if-ticket"):
-        bench.cancel(old)
-    request = an.WhatIf(
-        config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
-    )
-    try:
-        session.put("what-if-ticket", bench.ask(request))
-        session.put("what-if-error", "")
-        if not session.get(_key(run, "influence")):
-            _rate(run, config)
-    except TrspError as error:
-        session.put("what-if-error", str(error))
-
-
-def _rate(run: Run, config: RunConfig) -> None:
-    """Ask for the block influence of every layer, once."""
-    reading = _reading("what-if-influence")
-    if reading is None or isinstance(reading.ending, an.Stopped | an.Broken | an.Refused):
-        variant = dataclasses.asdict(Variant(config.model))
-        request = an.Influence(variant, config.text, config.heldout, config.seed)
-        session.put("what-if-influence", desk.workbench().ask(request))
-
-
-def _reading(key: str, wait: float = 0.0) -> Reading | None:
-    ticket = session.get(key)
-    if not ticket:
-        return None
-    try:
-        first = desk.workbench().read(ticket)
-        return desk.workbench().follow(ticket, len(first.answers), wait) if wait and not first.ending else first
-    except TrspError:
-        return None
-
-
 def _told(now: Choice, depth: int) -> str:
     return f"{depth} layers. Removed: {words.layers(sorted(now.removed))}."
 
 
 def _chooser(config: RunConfig) -> str:
     return methods.get(config.method).title if config.method in methods.names() else config.method
-
-
-def _trials(run: Run) -> Trials:
-    """This tab's trials on `run`; the first call reads the set in the address."""
-    key = _key(run, "trials")
-    if session.get(key) is None:
-        session.put(key, Trials(Choice(session.set_in_address())))
-    return session.get(key)
-
-
-def _put_trials(run: Run, changed: Trials) -> None:
-    session.put(_key(run, "trials"), changed)
-
-
-def _key(run: Run, what: str) -> str:
-    return f"what-if-{what}-{run.id}"

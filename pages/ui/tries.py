@@ -1,0 +1,95 @@
+"""The sets that this tab tries on a run: asked of the workbench, taken in as they are answered, kept for undo."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pages.ui import desk, session, trials
+from pages.ui.trials import YOU, Choice, Trials
+from trsp_core import answers as an
+from trsp_core.answers import SetMeasured, Variant
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.state import RunState
+from trsp_core.store import Run
+from trsp_core.workbench import Reading
+
+SHORTGPT = "ShortGPT"
+
+
+def take_in(
+    run: Run, reading: Reading | None, rating: Reading | None, config: RunConfig, state: RunState
+) -> SetMeasured | None:
+    """Put what has been answered into the trials; the latest figures."""
+    for answer in reading.answers if reading else []:
+        if isinstance(answer, SetMeasured):
+            put_trials(run, trials_of(run).add(answer, session.get("what-if-who") or YOU))
+            session.put(key(run, "measured"), answer)
+    if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(key(run, "influence")):
+        scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
+        session.put(key(run, "influence"), scores)
+        if session.get("what-if-wanted") == SHORTGPT:
+            session.put("what-if-wanted", None)
+            session.put("what-if-who", SHORTGPT)
+            now = trials_of(run).now
+            chosen = trials.lowest(scores, len(state.chosen) or len(now.removed), now.protected)
+            choose(run, config, trials_of(run).choose(Choice(chosen, now.protected)))
+    return session.get(key(run, "measured"))
+
+
+def choose(run: Run, config: RunConfig, changed: Trials) -> None:
+    """Make `changed` the trials, and ask for the figures of its set; an earlier question is dropped."""
+    put_trials(run, changed)
+    session.show_set(changed.now.removed)
+    bench = desk.workbench()
+    if old := session.get(key(run, "ticket")):
+        bench.cancel(old)
+    request = an.WhatIf(
+        config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
+    )
+    try:
+        session.put(key(run, "ticket"), bench.ask(request))
+        session.put("what-if-error", "")
+        if not session.get(key(run, "influence")):
+            rate(run, config)
+    except TrspError as error:
+        session.put("what-if-error", str(error))
+
+
+def rate(run: Run, config: RunConfig) -> None:
+    """Ask for the block influence of every layer, once."""
+    asked = reading(key(run, "rating"))
+    if asked is None or isinstance(asked.ending, an.Stopped | an.Broken | an.Refused):
+        variant = dataclasses.asdict(Variant(config.model))
+        request = an.Influence(variant, config.text, config.heldout, config.seed)
+        session.put(key(run, "rating"), desk.workbench().ask(request))
+
+
+def reading(name: str, wait: float = 0.0) -> Reading | None:
+    """What has been answered to the question kept under `name`, after up to `wait` seconds for more of it."""
+    ticket = session.get(name)
+    if not ticket:
+        return None
+    try:
+        first = desk.workbench().read(ticket)
+        return desk.workbench().follow(ticket, len(first.answers), wait) if wait and not first.ending else first
+    except TrspError:
+        return None
+
+
+def trials_of(run: Run) -> Trials:
+    """This tab's trials on `run`; the first call reads the set in the address."""
+    name = key(run, "trials")
+    if session.get(name) is None:
+        session.put(name, Trials(Choice(session.set_in_address())))
+    return session.get(name)
+
+
+def put_trials(run: Run, changed: Trials) -> None:
+    """Remember `changed` for this tab."""
+    session.put(key(run, "trials"), changed)
+
+
+def key(run: Run, what: str) -> str:
+    """Where the session keeps `what` of a run."""
+    return f"what-if-{what}-{run.id}"
