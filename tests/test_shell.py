@@ -275,5 +275,5 @@ def test_the_default_model_runs_from_the_shell(here, monkeypatch):
     assert code == 0, err
     figures = json.loads(out)
     assert len(figures["removed"]) == 8
-    assert figures["peak_bytes"] <= 3.0e9
+    assert figures["peak_bytes"] <= 3 * 2**30
     assert figures["perplexity"]["calibration"]["dense"] < figures["perplexity"]["calibration"]["direct"]

@@ -206,5 +206,6 @@ def similarity(a: Tensor, b: Tensor) -> float:
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """Nats of each predicted token: (B, T - 1) from logits (B, T, V) and ids (B, T)."""
-    flat = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return flat.view(ids.shape[0], -1)
+    following = ids.roll(-1, dims=1)  # moving the ids, not the logits, spares a copy of the largest tensor there is
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), following.flatten(), reduction="none")
+    return losses.view(ids.shape)[:, :-1]
