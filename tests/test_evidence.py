@@ -31,7 +31,7 @@ def row(name: str, home: float, away: float, **more) -> Row:
 
 
 def record(plan: str = "ablation", **levels: tuple[float, float]) -> Record:
-    rows = [row("dense", 2.8, 3.4, speed=SPEEDS), *(row(name, *both, steps=30) for name, both in levels.items())]
+    rows = [row("dense", 2.8, 3.4), *(row(name, *both, steps=30) for name, both in levels.items())]
     return Record(plan, "A plan", "tiny", "2026-01-01", {"calibration": "a: 12 blocks", "heldout": "b"}, rows)
 
 
@@ -76,6 +76,7 @@ def test_a_record_without_the_rows_for_a_claim_makes_none(plan, levels):
 def test_a_charts_fields_are_columns_of_its_frame(mode):
     found = record(trsp=(3.0, 20.0), direct=(800.0, 900.0))
     found.rows[1].speed.update(SPEEDS)
+    found.rows[1].dense_speed.update(SPEEDS)
     frames = {
         ladder.ladder: ladder.rungs(found, "calibration"),
         ladder.domains: ladder.both(found),

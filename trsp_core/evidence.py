@@ -37,6 +37,7 @@ class Row:
         steps, seconds: of stage 2: how many, and the median of one; 0 without training.
         choosing: seconds until the layers were chosen.
         speed: by "prefill" and "decode", tokens a second [median, lowest, highest]; empty where it was not timed.
+            `dense_speed` is the dense model's, timed in turn with it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Row:
     seconds: float = 0.0
     choosing: float = 0.0
     speed: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    dense_speed: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         steps=len(state.gap_steps),
         seconds=round(state.step_seconds or 0.0, 3),
         choosing=round(state.phase_seconds.get("choose", 0.0), 1),
-        speed=_speed(state, 1),
+        speed=_speed(state, "pruned"),
+        dense_speed=_speed(state, "dense"),
     )
 
 
@@ -145,8 +148,8 @@ def _losses(state: RunState, which: str) -> dict[str, list[float]]:
     return {m.domain: [round(v, 5) for v in m.losses] for m in state.measured if m.state == which}
 
 
-def _speed(state: RunState, which: int) -> dict[str, list[float]]:
-    timed = state.speed.get(("dense", "pruned")[which])
+def _speed(state: RunState, which: str) -> dict[str, list[float]]:
+    timed = state.speed.get(which)
     if timed is None:
         return {}
     pairs = {"prefill": (timed.prefill, timed.prefill_range), "decode": (timed.decode, timed.decode_range)}

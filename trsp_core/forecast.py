@@ -65,6 +65,15 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
     )
 
 
+def training_step(config: RunConfig, facts: Facts, rate: float = NOMINAL_CORE) -> float:
+    """Seconds of one step of stage 2. For ratios: the same whatever the machine is doing at the moment.
+
+    Args:
+        rate: GFLOP/s.
+    """
+    return _Cost(config, facts, rate * EFFICIENCY * 1e9, BANDWIDTH).training_step()
+
+
 @dataclass(frozen=True)
 class _Cost:
     """Seconds of a run's parts; `speed` is operations/s reached, `bandwidth` bytes/s."""
@@ -123,15 +132,21 @@ class _Cost:
         passes = 3.0 if c.learn_weights else 2.0
         return sum(c.stage1_steps * self.step(passes, r, c.learn_weights) for r in rounds)
 
-    def transferred(self) -> float:
-        """Stage 2 with its probes."""
+    def training_step(self) -> float:
+        """One step of stage 2: forward and back, the local penalty's own way back, the teacher's way forward."""
         c = self.config
         first = c.control == "delete_first"
         local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
-        passes = 3 + (0 if first else local) + (1 if c.distil else 0)
+        passes = 3 + (0 if first else local)
+        teacher = self.step(1) if c.distil else 0.0
+        return self.step(passes, self.removed if first else 0, True) + teacher
+
+    def transferred(self) -> float:
+        """Stage 2 with its probes."""
+        c = self.config
         probes = 1 + -(-c.stage2_steps // c.probe_every) if c.probe_blocks else 0
         probe = self.forward(c.probe_blocks * c.measure_length, c.measure_length, self.removed)
-        return c.stage2_steps * self.step(passes, self.removed if first else 0, True) + probes * probe
+        return c.stage2_steps * self.training_step() + probes * probe
 
     def phases(self) -> dict[str, float]:
         c = self.config

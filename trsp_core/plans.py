@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trsp_core import config as configs
-from trsp_core import methods
+from trsp_core import forecast, methods, models
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.state import RunState
@@ -33,14 +33,15 @@ class Variation:
     Attributes:
         settings: knobs that differ from the plan's base.
         layers_of: the variation whose chosen layers this one removes, without choosing again; "" for its own choice.
-        as_long_as: (a, b): it takes as many stage 2 steps as fit into b's training time at a's pace.
+        as_long_as: the variation whose stage 2 takes the same time: so many steps does this one get. Times are the
+            forecast's, from counts of operations: clocks would give other steps at each busy moment of the machine.
     """
 
     name: str
     title: str
     settings: Mapping[str, Any]
     layers_of: str = ""
-    as_long_as: tuple[str, str] | None = None
+    as_long_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def built_in() -> dict[str, dict[str, Any]]:
             {
                 "name": "direct",
                 "title": "Without stage 2 (w/o R)",
-                "settings": {"stage2_steps": 0, "speed_repeats": 0},
+                "settings": {"stage2_steps": 0, "speed_repeats": 9},
                 "layers_of": "trsp",
             },
             {
@@ -111,7 +112,7 @@ def built_in() -> dict[str, dict[str, Any]]:
                 "title": "Delete, then the same time",
                 "settings": {"control": "delete_first", "speed_repeats": 0},
                 "layers_of": "trsp",
-                "as_long_as": ["delete_first", "trsp"],
+                "as_long_as": "trsp",
             },
         ],
     }
@@ -158,7 +159,7 @@ def parse(document: Any) -> Plan:
         ) from error
     names: list[str] = []
     for variation in plan.variations:
-        earlier = {variation.layers_of, *(variation.as_long_as or ())} - {""}
+        earlier = {variation.layers_of, variation.as_long_as} - {""}
         if variation.name in names or not earlier <= set(names):
             raise TrspError(
                 f"Variation {variation.name} stands twice, or refers to one that does not stand before it.",
@@ -174,13 +175,12 @@ def parse(document: Any) -> Plan:
 def _variation(entry: Any) -> Variation:
     if set(entry) - {"name", "title", "settings", "layers_of", "as_long_as"}:
         raise ValueError("unknown parts of a variation")
-    pair = entry.get("as_long_as")
     return Variation(
         name=_named(entry["name"]),
         title=str(entry.get("title") or entry["name"]),
         settings=dict(entry.get("settings", {})),
         layers_of=str(entry.get("layers_of", "")),
-        as_long_as=(str(pair[0]), str(pair[1])) if pair else None,
+        as_long_as=str(entry.get("as_long_as", "")),
     )
 
 
@@ -194,29 +194,19 @@ def config_of(plan: Plan, variation: Variation, done: Mapping[str, RunState]) ->
     """The settings of a variation, given the states of those that it refers to.
 
     Raises:
-        TrspError: settings that cannot be used.
+        TrspError: settings that cannot be used, or a model that is not here.
     """
     values = {**plan.base, **variation.settings}
     if variation.layers_of:
         values |= {"method": "manual", "layers": ",".join(map(str, sorted(done[variation.layers_of].chosen)))}
     config = configs.from_values(values, plan.preset)
     if variation.as_long_as:
-        pace, wanted = (seconds_a_step(done[name]) for name in variation.as_long_as)
-        steps = max(1, round(len(done[variation.as_long_as[1]].gap_steps) * wanted / pace))
+        other = next(v for v in plan.variations if v.name == variation.as_long_as)
+        theirs, facts = config_of(plan, other, done), models.facts(config.model)
+        ratio = forecast.training_step(theirs, facts) / forecast.training_step(config, facts)
+        steps = max(1, round(theirs.stage2_steps * ratio))
         config = configs.from_values(values | {"stage2_steps": steps}, plan.preset)
     return config
-
-
-def seconds_a_step(state: RunState) -> float:
-    """Median seconds of a training step of stage 2, without probes; the median, so that a busy moment of the machine
-    does not count.
-
-    Raises:
-        TrspError: the run took fewer than three steps.
-    """
-    if state.step_seconds is None:
-        raise TrspError("A run to be timed by has too few steps of stage 2.", "Give it at least three.")
-    return state.step_seconds
 
 
 def find(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run | None:

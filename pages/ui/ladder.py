@@ -22,6 +22,9 @@ ALT = {
     "domains": "A dot a model: perplexity in the calibration domain across, in the held-out domain upwards.",
     "speed": "Bars: how many times as fast as the dense model the pruned one is, with a line at the ceiling.",
 }
+LOWER = "Perplexity (lower is better)"
+ACROSS, UPWARDS = "Perplexity, calibration domain", "Perplexity, held-out domain"
+TIMES = "Times as fast as the dense model"
 HIGHEST = 1e7  # perplexity drawn at most
 
 
@@ -41,9 +44,9 @@ def ladder(theme: str) -> Spec:
     y = alt.Y(
         "model:N", title=None, sort=alt.EncodingSortField("order"), axis=alt.Axis(labelLimit=260, labelFontSize=13)
     )
-    x = alt.X("value:Q", title="Perplexity (lower is better)", scale=alt.Scale(type="log", nice=False, padding=24))
+    x = alt.X("value:Q", title=LOWER, scale=alt.Scale(type="log", nice=False, padding=34))
     base = alt.Chart().encode(y=y, color=_roles(theme))
-    reach = base.mark_rule(strokeWidth=3, opacity=0.6).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    reach = base.mark_rule(strokeWidth=3, opacity=0.6).encode(x=alt.X("low:Q", title=LOWER), x2="high:Q")
     tips = [alt.Tooltip("model:N"), *(alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("value", "low", "high"))]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, tooltip=tips)
     names = base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text="label:N")
@@ -64,34 +67,33 @@ def both(record: Record) -> pd.DataFrame:
 @lru_cache
 def domains(theme: str) -> Spec:
     """Calibration domain against held-out domain: a gain in one alone lies off the others' line."""
-    log = alt.Scale(type="log", nice=False, padding=24)
-    x = alt.X("x:Q", title="Perplexity, calibration domain", scale=log)
-    y = alt.Y("y:Q", title="Perplexity, held-out domain", scale=log)
+    log = alt.Scale(type="log", nice=False, padding=34)
+    x = alt.X("x:Q", title=ACROSS, scale=log)
+    y = alt.Y("y:Q", title=UPWARDS, scale=log)
     base = alt.Chart().encode(color=_roles(theme))
-    across = base.mark_rule(opacity=0.5).encode(x=alt.X("x_low:Q", title=None), x2="x_high:Q", y="y:Q")
-    up = base.mark_rule(opacity=0.5).encode(x="x:Q", y=alt.Y("y_low:Q", title=None), y2="y_high:Q")
+    across = base.mark_rule(opacity=0.5).encode(x=alt.X("x_low:Q", title=ACROSS), x2="x_high:Q", y="y:Q")
+    up = base.mark_rule(opacity=0.5).encode(x="x:Q", y=alt.Y("y_low:Q", title=UPWARDS), y2="y_high:Q")
     tips = [alt.Tooltip("model:N"), alt.Tooltip("x:Q", format=",.4~g"), alt.Tooltip("y:Q", format=",.4~g")]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, tooltip=tips)
-    names = base.mark_text(align="left", dx=9, dy=-8, fontSize=12).encode(x=x, y=y, text="model:N")
+    names = base.mark_text(dy=-13, fontSize=12).encode(x=x, y=y, text="model:N")
     return finish(across, up, dots, names, height=420)
 
 
 def speeds(record: Record) -> pd.DataFrame:
-    """How many times as fast as the dense model: prefill and decode of the rows that were timed, with the spread of the
-    repeats, and the ceiling L / (L - K)."""
-    dense, rows = record.row("dense"), []
-    for row in record.rows:
-        for kind in ("prefill", "decode"):
-            if row.name == "dense" or not row.speed or dense is None or not dense.speed:
-                continue
-            base = dense.speed[kind][0]
-            middle, low, high = (v / base for v in row.speed[kind])
-            ceiling = row.n_layers / (row.n_layers - len(row.removed))
-            rows.append((f"{row.title}, {READS[kind]}", middle, low, high, ceiling, f"{middle:.2f} times"))
+    """How many times as fast as the dense model, prefill and decode, with the spread of the repeats and the ceiling
+    L / (L - K). Of several timed rows the one without training counts: it has the same shapes, and the most repeats."""
+    timed = [row for row in record.rows if row.speed and row.name != "dense"]
+    row = next((r for r in timed if not r.steps), timed[0] if timed else None)
+    rows = []
+    for kind, (middle, low, high) in (row.speed if row else {}).items():
+        base = row.dense_speed[kind][0]
+        ceiling = row.n_layers / (row.n_layers - len(row.removed))
+        what = f"{READS[kind]}, {row.n_layers - len(row.removed)} of {row.n_layers} layers"
+        rows.append((what, middle / base, low / base, high / base, ceiling, f"{middle / base:.2f} times"))
     return pd.DataFrame(rows, columns=["what", "times", "low", "high", "ceiling", "label"]).round(3)
 
 
-READS = {"prefill": "reading a prompt", "decode": "writing"}
+READS = {"prefill": "Reading a prompt", "decode": "Writing"}
 
 
 @lru_cache
@@ -99,12 +101,14 @@ def speed(theme: str) -> Spec:
     """Measured speed against its ceiling."""
     palette = PALETTES[theme]
     y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260, labelFontSize=13))
-    x = alt.X("times:Q", title="Times as fast as the dense model", scale=alt.Scale(zero=True))
+    x = alt.X("times:Q", title=TIMES, scale=alt.Scale(zero=True))
     base = alt.Chart().encode(y=y)
     bars = base.mark_bar(cornerRadiusEnd=2, color=palette.pruned, opacity=0.85).encode(x=x)
-    reach = base.mark_rule(strokeWidth=2, color=palette.ink).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    reach = base.mark_rule(strokeWidth=2, color=palette.ink).encode(x=alt.X("low:Q", title=TIMES), x2="high:Q")
     top = base.mark_tick(thickness=3, size=34, color=palette.removed).encode(x="ceiling:Q")
-    names = base.mark_text(align="left", dx=6, fontSize=13, color=palette.ink).encode(x="ceiling:Q", text="label:N")
+    names = base.mark_text(align="left", dx=6, dy=-12, fontSize=13, color=palette.ink).encode(
+        x=alt.value(0), text="label:N"
+    )
     return finish(bars, reach, top, names, height=alt.Step(44))  # type: ignore[arg-type]
 
 
