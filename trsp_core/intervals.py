@@ -14,15 +14,12 @@ RESAMPLES = 4000
 LEVEL = 0.95
 
 # The direction of every metric, declared once: True where higher is better.
-HIGHER_IS_BETTER = {
-    "perplexity": False,
-    "kl": False,
-    "accuracy": True,
-    "accuracy_by_bytes": True,
-    "prefill": True,
-    "decode": True,
-    "parameters": False,
-}
+HIGHER_IS_BETTER = {"perplexity": False, "kl": False, "accuracy": True, "speed": True}
+
+
+def direction(metric: str) -> str:
+    """`lower is better`, or `higher is better`, for a title."""
+    return "higher is better" if HIGHER_IS_BETTER[metric] else "lower is better"
 
 
 @dataclass(frozen=True)

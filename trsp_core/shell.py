@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from trsp_core import intervals
 from trsp_core.config import GROUPS, KNOBS, PRESETS
 from trsp_core.knobs import Knob
 from trsp_core.state import RunState
@@ -149,7 +150,7 @@ def accuracies(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     def cell(found: dict[str, float]) -> str:
         return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
 
-    head = ["task", "questions", "right", "right, by bytes"]
+    head = ["task", "questions", f"right ({intervals.direction('accuracy')})", "right, by bytes"]
     return [head, *([r["task"], str(r["questions"]), cell(r["accuracy"]), cell(r["accuracy_by_bytes"])] for r in rows)]
 
 

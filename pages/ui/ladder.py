@@ -22,9 +22,9 @@ ALT = {
     "domains": "A dot a model: perplexity in the calibration domain across, in the held-out domain upwards.",
     "speed": "Bars: how many times as fast as the dense model the pruned one is, with a line at the ceiling.",
 }
-LOWER = "Perplexity (lower is better)"
+LOWER = f"Perplexity ({intervals.direction('perplexity')})"
 ACROSS, UPWARDS = "Perplexity, calibration domain", "Perplexity, held-out domain"
-TIMES = "Times as fast as the dense model"
+TIMES = f"Times as fast as the dense model ({intervals.direction('speed')})"
 HIGHEST = 1e7  # perplexity drawn at most
 
 

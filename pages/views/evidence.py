@@ -5,7 +5,7 @@ import contextlib
 import streamlit as st
 
 from pages.ui import charts, ladder, published, server, theme, verdict, words
-from trsp_core import evidence
+from trsp_core import evidence, intervals
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
 from trsp_core.evidence import Record
@@ -52,7 +52,7 @@ def show(record: Record) -> None:
         st.caption(f"Beside deleting at once: {words.plain(', '.join(home))}.")
     protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in record.protocol.items())
     st.caption(
-        f"Lower is better. Brackets and bars: 95 % intervals, bootstrapped over blocks; differences are taken block by "
+        f"Perplexity and KL: {intervals.direction('kl')}. Brackets and bars: 95 % intervals, bootstrapped over blocks; differences are taken block by "
         f"block. {words.plain(record.model)}, {protocol}. One seed. Made {words.plain(record.made)}."
     )
 
