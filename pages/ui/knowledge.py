@@ -97,7 +97,7 @@ def spec(theme_name: str) -> Spec:
         opacity=alt.Opacity(
             "when:N",
             scale=alt.Scale(domain=[BEFORE, AFTER], range=[0.35, 1.0]),
-            legend=alt.Legend(orient="top", title=None, symbolType="square"),
+            legend=alt.Legend(orient="top", title=None, symbolType="square", symbolFillColor=palette.ink),
         ),
         tooltip=[
             alt.Tooltip("layer:O", title="Layer"),
