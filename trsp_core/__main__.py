@@ -175,6 +175,8 @@ def compare(arguments: argparse.Namespace) -> int:
             store.delete(made.id)
             made = None
         _say(f"[{number}/{len(plan.variations)}] {variation.title}: {'already there' if made else 'running'}")
+        while made and made.held():  # another shell is at it
+            time.sleep(0.5)
         if made is None:
             models.preflight(settings)
             made = plans.create(store, plan, variation, settings)

@@ -119,9 +119,7 @@ def _dense(state: RunState) -> Row:
     model = state.model
     assert model is not None
     losses = _losses(state, "dense")
-    return Row(
-        "dense", "Dense, as it came", "", [], model.n_layers, model.parameters, losses, {}, speed=_speed(state, 0)
-    )
+    return Row("dense", "Dense, as it came", "", [], model.n_layers, model.parameters, losses, {})
 
 
 def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
