@@ -248,15 +248,61 @@ class RunConfig:
         "too, as in the paper.",
         paper="equation 6",
     )
+    anneal: float = knob(
+        0.0,
+        label="Share of stage 2 over which the chosen layers fade out",
+        group="stage 2",
+        low=0.0,
+        high=1.0,
+        help="A gate on the chosen layers' branches closes in a straight line over so much of stage 2, and stays shut. "
+        "Higher: a gentler removal, and fewer steps for the model as it will be. 0: no gate, as in the paper.",
+    )
+    cycles: int = knob(
+        1,
+        label="Cycles of choosing and moving",
+        group="stage 2",
+        low=1,
+        high=1000,
+        unit="cycles",
+        help="The K layers and the steps of stage 2 are shared out over so many cycles of both stages: choose some, "
+        "move their knowledge, choose again. Higher: later choices see what earlier ones did. 1: as in the paper.",
+    )
     distil: float = knob(
         0.0,
         label="Share of the loss distilled from the dense model",
         group="stage 2",
         low=0.0,
         high=1.0,
-        help="So much of the language-modelling loss gives way to the distance (KL, nats a token) from the dense "
-        "model's predictions. Higher: other domains are kept better, the calibration domain is learnt less; any value "
-        "above 0 takes a second forward pass, and the memory of a second model.",
+        help="So much of the language-modelling loss gives way to a distance from the dense model. Higher: other "
+        "domains are kept better, the calibration domain is learnt less; any value above 0 takes a second forward "
+        "pass, and the memory of a second model.",
+    )
+    distil_from: str = knob(
+        "logits",
+        label="What is distilled",
+        group="stage 2",
+        choices=("logits", "states"),
+        help="logits: KL from the dense model's predictions, nats a token. states: relative distance of the hidden "
+        "states behind each run of chosen layers from the dense model's there.",
+    )
+    adapter_rank: int = knob(
+        0,
+        label="LoRA rank",
+        group="stage 2",
+        low=0,
+        high=1024,
+        help="Above 0, stage 2 trains LoRA adapters of this rank on the layers' linear maps instead of all of W, and "
+        "merges them before deletion. Higher: more freedom, more memory. 0: all of W.",
+    )
+    adapter_lr: float = knob(
+        1e-3,
+        label="Learning rate of the adapters",
+        group="stage 2",
+        low=1e-8,
+        high=0.1,
+        log=True,
+        help="AdamW's rate for LoRA adapters, in place of the rate of stage 2. Higher: they learn faster; about ten "
+        "times the rate of W suits them.",
     )
     lambda_2_schedule: str = knob(
         "ramp",
@@ -606,6 +652,18 @@ def _check_method(config: RunConfig, wrong: Any) -> None:
             f"The method {method.name} chooses neighbouring layers, and no two neighbours are allowed.",
             "Set --no-neighbours false, or choose another method.",
         )
+    if config.cycles > 1 and (method.contiguous or method.rewrite or config.method == "manual"):
+        wrong(
+            "cycles",
+            f"The method {method.name} names all its layers at once, so there is nothing to choose again.",
+            "Set --cycles 1, or choose another method.",
+        )
+    elif config.cycles > 1 and (config.one_shot or config.control == "delete_first" or not config.stage2_steps):
+        wrong(
+            "cycles",
+            "Cycles take turns between choosing and stage 2: not with one shot, delete_first or no steps of stage 2.",
+            "Set --cycles 1, or --one-shot false, --control none and --stage2-steps above 0.",
+        )
     if method.rewrite and config.stage2_steps and config.control != "delete_first":
         wrong(
             "stage2_steps",
@@ -627,6 +685,9 @@ def _check_depth(config: RunConfig, n_layers: int, given: list[int] | None, wron
             wrong("layers", f"All {n_layers} layers are named.", "Leave at least one layer.")
         return
     count = layers_to_remove(config.ratio, n_layers)
+    if config.cycles > max(count, 1):
+        wrong("cycles", f"{config.cycles} cycles, but only {count} layers are to go.", f"Set --cycles {count} or less.")
+        return
     if count == 0:
         wrong(
             "ratio",

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import itertools
 import os
 import shutil
 import statistics
@@ -28,7 +30,7 @@ from trsp_core.errors import refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
 from trsp_core.surgery import Stack
-from trsp_core.transfer import transfer
+from trsp_core.transfer import Span, transfer
 
 Events = Generator[Event, None, None]
 SPEED_PROMPT, SPEED_NEW = 128, 16  # tokens read and tokens written in one timing
@@ -75,32 +77,39 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
         reference = measure.Reference(config.kl_blocks)
         yield from _measured(config, lab, texts, tokenizer, reference, ("dense",))
         if config.stage2_steps and config.distil:
-            lab.teacher = copy.deepcopy(model)
+            twin = copy.deepcopy(model)
+            lab.teacher = dataclasses.replace(stack, model=twin, parent=_twin_of(stack.parent, model, twin))
         if config.stage2_steps and not first:
             yield from _weighed(config, stack, texts, "dense", "importance")
 
         method = methods.get(config.method)
-        count = configs.layers_to_remove(config.ratio, lab.n_layers)
-        yield ev.PhaseStarted("choose", _choosing_steps(config, method, count))
-        chosen = yield from method.choose(lab, config, count)
-        yield ev.LayersChosen(method.name, chosen)
-        if method.rewrite:
-            undo.enter_context(surgery.rewritten((yield from method.rewrite(lab, config, chosen))))
-
-        if config.stage2_steps:
-            with surgery.removed(stack, chosen):
-                yield from _measured(config, lab, texts, tokenizer, reference, ("direct",))
-            yield ev.PhaseStarted("transfer", config.stage2_steps)
+        count, chosen = configs.layers_to_remove(config.ratio, lab.n_layers), []
+        spans, parts = shared_out(config.stage2_steps, config.cycles), shared_out(count, config.cycles)
+        for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
+            yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
+            with surgery.skipped(stack, lab.gone):
+                chosen = [*lab.gone, *(yield from method.choose(lab, config, part.steps))]
+            yield ev.LayersChosen(method.name, chosen)
+            if method.rewrite:
+                undo.enter_context(surgery.rewritten((yield from method.rewrite(lab, config, chosen))))
+            if not config.stage2_steps:
+                break
+            if config.cycles == 1:  # with more, no model is both dense and without all of them
+                with surgery.removed(stack, chosen):
+                    yield from _measured(config, lab, texts, tokenizer, reference, ("direct",))
+            yield ev.PhaseStarted("transfer", span.steps)
             with surgery.removed(stack, chosen if first else []):
                 doomed = [] if first else chosen
-                yield from _probe(config, stack, texts, doomed, 0)
-                for event in transfer(lab, config, doomed):
+                if cycle == 1:
+                    yield from _probe(config, stack, texts, doomed, 0)
+                for event in transfer(lab, config, chosen, span, deleted=first):
                     yield event
                     if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
                         yield from _probe(config, stack, texts, doomed, event.step)
-            if not first:
-                yield from _measured(config, lab, texts, tokenizer, reference, ("trained",), sample=False)
-                yield from _weighed(config, stack, texts, "trained", "importance after")
+            lab.gone = chosen
+        if config.stage2_steps and not first:
+            yield from _measured(config, lab, texts, tokenizer, reference, ("trained",), sample=False)
+            yield from _weighed(config, stack, texts, "trained", "importance after")
 
         before = measure.parameter_bytes(model)
         with surgery.removed(stack, chosen):
@@ -230,6 +239,17 @@ def save(model: Any, tokenizer: Any, target: Path) -> int:
     shutil.rmtree(target, ignore_errors=True)
     temporary.replace(target)
     return sum(p.stat().st_size for p in target.iterdir())
+
+
+def shared_out(whole: int, parts: int) -> list[Span]:
+    """`whole` steps in `parts` spans as equal as can be, one after the other."""
+    ends = [whole * n // parts for n in range(parts + 1)]
+    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends)]
+
+
+def _twin_of(module: nn.Module, model: nn.Module, twin: nn.Module) -> nn.Module:
+    """The module of `twin`, a copy of `model`, that stands where `module` stands."""
+    return twin.get_submodule(next(name for name, m in model.named_modules() if m is module))
 
 
 def _choosing_steps(config: RunConfig, method: methods.Method, count: int) -> int:

@@ -56,7 +56,7 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
     known = rate if rate is not None else read_rate()
     gflops = NOMINAL_GPU if gpu else known or NOMINAL_CORE * (config.threads or os.cpu_count() or 1)
     cost = _Cost(config, facts, gflops * EFFICIENCY * 1e9, BANDWIDTH * (50 if gpu else 1))
-    phases = [{"name": name, "seconds": round(seconds, 2)} for name, seconds in cost.phases().items()]
+    phases = [{"name": name, "seconds": round(seconds, 2)} for name, seconds in cost.in_order()]
     return Forecast(
         phases=phases,
         seconds=sum(p["seconds"] for p in phases),
@@ -133,13 +133,16 @@ class _Cost:
         return sum(c.stage1_steps * self.step(passes, r, c.learn_weights) for r in rounds)
 
     def training_step(self) -> float:
-        """One step of stage 2: forward and back, the local penalty's own way back, the teacher's way forward."""
+        """One step of stage 2, the mean of those with and without the chosen layers: forward and back, the local
+        penalty's own way back, the teacher's way forward."""
         c = self.config
-        first = c.control == "delete_first"
         local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
-        passes = 3 + (0 if first else local)
+        own = 2 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
+        deep = self.step(own + local, 0, not c.adapter_rank)
+        short = self.step(own, self.removed, not c.adapter_rank)
+        at_depth = 0.0 if c.control == "delete_first" else c.anneal or 1.0
         teacher = self.step(1) if c.distil else 0.0
-        return self.step(passes, self.removed if first else 0, True) + teacher
+        return at_depth * deep + (1 - at_depth) * short + teacher
 
     def transferred(self) -> float:
         """Stage 2 with its probes."""
@@ -157,7 +160,9 @@ class _Cost:
         if trained and before and c.importance_blocks:
             seconds["importance"] = self.weighed()
         seconds["choose"] = self.chosen()
-        if trained:
+        if trained and c.cycles > 1:
+            seconds["transfer"] = self.transferred()
+        elif trained:
             seconds |= {"direct": self.measured(self.removed), "transfer": self.transferred()}
         if trained and before:
             seconds |= {"trained": self.measured(sample=False)}
@@ -169,6 +174,16 @@ class _Cost:
         if c.save_model:
             seconds["save"] = 0.5 + stored / 0.4e9
         return seconds
+
+    def in_order(self) -> list[tuple[str, float]]:
+        """The phases as they occur: choosing and moving once a cycle."""
+        told, cycles = self.phases(), self.config.cycles
+        if cycles == 1:
+            return list(told.items())
+        turns = [(name, told[name] / cycles) for name in ("choose", "transfer")] * cycles
+        before = list(told).index("choose")
+        rest = [(name, seconds) for name, seconds in told.items() if name not in ("choose", "transfer")]
+        return [*rest[:before], *turns, *rest[before:]]
 
 
 def how_many(config: RunConfig, n_layers: int) -> int:
@@ -192,7 +207,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0
-    return int(BASE + weights * (4 if learns else 1) + teacher + activations + logits)
+    held = 1 if not learns else 4 if config.learn_weights or not config.adapter_rank else 1.4
+    return int(BASE + weights * held + teacher + activations + logits)
 
 
 def check_memory(expected: Forecast) -> None:

@@ -29,12 +29,14 @@ class Lab:
         blocks: (N, T) token ids to calibrate on, on the CPU.
         device: where the model's input goes.
         teacher: a copy of the dense model, for `taught_loss`; None where nothing is distilled.
+        gone: layers chosen in earlier cycles; they are skipped, and no candidates any more.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
         self.stack, self.blocks, self.config = stack, blocks, config
         self.device = next(stack.model.parameters()).device
-        self.teacher: nn.Module | None = None
+        self.teacher: Stack | None = None
+        self.gone: list[int] = []
 
     @property
     def n_layers(self) -> int:
@@ -45,8 +47,9 @@ class Lab:
         return self.stack.model
 
     def unprotected(self, config: RunConfig) -> list[int]:
-        """Layers outside the protected ends."""
-        return list(range(config.protect_first, self.n_layers - config.protect_last))
+        """Layers outside the protected ends that are not gone."""
+        free = range(config.protect_first, self.n_layers - config.protect_last)
+        return [i for i in free if i not in self.gone]
 
     def spans(self, config: RunConfig, count: int, lowest: int = 0) -> list[int]:
         """Where a run of `count` neighbouring layers may begin, all of it unprotected and from layer `lowest` up."""
@@ -55,12 +58,13 @@ class Lab:
 
     def candidates(self, config: RunConfig, chosen: Collection[int]) -> list[int]:
         """Layers that may be chosen next."""
-        near = {i + d for i in chosen for d in (-1, 0, 1)} if config.no_neighbours else set(chosen)
+        taken = {*chosen, *self.gone}
+        near = {i + d for i in taken for d in (-1, 0, 1)} if config.no_neighbours else taken
         return [i for i in self.unprotected(config) if i not in near]
 
-    def batches(self, steps: int, seed: int) -> Iterator[Tensor]:
-        """`steps` batches (B, T) of the calibration blocks; the same for the same seed."""
-        for indices in data.order(len(self.blocks), self.config.batch_blocks, steps, seed):
+    def batches(self, steps: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
+        """`steps` batches (B, T) of the calibration blocks, after the first `skip`; the same for the same seed."""
+        for indices in data.order(len(self.blocks), self.config.batch_blocks, skip + steps, seed)[skip:]:
             yield self.blocks[indices].to(self.device)
 
     def sample(self, config: RunConfig) -> list[Tensor]:
@@ -100,20 +104,33 @@ class Lab:
         logits = self.model(input_ids=ids, use_cache=False).logits
         return next_token_loss(logits, ids).mean()
 
-    def taught_loss(self, ids: Tensor, share: float) -> tuple[float, Tensor]:
-        """L_LM on `ids` (B, T), and (1 - share) L_LM + share KL(teacher, model), both nats a predicted token.
+    def taught_loss(
+        self, ids: Tensor, share: float, joins: Callable[[], dict[int, Tensor]] | None = None
+    ) -> tuple[float, Tensor]:
+        """L_LM on `ids` (B, T), and (1 - share) L_LM + share distance(teacher, model).
 
         Args:
             share: 0 to 1; above 0 there has to be a teacher.
+            joins: tells, after this model's forward pass, its hidden states (B, T, D) at some places: by layer of the
+                dense model what enters it, under L what leaves the last. The distance is then their mean relative
+                distance from the teacher's; without it, KL(teacher, model) in nats a predicted token.
         """
         logits = self.model(input_ids=ids, use_cache=False).logits
         lm = next_token_loss(logits, ids).mean()
         if not share or self.teacher is None:
             return lm.item(), lm
-        with torch.no_grad():
-            p = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
-        q = logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
-        return lm.item(), (1 - share) * lm + share * F.kl_div(q, p, reduction="batchmean", log_target=True)
+        if joins:
+            found = joins()
+            with torch.no_grad():
+                wanted = states_at(self.teacher, ids, found)
+            distance = torch.stack([relative_distance(wanted[i], found[i]) for i in found]).mean()
+        else:
+            with torch.no_grad():
+                logits_there = self.teacher.model(input_ids=ids, use_cache=False).logits
+                p = logits_there[:, :-1].flatten(0, 1).float().log_softmax(-1)
+            q = logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
+            distance = F.kl_div(q, p, reduction="batchmean", log_target=True)
+        return lm.item(), (1 - share) * lm + share * distance
 
     def gated(self, weights: Tensor, kind: str, layers: Collection[int]) -> AbstractContextManager[None]:
         return surgery.gated(self.stack, weights, kind, layers)
@@ -165,6 +182,7 @@ class Lab:
         before: Callable[[int], None] | None = None,
         after: Callable[[], None] | None = None,
         first: int = 1,
+        skip: int = 0,
     ) -> Iterator[int]:
         """Take `steps` optimiser steps and yield the number of each after it; nothing is held open at a yield.
 
@@ -175,11 +193,12 @@ class Lab:
             before: called with the step's number before it, to set rates.
             after: called after each step, to project parameters.
             first: number of the first step.
+            skip: batches of the seed's order that are left out before the first.
 
         Raises:
             TrspError: the loss is not a finite number; names the step.
         """
-        for step, ids in enumerate(self.batches(steps, seed), first):
+        for step, ids in enumerate(self.batches(steps, seed, skip), first):
             if before:
                 before(step)
             with torch.enable_grad():
@@ -202,6 +221,20 @@ def similarity(a: Tensor, b: Tensor) -> float:
     """Mean over tokens of the cosine between hidden states a and b (B, T, D)."""
     with torch.inference_mode():
         return F.cosine_similarity(a.float(), b.float(), dim=-1).double().mean().item()
+
+
+def states_at(stack: Stack, ids: Tensor, places: Collection[int]) -> dict[int, Tensor]:
+    """What enters each layer of `places` (B, T, D) on `ids` (B, T); L stands for what leaves the last layer."""
+    top = len(stack.layers) - 1
+    with surgery.tapped(stack, sorted({min(i, top) for i in places})) as taps:
+        stack.model(input_ids=ids, use_cache=False)
+        return {i: taps[top][1] if i > top else taps[i][0] for i in places}
+
+
+def relative_distance(wanted: Tensor, found: Tensor) -> Tensor:
+    """Mean over tokens of |found - wanted| / |wanted|, from hidden states (B, T, D); `wanted` is detached."""
+    wanted = wanted.detach().float()
+    return ((found.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-6)).mean()
 
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class RunState:
     Attributes:
         count, at, between: events folded so far; seconds at the last one; seconds between the last two.
         ended: `finished`, `cancelled`, `failed`, or "" while there is no ending.
-        phase, done, units: where the run is; `phases` is the plan.
+        phase, done, units: where the run is; `phases` is the plan, `phase_number` the place in it, -1 outside it.
         weights: the L layer weights after the latest step of stage 1.
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
         rounds: one `LayerChosen` each choice.
@@ -35,6 +35,7 @@ class RunState:
     ended: str = ""
     phases: list[dict[str, Any]] = field(default_factory=list)
     phase: str = ""
+    phase_number: int = -1
     phase_began: float = 0.0
     done: int = 0
     units: int = 0
@@ -88,12 +89,11 @@ class RunState:
     @property
     def _seconds_done(self) -> float:
         """Planned seconds of all that is done."""
-        done = 0.0
-        for phase in self.phases:
-            if phase["name"] == self.phase:
-                return done + phase["seconds"] * (min(self.done / self.units, 1.0) if self.units else 0.0)
-            done += phase["seconds"]
-        return 0.0
+        if self.phase_number < 0:
+            return 0.0
+        before, now = self.phases[: self.phase_number], self.phases[self.phase_number]
+        share = min(self.done / self.units, 1.0) if self.units else 0.0
+        return sum(p["seconds"] for p in before) + now["seconds"] * share
 
     @property
     def ceiling(self) -> float | None:
@@ -150,6 +150,8 @@ def _(event: ev.RunPlanned, state: RunState) -> None:
 def _(event: ev.PhaseStarted, state: RunState) -> None:
     _close_phase(state)
     state.phase, state.units, state.done, state.phase_began = event.name, event.units, 0, state.at
+    later = [i for i, p in enumerate(state.phases) if p["name"] == event.name and i > state.phase_number]
+    state.phase_number = later[0] if later else -1  # a phase may come again
 
 
 @_add.register

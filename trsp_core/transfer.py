@@ -8,60 +8,115 @@ All layers run, s = 1. It follows any choice of layers, TRSP's or another method
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Generator
+from collections.abc import Collection, Generator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trsp_core import adapters
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.events import Event, StageTwoStepped
 from trsp_core.lab import Lab
 
 
-def transfer(lab: Lab, config: RunConfig, chosen: list[int]) -> Generator[Event, None, None]:
+@dataclass(frozen=True)
+class Span:
+    """The part of stage 2's steps that one cycle takes: `steps` of them, after `done`."""
+
+    done: int
+    steps: int
+
+
+def transfer(
+    lab: Lab, config: RunConfig, chosen: list[int], span: Span | None = None, deleted: bool = False
+) -> Generator[Event, None, None]:
     """One `StageTwoStepped` a step. The model's weights are changed when it ends, and when it is closed.
 
     Args:
-        chosen: P; none where they are deleted already, and what is left learns from L_LM alone.
+        chosen: P.
+        span: which of the steps; None for all of them.
+        deleted: they are gone from the model already, and what is left learns from L_LM alone.
     """
-    outputs = {id(p) for i in chosen for p in lab.stack.outputs(i)}
-    W = list(lab.model.parameters())
-    fast = [p for p in W if id(p) in outputs]
-    rest = [p for p in W if id(p) not in outputs]
-    groups = [{"params": rest, "times": 1.0}] + ([{"params": fast, "times": config.output_rate}] if fast else [])
-    optimizer = EagerAdamW(groups, lr=config.stage2_lr)
+    span = span or Span(0, config.stage2_steps)
+    doomed = [] if deleted else chosen
+    share, places = config.distil, _joins(chosen, lab.n_layers + (len(chosen) if deleted else 0))
+    here = {place: place - (sum(i < place for i in chosen) if deleted else 0) for place in places}
+    gate = torch.ones(lab.n_layers, device=lab.device)
     seen: dict = {}
 
-    def before(step: int) -> None:
-        seen["lambda_2"] = config.lambda_2 * ramp(step, config.stage2_steps, config.lambda_2_schedule)
-        seen["rate"] = config.stage2_lr * rate_factor(step, config.stage2_steps, config.lr_schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = seen["rate"] * group["times"]
+    with contextlib.ExitStack() as held:
+        W = list(lab.model.parameters())
+        if config.adapter_rank:
+            W = held.enter_context(adapters.adapted(lab.stack, config.adapter_rank, config.seed))
+        optimizer = _optimizer(lab, config, W, doomed)
+        held.enter_context(lab.learning(W))
+        if config.anneal:
+            held.enter_context(lab.gated(gate, "branch", doomed))
+        taps = held.enter_context(lab.tapped(_tapped(doomed, here.values(), lab.n_layers, bool(share))))
+        held.enter_context(optimizer.stepping())
 
-    with lab.learning(W), lab.tapped(chosen) as taps, optimizer.stepping():
+        def before(step: int) -> None:
+            seen["lambda_2"] = config.lambda_2 * ramp(step, config.stage2_steps, config.lambda_2_schedule)
+            seen["factor"] = rate_factor(step, config.stage2_steps, config.lr_schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = group["base"] * seen["factor"]
+            fresh = [i for i in doomed if i not in lab.gone]
+            gate[doomed] = 0.0
+            gate[fresh] = opening(step - span.done, config.anneal * span.steps)
+            if config.anneal and doomed and not gate[doomed].any() and "shut" not in seen:
+                seen["shut"] = held.enter_context(lab.skipped(doomed))
+
+        def states() -> dict[int, Tensor]:
+            return {p: taps[lab.n_layers - 1][1] if i == lab.n_layers else taps[i][0] for p, i in here.items()}
 
         def loss(ids: Tensor) -> Tensor:
-            seen["lm"], lm = lab.taught_loss(ids, config.distil)
-            terms = [penalty(*taps[i], config.penalty) for i in chosen]
+            seen["lm"], lm = lab.taught_loss(ids, share, states if config.distil_from == "states" else None)
+            terms = [penalty(*taps[i], config.penalty) for i in doomed]
             total = torch.stack(terms).sum() if terms else lm.new_zeros(())
             seen["penalty"] = total.item()
-            seen["gaps"] = [relative_gap(*taps[i]) for i in chosen]
-            if seen["lambda_2"] == 0 or not chosen:
+            seen["gaps"] = [relative_gap(*taps[i]) for i in doomed]
+            if seen["lambda_2"] == 0 or not doomed or "shut" in seen:
                 return lm
             if config.penalty_reach == "model":
                 return lm + seen["lambda_2"] * total
-            for i, term in zip(chosen, terms, strict=True):
+            for i, term in zip(doomed, terms, strict=True):
                 own = [p for p in lab.stack.layers[i].parameters() if p.requires_grad]
                 with optimizer.held():
                     torch.autograd.backward(seen["lambda_2"] * term, inputs=own, retain_graph=True)
             # The penalty has reached its layers; adding it here as a constant shows NaN without moving anything.
             return lm + 0.0 * total.detach()
 
-        for step in lab.fit(optimizer, loss, config.stage2_steps, config.seed * 1009, "stage 2", before=before):
+        how = {"before": before, "first": span.done + 1, "skip": span.done}
+        for step in lab.fit(optimizer, loss, span.steps, config.seed * 1009, "stage 2", **how):
             taps.clear()
-            yield StageTwoStepped(step, seen["lm"], seen["penalty"], seen["lambda_2"], seen["rate"], seen["gaps"])
+            rate = (config.adapter_lr if config.adapter_rank else config.stage2_lr) * seen["factor"]
+            yield StageTwoStepped(step, seen["lm"], seen["penalty"], seen["lambda_2"], rate, seen["gaps"])
+        if config.adapter_rank:
+            adapters.merge(lab.stack)
+
+
+def _optimizer(lab: Lab, config: RunConfig, W: list[nn.Parameter], doomed: list[int]) -> EagerAdamW:
+    """AdamW over W; the groups have their `base` rates, the chosen layers' output projections one of their own."""
+    outputs = {id(p) for i in doomed for p in lab.stack.outputs(i)}
+    base = config.adapter_lr if config.adapter_rank else config.stage2_lr
+    groups = [
+        {"params": [p for p in W if id(p) not in outputs], "base": base},
+        {"params": [p for p in W if id(p) in outputs], "base": base * config.output_rate},
+    ]
+    return EagerAdamW([g for g in groups if g["params"]], lr=base)
+
+
+def _joins(chosen: list[int], n_layers: int) -> list[int]:
+    """The layers right behind each run of chosen ones, of L = `n_layers` in the dense model; L stands for its end."""
+    return sorted({i + 1 for i in chosen} - {i for i in chosen if i < n_layers})
+
+
+def _tapped(doomed: list[int], joins: Collection[int], n_layers: int, distils: bool) -> list[int]:
+    return sorted({*doomed, *(min(i, n_layers - 1) for i in joins if distils)})
 
 
 def penalty(x_in: Tensor, x_out: Tensor, kind: str) -> Tensor:
@@ -83,6 +138,12 @@ def relative_gap(x_in: Tensor, x_out: Tensor) -> float:
     """Mean over tokens of |X_out - X_in| / |X_in|, the size of what a layer does, free of the model's scale."""
     with torch.no_grad():
         return penalty(x_in, x_out, "relative").item()
+
+
+def opening(step: float, closing: float) -> float:
+    """How far the gate of the chosen layers stands open at `step` (from 1) when it closes over `closing` steps; 1 where
+    it never does."""
+    return max(0.0, 1 - step / closing) if closing else 1.0
 
 
 def ramp(step: int, steps: int, schedule: str) -> float:

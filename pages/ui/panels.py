@@ -62,10 +62,8 @@ def progress(run: Run, state: RunState, status: str) -> None:
 
 def strip(state: RunState) -> None:
     """All phases in order: done, now, to come."""
-    names = [p["name"] for p in state.phases]
-    now = names.index(state.phase) if state.phase in names else -1
-    marks = []
-    for i, name in enumerate(names):
+    now, marks = state.phase_number, []
+    for i, name in enumerate(p["name"] for p in state.phases):
         label = words.SHORT_PHASES.get(name, words.phase(name))
         if i < now or state.ended == "finished":
             marks.append(f":gray-badge[:material/check: {label}]")

@@ -26,9 +26,11 @@ def choose(lab, config, count):
     optimizer = torch.optim.Adam(groups, fused=bool(W))
     seen = {}
     P: list[int] = []
+    with torch.no_grad():
+        s[lab.gone] = 0.0
     rounds = 1 if config.one_shot else count
     with lab.learning(W):
-        for round_ in range(1, rounds + 1):
+        for round_ in range(len(lab.gone) + 1, len(lab.gone) + rounds + 1):
             free = [i for i in lab.unprotected(config) if i not in P]
 
             def loss(ids, free=free):
