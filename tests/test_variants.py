@@ -45,7 +45,7 @@ class TestAnneal:
 
 class TestCycles:
     def test_they_share_out_layers_and_steps(self, text):  # noqa: F811
-        folded, told, config = run(text, cycles=2, ratio=0.6, stage2_steps=5, importance_blocks=0)
+        folded, told, _ = run(text, cycles=2, ratio=0.6, stage2_steps=5, importance_blocks=0)
         phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
         assert phases == ["load", "text", "dense", *["choose", "transfer"] * 2, "trained", "pruned", "save"][:-1]
         assert [p["name"] for p in folded.phases if p["name"] != "save"] == phases
@@ -76,7 +76,7 @@ class TestCycles:
         [{"method": "angular"}, {"one_shot": True}, {"control": "delete_first"}, {"method": "manual", "layers": "1"}],
     )
     def test_what_cannot_be_taken_in_cycles_is_refused(self, more):
-        with pytest.raises(TrspError, match="cycles|ycles take turns|all its layers at once"):
+        with pytest.raises(TrspError, match="ycles take turns between|names all its layers at once"):
             configs.from_values({"cycles": 2, **more})
 
     def test_more_cycles_than_layers_are_refused(self):
@@ -146,7 +146,7 @@ class TestAdapters:
 
     @pytest.mark.parametrize("control", ["none", "delete_first"])
     def test_a_run_trains_the_adapters_alone(self, control, text):  # noqa: F811
-        folded, told, _ = run(text, control=control, stage2_steps=20, **LORA)
+        folded, _, _ = run(text, control=control, stage2_steps=20, **LORA)
         assert losses(folded)
         first, last = folded.gap_steps[0].lm_loss, folded.gap_steps[-1].lm_loss
         assert last < first
