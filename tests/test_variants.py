@@ -76,7 +76,7 @@ class TestCycles:
         [{"method": "angular"}, {"one_shot": True}, {"control": "delete_first"}, {"method": "manual", "layers": "1"}],
     )
     def test_what_cannot_be_taken_in_cycles_is_refused(self, more):
-        with pytest.raises(TrspError, match="ycles take turns between|names all its layers at once"):
+        with pytest.raises(TrspError, match=r"ycles take turns between|names all its layers at once"):
             configs.from_values({"cycles": 2, **more})
 
     def test_more_cycles_than_layers_are_refused(self):
