@@ -388,8 +388,8 @@ class RunConfig:
         low=0,
         high=1000,
         unit="blocks",
-        help="Size of the fixed sample of a probe, from the measured blocks of the calibration domain. Higher: "
-        "steadier and slower; 0: no probes.",
+        help="Size of the fixed sample of a probe, from the measured blocks of each domain. Higher: steadier and "
+        "slower; 0: no probes.",
     )
     importance_blocks: int = knob(
         1,

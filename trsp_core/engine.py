@@ -192,14 +192,15 @@ def _probe_due(config: RunConfig, step: int) -> bool:
 
 
 def _probe(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int], step: int) -> Iterator[Event]:
-    """Perplexity if the chosen layers were deleted now, on the first measured blocks of the calibration domain."""
-    blocks = texts.measure["calibration"][: config.probe_blocks]
-    if not len(blocks):
-        return
-    with surgery.skipped(stack, chosen):
-        losses = [loss for part in measure.block_losses(stack.model, blocks) for loss in part]
-    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
-    yield ev.DeletionProbed(step, measure.perplexity(losses), len(blocks), tokens)
+    """Perplexity if the chosen layers were deleted now, on the first measured blocks of each domain."""
+    for domain in ev.DOMAINS:
+        blocks = texts.measure[domain][: config.probe_blocks]
+        if not len(blocks):
+            return
+        with surgery.skipped(stack, chosen):
+            losses = [loss for part in measure.block_losses(stack.model, blocks) for loss in part]
+        tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+        yield ev.DeletionProbed(step, measure.perplexity(losses), len(blocks), tokens, domain, losses)
 
 
 def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int]) -> Iterator[Event]:

@@ -197,12 +197,15 @@ class StageTwoStepped(Event):
 
 @dataclass(frozen=True)
 class DeletionProbed(Event):
-    """Perplexity on the probe's sample if the chosen layers were deleted now; step 0 is before the first step."""
+    """Perplexity on the probe's sample of a domain if the chosen layers were deleted now; step 0 is before the first
+    step. `losses` are the mean nats a token of each of its blocks."""
 
     step: int
     perplexity: float
     blocks: int
     tokens: int
+    domain: str = "calibration"
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class _Cost:
         """Stage 2 with its probes."""
         c = self.config
         probes = 1 + -(-c.stage2_steps // c.probe_every) if c.probe_blocks else 0
-        probe = self.forward(c.probe_blocks * c.measure_length, c.measure_length, self.removed)
+        probe = self.forward(2 * c.probe_blocks * c.measure_length, c.measure_length, self.removed)
         return c.stage2_steps * self.training_step() + probes * probe
 
     def phases(self) -> dict[str, float]:

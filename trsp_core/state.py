@@ -25,6 +25,7 @@ class RunState:
         weights: the L layer weights after the latest step of stage 1.
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
         rounds: one `LayerChosen` each choice.
+        probes, probes_elsewhere: in the calibration and in the held-out domain.
         perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
     """
@@ -52,6 +53,7 @@ class RunState:
     gap_steps: list[ev.StageTwoStepped] = field(default_factory=list)
     step_times: list[float] = field(default_factory=list)
     probes: list[ev.DeletionProbed] = field(default_factory=list)
+    probes_elsewhere: list[ev.DeletionProbed] = field(default_factory=list)
     removed: ev.LayersRemoved | None = None
     measured: list[ev.PerplexityMeasured] = field(default_factory=list)
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -228,7 +230,7 @@ def _(event: ev.StageTwoStepped, state: RunState) -> None:
 
 @_add.register
 def _(event: ev.DeletionProbed, state: RunState) -> None:
-    state.probes.append(event)
+    (state.probes if event.domain == "calibration" else state.probes_elsewhere).append(event)
 
 
 @_add.register
