@@ -18,6 +18,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from trsp_core.store import Store
+
 ROOT = Path(__file__).parent.parent
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as trsp_core sets it; tests may load torch first
@@ -42,9 +44,21 @@ class Server:
     runs: Path
 
 
+@pytest.fixture
+def server(served) -> Iterator[Server]:
+    """The real app. What the test leaves running or queued is stopped, so that the next one finds an empty queue."""
+    yield served
+    store, deadline = Store(served.runs), time.monotonic() + 120
+    while left := [run for run in store.runs() if run.status() in ("queued", "running")]:
+        assert time.monotonic() < deadline, f"these runs do not stop: {left}"
+        for run in left:
+            run.cancel()
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[Server]:
-    """The real app on a free port."""
+def served(tmp_path_factory) -> Iterator[Server]:
+    """One real app for all tests, on a free port."""
     runs = tmp_path_factory.mktemp("served-runs")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -64,8 +78,6 @@ def server(tmp_path_factory) -> Iterator[Server]:
             time.sleep(0.1)
         yield Server(url, runs)
     finally:
-        for run in runs.iterdir():
-            (run / "cancel").touch()
         child.terminate()
         child.wait()
         log.close()

@@ -11,12 +11,11 @@ from tests.test_browser import address, started, tab  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.browser
 expect = pytest.importorskip("playwright.sync_api").expect
-LONG = 90_000  # milliseconds; the first request starts the workbench
 
 
 def finished(tab, server, tiny_model) -> str:  # noqa: F811
     run = started(tab, server, tiny_model, {**story.SMALL, "save_model": "true"})
-    expect(tab.get_by_text("layers are gone")).to_be_visible(timeout=LONG)
+    expect(tab.get_by_text("layers are gone")).to_be_visible()
     return run
 
 
@@ -26,27 +25,27 @@ def test_layers_are_toggled_and_a_comparison_survives_a_refresh(tab, server, tin
     tab.get_by_role("tab", name="Try it yourself").click()
     perplexity = tab.locator("[data-testid=stMetric]", has_text="Perplexity, calibration")
     tab.locator(".st-key-layer-1 button").click()
-    expect(perplexity).to_be_visible(timeout=LONG)
-    expect(tab.get_by_text("Removed: 1.", exact=False)).to_be_visible(timeout=LONG)
+    expect(perplexity).to_be_visible()
+    expect(tab.get_by_text("Removed: 1.", exact=False)).to_be_visible()
     before = perplexity.inner_text()
     tab.locator(".st-key-layer-3 button").focus()
     tab.keyboard.press("Enter")
-    expect(tab.get_by_text("Removed: 1, 3.", exact=False)).to_be_visible(timeout=LONG)
+    expect(tab.get_by_text("Removed: 1, 3.", exact=False)).to_be_visible()
     expect(perplexity).not_to_have_text(before, use_inner_text=True)
     assert "off=1%2C3" in tab.url or "off=1,3" in tab.url
     tab.get_by_role("button", name="Undo").click()
-    expect(tab.get_by_text("Removed: 1.", exact=False)).to_be_visible(timeout=LONG)
+    expect(tab.get_by_text("Removed: 1.", exact=False)).to_be_visible()
     expect(perplexity).to_have_text(before, use_inner_text=True)
 
     tab.goto(address(server, "compare", run=run))
     tab.locator(".st-key-write button").click()
     tab.wait_for_url(re.compile("[?&]ask="))
-    expect(tab.locator(".st-key-text-1")).to_be_visible(timeout=LONG)
+    expect(tab.locator(".st-key-text-1")).to_be_visible()
     tab.reload()  # in the middle of it, or right after: a tiny model is quick
-    expect(tab.get_by_text("Token by token")).to_be_visible(timeout=LONG)
+    expect(tab.get_by_text("Token by token")).to_be_visible()
     expect(tab.locator(".st-key-text-0")).to_contain_text("tokens/s")
     tab.get_by_role("button", name="Keep with this run").click()
     tab.wait_for_url(re.compile("[?&]kept="))
     expect(tab.get_by_text("Kept comparison")).to_be_visible()
     tab.reload()
-    expect(tab.get_by_text("Kept comparison")).to_be_visible(timeout=LONG)
+    expect(tab.get_by_text("Kept comparison")).to_be_visible()

@@ -224,6 +224,31 @@ def test_specs_are_identical_between_ticks(store):
     assert seen[0] == seen[1] == seen[2]
 
 
+def places(app: AppTest) -> dict[str, tuple[int, ...]]:
+    """Where each chart stands in the tree of the page: a browser keeps its drawing while it stands there."""
+
+    def walk(node, path: tuple[int, ...]):
+        for n, child in getattr(node, "children", {}).items():
+            if getattr(child, "type", "") == "vega_lite_chart":
+                yield child.proto.alt, (*path, n)
+            yield from walk(child, (*path, n))
+
+    return dict(walk(app.main, ()))
+
+
+def test_no_chart_changes_its_place_while_the_run_goes_on(store):
+    """From the first event to the last, whatever appears above; stage 2 alone goes up, once, at its first step."""
+    seen, count = [], sum(1 for _ in story.tell())
+    with story.running(store, 1) as run:
+        for upto in range(1, count, 3):
+            story.append(run, upto)
+            seen.append(places(open_page("run", run=run.id)))
+    for name in ("weights", "stack", "loss-1", "loss-2"):
+        assert len({p[charts.ALT[name]] for p in seen}) == 1, name
+    for name in ("gaps", "probes"):
+        assert len({p[charts.ALT[name]] for p in seen}) == 2, name
+
+
 def test_specs_hold_no_data():
     for theme in ("light", "dark"):
         specs = [

@@ -12,15 +12,22 @@ from trsp_core.state import RunState
 
 
 def draw(state: RunState, config: RunConfig, live: bool) -> None:
-    """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data."""
+    """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data.
+
+    What moves is on top: stage 2 of a live run, from its first step on, above stage 1. It goes to a place of its own,
+    so that no other chart is drawn anew for it.
+    """
     first = bool(live or state.weight_steps or state.chosen)
     second = bool(config.stage2_steps and (live or state.gap_steps))
-    shown = [stage_1] * first + [stage_2] * second
-    if live and state.gap_steps:
-        shown.reverse()  # what moves is on top
-    for stage in shown:
-        stage(state, config)
-    loss_parts(state, config, [n for n, there in ((1, first and _learns(config)), (2, second)) if there])
+    above, middle, below, losses = (st.container() for _ in range(4))
+    if first:
+        with middle:
+            stage_1(state, config)
+    if second:
+        with above if live and state.gap_steps else below:
+            stage_2(state, config)
+    with losses:
+        loss_parts(state, config, [n for n, there in ((1, first and _learns(config)), (2, second)) if there])
     samples(state)
 
 

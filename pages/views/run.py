@@ -54,16 +54,23 @@ def watch(run_id: str, known: str) -> None:
     state, status = server.look(run)
     if status != known:
         st.rerun()
-    if status in ("queued", "running"):
-        panels.progress(run, state, status)
-    else:
-        results.ending(run, state, status)
-    if state.model:
-        panels.figures(state, config)
-    results.summary(state, config)
-    if status == "finished":
-        panels.next_steps(run)
-    results.notes(state)
+    # Each part has its place from the first moment on, filled or not: one that came later would push the charts below
+    # it to other nodes, and a browser would draw them anew.
+    standing, numbers, result, remarks = (st.container() for _ in range(4))
+    with standing:
+        if status in ("queued", "running"):
+            panels.progress(run, state, status)
+        else:
+            results.ending(run, state, status)
+    with numbers:
+        if state.model:
+            panels.figures(state, config)
+    with result:
+        results.summary(state, config)
+        if status == "finished":
+            panels.next_steps(run)
+    with remarks:
+        results.notes(state)
     if status != "queued":
         stages.draw(state, config, live=status == "running")
 
