@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -157,6 +158,28 @@ def test_a_pruned_model_that_was_kept_is_offered(script):
     assert pruned["model"] == str(run.model_folder)
 
 
+def test_the_model_before_deletion_is_offered_where_it_was_kept_and_missed_in_words_where_not(script):
+    run = story.write(Store(), "finished")
+    assert "measured, but not kept" in texts(open_page("compare", run=run.id))
+    for folder in (run.trained_folder, run.model_folder):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    app = open_page("compare", run=run.id)
+    assert "measured, but not kept" not in texts(app)
+    app.multiselect(key="compare-models").set_value(["Dense", "Before deletion", "Pruned"]).run()
+    press(app, "write")
+    (request,) = script.asked.values()
+    before, pruned = request.columns[1:]
+    assert (before["model"], before["kept"]) == (str(run.trained_folder), list(range(story.L)))
+    assert (pruned["base"], pruned["kept"]) == (str(run.trained_folder), [0, 1, 4, 5])
+
+
+def test_a_model_without_a_chat_template_is_named(script):
+    app = open_page("compare", run=story.write(Store(), "finished").id)
+    app.toggle(key="compare-chat").set_value(True).run()
+    assert texts(press(app, "write")).count("no chat template") == 2
+
+
 def test_a_refresh_finds_text_and_form_again(script):
     run = story.write(Store(), "finished")
     app = open_page("compare", run=run.id)
@@ -267,6 +290,44 @@ def test_undo_redo_presets_and_protection(script):
     assert "ahead" in texts(press(app, "as-run"))
 
 
+def test_a_set_in_the_address_is_measured_at_once(script):
+    app = open_page("layers", run=story.write(Store(), "finished").id, off="1,3")
+    assert [r.removed for r in script.asked.values() if isinstance(r, an.WhatIf)] == [[1, 3]]
+    assert metrics(app)["Perplexity, calibration"] == "60.0"
+    script.asked.clear()
+    open_page("layers", run=story.write(Store(), "finished").id, off="0,1,2,3,4,5")  # all of them: no set at all
+    open_page("layers", run=story.write(Store(), "finished").id, off="99")
+    assert not script.asked
+
+
+def test_protected_layers_stay_whatever_a_preset_says(script):
+    run = story.write(Store(), "finished")
+    app = open_page("layers", run=run.id, off="0")
+    app.segmented_control(key="what-if-mode").set_value("Protects").run()
+    app = press(press(app, f"layer-{story.CHOSEN[0]}"), "as-run")
+    assert query(app, "off") == str(story.CHOSEN[1])
+    assert trials.board(app.session_state[f"what-if-trials-{run.id}"])["Who"][0] == "You"  # it is not TRSP's set
+
+
+def test_who_chose_a_set_is_kept_through_undo(script):
+    run = story.write(Store(), "finished")
+    app = press(press(try_it(run), "as-run"), "layer-5")
+    tried = press(app, "undo").session_state[f"what-if-trials-{run.id}"].tried
+    assert {who for key, (who, _) in tried.items() if key == frozenset(story.CHOSEN)} == {"TRSP"}
+
+
+@pytest.mark.parametrize("key", ["as-run", "as-shortgpt", "layer-3"])
+def test_a_full_workbench_is_told_on_the_page(script, key, monkeypatch):
+    def full(request):
+        raise TrspError("All 16 places at the workbench are taken.", "Try again in a minute.")
+
+    app = open_page("layers", run=story.write(Store(), "finished").id)
+    app.session_state["layers-part"] = "Try it yourself"
+    app = shown(app.run())
+    monkeypatch.setattr(script, "ask", full)
+    assert "16 places" in texts(press(app, key))
+
+
 def test_an_earlier_question_is_dropped_for_a_later_one(script):
     app = press(try_it(story.write(Store(), "finished")), "layer-3")
     press(app, "layer-4")
@@ -280,6 +341,7 @@ def test_stage_2_can_be_run_on_the_set(script):
     press(app, "run-manual")
     made = next(r for r in store.runs() if r.config().method == "manual")
     assert made.config().layers == "0,3"
+    assert made.config().stage2_steps == story.CONFIG.stage2_steps
 
 
 def test_where_the_knowledge_went_is_told_in_numbers():
@@ -289,11 +351,14 @@ def test_where_the_knowledge_went_is_told_in_numbers():
     assert "other layers' importance **rose** from 1.000 to 1.500" in text
 
 
-def test_a_run_that_weighed_nothing_says_why_there_is_no_picture(script):
-    run = story.write(Store(), "finished")
+def test_a_run_that_weighed_nothing_says_why_and_can_be_run_again(script):
+    run = story.write(Store(), "finished", dataclasses.replace(story.CONFIG, importance_blocks=0))
     app = open_page("layers", run=run.id)
     app.session_state["layers-part"] = "Where the knowledge went"
-    assert "weighed" in texts(shown(app.run()))
+    app = shown(app.run())
+    assert "did not weigh" in texts(app)
+    press(app, "run-weighing")
+    assert max(r.config().importance_blocks for r in Store().runs()) == 1
 
 
 def test_trials_are_ordered_by_size_then_by_what_they_cost():
@@ -301,9 +366,10 @@ def test_trials_are_ordered_by_size_then_by_what_they_cost():
         both = {"calibration": level, "heldout": level}
         return an.SetMeasured(removed, 6, both, {"calibration": 10.0, "heldout": 10.0}, {}, 9, 1, 2, 1.0, 1, False, 0.1)
 
-    now = Trials(Choice(frozenset({1, 2})))
+    now = Trials()
     for removed, level, who in (([1, 2], 30.0, "You"), ([3], 12.0, "You"), ([4, 5], 20.0, "TRSP"), ([], 10.0, "Dense")):
-        now = now.add(measured(removed, level), who)
+        now = now.choose(Choice(frozenset(removed), who=who)).add(measured(removed, level))
+    now = now.choose(Choice(frozenset({1, 2})))
     assert trials.board(now)["Who"].tolist()[:2] == ["TRSP", "You"]
     assert trials.ordered_sets(now)[0] == frozenset({4, 5})
     assert trials.verdict(now).startswith("**TRSP is ahead** with 2 layers removed: 2.00 times")

@@ -127,6 +127,21 @@ def test_the_saved_model_reloads_and_has_the_measured_perplexity(text, tmp_path)
     assert not [p for p in (tmp_path / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
+def test_the_model_before_deletion_is_kept_where_it_is_asked_for(text, tmp_path):
+    told = run(config_of(text, save_model=True, save_trained=True), folder=tmp_path)
+    gone = next(e for e in told if isinstance(e, events.LayersRemoved)).removed
+    whole, pruned = (AutoModelForCausalLM.from_pretrained(tmp_path / f).eval() for f in ("trained-model", "model"))
+    assert whole.config.num_hidden_layers == tiny.L
+    ids = tiny.ids()
+    with torch.inference_mode(), surgery.removed(surgery.find(whole), gone):
+        assert torch.equal(whole(input_ids=ids).logits, pruned(input_ids=ids).logits)
+    saved = next(e for e in told if isinstance(e, events.ModelSaved))
+    assert saved.bytes == sum(p.stat().st_size for f in ("trained-model", "model") for p in (tmp_path / f).iterdir())
+    for without in ({"stage2_steps": 0}, {"control": "delete_first"}):
+        run(config_of(text, save_trained=True, **without), folder=tmp_path / "none")
+        assert not (tmp_path / "none" / "trained-model").exists()
+
+
 @pytest.mark.parametrize("method", list(methods.all_methods()))
 def test_the_contract_of_every_method(method, text):
     """The right number of distinct layers, none of them protected, the weights untouched, the same again."""

@@ -22,6 +22,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A model slow enough to be met in the middle of something."""
+    return str(tiny.save(tmp_path_factory.mktemp("workbench") / "deep", n_layers=96))
+
+
+@pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "tiny.txt"
     path.write_text(tiny.text(1200))
@@ -96,6 +102,15 @@ def test_a_stream_is_cancelled_within_a_token(workbench, model):
     assert len(reading.answers) - before < 40  # what was on its way; a token of this model takes a millisecond
 
 
+def test_a_what_if_is_cancelled_within_a_block(workbench, deep, text):
+    ticket = workbench.ask(an.Importance({"model": deep}, text=text, heldout=text, seed=6))
+    rated = len(until(workbench, ticket, an.LayerRated).answers)
+    workbench.cancel(ticket)
+    reading = workbench.wait(ticket, 10)
+    assert isinstance(reading.ending, an.Stopped)
+    assert len(reading.answers) - rated < 20  # of 96 layers
+
+
 def test_cancelling_a_waiting_request_takes_it_out_at_once(workbench, model):
     first, second = workbench.ask(endless(model)), workbench.ask(endless(model))
     workbench.cancel(second)
@@ -104,14 +119,16 @@ def test_cancelling_a_waiting_request_takes_it_out_at_once(workbench, model):
     workbench.wait(first, LONG)
 
 
-@pytest.mark.parametrize("kind", ["stream", "what-if"])
-def test_a_killed_child_is_told_and_replaced(workbench, model, text, kind):
-    if kind == "stream":
-        ticket = workbench.ask(endless(model))
-        until(workbench, ticket, an.TokenGenerated)
-    else:
-        ticket = workbench.ask(an.Importance({"model": model}, text=text, heldout=text, seed=5))
-        until(workbench, ticket, an.LayerRated)
+@pytest.mark.parametrize("kind", ["stream", "what-if", "importance"])
+def test_a_killed_child_is_told_and_replaced(workbench, model, deep, text, kind):
+    texts = {"text": text, "heldout": text, "seed": 5}
+    request, begun = {
+        "stream": (endless(model), an.TokenGenerated),
+        "what-if": (WhatIf(deep, [2, 3], **texts, prompt="The river", sample_tokens=an.SAMPLE_TOKENS), an.SetMeasured),
+        "importance": (an.Importance({"model": deep}, **texts), an.LayerRated),
+    }[kind]
+    ticket = workbench.ask(request)
+    until(workbench, ticket, begun)
     os.kill(workbench.process_id(), signal.SIGKILL)
     ending = workbench.wait(ticket, 10).ending
     assert isinstance(ending, an.Broken)

@@ -31,6 +31,7 @@ class Column:
     Attributes:
         tokens, pieces: its tokens and the text that each completes; `seconds` when each came.
         finished: its figures, once it is complete.
+        chat: whether its prompt stood in a chat template.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Column:
     seconds: list[float] = field(default_factory=list)
     finished: an.ColumnFinished | None = None
     prompt_tokens: int = 0
+    chat: bool = False
 
     @property
     def text(self) -> str:
@@ -60,7 +62,11 @@ class Comparison:
     request: Generate
     columns: list[Column]
     traces: dict[tuple[int, int], an.TextTraced] = field(default_factory=dict)
-    chat: bool = False
+
+    @property
+    def chat(self) -> bool:
+        """Whether a chat template was around the prompt of any column."""
+        return any(column.chat for column in self.columns)
 
     def parting(self, column: int) -> int | None:
         """Place of the first token at which `column` differs from the first column; None while they agree."""
@@ -86,7 +92,7 @@ def gather(request: Generate, answers: Sequence[Answer]) -> Comparison:
         match answer:
             case an.PromptRead():
                 columns[answer.column].prompt_tokens = answer.tokens
-                found.chat = found.chat or answer.chat
+                columns[answer.column].chat = answer.chat
             case an.TokenGenerated():
                 column = columns[answer.column]
                 column.tokens.append(answer.token)

@@ -472,6 +472,13 @@ class RunConfig:
         group="machine",
         help="When on, the pruned model is stored with the run as safetensors, for Compare and for download.",
     )
+    save_trained: bool = knob(
+        False,
+        label="Keep the model before deletion",
+        group="machine",
+        help="When on, the model after stage 2 with all its layers is stored too, so that Compare can show it. Takes "
+        "as much room as the dense model; without a stage 2 there is nothing to keep.",
+    )
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -120,10 +120,14 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             yield from _measured(config, lab, texts, tokenizer, reference, states)
         if config.speed_repeats:
             yield from _speeds(config, stack, texts, chosen)
-        if folder and config.save_model:
+        trained = config.save_trained and config.stage2_steps and not first
+        if folder and (config.save_model or trained):
             yield ev.PhaseStarted("save")
-            with surgery.removed(stack, chosen):
-                yield ev.ModelSaved(save(model, tokenizer, folder / "model"))
+            size = save(model, tokenizer, folder / "trained-model") if trained else 0
+            if config.save_model:
+                with surgery.removed(stack, chosen):
+                    size += save(model, tokenizer, folder / "model")
+            yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
 
 

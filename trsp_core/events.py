@@ -222,7 +222,8 @@ class LayersRemoved(Event):
 
 @dataclass(frozen=True)
 class ModelSaved(Event):
-    """The pruned model is in the run folder's `model/`."""
+    """What was to be kept is in the run folder: the pruned model in `model/`, the one before deletion in
+    `trained-model/`; `bytes` of both."""
 
     bytes: int
 

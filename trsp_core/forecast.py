@@ -171,8 +171,8 @@ class _Cost:
         seconds["pruned"] = self.measured(self.removed)
         if c.speed_repeats:
             seconds["speed"] = (c.speed_repeats + 1) * both
-        if c.save_model:
-            seconds["save"] = 0.5 + stored / 0.4e9
+        if kept := c.save_model + (c.save_trained and trained and before):
+            seconds["save"] = kept * (0.5 + stored / 0.4e9)
         return seconds
 
     def in_order(self) -> list[tuple[str, float]]:

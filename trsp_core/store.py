@@ -1,4 +1,5 @@
-"""A run is a folder: `config.json`, `events.jsonl` (append-only, the truth), `env.json`, `stderr.log`, `model/`.
+"""A run is a folder: `config.json`, `events.jsonl` (append-only, the truth), `env.json`, `stderr.log`, `model/`,
+and where it was asked for `trained-model/` (after stage 2, before deletion).
 
 Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
 so that its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the
@@ -65,6 +66,11 @@ class Run:
     @property
     def model_folder(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def trained_folder(self) -> Path:
+        """Where the model after stage 2 with all its layers is, if the run keeps it."""
+        return self.folder / "trained-model"
 
     def config(self) -> RunConfig:
         """Raises TrspError: config.json is missing, damaged or from a newer version."""

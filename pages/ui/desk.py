@@ -27,6 +27,8 @@ def variants(run: Run, config: RunConfig, state: RunState) -> dict[str, Variant]
     if state.chosen:
         label = "Deleted at once"
         found[label] = Variant(config.model, removed=sorted(state.chosen), label=label)
+    if before := trained_of(run, config, state, "Before deletion"):
+        found["Before deletion"] = before
     if pruned := pruned_of(run, config, state, "Pruned"):
         found["Pruned"] = pruned
     for other in server.store().runs()[:OTHERS]:
@@ -39,11 +41,22 @@ def variants(run: Run, config: RunConfig, state: RunState) -> dict[str, Variant]
     return found
 
 
+def trained_of(run: Run, config: RunConfig, state: RunState, label: str) -> Variant | None:
+    """The model after stage 2 with all its layers, if `run` keeps it."""
+    if not state.removed or not (run.trained_folder / "config.json").is_file():
+        return None
+    every = sorted(state.removed.kept + state.removed.removed)
+    return Variant(str(run.trained_folder), base=config.model, kept=every, label=label)
+
+
 def pruned_of(run: Run, config: RunConfig, state: RunState, label: str) -> Variant | None:
-    """The pruned model that `run` keeps, if it keeps one."""
+    """The pruned model that `run` keeps, if it keeps one; the one before deletion holds the same tensors."""
     if not state.removed or not (run.model_folder / "config.json").is_file():
         return None
-    return Variant(str(run.model_folder), base=config.model, kept=state.removed.kept, label=label)
+    base = trained_of(run, config, state, "")
+    return Variant(
+        str(run.model_folder), base=base.model if base else config.model, kept=state.removed.kept, label=label
+    )
 
 
 def missing(run: Run, config: RunConfig, state: RunState) -> str:
@@ -56,9 +69,17 @@ def missing(run: Run, config: RunConfig, state: RunState) -> str:
             parts.append("This run did not keep its pruned model, so deletion at once stands in for it.")
         else:
             parts.append("This run did not finish, so there is no pruned model.")
-    if config.stage2_steps:
-        parts.append("The model after stage 2 with all its layers is measured by a run, but not kept.")
+    if state.removed and trained_of(run, config, state, "") is None:
+        parts.append(_no_trained(config))
     return " ".join(parts)
+
+
+def _no_trained(config: RunConfig) -> str:
+    if not config.stage2_steps:
+        return "There was no stage 2, so there is no model before deletion but the dense one."
+    if config.control == "delete_first":
+        return "This run deleted first, so it has no trained model with all layers."
+    return "The model before deletion was measured, but not kept: turn on “Keep the model before deletion” for that."
 
 
 def standing(reading: Reading) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,7 +11,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from pages.ui import charts, theme, words
+from pages.ui import charts, planner, theme, words
 from pages.ui.charts import BOXES, Spec, finish
 from pages.ui.series import fates
 from pages.ui.theme import PALETTES
@@ -25,6 +26,10 @@ def section(config: RunConfig, state: RunState) -> None:
     before, after = state.importance.get("dense"), state.importance.get("trained")
     if before is None or after is None:
         st.info(_why_not(config, state), icon=":material/info:")
+        if config.stage2_steps and not config.importance_blocks and state.ended:
+            label = "Run it again, and weigh the layers"
+            if st.button(label, icon=":material/replay:", key="run-weighing"):
+                planner.start(dataclasses.replace(config, importance_blocks=1))
         return
     st.markdown(told(before.rises, after.rises, state.chosen))
     description = f"Rise of the loss without each of {len(before.rises)} layers, before and after stage 2."
@@ -37,10 +42,12 @@ def section(config: RunConfig, state: RunState) -> None:
 
 
 def _why_not(config: RunConfig, state: RunState) -> str:
+    if config.control == "delete_first":
+        return "This run deleted first, so there was nothing left to weigh before and after."
     if not config.stage2_steps:
         return "This run had no stage 2, so no knowledge was asked to move."
     if not config.importance_blocks:
-        return "This run did not weigh its layers. Set “Blocks to weigh each layer on” to 1 or more and run it again."
+        return "This run did not weigh its layers (“Blocks to weigh each layer on” was 0)."
     if not state.ended:
         return "The layers are weighed again after stage 2; the picture comes then."
     return "This run ended before its layers were weighed a second time."

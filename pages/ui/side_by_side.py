@@ -10,7 +10,7 @@ from pages.ui import charts, theme, tokens, words
 from trsp_core.comparison import Comparison
 from trsp_core.workbench import Reading
 
-COLOURS = {"Dense": "gray", "Deleted at once": "orange", "Pruned": "green"}
+COLOURS = {"Dense": "gray", "Deleted at once": "orange", "Before deletion": "blue", "Pruned": "green"}
 
 
 def texts(found: Comparison, live: bool) -> None:
@@ -40,6 +40,8 @@ def _figures(found: Comparison, n: int, live: bool) -> str:
     first = found.columns[0]
     if n and column.finished and first.finished and first.rate and column.rate:
         parts.append(f"{column.rate / first.rate:.2f} times the first")
+    if found.request.chat and not column.chat:
+        parts.append("this model has no chat template")
     if column.finished:
         parts.append(f"repetition {column.finished.repetition:.0%}")
         parts.append("ended by itself" if column.finished.reason == "end" else "cut at the length asked for")

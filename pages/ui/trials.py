@@ -16,10 +16,16 @@ YOU = "You"
 
 @dataclass(frozen=True)
 class Choice:
-    """Layers that are removed, and layers that no preset may remove."""
+    """Layers that are removed, and layers that no preset may remove; `who` made this choice."""
 
     removed: frozenset[int] = frozenset()
     protected: frozenset[int] = frozenset()
+    who: str = field(default=YOU, compare=False)
+
+    def preset(self, removed: frozenset[int], who: str) -> Choice:
+        """Remove what `who` would, but no protected layer; where that makes a difference, the choice is yours."""
+        left = removed - self.protected
+        return Choice(left, self.protected, who if left == removed else YOU)
 
     def toggled(self, layer: int, protecting: bool) -> Choice:
         """Remove or restore `layer`; with `protecting`, protect it or lift that. A removed layer is restored first."""
@@ -55,8 +61,10 @@ class Trials:
             return self
         return replace(self, now=self.future[0], past=(*self.past, self.now), future=self.future[1:])
 
-    def add(self, measured: SetMeasured, who: str) -> Trials:
+    def add(self, measured: SetMeasured) -> Trials:
+        """Remember a set that was measured, as of whoever chose it first."""
         key = frozenset(measured.removed)
+        who = self.now.who if key == self.now.removed else YOU
         return self if key in self.tried else replace(self, tried={**self.tried, key: (who, measured)})
 
 

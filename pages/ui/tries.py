@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from pages.ui import desk, session, trials
-from pages.ui.trials import YOU, Choice, Trials
+from pages.ui.trials import Choice, Trials
 from trsp_core import answers as an
 from trsp_core.answers import SetMeasured, Variant
 from trsp_core.config import RunConfig
@@ -23,18 +24,32 @@ def take_in(
     """Put what has been answered into the trials; the latest figures."""
     for answer in reading.answers if reading else []:
         if isinstance(answer, SetMeasured):
-            put_trials(run, trials_of(run).add(answer, session.get("what-if-who") or YOU))
+            put_trials(run, trials_of(run).add(answer))
             session.put(key(run, "measured"), answer)
     if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(key(run, "influence")):
         scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
         session.put(key(run, "influence"), scores)
         if session.get("what-if-wanted") == SHORTGPT:
             session.put("what-if-wanted", None)
-            session.put("what-if-who", SHORTGPT)
-            now = trials_of(run).now
-            chosen = trials.lowest(scores, len(state.chosen) or len(now.removed), now.protected)
-            choose(run, config, trials_of(run).choose(Choice(chosen, now.protected)))
+            choose_by_influence(run, config, state, scores)
     return session.get(key(run, "measured"))
+
+
+def choose_by_influence(run: Run, config: RunConfig, state: RunState, scores: Mapping[int, float]) -> None:
+    """As many layers as the run chose (else as are removed now), those of the lowest block influence."""
+    now = trials_of(run).now
+    chosen = trials.lowest(scores, len(state.chosen) or len(now.removed), now.protected)
+    choose(run, config, trials_of(run).choose(Choice(chosen, now.protected, SHORTGPT)))
+
+
+def begin(run: Run, config: RunConfig, depth: int) -> None:
+    """When this tab comes to the run first: the set in the address, which is measured at once."""
+    if session.get(key(run, "trials")) is None:
+        named = session.set_in_address()
+        removed = named if named < frozenset(range(depth)) else frozenset()
+        put_trials(run, Trials(Choice(removed)))
+        if removed:
+            choose(run, config, trials_of(run))
 
 
 def choose(run: Run, config: RunConfig, changed: Trials) -> None:
@@ -47,13 +62,8 @@ def choose(run: Run, config: RunConfig, changed: Trials) -> None:
     request = an.WhatIf(
         config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
     )
-    try:
-        session.put(key(run, "ticket"), bench.ask(request))
-        session.put("what-if-error", "")
-        if not session.get(key(run, "influence")):
-            rate(run, config)
-    except TrspError as error:
-        session.put("what-if-error", str(error))
+    if _ask(key(run, "ticket"), request) and not session.get(key(run, "influence")):
+        rate(run, config)
 
 
 def rate(run: Run, config: RunConfig) -> None:
@@ -61,8 +71,18 @@ def rate(run: Run, config: RunConfig) -> None:
     asked = reading(key(run, "rating"))
     if asked is None or isinstance(asked.ending, an.Stopped | an.Broken | an.Refused):
         variant = dataclasses.asdict(Variant(config.model))
-        request = an.Influence(variant, config.text, config.heldout, config.seed)
-        session.put(key(run, "rating"), desk.workbench().ask(request))
+        _ask(key(run, "rating"), an.Influence(variant, config.text, config.heldout, config.seed))
+
+
+def _ask(name: str, request: an.Request) -> bool:
+    """Ask the workbench and keep the ticket under `name`; where it cannot be asked, say why."""
+    try:
+        session.put(name, desk.workbench().ask(request))
+    except TrspError as error:
+        session.put("what-if-error", str(error))
+        return False
+    session.put("what-if-error", "")
+    return True
 
 
 def reading(name: str, wait: float = 0.0) -> Reading | None:
@@ -78,11 +98,8 @@ def reading(name: str, wait: float = 0.0) -> Reading | None:
 
 
 def trials_of(run: Run) -> Trials:
-    """This tab's trials on `run`; the first call reads the set in the address."""
-    name = key(run, "trials")
-    if session.get(name) is None:
-        session.put(name, Trials(Choice(session.set_in_address())))
-    return session.get(name)
+    """This tab's trials on `run`, once it has begun."""
+    return session.get(key(run, "trials"))
 
 
 def put_trials(run: Run, changed: Trials) -> None:

@@ -6,12 +6,12 @@ import dataclasses
 
 import streamlit as st
 
-from pages.ui import charts, desk, planner, session, side_by_side, strips, theme, trials, tries, words
-from pages.ui.trials import YOU, Choice, Trials
+from pages.ui import charts, desk, planner, rivals, session, side_by_side, strips, theme, trials, tries, words
+from pages.ui.trials import Choice, Trials
 from trsp_core import answers as an
 from trsp_core import methods
 from trsp_core.answers import SetMeasured
-from trsp_core.config import RunConfig
+from trsp_core.config import KNOBS, RunConfig
 from trsp_core.state import RunState
 from trsp_core.store import Run
 from trsp_core.workbench import Reading
@@ -25,11 +25,13 @@ SMALL = (
 
 def section(run: Run, config: RunConfig, state: RunState) -> None:
     """The whole part of the page. Its fragment is drawn again while an answer is on its way."""
+    tries.begin(run, config, state.model.n_layers if state.model else 0)
     st.caption("Click a layer, or reach it by Tab and press Enter. The figures follow; nothing is trained.")
     reading = tries.reading(tries.key(run, "ticket"))
     rating = tries.reading(tries.key(run, "rating"))
     live = any(r is not None and r.ending is None for r in (reading, rating))
     st.fragment(_draw, run_every=0.2 if live else None)(run, config, state, live)
+    rivals.section(run, config, state)
 
 
 def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
@@ -60,24 +62,25 @@ def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
     """Undo, redo, ready sets, and what a click means."""
 
     def put(removed: frozenset[int], who: str) -> None:
-        session.put("what-if-who", who)
-        tries.choose(run, config, tries.trials_of(run).choose(Choice(removed, tries.trials_of(run).now.protected)))
+        tries.choose(run, config, tries.trials_of(run).choose(tries.trials_of(run).now.preset(removed, who)))
 
     def go(step: str) -> None:
         tries.choose(run, config, getattr(tries.trials_of(run), step)())
 
     def influence() -> None:
         if scores := session.get(tries.key(run, "influence")):
-            count = len(state.chosen) or len(tries.trials_of(run).now.removed)
-            put(trials.lowest(scores, count, tries.trials_of(run).now.protected), tries.SHORTGPT)
+            tries.choose_by_influence(run, config, state, scores)
         else:
             session.put("what-if-wanted", tries.SHORTGPT)
             tries.rate(run, config)
 
     with st.container(horizontal=True, vertical_alignment="bottom", key="what-if-presets"):
         st.segmented_control("A click", ["Removes", "Protects"], key="what-if-mode", default="Removes", required=True)
-        st.button("Undo", icon=":material/undo:", disabled=not now.past, key="undo", on_click=go, args=("undo",))
-        st.button("Redo", icon=":material/redo:", disabled=not now.future, key="redo", on_click=go, args=("redo",))
+        for step, some, keys in (("undo", now.past, "Ctrl+Z"), ("redo", now.future, "Ctrl+Shift+Z")):
+            icon = f":material/{step}:"
+            st.button(
+                step.capitalize(), icon=icon, disabled=not some, key=step, on_click=go, args=(step,), shortcut=keys
+            )
         name = words.plain(_chooser(config))
         chosen = frozenset(state.chosen)
         st.button(f"As {name} chose", key="as-run", disabled=not chosen, on_click=put, args=(chosen, _chooser(config)))
@@ -91,7 +94,6 @@ def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
     """A button a layer, coloured by its fate."""
 
     def toggle(layer: int) -> None:
-        session.put("what-if-who", YOU)
         protecting = session.get("what-if-mode") == "Protects"
         changed = tries.trials_of(run).now.toggled(layer, protecting)
         if len(changed.removed) < depth:
@@ -173,7 +175,13 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
     if removed:
         label = f"Run stage 2 on these {len(removed)} layers" if len(removed) > 1 else "Run stage 2 on this layer"
         if st.button(label, icon=":material/play_arrow:", type="primary", key="run-manual"):
-            planner.start(dataclasses.replace(config, method="manual", layers=",".join(map(str, removed))))
+            planner.start(_by_hand(config, removed))
+
+
+def _by_hand(config: RunConfig, removed: list[int]) -> RunConfig:
+    """The run's settings with these layers; stage 2 as long as usual where the run had none."""
+    steps = config.stage2_steps or int(KNOBS["stage2_steps"].default)
+    return dataclasses.replace(config, method="manual", layers=",".join(map(str, removed)), stage2_steps=steps)
 
 
 def _told(now: Choice, depth: int) -> str:
