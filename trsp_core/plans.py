@@ -241,8 +241,12 @@ def _settings(run: Run) -> RunConfig | None:
 
 def create(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run:
     """A new run folder for this variation."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}-{variation.name}-{digest(config)}"
-    return store.create(config, store.root / name)
+    return store.create(config, store.root / name_of(plan, variation, config))
+
+
+def name_of(plan: Plan, variation: Variation, config: RunConfig) -> str:
+    """A run folder's name from now on."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}-{variation.name}-{digest(config)}"
 
 
 def digest(config: RunConfig) -> str:

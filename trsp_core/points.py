@@ -140,7 +140,7 @@ def _point(name: str, title: str, arm: str, at: dict[str, Any], config: RunConfi
         settings={k: v for k, v in values.items() if v != defaults[k]},
         removed=state.removed.removed if state.removed else [],
         weights=_weights(state),
-        blocks={t.domain: t.fingerprint[:12] for t in state.texts if t.role == "measure"},
+        blocks={t.domain: t.fingerprint[:16] for t in state.texts if t.role == "measure"},
         losses=_losses(state, "pruned"),
         direct=direct,
         kl={d: round(v, DIGITS) for d, v in state.divergence.get("pruned", {}).items()},
