@@ -13,7 +13,7 @@ from pages.ui import server
 st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
 st.logo("assets/logo.svg", size="large")
 
-server.jobs()  # takes over what an earlier server left waiting, whichever page is opened first
+server.agenda()  # with the queue; takes over what an earlier server left, whichever page is opened first
 
 st.navigation(
     [

@@ -15,17 +15,21 @@ from typing import Any
 
 from trsp_core import (
     config,
+    crew,
     evidence,
     families,
     forecast,
+    grids,
     jobs,
     methods,
     models,
     plans,
+    points,
     questions,
     record,
     shell,
     state,
+    sweep,
     texts,
 )
 from trsp_core.config import RunConfig
@@ -103,24 +107,30 @@ def _stop(made: Run) -> None:
     made.cancel()
 
 
-class _Progress:
-    """Progress on stderr: one line, rewritten, on a terminal; else a line a phase and a few in between."""
+class _Line:
+    """Progress on stderr. What passes is one line, rewritten, on a terminal, and elsewhere a line now and then."""
 
     def __init__(self) -> None:
         self.live, self.last, self.width = sys.stderr.isatty(), 0.0, 0
 
-    def __call__(self, now: RunState, event: Event) -> None:
-        line = shell.progress(now)
+    def say(self, line: str, passing: bool) -> None:
         if self.live:
-            print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
-            self.width = len(line)
-        elif isinstance(event, PhaseStarted) or time.monotonic() - self.last > SPARSE:
+            print("\r" + line.ljust(self.width), end="" if passing else "\n", file=sys.stderr, flush=True)
+            self.width = len(line) if passing else 0
+        elif not passing or time.monotonic() - self.last > SPARSE:
             _say(line)
             self.last = time.monotonic()
 
     def close(self) -> None:
         if self.live:
             _say("")
+
+
+class _Progress(_Line):
+    """Progress of a run: on a terminal one line, else a line a phase and a few in between."""
+
+    def __call__(self, now: RunState, event: Event) -> None:
+        self.say(shell.progress(now), self.live or not isinstance(event, PhaseStarted))
 
 
 def list_runs(arguments: argparse.Namespace) -> int:
@@ -194,6 +204,33 @@ def compare(arguments: argparse.Namespace) -> int:
     else:
         print(shell.table(evidence.cells(found)))
     return 0
+
+
+def sweep_grid(arguments: argparse.Namespace) -> int:
+    """Run what is missing of a grid; after each point its record is written anew."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    grid, store, finished, bad = grids.read(arguments.grid), Store(), {}, 0
+    total, shown = len(grid.plan.variations), _Line()
+    places = [points.local(store.root) / f"{grid.plan.name}.json"] + ([Path(arguments.out)] if arguments.out else [])
+    with crew.Cluster(arguments.scheduler) if arguments.scheduler else crew.Here() as workers:
+        for told in sweep.work(grid.plan, store, workers):
+            shown.say(shell.point(told, total), told.what == "going")
+            bad += told.what in sweep.BAD
+            if told.what in ("found", "finished") and told.run and told.state:
+                finished[told.variation.name] = (told.run, told.state)
+                if told.what == "finished" or len(finished) == total:
+                    _write(points.gather(grid, finished), places)
+    _say(f"{len(finished)} of {total} points are done" + (f", {bad} did not finish." if bad else "."))
+    found = points.gather(grid, finished) if finished else None
+    if found:
+        _write(found, places)
+        print(points.to_json(found) if arguments.json else shell.table(points.cells(found)))
+    return 3 if bad else 0
+
+
+def _write(found: points.Sweep, places: list[Path]) -> None:
+    for place in places:
+        points.write(found, place)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -330,6 +367,7 @@ _COMMANDS = {
     "methods": list_methods,
     "families": list_families,
     "compare": compare,
+    "sweep": sweep_grid,
     "eval": evaluate,
     "doctor": doctor,
     "fetch": fetch,

@@ -110,7 +110,7 @@ def gather(plan: str, runs: Iterable[Run], known: Plan | None = None) -> Record:
         title=known.title if known else plan,
         model=first[1].model,
         made=time.strftime("%Y-%m-%d", time.localtime(max(r.folder.stat().st_mtime for r, _, _ in found.values()))),
-        protocol=_protocol(first[2]),
+        protocol=protocol(first[2]),
         rows=rows,
     )
 
@@ -158,7 +158,8 @@ def _fingerprints(state: RunState) -> dict[str, str]:
     return {t.domain: t.fingerprint for t in state.texts if t.role == "measure"}
 
 
-def _protocol(state: RunState) -> dict[str, str]:
+def protocol(state: RunState) -> dict[str, str]:
+    """By domain, a sentence: text, blocks, tokens, number format."""
     return {
         m.domain: f"{m.text}: {m.blocks} blocks of {m.block_length} tokens ({m.tokens:,} predicted), {m.dtype}"
         for m in state.measured
@@ -209,14 +210,15 @@ def cells(record: Record) -> list[list[str]]:
     """A table for a shell: each row's figures with their intervals."""
     lines = [["", "layers", "calibration domain", "held-out domain", "KL", "removed"]]
     for row in record.rows:
-        figures = [_with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
+        figures = [with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
         kl = " / ".join(f"{row.kl[d]:.2f}" for d in ev.DOMAINS if d in row.kl)
         left = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
         lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or "none"])
     return lines
 
 
-def _with_interval(found: Interval) -> str:
+def with_interval(found: Interval) -> str:
+    """`61.2 [58.0, 64.9]`."""
     return " ".join((_figure(found.value), f"[{_figure(found.low)}, {_figure(found.high)}]"))
 
 

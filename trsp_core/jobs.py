@@ -37,8 +37,8 @@ class Jobs:
         self._adopt()
         threading.Thread(target=self._serve, name="jobs", daemon=True).start()
 
-    def submit(self, config: RunConfig) -> Run:
-        """Queue a new run.
+    def submit(self, config: RunConfig, name: str = "") -> Run:
+        """Queue a new run, in a folder of this name where one is given.
 
         Raises:
             TrspError: all places are taken, or the folder cannot be written.
@@ -46,7 +46,7 @@ class Jobs:
         with self._changed:
             if len(self._waiting) >= self.places:
                 raise TrspError(f"All {self.places} places in the queue are taken.", "Try again in a few minutes.")
-            run = self.store.create(config)
+            run = self.store.create(config, self.store.root / name if name else None)
             (run.folder / "queued").touch()
             self._waiting.append(run.id)
             self._changed.notify()

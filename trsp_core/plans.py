@@ -210,15 +210,43 @@ def config_of(plan: Plan, variation: Variation, done: Mapping[str, RunState]) ->
 
 
 def find(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run | None:
-    """The newest run of this variation with these settings, whatever became of it."""
-    suffix = f"-{plan.name}-{variation.name}-{digest(config)}"
-    return next((run for run in store.runs() if run.id.endswith(suffix)), None)
+    """The newest run of this variation with these settings, whatever became of it. Settings are compared as they are
+    read back, so that a setting that the program has learnt since counts with its default."""
+    mine = (plan.name, variation.name)
+    return next((run for run in store.runs() if belongs(run) == mine and _settings(run) == config), None)
+
+
+def finished(store: Store) -> dict[RunConfig, Run]:
+    """The newest finished run of each settings, whoever asked for it."""
+    found = {}
+    for run in reversed(store.runs()):
+        config = _settings(run)
+        if config and run.summary()["ended"] == "finished":
+            found[config] = run
+    return found
+
+
+def needs(plan: Plan, variation: Variation) -> set[str]:
+    """Names of the variations whose layers have to be known before this one's settings are."""
+    other = next((v for v in plan.variations if v.name == variation.as_long_as), None)
+    return {variation.layers_of} - {""} | (needs(plan, other) if other else set())
+
+
+def _settings(run: Run) -> RunConfig | None:
+    try:
+        return run.config()
+    except TrspError:
+        return None
 
 
 def create(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run:
     """A new run folder for this variation."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}-{variation.name}-{digest(config)}"
-    return store.create(config, store.root / name)
+    return store.create(config, store.root / name_of(plan, variation, config))
+
+
+def name_of(plan: Plan, variation: Variation, config: RunConfig) -> str:
+    """A run folder's name from now on."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}-{variation.name}-{digest(config)}"
 
 
 def digest(config: RunConfig) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 
 from trsp_core import intervals
 from trsp_core.config import GROUPS, KNOBS, PRESETS
+from trsp_core.events import DOMAINS
 from trsp_core.knobs import Knob
 from trsp_core.state import RunState
+from trsp_core.sweep import Told
 
 CODES = {"finished": 0, "failed": 3, "cancelled": 130}  # exit codes by how a run ended; 2 is bad input
 EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 cancelled."
@@ -22,6 +24,7 @@ COMMANDS = {
     "methods": "the ways to choose layers",
     "families": "the model families with something particular to them",
     "compare": "run a plan: a base and its variations, each once, and print them in one table",
+    "sweep": "run a grid: every point of it once, here or on a cluster, and write one small record of them",
     "eval": "let a model answer questions by likelihood: multiple choice, or the last word of a passage",
     "doctor": "what is installed, which models and texts are there, what the machine can do",
     "fetch": "get a model onto this machine",
@@ -50,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
         "--plan", required=True, metavar="FILE", help="a JSON file, or a built-in plan: ablation, methods"
     )
     made["compare"].add_argument("--out", metavar="FILE", help="also write the record here, as JSON")
+    made["sweep"].add_argument("--grid", required=True, metavar="FILE", help="a JSON file: base, axes, arms")
+    made["sweep"].add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask scheduler whose workers share the folder of runs"
+    )
+    made["sweep"].add_argument("--out", metavar="FILE", help="also write the record here, as JSON")
     _add_eval_flags(made["eval"])
     _add_run_flags(made["run"])
     return top
@@ -104,6 +112,24 @@ def progress(state: RunState) -> str:
     return f"[{state.fraction:4.0%}] {state.phase or 'start'}{count}" + (
         f", about {clock(left)} left" if left is not None else ""
     )
+
+
+def point(told: Told, total: int) -> str:
+    """A point of a sweep in one line: `[ 3/24] TRSP, steps 60: finished, perplexity 61.2 and 74.6; about 9:30 left`."""
+    line = f"[{told.number:>{len(str(total))}}/{total}] {told.variation.title}: {_POINT.get(told.what, told.what)}"
+    if told.state and told.state.failure:
+        line += f". {told.state.failure.message} {told.state.failure.remedy}"
+    elif told.state and told.what == "going":
+        line += f" {progress(told.state).partition(', about')[0]}"
+    elif told.state and "pruned" in told.state.perplexity:
+        by = told.state.perplexity["pruned"]
+        line += ", perplexity " + " and ".join(f"{number(by[d])} ({d})" for d in DOMAINS if d in by)
+    return line + (
+        f"; about {clock(told.seconds_left)} left for all" if told.seconds_left and told.what != "found" else ""
+    )
+
+
+_POINT = {"found": "already there", "begun": "running", "going": "", "left out": "left out: what it needs has failed"}
 
 
 def clock(seconds: float) -> str:

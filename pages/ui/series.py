@@ -119,7 +119,7 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
         for layer, gap in zip(state.chosen, state.gap_steps[i].gaps, strict=False)
     ]
     last = sorted((row for row in rows[-len(state.chosen) :] if math.isfinite(row[2])), key=lambda row: row[2])
-    places = _apart(
+    places = apart(
         [row[2] for row in last], 0.085 * max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
     )
     ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, places, strict=True)]
@@ -182,7 +182,7 @@ def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]
     return sorted({int(i) for i in np.linspace(0, count - 1, MOST)} | {i for i in also if 0 <= i < count})
 
 
-def _apart(places: list[float], least: float) -> list[float]:
+def apart(places: list[float], least: float) -> list[float]:
     """Ascending `places` moved until neighbours are `least` apart, for labels that stay legible near their lines."""
     moved: list[float] = []
     for place in places:

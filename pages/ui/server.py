@@ -10,6 +10,7 @@ from pathlib import Path
 import streamlit as st
 
 from trsp_core import models
+from trsp_core.agenda import Agenda
 from trsp_core.errors import TrspError
 from trsp_core.jobs import Jobs
 from trsp_core.models import Facts
@@ -42,6 +43,12 @@ def store() -> Store:
 def jobs() -> Jobs:
     """The one queue; made at the first visit, it takes over what an earlier server left waiting."""
     return Jobs(store())
+
+
+@st.cache_resource(show_spinner=False)
+def agenda() -> Agenda:
+    """The plans that are worked through; it goes on with those that an earlier server left."""
+    return Agenda(store(), jobs())
 
 
 @st.cache_resource(show_spinner=False, max_entries=12)

@@ -4,7 +4,7 @@ import contextlib
 
 import streamlit as st
 
-from pages.ui import charts, ladder, published, server, theme, verdict, words
+from pages.ui import charts, ladder, plan_runs, published, server, sweeps, theme, verdict, words
 from trsp_core import evidence, intervals
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
@@ -64,7 +64,7 @@ def draw(record: Record, spec, frame, name: str, more: str = "") -> None:
 
 st.header("Evidence")
 st.markdown("Every row is a run with the same seed, texts and order of blocks, measured on the same blocks.")
-*tabs, others = st.tabs([*PLANS.values(), "Published figures"])
+*tabs, settings, others = st.tabs([*PLANS.values(), "How the settings matter", "Published figures"])
 for tab, plan in zip(tabs, PLANS, strict=True):
     with tab:
         records = found(plan)
@@ -75,9 +75,10 @@ for tab, plan in zip(tabs, PLANS, strict=True):
             st.caption(next(iter(records)))
             show(next(iter(records.values())))
         else:
-            st.info("Nothing has been measured yet. The command below does it.", icon=":material/info:")
-        st.markdown("Run it on this machine, about half an hour on two cores; a stopped plan goes on where it was:")
-        st.code(f"python -m trsp_core compare --plan {plan}", language="bash")
+            st.info("Nothing has been measured yet. The button below does it.", icon=":material/info:")
+        plan_runs.panel(plan)
+with settings:
+    sweeps.tab()
 with others:
     st.caption(published.SOURCE)
     st.dataframe(published.table(), hide_index=True, alt="Published perplexities and accuracies.")

@@ -1,0 +1,225 @@
+"""What the length of stage 2 does: each arm of a sweep against the control that deletes first, at each number of steps,
+as a chart and in sentences made from the figures. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import altair as alt
+import pandas as pd
+
+from pages.ui import words
+from pages.ui.charts import Spec, finish
+from pages.ui.theme import PALETTES
+from trsp_core import intervals, points
+from trsp_core.events import DOMAINS
+from trsp_core.intervals import Interval
+from trsp_core.points import Point, Sweep
+
+STEPS = "stage2_steps"
+ROLES = ("dense", "deleted at once", "TRSP", "control")
+ALT = "Lines of the perplexity against the length of stage 2, one an arm; bars: the paired interval beside the control."
+ACROSS = {"steps": "Steps of stage 2 (log)", "seconds": "Seconds of stage 2 (log)"}
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The best arm of TRSP and the best control after so many steps.
+
+    Attributes:
+        found: by domain, TRSP's perplexity less the control's, in points.
+        home: whether TRSP's gain holds in the calibration domain alone.
+    """
+
+    steps: int
+    trsp: str
+    control: str
+    found: dict[str, Interval]
+    home: bool
+
+
+def at(found: list[Point], steps: int) -> list[Point]:
+    return [p for p in found if p.at.get(STEPS) == steps]
+
+
+def is_control(found: list[Point], sweep: Sweep) -> bool:
+    """Whether an arm deletes first."""
+    return bool(found) and all({**sweep.shared, **p.settings}.get("control") == "delete_first" for p in found)
+
+
+def arms(sweep: Sweep) -> dict[str, list[Point]]:
+    """The arms that were trained for several lengths."""
+    trained = {arm: [p for p in sweep.of(arm) if p.steps and STEPS in p.at] for arm in sweep.arms}
+    return {arm: found for arm, found in trained.items() if len({p.at[STEPS] for p in found}) > 1}
+
+
+def split(sweep: Sweep) -> tuple[list[str], list[str]]:
+    """Arms of TRSP, and controls."""
+    there = arms(sweep)
+    controls = [arm for arm, found in there.items() if is_control(found, sweep)]
+    return [arm for arm in there if arm not in controls], controls
+
+
+def duels(sweep: Sweep) -> list[Duel]:
+    """At each length the best of TRSP's arms and of the controls, by the held-out domain, shortest first."""
+    there, (ours, controls) = arms(sweep), split(sweep)
+    fought = []
+    for steps in sorted({p.at[STEPS] for found in there.values() for p in found}):
+        one, other = (_best({arm: at(there[arm], steps) for arm in side}) for side in (ours, controls))
+        if not one or not other:
+            continue
+        pairs = {
+            d: points.paired(at(there[one], steps), at(there[other], steps), d) for d in ("calibration", "heldout")
+        }
+        if all(a for a, _ in pairs.values()):
+            home = intervals.only_at_home({d: a for d, (a, _) in pairs.items()}, {d: b for d, (_, b) in pairs.items()})
+            found = {d: intervals.points(*pair) for d, pair in pairs.items()}
+            fought.append(Duel(steps, sweep.arms[one], sweep.arms[other], found, home))
+    return fought
+
+
+def _best(sides: dict[str, list[Point]]) -> str | None:
+    there = {arm: points.perplexity(found, "heldout").value for arm, found in sides.items() if found}
+    return min(there, key=lambda arm: there[arm]) if there else None
+
+
+def sentence(fought: list[Duel], domain: str) -> str:
+    """What these figures support in one domain; changes when they do."""
+    if not fought:
+        return "There is no length at which both TRSP and a control were measured, so nothing can be said of it."
+    signs = [duel.found[domain].sign for duel in fought]
+    first = fought[0]
+    start = f"After {first.steps} steps {_who(first.found[domain])}"
+    if len(fought) == 1:
+        return f"{start} in the {words.DOMAINS[domain]}."
+    return f"{start} in the {words.DOMAINS[domain]}; {_ending(signs, [d.steps for d in fought])}."
+
+
+def _who(found: Interval) -> str:
+    ends = f"[{abs(found.low):.1f}, {abs(found.high):.1f}]"
+    if found.sign > 0:
+        return f"the control is better by **{found.value:.1f} points** {ends}"
+    if found.sign < 0:
+        return f"TRSP is better by **{-found.value:.1f} points** [{-found.high:.1f}, {-found.low:.1f}]"
+    signed = f"[{found.low:+.1f}, {found.high:+.1f}]".replace("-", "−")
+    return f"these blocks do not tell TRSP and the control apart {signed}"
+
+
+def _ending(signs: list[int], steps: list[int]) -> str:
+    wins = [n for n, sign in zip(steps, signs, strict=True) if sign < 0]
+    losses = [n for n, sign in zip(steps, signs, strict=True) if sign > 0]
+    if len(wins) == len(steps):
+        return "TRSP wins at every length that was measured"
+    if wins and wins == steps[-len(wins) :]:
+        return f"TRSP wins from {wins[0]} steps on"
+    if wins:
+        return f"TRSP wins after {_listed(wins)} steps alone"
+    measured = f"at no length that was measured, {steps[0]} to {steps[-1]} steps, does TRSP win"
+    if len(losses) == len(steps):
+        return f"the control wins at every length that was measured, up to {steps[-1]} steps"
+    if losses and losses == steps[: len(losses)]:
+        return f"{measured}, and from {steps[len(losses)]} steps on the two cannot be told apart"
+    return measured
+
+
+def _listed(numbers: list[int]) -> str:
+    head = ", ".join(map(str, numbers[:-1]))
+    return f"{head} and {numbers[-1]}" if head else str(numbers[-1])
+
+
+def curves(sweep: Sweep, domain: str, by: str) -> pd.DataFrame:
+    """A line an arm, and level lines of the dense model and of deletion at once. `low`, `high` of TRSP's points: the
+    paired interval of the difference from the best control at that length, set upon the control's value: a bar that
+    does not reach the control's line is a difference for sure.
+
+    Args:
+        by: `steps`, or `seconds` (of all of stage 2, the mean of the seeds).
+    """
+    there, (ours, controls) = arms(sweep), split(sweep)
+    rows: list[tuple] = []
+    for n, (arm, found) in enumerate(there.items()):
+        role = "control" if arm in controls else "TRSP"
+        order = f"{(controls if arm in controls else ours).index(arm) % 4}"
+        lengths = sorted({p.at[STEPS] for p in found})
+        for steps in lengths:
+            several = at(found, steps)
+            value = points.perplexity(several, domain).value
+            low = high = None
+            rival = _best({c: at(there[c], steps) for c in controls})
+            if role == "TRSP" and rival:
+                pair = points.paired(several, at(there[rival], steps), domain)
+                if pair[0]:
+                    level, gap = intervals.mean(pair[1]), intervals.points(*pair)
+                    low, high = (_exp(level.value) + end for end in (gap.low, gap.high))
+            x = steps if by == "steps" else sum(p.seconds for p in several) / len(several)
+            name = sweep.arms[arm] if steps == lengths[-1] else ""
+            rows.append(("line", n, role, order, x, value, low, high, sweep.arms[arm], name))
+    reach = [row[4] for row in rows]
+    for role, level in _levels(sweep, there, domain).items():
+        for x, name in ((min(reach), ""), (max(reach), role)):
+            rows.append(("level", len(there), role, "0", x, level, None, None, role, name))
+    columns = ["kind", "arm", "role", "order", "x", "value", "low", "high", "title", "label"]
+    return pd.DataFrame(rows, columns=columns).astype({"low": float, "high": float}).round(2)
+
+
+def _levels(sweep: Sweep, there: dict[str, list[Point]], domain: str) -> dict[str, float]:
+    """Perplexity of the dense model, and of the layers deleted at once, on the blocks of the trained points."""
+    found = next(iter(there.values()))
+    dense = [loss for blocks in {p.blocks[domain] for p in found} for loss in sweep.dense.get(blocks, [])]
+    direct = [loss for p in found for loss in p.direct.get(domain, [])]
+    levels = {"dense": dense, "deleted at once": direct}
+    return {name: intervals.perplexity(losses).value for name, losses in levels.items() if losses}
+
+
+def _exp(loss: float) -> float:
+    return intervals.perplexity([loss]).value
+
+
+@lru_cache
+def length(theme: str, by: str) -> Spec:
+    """Perplexity against the length of stage 2."""
+    palette = PALETTES[theme]
+    log = alt.Scale(type="log", nice=False, padding=24)
+    axis = alt.Axis(labelFontSize=13, titleFontSize=15, tickCount=5, format="~g", grid=False)
+    x = alt.X("x:Q", title=ACROSS[by], scale=log, axis=axis)
+    side = alt.Axis(labelFontSize=13, titleFontSize=15, tickCount=5, format="~g")
+    title = f"Perplexity ({intervals.direction('perplexity')})"
+    y = alt.Y("value:Q", title=title, scale=log, axis=side)
+    scale = alt.Scale(domain=list(ROLES), range=[palette.dense, palette.removed, palette.pruned, palette.kept])
+    colour = alt.Color("role:N", scale=scale, legend=None)
+    dash = alt.Scale(domain=["0", "1", "2", "3"], range=[[1, 0], [8, 4], [2, 3], [10, 3, 2, 3]])
+    base = alt.Chart().encode(x=x, color=colour)
+    levels = base.mark_line(strokeWidth=1.5, strokeDash=[6, 5], opacity=0.8).encode(y=y, detail="title:N")
+    lines = base.mark_line(strokeWidth=3).encode(
+        y=y, detail="arm:N", strokeDash=alt.StrokeDash("order:N", scale=dash, legend=None)
+    )
+    bars = base.mark_rule(strokeWidth=5, opacity=0.3).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    tips = [alt.Tooltip("title:N"), *(alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("x", "value", "low", "high"))]
+    dots = base.mark_point(filled=True, size=90, opacity=1).encode(y=y, tooltip=tips)
+    names = base.mark_text(align="right", dy=-13, dx=4, fontSize=13, fontWeight="bold").encode(y=y, text="label:N")
+    trained = "datum.kind == 'line'"
+    return finish(
+        levels.transform_filter("datum.kind == 'level'"),
+        bars.transform_filter("datum.kind == 'line' && datum.low != null"),
+        lines.transform_filter(trained),
+        dots.transform_filter(trained),
+        names.transform_filter("datum.label != ''"),
+        height=400,
+    )
+
+
+def legend(sweep: Sweep) -> str:
+    """How to read the chart."""
+    ours, controls = split(sweep)
+    many = (
+        f" At each length the best of {len(ours)} arms of TRSP is set against the best of {len(controls)} controls, "
+        "both picked by the held-out domain itself, which flatters both a little."
+        if len(ours) > 1 or len(controls) > 1
+        else ""
+    )
+    return (
+        "Green: TRSP, before its layers are deleted for good. Blue: delete, then train. Bars: the 95 % interval of the "
+        "difference from the best control at that length, paired block by block and set upon the control's value; a "
+        f"bar that does not reach the blue line is a difference for sure.{many}"
+    )

@@ -1,0 +1,127 @@
+"""How the settings matter: a sweep's record as sentences and as the pictures that its axes allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from pages.ui import charts, lengths, maps, server, theme, words
+from trsp_core import points
+from trsp_core.errors import TrspError
+from trsp_core.events import DOMAINS
+from trsp_core.points import Sweep
+
+COMMAND = "python -m trsp_core sweep --grid FILE"
+
+
+def records() -> dict[str, Sweep]:
+    """By title, those that ship and those of this machine; one that was made here stands for a shipped one of its
+    name where it has as many points."""
+    found: dict[str, Sweep] = {}
+    for folder in (points.shipped(), points.local(server.store().root)):
+        for file in sorted(folder.glob("*.json")):
+            sweep = _load(str(file), file.stat().st_mtime_ns)
+            if sweep and len(sweep.points) >= len(found[sweep.name].points if sweep.name in found else []):
+                found[sweep.name] = sweep
+    return {f"{words.plain(sweep.title)}": sweep for sweep in found.values()}
+
+
+@st.cache_resource(show_spinner=False, max_entries=20)
+def _load(path: str, changed: int) -> Sweep | None:
+    try:
+        return points.load(Path(path))
+    except TrspError:
+        return None
+
+
+def tab() -> None:
+    """Everything about the settings."""
+    there = records()
+    if not there:
+        st.info("No sweep has been recorded yet. The command below makes one of a grid.", icon=":material/info:")
+    elif len(there) > 1:
+        picked = st.segmented_control("Sweep", list(there), default=next(iter(there)), key="sweep")
+        show(there[picked or next(iter(there))])
+    else:
+        show(next(iter(there.values())))
+    st.markdown("Run a grid here or on a cluster; a stopped one goes on where it was:")
+    st.code(COMMAND, language="bash")
+
+
+def show(sweep: Sweep) -> None:
+    """Length first, then the map, then the path: whichever of them this sweep has."""
+    shown = [draw(sweep) for draw in (_length, _map, _path)]
+    if not any(shown):
+        st.info("This sweep varies nothing that a picture here shows; its figures are below.", icon=":material/info:")
+    with st.expander(f"All {len(sweep.points)} points"):
+        st.dataframe(maps.table(sweep), hide_index=True, placeholder="–", alt="Every figure of every point.")
+    protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in sweep.protocol.items())
+    missing = f" {sweep.planned - len(sweep.points)} of its points are not done." if unfinished(sweep) else ""
+    seeds = len({p.seed for p in sweep.points})
+    st.caption(
+        f"{words.plain(sweep.model)}, {len(sweep.points)} points, {seeds} {'seed' if seeds == 1 else 'seeds'}; "
+        f"{protocol}. Made {words.plain(sweep.made)}.{missing}"
+    )
+
+
+def unfinished(sweep: Sweep) -> bool:
+    return len(sweep.points) < sweep.planned
+
+
+def _length(sweep: Sweep) -> bool:
+    if not lengths.arms(sweep):
+        return False
+    fought = lengths.duels(sweep)
+    st.markdown(f"#### {lengths.sentence(fought, 'heldout')}")
+    if fought:
+        st.markdown(lengths.sentence(fought, "calibration"))
+    home = [duel for duel in fought if duel.home]
+    if home:
+        st.badge("Gain in the calibration domain only", icon=":material/home:", color="orange")
+        st.caption(f"TRSP beside the control, after {', '.join(str(d.steps) for d in home)} steps.")
+    by = st.segmented_control("Length in", ["steps", "seconds"], default="steps", key=f"by-{sweep.name}") or "steps"
+    for column, domain in zip(st.columns(2, gap="large"), DOMAINS, strict=True):
+        with column:
+            st.markdown(f"**{words.DOMAINS[domain].capitalize()}**")
+            spec = lengths.length(theme.mode(), by)
+            charts.show(spec, lengths.curves(sweep, domain, by), f"length-{sweep.name}-{domain}-{by}", lengths.ALT)
+    st.caption(lengths.legend(sweep))
+    return True
+
+
+def _map(sweep: Sweep) -> bool:
+    there = maps.mappable(sweep)
+    if not there:
+        return False
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.markdown("#### A map of the settings")
+        arm = next(iter(there))
+        if len(there) > 1:
+            arm = st.selectbox("Arm", list(there), format_func=there.__getitem__, key=f"arm-{sweep.name}")
+        domain = st.segmented_control(
+            "Domain",
+            list(reversed(DOMAINS)),
+            default="heldout",
+            format_func=lambda d: words.DOMAINS[d].capitalize(),
+            key=f"domain-{sweep.name}",
+        )
+    sides, domain = maps.sides(sweep, arm), domain or "heldout"
+    if sides:
+        frame = maps.cells(sweep.of(arm), *sides, domain)
+        charts.show(maps.heat(theme.mode(), *sides), frame, f"map-{sweep.name}-{arm}-{domain}", maps.ALT["map"])
+        st.caption(maps.caption(sweep, arm, domain, frame))
+    return True
+
+
+def _path(sweep: Sweep) -> bool:
+    found = maps.walked(sweep)
+    if not found:
+        return False
+    st.markdown("#### The regularisation path: which layers give way as λ₁ grows")
+    charts.show(maps.paths(theme.mode()), maps.path(found), f"path-{sweep.name}", maps.ALT["path"])
+    st.caption(
+        "Each line is a layer: its weight when it was chosen, or at the end of stage 1. A dot: chosen under this λ₁. "
+        "Orange lines are chosen under most values; numbers stand at the right ends."
+    )
+    return True

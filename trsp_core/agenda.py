@@ -1,0 +1,173 @@
+"""Plans that a server works through, one run after the other, in turn with whatever else waits in its queue.
+
+A plan that is on the agenda is a small file under the folder of runs, so it outlives the tab that asked for it, and the
+server: the next one goes on with it. It leaves the agenda when it is done, when a run of it does not finish, or when it
+is stopped. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from trsp_core import models, plans, sweep
+from trsp_core.errors import TrspError
+from trsp_core.jobs import Jobs
+from trsp_core.plans import Plan
+from trsp_core.state import RunState
+from trsp_core.store import Run, Store, write_atomic
+
+PAUSE = 1.0  # seconds between looks at the run at hand
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a plan stands.
+
+    Attributes:
+        active: it is on the agenda.
+        done, total: its runs that have finished, and all.
+        at_hand: its run that is queued or running, with its title.
+        seconds_left: until all are done; None where it is not known.
+        trouble: why it left the agenda before it was done.
+    """
+
+    active: bool
+    done: int
+    total: int
+    at_hand: Run | None = None
+    title: str = ""
+    seconds_left: float | None = None
+    trouble: str = ""
+
+
+class Agenda:
+    """The plans of one server. Its thread feeds one run of each plan at a time into the queue."""
+
+    def __init__(self, store: Store, jobs: Jobs):
+        self.store, self.jobs = store, jobs
+        self._folder = store.root / "agenda"
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        threading.Thread(target=self._serve, name="agenda", daemon=True).start()
+
+    def start(self, name: str) -> None:
+        """Put a built-in plan on the agenda; one that is there stays as it is.
+
+        Raises:
+            TrspError: no such plan, or its first run cannot be done on this machine.
+        """
+        plan = plans.read(name)
+        with self._lock:
+            if self._active(name):
+                return
+            models.preflight(plans.config_of(plan, plan.variations[0], {}))
+            self._write(name, {"active": True})
+        self._changed.set()
+
+    def stop(self, name: str) -> None:
+        """Take a plan off the agenda, and stop its run at hand."""
+        with self._lock:
+            if not self._active(name):
+                return
+            self._write(name, {"active": False})
+            run = self._look(plans.read(name))[1]
+            if run:
+                with contextlib.suppress(TrspError):  # it was deleted meanwhile
+                    self.jobs.cancel(run[1].id)
+
+    def standing(self, name: str) -> Standing:
+        """Raises TrspError: no such plan."""
+        plan = plans.read(name)
+        done, run = self._look(plan)
+        kept = self._read(name)
+        clock = sweep.Clock(plan, 1)
+        left: float | None = None
+        for variation, state in done.items():
+            clock.learn(variation, state)
+            left = clock.gone(variation)
+        left = clock.look(run[0], run[1].state()) if run else clock.left()
+        titles = {v.name: v.title for v in plan.variations}
+        return Standing(
+            active=bool(kept.get("active")),
+            done=len(done),
+            total=len(plan.variations),
+            at_hand=run[1] if run else None,
+            title=titles[run[0]] if run else "",
+            seconds_left=left,
+            trouble=str(kept.get("trouble", "")),
+        )
+
+    def _serve(self) -> None:
+        while True:
+            self._changed.wait(timeout=PAUSE)
+            self._changed.clear()
+            for name in plans.built_in():
+                with self._lock:
+                    if self._active(name):
+                        try:
+                            self._feed(plans.read(name))
+                        except TrspError as error:
+                            self._write(name, {"active": False, "trouble": str(error)})
+
+    def _feed(self, plan: Plan) -> None:
+        """Queue the next run that is missing, unless one is queued or running."""
+        begun = self.store.root / str(self._read(plan.name).get("begun") or "none")
+        if (begun / "queued").exists() or Run(begun).held():  # the cheapest look
+            return
+        done, run = self._look(plan)
+        if run:
+            return
+        missing = [v for v in plan.variations if v.name not in done]
+        if not missing:
+            self._write(plan.name, {"active": False})
+            return
+        config = plans.config_of(plan, missing[0], done)
+        before = plans.find(self.store, plan, missing[0], config)
+        if before:
+            if begun == before.folder:  # by this agenda, and it did not finish
+                why = before.state().failure
+                said = str(why) if why else "Open it to see why, then run the missing ones again."
+                raise TrspError(f"“{missing[0].title}” did not finish.", said)
+            self.store.delete(before.id)
+        models.preflight(config)
+        made = self.jobs.submit(config, plans.name_of(plan, missing[0], config))
+        self._write(plan.name, {"active": True, "begun": made.id})
+
+    def _look(self, plan: Plan) -> tuple[dict[str, RunState], tuple[str, Run] | None]:
+        """Finished runs by variation, and the variation and run that is queued or running."""
+        done: dict[str, RunState] = {}
+        for variation in plan.variations:
+            if not plans.needs(plan, variation) <= set(done):
+                continue
+            run = plans.find(self.store, plan, variation, plans.config_of(plan, variation, done))
+            state = run.state() if run else None
+            status = run.status(state.ended) if run and state else ""
+            if status == "finished" and state:
+                done[variation.name] = state
+            elif status in ("queued", "running") and run:
+                return done, (variation.name, run)
+        return done, None
+
+    def _active(self, name: str) -> bool:
+        return bool(self._read(name).get("active"))
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _read(self, name: str) -> dict[str, object]:
+        try:
+            kept = json.loads(self._file(name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
+    def _write(self, name: str, values: dict[str, object]) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._file(name), json.dumps(values))
+        except OSError as error:
+            raise TrspError("The folder of runs cannot be written.", "Free some space, and try again.") from error
