@@ -218,6 +218,19 @@ class LayersRemoved(Event):
 
 
 @dataclass(frozen=True)
+class LayersNarrowed(Event):
+    """No layer goes, all of them got narrower: counts in each layer, `[before, after]`. `parameters` of the whole
+    model, of which `aim` is what deleting K layers of mean size would leave."""
+
+    layers: int
+    heads: list[int]
+    key_value_heads: list[int]
+    channels: list[int]
+    aim: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class ModelSaved(Event):
     """The pruned model is in the run folder's `model/`."""
 
