@@ -229,6 +229,11 @@ class LayersNarrowed(Event):
     aim: int
     parameters: int
 
+    @property
+    def told(self) -> str:
+        counts = {"heads": self.heads, "key-value heads": self.key_value_heads, "channels": self.channels}
+        return "in each layer " + ", ".join(f"{after} of {before} {what}" for what, (before, after) in counts.items())
+
 
 @dataclass(frozen=True)
 class ModelSaved(Event):

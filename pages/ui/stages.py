@@ -13,7 +13,7 @@ from trsp_core.state import RunState
 
 def draw(state: RunState, config: RunConfig, live: bool) -> None:
     """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data."""
-    first = bool(live or state.weight_steps or state.chosen)
+    first = bool(live or state.weight_steps or state.chosen) and not methods.get(config.method).narrow
     second = bool(config.stage2_steps and (live or state.gap_steps))
     shown = [stage_1] * first + [stage_2] * second
     if live and state.gap_steps:
