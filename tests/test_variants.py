@@ -93,6 +93,10 @@ class TestStates:
         wanted, found = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]]), torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
         assert lab.relative_distance(wanted, found).item() == pytest.approx(0.5)
 
+    def test_a_method_that_removes_no_layer_has_no_such_place(self):
+        with pytest.raises(TrspError, match="removes no layer"):
+            configs.from_values({"method": "width", "control": "delete_first", "distil": 0.5, "distil_from": "states"})
+
     @pytest.mark.parametrize("control", ["none", "delete_first"])
     @pytest.mark.parametrize("layers", ["1,2", "0,4"])
     def test_both_ways_to_train_are_held_to_the_dense_states(self, control, layers, text):  # noqa: F811

@@ -30,6 +30,7 @@ from trsp_core import (
     shell,
     state,
     sweep,
+    tasks,
     texts,
 )
 from trsp_core.config import RunConfig
@@ -235,7 +236,12 @@ def _write(found: points.Sweep, places: list[Path]) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Zero-shot tasks on one model."""
-    sets = {task: questions.read(task, arguments.text, arguments.limit) for task in arguments.task}
+    sets = {
+        task: tasks.read(task, arguments.limit)
+        if task in tasks.TASKS
+        else questions.read(task, arguments.text, arguments.limit)
+        for task in arguments.task
+    }
     from trsp_core import load, scoring  # torch comes in here
 
     model, tokenizer = load.load(_model_of(arguments.model))
@@ -323,6 +329,7 @@ def _row(figures: dict[str, Any]) -> list[str]:
     by_state = figures["perplexity"].get("calibration", {})
     ppl = ", ".join(f"{s} {shell.number(v)}" for s, v in by_state.items())
     count = f"{len(figures['removed'])} of {figures['n_layers']}" if figures["removed"] else ""
+    count = "all narrower" if figures.get("narrowed") else count
     return [figures["run"], figures["status"], figures["model"] or "", count, ppl]
 
 

@@ -677,6 +677,25 @@ def _check_method(config: RunConfig, wrong: Any) -> None:
             f"The method {method.name} changes the weights that stay as it deletes, so nothing can be taught before.",
             "Set --stage2-steps 0, or --control delete_first.",
         )
+    if method.narrow and config.distil and config.distil_from == "states":
+        wrong(
+            "distil_from",
+            f"The method {method.name} removes no layer, so there are no states behind removed ones to distil.",
+            "Set --distil-from logits.",
+        )
+    if method.narrow and config.stage2_steps and config.control != "delete_first":
+        wrong(
+            "stage2_steps",
+            f"The method {method.name} removes no layer, so there is none whose knowledge could move before.",
+            "Set --stage2-steps 0, or --control delete_first to train the narrowed model.",
+        )
+    for name in ("protect_first", "protect_last", "no_neighbours"):
+        if method.narrow and getattr(config, name):
+            wrong(
+                name,
+                f"The method {method.name} narrows every layer alike: none can be spared.",
+                f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
+            )
 
 
 def _check_depth(config: RunConfig, n_layers: int, given: list[int] | None, wrong: Any) -> None:

@@ -15,7 +15,8 @@ import itertools
 import os
 import shutil
 import statistics
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,16 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             yield ev.LayersChosen(method.name, chosen)
             if method.rewrite:
                 undo.enter_context(surgery.rewritten((yield from method.rewrite(lab, config, chosen))))
+            cut = partial(surgery.removed, stack, chosen)
+            if method.narrow:
+                cut = partial(surgery.narrowed, stack, *(yield from method.narrow(lab, config, count)))
             if not config.stage2_steps:
                 break
             if config.cycles == 1:  # with more, no model is both dense and without all of them
-                with surgery.removed(stack, chosen):
+                with cut():
                     yield from _measured(config, lab, texts, tokenizer, reference, ("direct",))
             yield ev.PhaseStarted("transfer", span.steps)
-            with surgery.removed(stack, chosen if first else []):
+            with cut() if first else contextlib.nullcontext():
                 doomed = [] if first else chosen
                 if cycle == 1:
                     yield from _probe(config, stack, texts, doomed, 0)
@@ -112,20 +116,20 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             yield from _weighed(config, stack, texts, "trained", "importance after")
 
         before = measure.parameter_bytes(model)
-        with surgery.removed(stack, chosen):
+        with cut():
             kept = [i for i in range(lab.n_layers + len(chosen)) if i not in chosen]
             after = measure.parameter_bytes(model)
             yield ev.LayersRemoved(sorted(chosen), kept, before[0], after[0], before[1], after[1])
             states = ("pruned",) if config.stage2_steps else ("pruned", "direct")  # no training: one model is both
             yield from _measured(config, lab, texts, tokenizer, reference, states)
         if config.speed_repeats:
-            yield from _speeds(config, stack, texts, chosen)
+            yield from _speeds(config, stack, texts, cut)
         trained = config.save_trained and config.stage2_steps and not first
         if folder and (config.save_model or trained):
             yield ev.PhaseStarted("save")
             size = save(model, tokenizer, folder / "trained-model") if trained else 0
             if config.save_model:
-                with surgery.removed(stack, chosen):
+                with cut():
                     size += save(model, tokenizer, folder / "model")
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
@@ -207,16 +211,20 @@ def _probe(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int]
         yield ev.DeletionProbed(step, measure.perplexity(losses), len(blocks), tokens, domain, losses)
 
 
-def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int]) -> Iterator[Event]:
-    """Prefill and decode of both depths, in turn, so that a change of the machine's pace meets both; the first is a
-    warm-up. Training has not changed the shapes, so the dense depth is timed on the model at hand."""
+def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, cut: Callable[[], Any]) -> Iterator[Event]:
+    """Prefill and decode of both models, in turn, so that a change of the machine's pace meets both; the first is a
+    warm-up. Training has not changed the shapes, so the dense ones are timed on the model at hand.
+
+    Args:
+        cut: context in which the model is the pruned one.
+    """
     yield ev.PhaseStarted("speed", config.speed_repeats)
     prompt = texts.measure["calibration"].flatten()[:SPEED_PROMPT].view(1, -1)
     prompt = prompt.to(next(stack.model.parameters()).device)
     dense, pruned = [], []
     for repeat in range(config.speed_repeats + 1):
         dense.append(measure.time_once(stack.model, prompt, SPEED_NEW))
-        with surgery.removed(stack, chosen):
+        with cut():
             pruned.append(measure.time_once(stack.model, prompt, SPEED_NEW))
         yield ev.Progressed(repeat)
     for state, timings in (("dense", dense[1:]), ("pruned", pruned[1:])):

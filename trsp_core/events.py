@@ -221,6 +221,24 @@ class LayersRemoved(Event):
 
 
 @dataclass(frozen=True)
+class LayersNarrowed(Event):
+    """No layer goes, all of them got narrower: counts in each layer, `[before, after]`. `parameters` of the whole
+    model, of which `aim` is what deleting K layers of mean size would leave."""
+
+    layers: int
+    heads: list[int]
+    key_value_heads: list[int]
+    channels: list[int]
+    aim: int
+    parameters: int
+
+    @property
+    def told(self) -> str:
+        counts = {"heads": self.heads, "key-value heads": self.key_value_heads, "channels": self.channels}
+        return "in each layer " + ", ".join(f"{after} of {before} {what}" for what, (before, after) in counts.items())
+
+
+@dataclass(frozen=True)
 class ModelSaved(Event):
     """What was to be kept is in the run folder: the pruned model in `model/`, the one before deletion in
     `trained-model/`; `bytes` of both."""

@@ -38,6 +38,7 @@ class Row:
         choosing: seconds until the layers were chosen.
         speed: by "prefill" and "decode", tokens a second [median, lowest, highest]; empty where it was not timed.
             `dense_speed` is the dense model's, timed in turn with it.
+        narrowed: what became of the layers where they got narrower and none went, in words.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Row:
     choosing: float = 0.0
     speed: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     dense_speed: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    narrowed: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         choosing=round(state.phase_seconds.get("choose", 0.0), 1),
         speed=_speed(state, "pruned"),
         dense_speed=_speed(state, "dense"),
+        narrowed=state.narrowed.told if state.narrowed else "",
     )
 
 
@@ -213,7 +216,7 @@ def cells(record: Record) -> list[list[str]]:
         figures = [with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
         kl = " / ".join(f"{row.kl[d]:.2f}" for d in ev.DOMAINS if d in row.kl)
         left = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
-        lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or "none"])
+        lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
     return lines
 
 

@@ -144,6 +144,9 @@ class Lab:
     def rewritten(self, edits: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
         return surgery.rewritten(edits)
 
+    def narrowed(self, layers: Sequence[nn.Module], entries: Mapping[str, int]) -> AbstractContextManager[nn.Module]:
+        return surgery.narrowed(self.stack, layers, entries)
+
     def heard(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
         return surgery.heard(module)
 

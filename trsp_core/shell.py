@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from trsp_core import intervals
+from trsp_core import intervals, tasks
 from trsp_core.config import GROUPS, KNOBS, PRESETS
-from trsp_core.events import DOMAINS
+from trsp_core.events import DOMAINS, LayersNarrowed
 from trsp_core.knobs import Knob
 from trsp_core.state import RunState
 from trsp_core.sweep import Told
@@ -70,7 +70,11 @@ def _add_eval_flags(command: argparse.ArgumentParser) -> None:
     text = KNOBS["heldout"]
     command.add_argument("model", metavar="RUN|MODEL", help="a run whose model was kept, or a model as for run")
     command.add_argument(
-        "--task", required=True, nargs="+", metavar="FILE", help="JSONL files of questions, or last_word"
+        "--task",
+        required=True,
+        nargs="+",
+        metavar="TASK",
+        help=f"JSONL files of questions, last_word, or from the hub {', '.join(tasks.TASKS)}",
     )
     command.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     command.add_argument("--text", default=text.default, help=f"where last words are taken from ({text.default})")
@@ -144,9 +148,11 @@ def account(figures: dict[str, Any]) -> str:
     lines = [f"Run {figures['run']}: {figures.get('status') or figures['ended'] or 'unfinished'}"]
     if figures["model"]:
         lines.append(f"model {figures['model']}, {figures['n_layers']} layers")
-    if figures["removed"]:
+    if figures["parameters"]:
         before, after = figures["parameters"]["dense"], figures["parameters"]["pruned"]
-        lines.append(f"removed layers {', '.join(map(str, figures['removed']))}")
+        narrowed = figures.get("narrowed")
+        gone = f"removed layers {', '.join(map(str, figures['removed']))}"
+        lines.append(f"no layer removed, all narrowed: {LayersNarrowed(**narrowed).told}" if narrowed else gone)
         lines.append(f"parameters {before:,} to {after:,} ({after / max(before, 1) - 1:+.0%})")
     elif figures["chosen"]:
         lines.append(f"chosen so far {', '.join(map(str, figures['chosen']))}")

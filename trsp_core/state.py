@@ -55,6 +55,7 @@ class RunState:
     probes: list[ev.DeletionProbed] = field(default_factory=list)
     probes_elsewhere: list[ev.DeletionProbed] = field(default_factory=list)
     removed: ev.LayersRemoved | None = None
+    narrowed: ev.LayersNarrowed | None = None
     measured: list[ev.PerplexityMeasured] = field(default_factory=list)
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -99,8 +100,9 @@ class RunState:
 
     @property
     def ceiling(self) -> float | None:
-        """L / (L - K), the most that removing K of L equal layers can speed a model up; None before removal."""
-        if self.removed is None:
+        """L / (L - K), the most that removing K of L equal layers can speed a model up; None before removal, and where
+        the layers got narrower instead."""
+        if self.removed is None or self.narrowed:
             return None
         return (len(self.removed.kept) + len(self.removed.removed)) / max(len(self.removed.kept), 1)
 
@@ -124,6 +126,7 @@ def summary(state: RunState) -> dict[str, Any]:
         "chosen": state.chosen,
         "removed": removed.removed if removed else [],
         "kept": removed.kept if removed else [],
+        "narrowed": ev.values(state.narrowed) if state.narrowed else None,
         "parameters": {"dense": removed.parameters_before, "pruned": removed.parameters} if removed else None,
         "perplexity": {
             domain: {s: by[domain] for s, by in state.perplexity.items() if domain in by} for domain in ev.DOMAINS
@@ -236,6 +239,11 @@ def _(event: ev.DeletionProbed, state: RunState) -> None:
 @_add.register
 def _(event: ev.LayersRemoved, state: RunState) -> None:
     state.removed = event
+
+
+@_add.register
+def _(event: ev.LayersNarrowed, state: RunState) -> None:
+    state.narrowed = event
 
 
 @_add.register

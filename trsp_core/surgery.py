@@ -264,6 +264,25 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
             module.layer_idx = index  # type: ignore[assignment]
 
 
+@contextlib.contextmanager
+def narrowed(stack: Stack, layers: Sequence[nn.Module], entries: Mapping[str, int]) -> Iterator[nn.Module]:
+    """The model with `layers` in place of its own, and `entries` in its config. On exit all of it is put back."""
+    old, values = stack.layers, vars(stack.text_config)
+    before = {name: values[name] for name in entries if name in values}
+    setattr(stack.parent, stack.name, nn.ModuleList(layers))
+    try:
+        for name, value in entries.items():
+            setattr(stack.text_config, name, value)
+        yield stack.model
+    finally:
+        setattr(stack.parent, stack.name, old)
+        for name in entries:
+            if name in before:
+                setattr(stack.text_config, name, before[name])
+            else:
+                delattr(stack.text_config, name)
+
+
 def _per_layer_entries(config: Any, n_layers: int) -> dict[str, list | tuple]:
     """The config's lists with one entry a layer. Token ids and other lists are told apart by name."""
     return {

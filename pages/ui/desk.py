@@ -65,6 +65,8 @@ def missing(run: Run, config: RunConfig, state: RunState) -> str:
     if pruned_of(run, config, state, "") is None:
         if not state.ended:
             parts.append("The pruned model is there once the run has finished.")
+        elif state.narrowed:
+            parts.append("This run did not keep its narrowed model, and no deletion of layers can stand in for it.")
         elif state.ended == "finished":
             parts.append("This run did not keep its pruned model, so deletion at once stands in for it.")
         else:

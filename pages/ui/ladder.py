@@ -81,8 +81,9 @@ def domains(theme: str) -> Spec:
 
 def speeds(record: Record) -> pd.DataFrame:
     """How many times as fast as the dense model, prefill and decode, with the spread of the repeats and the ceiling
-    L / (L - K). Of several timed rows the one without training counts: it has the same shapes, and the most repeats."""
-    timed = [row for row in record.rows if row.speed and row.name != "dense"]
+    L / (L - K). Of several timed rows the one without training counts: it has the same shapes, and the most repeats. One whose layers got narrower
+    has no such ceiling."""
+    timed = [row for row in record.rows if row.speed and row.name != "dense" and not row.narrowed]
     row = next((r for r in timed if not r.steps), timed[0] if timed else None)
     rows = []
     for kind, (middle, low, high) in (row.speed if row else {}).items():
@@ -120,7 +121,7 @@ def table(record: Record) -> pd.DataFrame:
         kl = [row.kl.get(d, math.nan) for d in DOMAINS]
         train = f"{row.steps} × {row.seconds:.1f} s" if row.steps else "–"
         size = row.parameters / 1e6
-        rows.append((row.title, size, words.layers(row.removed), *cells, *kl, train))
+        rows.append((row.title, size, row.narrowed or words.layers(row.removed), *cells, *kl, train))
     columns = ["Model", "Million parameters", "Layers gone", "Perplexity, calibration", "Perplexity, held out"]
     columns += ["KL, calibration", "KL, held out", "Training"]
     return pd.DataFrame(rows, columns=columns).round({"Million parameters": 1, "KL, calibration": 3, "KL, held out": 3})

@@ -13,7 +13,6 @@ from pages.ui import words
 from pages.ui.charts import Spec, finish
 from pages.ui.theme import PALETTES
 from trsp_core import intervals, points
-from trsp_core.events import DOMAINS
 from trsp_core.intervals import Interval
 from trsp_core.points import Point, Sweep
 

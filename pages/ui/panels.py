@@ -31,6 +31,8 @@ def name_of(config: RunConfig, depth: int | None) -> str:
     what = f"{known.title if known else config.method} on {title_of(config.model)}"
     if depth is None and not isinstance(found, TrspError):
         depth = found.n_layers
+    if depth and known and known.narrow:
+        return f"{what}, the size of {depth - series.removals(config, depth)} of {depth} layers"
     if depth:
         return f"{what}, {series.removals(config, depth)} of {depth} layers"
     return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
@@ -77,9 +79,14 @@ def figures(state: RunState, config: RunConfig) -> None:
     by = {s: values.get("calibration") for s, values in state.perplexity.items()}
     total = series.planned_removals(state, config)
     with st.container(horizontal=True, key="figures"):
-        st.metric("Layers chosen", f"{len(state.chosen)} of {total}" if total else "0")
+        if methods.get(config.method).narrow:
+            depth = state.model.n_layers if state.model else 0
+            st.metric("Layers narrowed", f"{depth if state.narrowed else 0} of {depth}")
+        else:
+            st.metric("Layers chosen", f"{len(state.chosen)} of {total}" if total else "0")
         st.metric("Perplexity, dense", _shown(by, "dense"))
-        st.metric("Layers deleted at once", _shown(by, "direct"))
+        at_once = "Narrowed, not trained" if methods.get(config.method).narrow else "Layers deleted at once"
+        st.metric(at_once, _shown(by, "direct"))
         if "pruned" in by or not state.probes:
             st.metric("Pruned", _shown(by, "pruned"))
         else:

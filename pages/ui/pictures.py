@@ -55,7 +55,7 @@ def before_after(state: RunState) -> pd.DataFrame:
     weights = list(state.weights)
     for layer, n in ends.items():
         weights[layer] = state.weight_steps[n - 1].weights[layer]
-    rows, place = [], 0
+    rows, place, right = [], 0, 1.6 + width_left(state)
     for i, what in enumerate(fate):
         weight = f"  ·  {abs(weights[i]):.2f}" if state.weight_steps and weights[i] is not None else ""
         rows.append(("box", 0.0, 1.0, i + 0.08, i + 0.92, what, "", i))
@@ -63,10 +63,20 @@ def before_after(state: RunState) -> pd.DataFrame:
         if what == "removed" or (what == "chosen" and not state.removed):
             continue
         rows += [("link", 1.0, 0, i + 0.5, 0, what, "", i), ("link", 1.6, 0, place + 0.5, 0, what, "", i)]
-        rows.append(("box", 1.6, 2.6, place + 0.08, place + 0.92, what, "", i))
-        rows.append(("name", 2.1, 0, place + 0.5, 0, what, f"{place}" if place == i else f"{place}  (was {i})", i))
+        rows.append(("box", 1.6, right, place + 0.08, place + 0.92, what, "", i))
+        rows.append(
+            ("name", (1.6 + right) / 2, 0, place + 0.5, 0, what, f"{place}" if place == i else f"{place}  (was {i})", i)
+        )
         place += 1
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def width_left(state: RunState) -> float:
+    """The share of their parameters that layers which got narrower have left; 1 where none did."""
+    if not (state.narrowed and state.removed and state.model):
+        return 1.0
+    gone = state.removed.parameters_before - state.removed.parameters
+    return 1 - gone / sum(state.model.layer_parameters)
 
 
 @lru_cache(maxsize=64)

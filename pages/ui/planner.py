@@ -9,7 +9,7 @@ import streamlit as st
 from pages.ui import server, session, words
 from pages.ui.controls import title_of
 from trsp_core import config as configs
-from trsp_core import forecast, models
+from trsp_core import forecast, methods, models
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import Problem, TrspError
 from trsp_core.models import Facts
@@ -64,7 +64,7 @@ def ratio_in_words(made: Plan) -> str:
         return "How many layers that is will be known once the model is on this machine."
     facts, values, depth = made.facts, session.form(), made.facts.n_layers
     try:
-        manual = values["method"] == "manual"
+        manual, narrow = values["method"] == "manual", methods.get(values["method"]).narrow
         count = (
             len(configs.parse_layers(values["layers"])) if manual else configs.layers_to_remove(values["ratio"], depth)
         )
@@ -72,6 +72,8 @@ def ratio_in_words(made: Plan) -> str:
         return ""
     mean = sum(facts.layer_parameters) / len(facts.layer_parameters)
     fewer = words.share(count * mean, facts.parameters)
+    if narrow:
+        return f"**No layer goes; {fewer} fewer parameters in all of them**, as many as {count} of {depth} layers hold"
     return (
         f"**{count} of {facts.n_layers} layers, {fewer} fewer parameters** ({words.parameters(facts.parameters)} now)"
     )

@@ -45,11 +45,17 @@ def summary(state: RunState, config: RunConfig) -> None:
     removed, total = state.removed, len(state.removed.removed) + len(state.removed.kept)
     before, after = removed.parameters_before, removed.parameters
     with st.container(border=True, key="result"):
+        gone = f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)})"
+        if state.narrowed:
+            gone = f"**No layer is gone, all {total} are narrower** ({state.narrowed.told})"
         st.markdown(
-            f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)}): "
-            f"{words.parameters(after)} parameters instead of {words.parameters(before)}, "
+            f"{gone}: {words.parameters(after)} parameters instead of {words.parameters(before)}, "
             f"{words.share(before - after, before)} fewer."
         )
+        if state.narrowed:
+            st.markdown(
+                f"Deleting as many layers as the ratio says would leave {words.parameters(state.narrowed.aim)}."
+            )
         for domain in DOMAINS:
             st.markdown(_sentence(state, config, domain))
         if state.speed:
@@ -66,13 +72,16 @@ def _sentence(state: RunState, config: RunConfig, domain: str) -> str:
     start = f"In the {words.DOMAINS[domain]} ({text}), perplexity went from {before} to **{after}**."
     direct, pruned = by.get("direct"), by.get("pruned")
     if not config.stage2_steps:
-        return start + " There was no stage 2: the layers were deleted at once."
+        return start + f" There was no stage 2: the layers were {'narrowed' if state.narrowed else 'deleted'} at once."
     if direct is None or pruned is None:
         return start
     better = blocks_better(state, domain)
     verdict = "lowered" if pruned < direct else "raised"
     change = words.share(abs(direct - pruned), direct)
-    end = f" Deleting the same layers at once gives {words.perplexity(direct)}: stage 2 {verdict} it by {change}"
+    at_once, cause = "Deleting the same layers at once gives", "stage 2"
+    if state.narrowed:
+        at_once, cause = "Narrowed and not trained, it is", "training"
+    end = f" {at_once} {words.perplexity(direct)}: {cause} {verdict} it by {change}"
     return start + end + (f", better in {better[0]} of {better[1]} blocks." if better else ".")
 
 
@@ -92,21 +101,26 @@ def _speed(state: RunState, total: int) -> str:
     return (
         f"It reads a prompt {pruned.prefill / dense.prefill:.2f} times as fast as the dense model "
         f"({words.rate(pruned.prefill)}) and writes {pruned.decode / dense.decode:.2f} times as fast "
-        f"({words.rate(pruned.decode)}). The ceiling for {len(state.removed.kept)} of {total} layers is "
-        f"{state.ceiling:.2f} times."
+        f"({words.rate(pruned.decode)}). "
+        + (
+            f"The ceiling for {len(state.removed.kept)} of {total} layers is {state.ceiling:.2f} times."
+            if state.ceiling
+            else "All layers still run one after the other, so there is no ceiling by their number to hold it against."
+        )
     )
 
 
 def table(state: RunState) -> pd.DataFrame:
     """Perplexity by state of the model and by domain."""
-    shown = [s for s in words.MODEL_STATES if s in state.perplexity]
+    names = words.NARROWED_STATES if state.narrowed else words.MODEL_STATES
+    shown = [s for s in names if s in state.perplexity]
     rows = {
         f"Perplexity, {words.DOMAINS[domain]}": [
             words.perplexity(state.perplexity[s].get(domain)) if domain in state.perplexity[s] else "–" for s in shown
         ]
         for domain in DOMAINS
     }
-    return pd.DataFrame(rows, index=[words.MODEL_STATES[s] for s in shown])
+    return pd.DataFrame(rows, index=[names[s] for s in shown])
 
 
 def protocol(state: RunState) -> str:

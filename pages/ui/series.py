@@ -88,7 +88,8 @@ def layer_table(state: RunState) -> pd.DataFrame:
     for i, what in enumerate(fate):
         weight = state.weight_steps[ends[i] - 1].weights[i] if i in ends else state.weights[i]
         if what == "kept":
-            text, place = (f"now {place}" if state.removed else "kept so far"), place + 1
+            now = "narrower" if state.narrowed else f"now {place}"
+            text, place = (now if state.removed else "kept so far"), place + 1
         else:
             text = f"{what} as no. {order.get(i, 0)}"
         size = state.model.layer_parameters[i] / 1e6 if state.model else None

@@ -17,7 +17,7 @@ def draw(state: RunState, config: RunConfig, live: bool) -> None:
     What moves is on top: stage 2 of a live run, from its first step on, above stage 1. It goes to a place of its own,
     so that no other chart is drawn anew for it.
     """
-    first = bool(live or state.weight_steps or state.chosen)
+    first = bool(live or state.weight_steps or state.chosen) and not methods.get(config.method).narrow
     second = bool(config.stage2_steps and (live or state.gap_steps))
     above, middle, below, losses = (st.container() for _ in range(4))
     if first:

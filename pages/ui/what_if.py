@@ -44,6 +44,8 @@ def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
     measured = tries.take_in(run, reading, rating, config, state)
     now = tries.trials_of(run)
     depth = state.model.n_layers if state.model else 0
+    if state.narrowed:
+        st.caption("This run removed no layer, so it has no set to start from: here layers of the dense model go.")
     _presets(run, config, state, now)
     rows = strips.frame(state, now.now, session.get(tries.key(run, "influence")) or {})
     charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, depth))

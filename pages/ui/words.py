@@ -42,6 +42,12 @@ MODEL_STATES = {
     "pruned": "Pruned: after stage 2, layers deleted",
 }
 
+NARROWED_STATES = {
+    "dense": "Dense (as it came)",
+    "direct": "Narrowed, not trained",
+    "pruned": "Pruned: as this run left it",
+}
+
 DOMAINS = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
 TEXTS = {"wikipedia": "Wikipedia", "news": "news stories", "wikitext2": "WikiText-2", "c4": "C4"}

@@ -27,7 +27,13 @@ if stacks.open:
         depth, stay = state.model.n_layers, series.fates(state).count("kept")
         picture, table = st.columns([5, 4], gap="large")
         with picture:
-            st.markdown(f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places.")
+            if state.narrowed:
+                said = f"**All {depth} layers stay, and each got narrower:** {state.narrowed.told}."
+                st.markdown(f"{said} Left before; right after, as wide as its parameters are many.")
+            else:
+                st.markdown(
+                    f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places."
+                )
             description = f"Two stacks: {depth} layers before, {stay} after. Chosen: {words.layers(state.chosen)}."
             spec = pictures.stacks(theme.mode(), depth)
             charts.show(spec, pictures.before_after(state), "stacks", description)

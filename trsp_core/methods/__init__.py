@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trsp_core.lab import Lab
 
     Choice = Generator[Event, None, list[int]]
+    Narrowing = Generator[Event, None, tuple[list[nn.Module], dict[str, int]]]
     Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
 
 UNITS = 100  # of the choosing phase for a method that scores: `Progressed` tells hundredths
@@ -66,6 +67,8 @@ class Method:
         contiguous: it chooses one run of neighbouring layers.
         rewrite: generator of events over a `Lab` and the chosen layers, returning new values for weights of the layers
             that stay; None for a method that only deletes. It leaves the model bit-identical.
+        narrow: for a method that removes no layer: generator of events over a `Lab` and K, returning a narrower layer
+            for each of the L, and the config's entries that describe them; `choose` returns none then.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Method:
     passes: Passes = Passes()
     contiguous: bool = False
     rewrite: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
+    narrow: Callable[[Lab, RunConfig, int], Narrowing] | None = None
 
 
 @cache
