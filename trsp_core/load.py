@@ -190,7 +190,7 @@ def _hub_told(hub_id: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise TrspError(
-            f"{hub_id} could not be had from the hub: {type(error).__name__}: {str(error)[:200]}",
+            f"{hub_id} could not be had from the hub: {type(error).__name__}: {str(error)[:200]}.",
             "Check the id and the network, or take a model of the catalogue or a local folder.",
         ) from error
 

@@ -3,6 +3,7 @@ writing."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from trsp_core.events import Event
 from trsp_core.state import RunState
 from trsp_core.store import Run, write_atomic
 
+RESERVE = 64 * 1024  # bytes held free for a run's last words
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "gensim", "datasets", "bitsandbytes")
 
 
@@ -46,6 +48,8 @@ def record(
                 watch(folded, event)
 
         try:
+            with contextlib.suppress(OSError):  # as much as there is
+                (run.folder / ".reserve").write_bytes(os.urandom(RESERVE))
             write_atomic(run.folder / "env.json", json.dumps(environment(), indent=1))
             for event in generator:
                 write(event)
@@ -65,6 +69,7 @@ def record(
             write(_full_disk(run) if "No space left" in str(error) else _bug(error))
         finally:
             generator.close()
+            (run.folder / ".reserve").unlink(missing_ok=True)
         os.fsync(file.fileno())
     write_atomic(run.folder / "summary.json", json.dumps(ev.plain(state.summary(folded)), indent=1))
     return folded
@@ -92,7 +97,8 @@ def _bug(error: Exception) -> ev.RunFailed:
 
 
 def _full_disk(run: Run) -> ev.RunFailed:
-    """Make room by dropping what the model has taken, then say what happened."""
+    """Make room by dropping the reserve and what the model has taken, then say what happened."""
+    (run.folder / ".reserve").unlink(missing_ok=True)
     for part in run.folder.glob("*model*"):
         shutil.rmtree(part, ignore_errors=True)
     return ev.RunFailed("The disk is full.", "Free some space, delete old runs, or turn off keeping the model.", "")

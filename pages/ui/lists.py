@@ -37,7 +37,7 @@ def row(run: Run, more: bool = False) -> None:
             )
             if more:
                 _actions(run, config, status)
-        st.caption(_figures_in_words(run, summary, with_size=more))
+        st.caption(_figures_in_words(run, summary, status, with_size=more))
 
 
 def figures(run: Run) -> tuple[dict[str, Any], str, RunConfig | None]:
@@ -59,13 +59,14 @@ def _name(config: RunConfig | None, summary: dict[str, Any]) -> str:
     return panels.name_of(config, summary["n_layers"])
 
 
-def _figures_in_words(run: Run, summary: dict[str, Any], with_size: bool) -> str:
+def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size: bool) -> str:
     parts = [panels.when(run)]
     by = summary["perplexity"]["calibration"]
     if "dense" in by and "pruned" in by:
         parts.append(f"perplexity {words.perplexity(by['dense'])} → {words.perplexity(by['pruned'])}")
-    if summary["seconds"]["total"]:
-        parts.append(f"took {words.duration(summary['seconds']['total'])}")
+    if seconds := summary["seconds"]["total"]:
+        spent = words.duration(seconds)
+        parts.append(f"{spent} so far" if status == "running" else f"took {spent}")
     if with_size:
         parts.append(f"{words.size(run.size())} on disk")
     if summary["failure"]:
