@@ -1,8 +1,8 @@
 """Ten sessions at once on the default model: all are answered or told their place, nothing is mixed up, memory stays
 bounded.
 
-Each session asks in turn for a text and for a what-if of its own. Its answers are held against those that it gets alone,
-from a process of its own that has kept nothing of the first.
+Each session asks in turn for a text and for a what-if of its own. Its answers are held against those it gets alone,
+from a process that has kept nothing of the first.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_a_prompt_is_asked_of_the_chosen_models(script):
     assert request.columns[1]["removed"] == sorted(story.CHOSEN)
     assert query(app, "ask") == "ticket0"
     assert "Leaves Dense at token 2" in texts(app)
-    assert "repeats itself: 50%" in texts(app).replace("\\", "")
+    assert "repeats itself: 50 %" in texts(app).replace("\\", "")
     assert "reads like gibberish" in texts(app)
     assert "**20.0 tokens/s**" in texts(app)
 

@@ -77,7 +77,9 @@ class Comparison:
         finished, trace = self.columns[column].finished, self.traces.get((column, 0))
         faults = []
         if finished and finished.repetition >= REPEATS:
-            faults.append(f"repeats itself: {finished.repetition:.0%} of its four-token runs had occurred before")
+            faults.append(
+                f"repeats itself: {100 * finished.repetition:.0f} % of its four-token runs had occurred before"
+            )
         if trace and column and math.exp(min(trace.nats, 700)) >= UNLIKELY:
             perplexity = math.exp(min(trace.nats, 700))
             faults.append(f"reads like gibberish: perplexity {perplexity:,.0f} to {self.columns[0].label}")

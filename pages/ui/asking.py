@@ -30,8 +30,8 @@ FIRST = {
 }
 
 
-def form(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
-    """The controls and the button that asks."""
+def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None:
+    """The controls and the buttons that ask and stop; `live` is the ticket of what is being written."""
     offered = desk.variants(run, config, state)
     for key, value in FIRST.items():
         session.start_with(key, value)
@@ -54,16 +54,12 @@ def form(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
         if note := desk.missing(run, config, state):
             st.caption(note)
     ready = bool(session.get("compare-models")) and bool((session.get("compare-prompt") or "").strip())
-    label = "Write" if not live else "Writing"
-    st.button(
-        label,
-        type="primary",
-        icon=":material/edit:",
-        key="write",
-        disabled=live or not ready,
-        on_click=_ask,
-        args=(offered,),
-    )
+    with st.container(horizontal=True):
+        label, cancel = "Writing" if live else "Write", desk.workbench().cancel
+        blocked = bool(live) or not ready
+        icon = ":material/edit:"
+        st.button(label, type="primary", icon=icon, key="write", disabled=blocked, on_click=_ask, args=(offered,))
+        st.button("Stop", icon=":material/stop:", key="stop-writing", disabled=not live, on_click=cancel, args=(live,))
     if error := session.get("compare-error"):
         st.warning(words.plain(error), icon=":material/block:")
 

@@ -84,18 +84,27 @@ def _no_trained(config: RunConfig) -> str:
     return "The model before deletion was measured, but not kept: turn on “Keep the model before deletion” for that."
 
 
-def standing(reading: Reading) -> None:
-    """Where a request is: its place, what is loading, or how it ended badly."""
-    ending = reading.ending
+def waiting(reading: Reading) -> str:
+    """What a request waits for: a sentence; "" once there are answers."""
     if reading.place:
         ahead = "next" if reading.place == 1 else f"place {reading.place} in the queue"
-        st.info(f"The workbench is busy with another request: this one is {ahead}.", icon=":material/hourglass_top:")
-    elif ending is None and not reading.answers:
-        st.info(
-            "The workbench is getting the models ready; the first time takes some seconds.",
-            icon=":material/downloading:",
-        )
-    elif isinstance(ending, an.Broken):
+        return f"The workbench is busy with another request: this one is {ahead}."
+    if reading.ending is None and not reading.answers:
+        return "The workbench is getting the models ready; the first time takes some seconds."
+    return ""
+
+
+def standing(reading: Reading) -> None:
+    """Where a request is: what it waits for, or how it ended badly."""
+    if why := waiting(reading):
+        st.info(why, icon=":material/hourglass_top:")
+    ended_badly(reading)
+
+
+def ended_badly(reading: Reading) -> None:
+    """Say so where it was refused, stopped, or broke off."""
+    ending = reading.ending
+    if isinstance(ending, an.Broken):
         st.error(f"{words.plain(ending.message)} {words.plain(ending.remedy)}", icon=":material/error:")
     elif isinstance(ending, an.Refused):
         st.warning(f"{words.plain(ending.message)} {words.plain(ending.remedy)}", icon=":material/block:")

@@ -20,30 +20,40 @@ def texts(found: Comparison, live: bool) -> None:
         with box, st.container(border=True, key=f"text-{n}"):
             st.markdown(f":{COLOURS.get(column.label, 'violet')}-badge[**{words.plain(column.label)}**]")
             st.caption(_figures(found, n, live))
+            st.caption(_parting(found, n))
             parting = found.parting(n) if n else None
             st.markdown(_marked(column.pieces, parting) + (" ▌" if live and not column.finished else ""))
-            if parting is not None:
-                st.caption(f":material/call_split: Leaves {found.columns[0].label} at token {parting + 1}, marked.")
-            elif n and column.finished and found.columns[0].finished:
-                st.caption(":material/equal: Word for word the first column's text.")
             if verdict := found.verdict(n):
                 st.warning(f"This text {words.plain(verdict)}.", icon=":material/warning:")
+
+
+def _parting(found: Comparison, n: int) -> str:
+    """Where the text leaves the first column's; the line stands from the start, so that nothing moves when it comes."""
+    first = found.columns[0]
+    if n == 0:
+        return ":material/flag: The text that the others are compared with." if len(found.columns) > 1 else ""
+    place = found.parting(n)
+    if place is not None:
+        return f":material/call_split: Leaves {words.plain(first.label)} at token {place + 1}, marked."
+    if found.columns[n].finished and first.finished:
+        return f":material/equal: Word for word the text of {words.plain(first.label)}."
+    return f":material/equal: As {words.plain(first.label)} so far."
 
 
 def _figures(found: Comparison, n: int, live: bool) -> str:
     column = found.columns[n]
     if not column.tokens:
         return "Reading the prompt" if live else "Nothing was written"
-    parts = [f"{len(column.tokens)} tokens"]
+    parts = [f"{len(column.tokens)} {'token' if len(column.tokens) == 1 else 'tokens'}"]
     if column.rate:
         parts.append(f"**{column.rate:.1f} tokens/s**")
     first = found.columns[0]
     if n and column.finished and first.finished and first.rate and column.rate:
-        parts.append(f"{column.rate / first.rate:.2f} times the first")
+        parts.append(f"{column.rate / first.rate:.2f} times as fast as {words.plain(first.label)}")
     if found.request.chat and not column.chat:
         parts.append("this model has no chat template")
     if column.finished:
-        parts.append(f"repetition {column.finished.repetition:.0%}")
+        parts.append(f"repetition {100 * column.finished.repetition:.0f} %")
         parts.append("ended by itself" if column.finished.reason == "end" else "cut at the length asked for")
     return " · ".join(parts)
 

@@ -28,17 +28,18 @@ def frame(found: Comparison, text: int, reader: int, width: int) -> pd.DataFrame
     shown, parting = by.get(reader), found.parting(reader) if reader else None
     rows, x, y = [], 0, 0
     for i, piece in enumerate(own.pieces):
-        label = (
-            piece.replace("\n", "⏎").replace("\t", "→").replace(" ", "\u00a0") or "·"
-        )  # a drawing drops plain spaces
+        label = piece.replace("\n", "⏎").replace("\t", "→") or "·"
+        bare = label.strip() or "␣"  # a drawing drops spaces at the ends: the text is put behind those in front
+        lead = len(label) - len(label.lstrip()) if label.strip() else 0
         if x and x + len(label) > width:
             x, y = 0, y + 1
         kl = shown.kl[i] if shown and i < len(shown.kl) else 0.0
         said = [in_words(trace, i) if trace else "" for trace in by.values()]
         end = x + min(len(label), width)
-        rows.append((i + 1, label, x, end, y, min(kl / FULL, 1.0), kl, i == parting, *said))
+        rows.append((i + 1, label, bare, x, end, x + lead, y, min(kl / FULL, 1.0), kl, i == parting, *said))
         x, y = (0, y + 1) if piece.endswith("\n") else (x + len(label), y)
-    columns = ["token", "piece", "x", "x2", "y", "strength", "kl", "parting", *(f"m{n}" for n in by)]
+    places = ["x", "x2", "at", "y"]
+    columns = ["token", "piece", "bare", *places, "strength", "kl", "parting", *(f"m{n}" for n in by)]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -89,8 +90,9 @@ def spec(theme: str, labels: tuple[str, ...], width: int) -> Spec:
     )
     ring = base.mark_rect(filled=False, stroke=palette.chosen, strokeWidth=3, cornerRadius=3, fillOpacity=0)
     ring = ring.encode(x2="x2:Q").transform_filter("datum.parting")
-    size = alt.ExprRef(f"min(15, 1.62 * width / {width})")
-    text = base.mark_text(align="left", font="monospace", fontSize=size, color=palette.ink).encode(text="piece:N")
+    size = alt.ExprRef(f"min(20, 1.62 * width / {width})")  # a letter of this font is 0.6 of its size wide
+    text = base.mark_text(align="left", font="monospace", fontSize=size, color=palette.ink)
+    text = text.encode(x=alt.X("at:Q", scale=alt.Scale(domain=[0, width], nice=False), axis=None), text="bare:N")
     return finish(back, ring, text, height=ROW)
 
 
@@ -98,7 +100,7 @@ def spec(theme: str, labels: tuple[str, ...], width: int) -> Spec:
 def divergence_spec(theme: str, labels: tuple[str, ...]) -> Spec:
     """KL along the text."""
     palette = PALETTES[theme]
-    scale = alt.Scale(domain=list(labels), range=[colour(palette, label) for label in labels])
+    scale = alt.Scale(domain=list(labels), range=colours(palette, labels))
     base = alt.Chart().encode(
         x=alt.X("token:Q", title="Token of the text", axis=alt.Axis(tickMinStep=1, grid=False)),
         y=alt.Y("kl:Q", title="KL to the first model (nats)"),
@@ -117,7 +119,14 @@ def height(rows: pd.DataFrame) -> int:
 def colour(palette: Palette, label: str) -> str:
     """Of a column, by what its model is."""
     named = {"Dense": palette.dense, "Deleted at once": palette.removed, "Pruned": palette.pruned}
+    named["Before deletion"] = palette.kept
     return named.get(label, palette.pull)
+
+
+def colours(palette: Palette, labels: Sequence[str]) -> list[str]:
+    """Of several columns: a second model of another run gets a colour of its own."""
+    found = [colour(palette, label) for label in labels]
+    return [palette.chosen if c in found[:n] else c for n, c in enumerate(found)]
 
 
 def summary(found: Comparison, text: int, readers: Sequence[int]) -> str:
@@ -133,7 +142,7 @@ def summary(found: Comparison, text: int, readers: Sequence[int]) -> str:
 
 
 def _percent(p: float) -> str:
-    return f"{p:.0%}" if p >= 0.1 else f"{p:.1%}" if p >= 0.001 else "under 0.1 %"
+    return f"{100 * p:.0f} %" if p >= 0.1 else f"{100 * p:.1f} %" if p >= 0.001 else "under 0.1 %"
 
 
 def _shown(piece: str) -> str:

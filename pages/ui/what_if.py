@@ -52,10 +52,10 @@ def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
     _buttons(run, config, now.now, depth)
     if error := session.get("what-if-error"):
         st.warning(words.plain(error), icon=":material/block:")
-    if reading:
-        desk.standing(reading)
-    _figures(measured, now.now)
-    if reading:
+    if reading and not isinstance(reading.ending, an.Stopped):
+        desk.ended_badly(reading)
+    _figures(measured, now.now, reading)
+    if measured:
         _sample(reading, config)
     _board(run, config, now)
 
@@ -116,10 +116,11 @@ def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
             st.button(label, key=f"layer-{i}", on_click=toggle, args=(i,))
 
 
-def _figures(measured: SetMeasured | None, now: Choice) -> None:
-    """What the set costs. The last figures stay until new ones are there."""
+def _figures(measured: SetMeasured | None, now: Choice, reading: Reading | None) -> None:
+    """What the set costs. The last figures stay until new ones are there, and what is waited for stands below them."""
+    wait = f":material/hourglass_top: {desk.waiting(reading) or 'Measuring.'}" if reading else ""
     if measured is None:
-        st.caption("No set is measured yet. The first one takes some seconds, since the model has to be loaded.")
+        st.caption(wait or "No set is measured yet. The first one takes some seconds: the model has to be loaded.")
         return
     fresh = frozenset(measured.removed) == now.removed
     with st.container(horizontal=True, key="what-if-figures"):
@@ -140,15 +141,14 @@ def _figures(measured: SetMeasured | None, now: Choice) -> None:
             "a quick figure, not a run's measurement."
         )
     else:
-        st.caption(f":material/hourglass_top: Measuring. Shown: {words.layers(measured.removed)} removed.")
+        st.caption(f"{wait} Shown: {words.layers(measured.removed)} removed.")
 
 
-def _sample(reading: Reading, config: RunConfig) -> None:
-    """What the thinned model writes."""
-    pieces = [a.piece for a in reading.answers if isinstance(a, an.TokenGenerated)]
-    if pieces:
-        with st.container(border=True, key="what-if-sample"):
-            st.markdown(f":gray[{side_by_side.escape(config.prompt)}]{side_by_side.escape(''.join(pieces))}")
+def _sample(reading: Reading | None, config: RunConfig) -> None:
+    """What the thinned model writes. The box stays while it is empty, so that nothing below it moves."""
+    pieces = [a.piece for a in reading.answers if isinstance(a, an.TokenGenerated)] if reading else []
+    with st.container(border=True, key="what-if-sample"):
+        st.markdown(f":gray[{side_by_side.escape(config.prompt)}]{side_by_side.escape(''.join(pieces))}")
 
 
 def _board(run: Run, config: RunConfig, now: Trials) -> None:
@@ -165,9 +165,11 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
             tries.choose(run, config, tries.trials_of(run).choose(Choice(removed, tries.trials_of(run).now.protected)))
 
     st.caption("Sets tried, those of as many layers as now first, best first. Pick a row to go back to it.")
+    number = st.column_config.NumberColumn(format="%.2f")
     st.dataframe(
-        trials.board(now).round(2),
+        trials.board(now),
         hide_index=True,
+        column_config=dict.fromkeys(("Times dense", "Calibration", "Held out", "KL held out"), number),
         key="what-if-board",
         on_select=back,
         selection_mode="single-row",

@@ -22,9 +22,7 @@ def watch(run: Run, ticket: str, live: bool) -> None:
     found = comparison.gather(reading.request, reading.answers)
     if any(c.tokens for c in found.columns) or live:
         side_by_side.texts(found, live)
-    if live:
-        st.button("Stop", icon=":material/stop:", key="stop-writing", on_click=desk.workbench().cancel, args=(ticket,))
-    elif any(c.tokens for c in found.columns):
+    if not live and any(c.tokens for c in found.columns):
         side_by_side.reading_along(found)
         asking.keep(run, reading.request, reading.answers, found)
 
@@ -60,7 +58,7 @@ if ticket:
         asking.restore(reading.request)
     except TrspError:
         pass
-asking.form(run, config, state, live)
+asking.form(run, config, state, ticket if live else None)
 if ticket:
     st.fragment(watch, run_every=0.25 if live else None)(run, ticket, live)
 elif kept:

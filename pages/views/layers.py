@@ -46,7 +46,7 @@ if stacks.open:
             alt = "Each layer's weight, fate and size."
             two = st.column_config.NumberColumn(format="%.2f", width="small")
             columns = {"Layer": st.column_config.NumberColumn(width="small"), **dict.fromkeys(frame.columns[2:], two)}
-            height = min(36 * (len(frame) + 1), 1100)
+            height = min(35 * (len(frame) + 1) + 3, 1100)  # pixels
             st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, column_config=columns)
 if trying.open:
     with trying:
