@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
+import psutil
 import pytest
 
 from trsp_core.store import Store
@@ -34,6 +35,23 @@ def tiny_model(tmp_path_factory) -> Path:
     from tests import tiny
 
     return tiny.save(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(autouse=True)
+def no_run_goes_on_after_its_test() -> Iterator[None]:
+    """A run that a test has left behind would take the machine from all tests after it. One may still start after the
+    end of its test, when the test's stand-in for a run's process is gone and its queue looks again."""
+    end_runs()
+    yield
+    end_runs()
+
+
+def end_runs() -> None:
+    """End every run that this process has started."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if {"trsp_core", "--folder"} <= set(child.cmdline()):
+                child.kill()
 
 
 @dataclass(frozen=True)
