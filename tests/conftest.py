@@ -19,6 +19,8 @@ import hypothesis
 import psutil
 import pytest
 
+from trsp_core.agenda import Agenda
+from trsp_core.jobs import Jobs
 from trsp_core.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -38,16 +40,22 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_run_goes_on_after_its_test() -> Iterator[None]:
-    """A run that a test has left behind would take the machine from all tests after it. One may still start after the
-    end of its test, when the test's stand-in for a run's process is gone and its queue looks again."""
-    end_runs()
+def no_queue_outlives_its_test(monkeypatch) -> Iterator[None]:
+    """A queue that works on after its test, its stand-ins gone, would start real runs beside all tests that follow."""
+    made: list = []
+
+    def told(plain):
+        def begin(self, *args, **kwargs):
+            made.append(self)
+            plain(self, *args, **kwargs)
+
+        return begin
+
+    for kind in (Jobs, Agenda):
+        monkeypatch.setattr(kind, "__init__", told(kind.__init__))
     yield
-    end_runs()
-
-
-def end_runs() -> None:
-    """End every run that this process has started."""
+    for queue in reversed(made):
+        queue.close()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if {"trsp_core", "--folder"} <= set(child.cmdline()):

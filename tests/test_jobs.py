@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests import story
 from trsp_core import events, jobs, record
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -185,3 +186,19 @@ def test_what_ended_is_not_started_again(runs):
     again = Jobs(runs)
     assert again.place(run.id) == 0
     assert run.status() == "finished"
+
+
+def test_a_closed_queue_starts_nothing_and_the_next_one_takes_over(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(jobs, "start", lambda run: started.append(run.id) or story.no_child(run))
+    store = Store(tmp_path)
+    first = Jobs(store)
+    first.close()
+    run = first.submit(story.CONFIG)
+    assert not started
+    assert run.status() == "queued"
+    Jobs(store)
+    deadline = time.monotonic() + 20
+    while not started and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert started == [run.id]

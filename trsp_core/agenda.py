@@ -51,8 +51,9 @@ class Agenda:
         self.store, self.jobs = store, jobs
         self._folder = store.root / "agenda"
         self._lock = threading.Lock()
-        self._changed = threading.Event()
-        threading.Thread(target=self._serve, name="agenda", daemon=True).start()
+        self._changed, self._closed = threading.Event(), False
+        self._thread = threading.Thread(target=self._serve, name="agenda", daemon=True)
+        self._thread.start()
 
     def start(self, name: str) -> None:
         """Put a built-in plan on the agenda; one that is there stays as it is.
@@ -101,13 +102,19 @@ class Agenda:
             trouble=str(kept.get("trouble", "")),
         )
 
+    def close(self) -> None:
+        """Feed no more runs. Plans stay on the agenda, for the next server."""
+        self._closed = True
+        self._changed.set()
+        self._thread.join()
+
     def _serve(self) -> None:
-        while True:
+        while not self._closed:
             self._changed.wait(timeout=PAUSE)
             self._changed.clear()
             for name in plans.built_in():
                 with self._lock:
-                    if self._active(name):
+                    if self._active(name) and not self._closed:
                         try:
                             self._feed(plans.read(name))
                         except TrspError as error:

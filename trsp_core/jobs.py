@@ -33,9 +33,10 @@ class Jobs:
         self._waiting: deque[str] = deque()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._asked: dict[str, float] = {}  # run to the time at which it was told to stop
-        self._changed = threading.Condition()
+        self._changed, self._closed = threading.Condition(), False
         self._adopt()
-        threading.Thread(target=self._serve, name="jobs", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="jobs", daemon=True)
+        self._thread.start()
 
     def submit(self, config: RunConfig, name: str = "") -> Run:
         """Queue a new run, in a folder of this name where one is given.
@@ -78,12 +79,19 @@ class Jobs:
             if (run.folder / "queued").exists() and not run.held() and not run.events_file.exists():
                 self._waiting.append(run.id)
 
+    def close(self) -> None:
+        """Start no more runs. What waits stays in the queue, for the next server; what runs goes on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
     def _serve(self) -> None:
-        while True:
+        while not self._closed:
             with self._changed:
                 self._changed.wait(timeout=0.5)
                 self._reap()
-                while self._waiting and len(self._children) < self.workers:
+                while self._waiting and len(self._children) < self.workers and not self._closed:
                     run = Run(self.store.root / self._waiting.popleft())
                     if run.folder.is_dir():
                         self._children[run.id] = start(run)
