@@ -55,7 +55,13 @@ def test_the_table_of_methods_is_the_registry():
 
 def test_every_flag_it_names_exists():
     known = {k.flag for k in config.KNOBS.values()} | {"--preset", "--json", "--out", "--server.baseUrlPath"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", README)) - known <= {"--plan", "--grid", "--scheduler", "--nthreads", "--task"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", README)) - known <= {
+        "--plan",
+        "--grid",
+        "--scheduler",
+        "--nthreads",
+        "--task",
+    }
 
 
 def test_the_make_targets_and_files_it_names_exist():

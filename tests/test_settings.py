@@ -60,7 +60,9 @@ def said(levels: dict[int, tuple[float, float]], domain: str = "heldout") -> str
 
 
 def test_the_sentence_follows_the_figures():
-    assert said({60: (4.2, 4.3), 120: (4.1, 4.2), 240: (3.9, 3.9)}).startswith("After 60 steps the control is better by")
+    assert said({60: (4.2, 4.3), 120: (4.1, 4.2), 240: (3.9, 3.9)}).startswith(
+        "After 60 steps the control is better by"
+    )
     assert "TRSP wins from 240 steps on" in said({60: (4.2, 4.3), 120: (4.1, 4.2), 240: (3.9, 3.9)})
     assert "the control wins at every length" in said({60: (4.2, 4.3), 240: (4.1, 4.1)})
     assert "TRSP wins at every length" in said({60: (3.9, 3.9), 240: (3.8, 3.8)})
@@ -92,9 +94,7 @@ def test_a_gain_at_home_alone_is_marked():
 def test_the_best_of_each_side_meet():
     found = long({60: (4.2, 4.2), 120: (4.2, 4.2)})
     better = [point("local", p.at, 4.1, 4.1) for p in found.of("trsp")]
-    harder = [
-        point("distilled", p.at, 3.9, 3.9, settings={"control": "delete_first"}) for p in found.of("trsp")
-    ]
+    harder = [point("distilled", p.at, 3.9, 3.9, settings={"control": "delete_first"}) for p in found.of("trsp")]
     duels = lengths.duels(sweep([*found.points, *better, *harder], **found.axes))
     assert {(d.trsp, d.control) for d in duels} == {("Title of local", "Title of distilled")}
 

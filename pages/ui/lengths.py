@@ -69,9 +69,7 @@ def duels(sweep: Sweep) -> list[Duel]:
         one, other = (_best({arm: at(there[arm], steps) for arm in side}) for side in (ours, controls))
         if not one or not other:
             continue
-        pairs = {
-            d: points.paired(at(there[one], steps), at(there[other], steps), d) for d in ("calibration", "heldout")
-        }
+        pairs = {d: points.paired(at(there[one], steps), at(there[other], steps), d) for d in DOMAINS}
         if all(a for a, _ in pairs.values()):
             home = intervals.only_at_home({d: a for d, (a, _) in pairs.items()}, {d: b for d, (_, b) in pairs.items()})
             found = {d: intervals.points(*pair) for d, pair in pairs.items()}
