@@ -13,8 +13,8 @@ CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
 TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "forecast", "texts",
-              "data", "methods", "families", "workbench", "evidence", "plans", "intervals", "questions", "grids", "crew", "sweep",
-              "points", "agenda")  # fmt: skip
+              "data", "methods", "families", "workbench", "evidence", "plans", "intervals", "questions",
+              "grids", "crew", "sweep", "points", "agenda")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

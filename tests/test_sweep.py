@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,13 @@ def test_what_is_no_grid_is_refused_with_a_remedy(change):
     with pytest.raises(TrspError) as caught:
         grids.parse(GRID | change)
     assert caught.value.remedy
+
+
+def test_the_grid_in_the_readme_and_the_one_in_the_module_are_grids():
+    (block,) = re.findall(r"```json\n(.+?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(grids.parse(json.loads(block)).plan.variations) == 2 + 2 * 8
+    stated = (grids.__doc__ or "").partition("\n\n")[2].partition("\n\nAn arm")[0]
+    assert len(grids.parse(json.loads(stated)).plan.variations) == 2 + 2 * 4
 
 
 def test_each_point_is_run_once_and_takes_over_its_layers(store):

@@ -150,7 +150,11 @@ class Agenda:
         for variation in plan.variations:
             if not plans.needs(plan, variation) <= set(done):
                 continue
-            run = plans.find(self.store, plan, variation, plans.config_of(plan, variation, done))
+            try:
+                config = plans.config_of(plan, variation, done)
+            except TrspError:  # its model has gone since; `_feed` tells it when its turn comes
+                continue
+            run = plans.find(self.store, plan, variation, config)
             state = run.state() if run else None
             status = run.status(state.ended) if run and state else ""
             if status == "finished" and state:

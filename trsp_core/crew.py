@@ -70,9 +70,18 @@ class Here:
         return done
 
 
+# What a worker is sent: the scheduler reads it too, and need not have this program.
+_TASK = """
+import sys
+sys.path.append(root)
+from trsp_core import crew
+crew.attend(folder)
+"""
+
+
 class Cluster:
     """Workers of a Dask scheduler. A worker takes as many runs at once as it has threads: start it with one
-    (`dask worker ADDRESS --nthreads 1`). The folder of runs has the same path on all machines."""
+    (`dask worker ADDRESS --nthreads 1`). This program and the folder of runs have the same path on all of them."""
 
     def __init__(self, address: str):
         """Raises TrspError: no scheduler answers at `address`, or `distributed` is not installed."""
@@ -82,7 +91,7 @@ class Cluster:
             raise TrspError("Dask is not installed.", "pip install -r requirements.txt") from error
         self._dask: Any = distributed
         try:
-            self._client = distributed.Client(address, timeout=10, set_as_default=False)
+            self._client = distributed.Client(address, timeout=10)
         except (OSError, ValueError, TypeError) as error:
             raise TrspError(
                 f"No Dask scheduler answers at {address[:80]!r}.", "Start one with: dask scheduler"
@@ -108,7 +117,8 @@ class Cluster:
         return max(1, sum(threads.values())) + 1
 
     def start(self, run: Run) -> None:
-        self._futures[run] = self._client.submit(_work, str(run.folder), key=run.id, pure=False, retries=0)
+        given = {"root": str(Path(__file__).resolve().parent.parent), "folder": str(run.folder)}
+        self._futures[run] = self._client.submit(exec, _TASK, given, key=run.id, pure=False, retries=0)
 
     def ended(self, seconds: float) -> Sequence[Run]:
         if not self._futures:
@@ -128,7 +138,7 @@ class Cluster:
         return done
 
 
-def _work(folder: str) -> None:
+def attend(folder: str) -> None:
     """On a worker: the run's process, from its beginning to its end."""
     run = Run(Path(folder))
     if run.cancelled():

@@ -3,6 +3,7 @@ as a chart and in sentences made from the figures. Pure."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from pages.ui import words
 from pages.ui.charts import Spec, finish
+from pages.ui.series import apart
 from pages.ui.theme import PALETTES
 from trsp_core import intervals, points
 from trsp_core.intervals import Interval
@@ -19,6 +21,7 @@ from trsp_core.points import Point, Sweep
 STEPS = "stage2_steps"
 ROLES = ("dense", "deleted at once", "TRSP", "control")
 ALT = "Lines of the perplexity against the length of stage 2, one an arm; bars: the paired interval beside the control."
+ROOM = 0.62  # of the lines' reach: to the right of them, for their names
 ACROSS = {"steps": "Steps of stage 2 (log)", "seconds": "Seconds of stage 2 (log)"}
 
 
@@ -68,9 +71,7 @@ def duels(sweep: Sweep) -> list[Duel]:
         one, other = (_best({arm: at(there[arm], steps) for arm in side}) for side in (ours, controls))
         if not one or not other:
             continue
-        pairs = {
-            d: points.paired(at(there[one], steps), at(there[other], steps), d) for d in ("calibration", "heldout")
-        }
+        pairs = {d: points.paired(at(there[one], steps), at(there[other], steps), d) for d in DOMAINS}
         if all(a for a, _ in pairs.values()):
             home = intervals.only_at_home({d: a for d, (a, _) in pairs.items()}, {d: b for d, (_, b) in pairs.items()})
             found = {d: intervals.points(*pair) for d, pair in pairs.items()}
@@ -80,6 +81,7 @@ def duels(sweep: Sweep) -> list[Duel]:
 
 def _best(sides: dict[str, list[Point]]) -> str | None:
     there = {arm: points.perplexity(found, "heldout").value for arm, found in sides.items() if found}
+    there = {arm: value for arm, value in there.items() if not math.isnan(value)}
     return min(there, key=lambda arm: there[arm]) if there else None
 
 
@@ -116,7 +118,7 @@ def _ending(signs: list[int], steps: list[int]) -> str:
         return f"TRSP wins after {_listed(wins)} steps alone"
     measured = f"at no length that was measured, {steps[0]} to {steps[-1]} steps, does TRSP win"
     if len(losses) == len(steps):
-        return f"the control wins at every length that was measured, up to {steps[-1]} steps"
+        return f"it wins at every length that was measured, up to {steps[-1]} steps"
     if losses and losses == steps[: len(losses)]:
         return f"{measured}, and from {steps[len(losses)]} steps on the two cannot be told apart"
     return measured
@@ -128,38 +130,59 @@ def _listed(numbers: list[int]) -> str:
 
 
 def curves(sweep: Sweep, domain: str, by: str) -> pd.DataFrame:
-    """A line an arm, and level lines of the dense model and of deletion at once. `low`, `high` of TRSP's points: the
-    paired interval of the difference from the best control at that length, set upon the control's value: a bar that
-    does not reach the control's line is a difference for sure.
+    """A line an arm, level lines of the dense model and of deletion at once, and a name at the end of each. `low`,
+    `high` of TRSP's points: the paired interval of the difference from the best control at that length, set upon the
+    control's value: a bar that does not reach the control's line is a difference for sure.
 
     Args:
         by: `steps`, or `seconds` (of all of stage 2, the mean of the seeds).
     """
     there, (ours, controls) = arms(sweep), split(sweep)
     rows: list[tuple] = []
-    for n, (arm, found) in enumerate(there.items()):
-        role = "control" if arm in controls else "TRSP"
-        order = f"{(controls if arm in controls else ours).index(arm) % 4}"
-        lengths = sorted({p.at[STEPS] for p in found})
-        for steps in lengths:
+    ends: list[tuple[float, str, str]] = []  # value, role, title of each line at its right end
+    for arm, found in there.items():
+        role, side = ("control", controls) if arm in controls else ("TRSP", ours)
+        for steps in sorted({p.at[STEPS] for p in found}):
             several = at(found, steps)
             value = points.perplexity(several, domain).value
-            low = high = None
             rival = _best({c: at(there[c], steps) for c in controls})
-            if role == "TRSP" and rival:
-                pair = points.paired(several, at(there[rival], steps), domain)
-                if pair[0]:
-                    level, gap = intervals.mean(pair[1]), intervals.points(*pair)
-                    low, high = (_exp(level.value) + end for end in (gap.low, gap.high))
+            low, high = _bar(several, at(there[rival], steps), domain) if role == "TRSP" and rival else (None, None)
             x = steps if by == "steps" else sum(p.seconds for p in several) / len(several)
-            name = sweep.arms[arm] if steps == lengths[-1] else ""
-            rows.append(("line", n, role, order, x, value, low, high, sweep.arms[arm], name))
-    reach = [row[4] for row in rows]
+            rows.append(("line", role, str(side.index(arm) % 4), x, value, low, high, sweep.arms[arm]))
+        ends.append((rows[-1][4], role, sweep.arms[arm]))
+    first, last = min(r[3] for r in rows), max(r[3] for r in rows)
     for role, level in _levels(sweep, there, domain).items():
-        for x, name in ((min(reach), ""), (max(reach), role)):
-            rows.append(("level", len(there), role, "0", x, level, None, None, role, name))
-    columns = ["kind", "arm", "role", "order", "x", "value", "low", "high", "title", "label"]
+        rows += [("level", role, "0", x, level, None, None, role) for x in (first, last)]
+        ends.append((level, role, role))
+    rows += [("name", role, "0", last, value, None, None, title) for value, role, title in _apart(ends)]
+    rows.append(("frame", "dense", "0", last * (last / first) ** ROOM, rows[0][4], None, None, ""))
+    columns = ["kind", "role", "order", "x", "value", "low", "high", "title"]
     return pd.DataFrame(rows, columns=columns).astype({"low": float, "high": float}).round(2)
+
+
+def _bar(ones: list[Point], others: list[Point], domain: str) -> tuple[float | None, float | None]:
+    one, other = points.paired(ones, others, domain)
+    if not one:
+        return None, None
+    level, gap = intervals.perplexity(other).value, intervals.points(one, other)
+    return level + gap.low, level + gap.high
+
+
+def _apart(ends: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
+    """Names moved up and down, on the log axis, until they are legible beside each other."""
+    ends = sorted((end for end in ends if 0 < end[0] < math.inf), key=lambda end: end[0])
+    logs = [math.log(value) for value, *_ in ends]
+    step = (logs[-1] - logs[0]) / 17 if ends else 0.0
+    places = apart(logs, step)
+    return [(math.exp(place), role, title) for place, (_, role, title) in zip(places, ends, strict=True)]
+
+
+def ticks(frame: pd.DataFrame, by: str) -> tuple[float, ...]:
+    """Where the axis has its numbers: the lengths themselves, or round seconds within them."""
+    found = sorted(set(frame[frame["kind"] == "line"]["x"]))
+    if by == "steps":
+        return tuple(found)
+    return tuple(n * 10.0**e for e in range(-1, 7) for n in (1, 2, 5) if found[0] <= n * 10.0**e <= found[-1])
 
 
 def _levels(sweep: Sweep, there: dict[str, list[Point]], domain: str) -> dict[str, float]:
@@ -171,54 +194,57 @@ def _levels(sweep: Sweep, there: dict[str, list[Point]], domain: str) -> dict[st
     return {name: intervals.perplexity(losses).value for name, losses in levels.items() if losses}
 
 
-def _exp(loss: float) -> float:
-    return intervals.perplexity([loss]).value
-
-
 @lru_cache
-def length(theme: str, by: str) -> Spec:
-    """Perplexity against the length of stage 2."""
+def length(theme: str, by: str, numbers: tuple[float, ...]) -> Spec:
+    """Perplexity against the length of stage 2; `numbers` stand at the axis."""
     palette = PALETTES[theme]
-    log = alt.Scale(type="log", nice=False, padding=24)
-    axis = alt.Axis(labelFontSize=13, titleFontSize=15, tickCount=5, format="~g", grid=False)
+    log = alt.Scale(type="log", nice=False, padding=18)
+    axis = alt.Axis(
+        labelFontSize=14, titleFontSize=15, values=list(numbers), format="~g", grid=False, titleAnchor="start"
+    )
     x = alt.X("x:Q", title=ACROSS[by], scale=log, axis=axis)
-    side = alt.Axis(labelFontSize=13, titleFontSize=15, tickCount=5, format="~g")
+    side = alt.Axis(labelFontSize=14, titleFontSize=15, tickCount=5, format="~g")
     title = f"Perplexity ({intervals.direction('perplexity')})"
     y = alt.Y("value:Q", title=title, scale=log, axis=side)
     scale = alt.Scale(domain=list(ROLES), range=[palette.dense, palette.removed, palette.pruned, palette.kept])
-    colour = alt.Color("role:N", scale=scale, legend=None)
     dash = alt.Scale(domain=["0", "1", "2", "3"], range=[[1, 0], [8, 4], [2, 3], [10, 3, 2, 3]])
-    base = alt.Chart().encode(x=x, color=colour)
+    base = alt.Chart().encode(x=x, color=alt.Color("role:N", scale=scale, legend=None))
+    frame = base.mark_point(opacity=0, tooltip=None).encode(y=y)
     levels = base.mark_line(strokeWidth=1.5, strokeDash=[6, 5], opacity=0.8).encode(y=y, detail="title:N")
     lines = base.mark_line(strokeWidth=3).encode(
-        y=y, detail="arm:N", strokeDash=alt.StrokeDash("order:N", scale=dash, legend=None)
+        y=y, detail="title:N", strokeDash=alt.StrokeDash("order:N", scale=dash, legend=None)
     )
-    bars = base.mark_rule(strokeWidth=5, opacity=0.3).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    bars = base.mark_rule(strokeWidth=7, opacity=0.35).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
     tips = [alt.Tooltip("title:N"), *(alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("x", "value", "low", "high"))]
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(y=y, tooltip=tips)
-    names = base.mark_text(align="right", dy=-13, dx=4, fontSize=13, fontWeight="bold").encode(y=y, text="label:N")
-    trained = "datum.kind == 'line'"
+    names = base.mark_text(align="left", dx=10, fontSize=13, fontWeight="bold", limit=190).encode(y=y, text="title:N")
     return finish(
+        frame.transform_filter("datum.kind == 'frame'"),
         levels.transform_filter("datum.kind == 'level'"),
         bars.transform_filter("datum.kind == 'line' && datum.low != null"),
-        lines.transform_filter(trained),
-        dots.transform_filter(trained),
-        names.transform_filter("datum.label != ''"),
-        height=400,
+        lines.transform_filter("datum.kind == 'line'"),
+        dots.transform_filter("datum.kind == 'line'"),
+        names.transform_filter("datum.kind == 'name'"),
+        height=420,
     )
 
 
 def legend(sweep: Sweep) -> str:
     """How to read the chart."""
     ours, controls = split(sweep)
-    many = (
-        f" At each length the best of {len(ours)} arms of TRSP is set against the best of {len(controls)} controls, "
-        "both picked by the held-out domain itself, which flatters both a little."
-        if len(ours) > 1 or len(controls) > 1
-        else ""
+    said = (
+        "Green: TRSP, trained with all its layers, then deleted. Blue: delete, then train. Bars: the 95 % interval of "
+        "the difference from the best control at that length, paired block by block and set upon the control's value; "
+        "a bar that does not reach the blue line is a difference for sure."
     )
-    return (
-        "Green: TRSP, before its layers are deleted for good. Blue: delete, then train. Bars: the 95 % interval of the "
-        "difference from the best control at that length, paired block by block and set upon the control's value; a "
-        f"bar that does not reach the blue line is a difference for sure.{many}"
-    )
+    if len(ours) > 1 or len(controls) > 1:
+        arms_, rivals = _count(len(ours), "arm"), _count(len(controls), "control")
+        said += (
+            f" The sentence sets the best of {arms_} of TRSP against the best of {rivals} at each length, both picked "
+            "by the held-out domain itself, which flatters both a little."
+        )
+    return said
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

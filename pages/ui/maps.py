@@ -12,7 +12,7 @@ import altair as alt
 import pandas as pd
 
 from pages.ui import words
-from pages.ui.charts import BOXES, LINES, Spec, fate_colour, finish
+from pages.ui.charts import LINES, Spec, finish
 from pages.ui.series import apart
 from pages.ui.theme import PALETTES
 from trsp_core import config, intervals, points
@@ -69,7 +69,7 @@ def heat(theme: str, across: str, up: str) -> Spec:
     x = alt.X("x:O", title=title_of(across), axis=axis)
     y = alt.Y("y:O", title=title_of(up), axis=axis, sort="descending")
     base = alt.Chart().encode(x=x, y=y)
-    scale = alt.Scale(domain=[0, 1], range=[palette.faint, palette.pruned])
+    scale = alt.Scale(domain=[0, 1], range=[palette.faint, palette.pruned], interpolate="rgb")
     tips = [alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("value", "low", "high")]
     boxes = base.mark_rect(cornerRadius=3, stroke=None).encode(
         color=alt.Color("good:Q", scale=scale, legend=None), tooltip=tips
@@ -80,7 +80,9 @@ def heat(theme: str, across: str, up: str) -> Spec:
     dark = "#14181D"
     names = base.mark_text(fontSize=16).encode(
         text="label:N",
-        color=alt.condition("datum.good > 0.45", alt.value(dark), alt.value(palette.ink)),
+        color=alt.condition(
+            f"datum.good > {0.6 if theme == 'dark' else 0.45}", alt.value(dark), alt.value(palette.ink)
+        ),
     )
     bold = base.mark_text(fontSize=16, fontWeight="bold", color=dark).encode(text="label:N")
     return finish(
@@ -121,30 +123,35 @@ def path(found: list[Point]) -> pd.DataFrame:
     last = found[-1]
     ends = sorted((i for i in range(depth) if often[i] or i in last.removed), key=lambda i: last.weights[i])
     reach = max(max(p.weights) for p in found)
-    for i, place in zip(ends, apart([last.weights[i] for i in ends], 0.05 * reach), strict=True):
+    places = apart([last.weights[i] for i in ends], 0.05 * reach)
+    places = [place - min(0.0, *places, 0.0) for place in places]  # none below the axis
+    for i, place in zip(ends, places, strict=True):
         rows.append(("name", last.at[PATH_AXIS], place, i, "chosen" if often[i] else "kept"))
     return pd.DataFrame(rows, columns=["kind", "lambda_1", "weight", "layer", "fate"]).round({"weight": 4})
 
 
 @lru_cache
-def paths(theme: str) -> Spec:
-    """Layer weights against λ₁."""
+def paths(theme: str, numbers: tuple[float, ...]) -> Spec:
+    """Layer weights against λ₁; `numbers` stand at the axis."""
+    palette = PALETTES[theme]
+    scale = alt.Scale(domain=["kept", "chosen"], range=[palette.kept, palette.chosen])
+    lines_, dots_ = (alt.Color("fate:N", scale=scale, legend=legend) for legend in (LINES, None))
     x = alt.X(
         "lambda_1:Q",
         title=f"{title_of(PATH_AXIS)} (log)",
         scale=alt.Scale(type="log", nice=False, padding=20),
-        axis=alt.Axis(grid=False, tickCount=6, format="~g", labelFontSize=13, titleFontSize=15),
+        axis=alt.Axis(grid=False, values=list(numbers), format="~g", labelFontSize=14, titleFontSize=15),
     )
-    axis = alt.Axis(labelFontSize=13, titleFontSize=15)
+    axis = alt.Axis(labelFontSize=14, titleFontSize=15)
     base = alt.Chart().encode(x=x, y=alt.Y("weight:Q", title="Layer weight |s|", axis=axis))
     lines = base.mark_line(strokeWidth=2.5).encode(
-        color=fate_colour(theme, LINES),
+        color=lines_,
         detail="layer:N",
         opacity=alt.condition("datum.fate == 'kept'", alt.value(0.35), alt.value(1.0)),
         tooltip=["layer:N", alt.Tooltip("lambda_1:Q"), alt.Tooltip("weight:Q", format=",.3~g")],
     )
-    dots = base.mark_point(filled=True, size=80, opacity=1).encode(color=fate_colour(theme, BOXES), detail="layer:N")
-    names = base.mark_text(dx=14, fontSize=13, fontWeight="bold", color=PALETTES[theme].ink).encode(text="layer:N")
+    dots = base.mark_point(filled=True, size=80, opacity=1).encode(color=dots_, detail="layer:N")
+    names = base.mark_text(dx=14, fontSize=13, fontWeight="bold", color=palette.ink).encode(text="layer:N")
     return finish(
         lines.transform_filter("datum.kind == 'line'"),
         dots.transform_filter("datum.kind == 'dot'"),
@@ -169,7 +176,7 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
     top = best(frame)
     said = (
         f"Perplexity in the {words.DOMAINS[domain]} ({direction()}). Best: {top['label']} at {label(across)} "
-        f"{top['x']}, {label(up)} {top['y']}."
+        f"{_plain(top['x'])}, {label(up)} {_plain(top['y'])}."
     )
     controls = {
         other: points.perplexity(sweep.of(other), domain)
@@ -180,6 +187,10 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
         ends = f"[{words.perplexity(found.low)}, {words.perplexity(found.high)}]"
         said += f" The control “{words.plain(sweep.arms[other])}”: {words.perplexity(found.value)} {ends}."
     return said if controls else f"{said} This sweep has no control beside it."
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table(sweep: Sweep) -> pd.DataFrame:

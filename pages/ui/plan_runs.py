@@ -38,7 +38,7 @@ def _draw(plan: str, active: bool, done: int) -> None:
 def _offer(plan: str, now: Standing) -> None:
     missing = now.total - now.done
     label = f"Run all {now.total}" if not now.done else f"Run the {missing} that are missing" if missing > 1 else ""
-    time = f", about {words.duration(now.seconds_left)}" if now.seconds_left else ""
+    time = f"; the others take about {words.duration(now.seconds_left)}" if now.seconds_left else ""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             label or "Run the one that is missing",

@@ -84,8 +84,9 @@ def _length(sweep: Sweep) -> bool:
     for column, domain in zip(st.columns(2, gap="large"), DOMAINS, strict=True):
         with column:
             st.markdown(f"**{words.DOMAINS[domain].capitalize()}**")
-            spec = lengths.length(theme.mode(), by)
-            charts.show(spec, lengths.curves(sweep, domain, by), f"length-{sweep.name}-{domain}-{by}", lengths.ALT)
+            frame = lengths.curves(sweep, domain, by)
+            spec = lengths.length(theme.mode(), by, lengths.ticks(frame, by))
+            charts.show(spec, frame, f"length-{sweep.name}-{domain}-{by}", lengths.ALT)
     st.caption(lengths.legend(sweep))
     return True
 
@@ -119,7 +120,8 @@ def _path(sweep: Sweep) -> bool:
     if not found:
         return False
     st.markdown("#### The regularisation path: which layers give way as λ₁ grows")
-    charts.show(maps.paths(theme.mode()), maps.path(found), f"path-{sweep.name}", maps.ALT["path"])
+    spec = maps.paths(theme.mode(), tuple(p.at[maps.PATH_AXIS] for p in found))
+    charts.show(spec, maps.path(found), f"path-{sweep.name}", maps.ALT["path"])
     st.caption(
         "Each line is a layer: its weight when it was chosen, or at the end of stage 1. A dot: chosen under this λ₁. "
         "Orange lines are chosen under most values; numbers stand at the right ends."
