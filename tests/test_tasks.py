@@ -41,9 +41,7 @@ ROWS = {
     ],
 }  # fmt: skip
 EXPECTED = {
-    "arc_easy": Question(
-        ("Question: What crosses the city?\nAnswer:",) * 3, (" a letter", " the river", " year"), 1
-    ),
+    "arc_easy": Question(("Question: What crosses the city?\nAnswer:",) * 3, (" a letter", " the river", " year"), 1),
     "piqa": Question(("Question: How to cross a river?\nAnswer:",) * 2, (" Swim.", " Wait for it to pass."), 0),
     "winogrande": Question(
         ("The river met the city and the river", "The river met the city and the city"), (" was wet.",) * 2, 1
@@ -160,11 +158,12 @@ class TestAgainstTheHarness:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
+        choices = ["the river", "a garden", "1900"]
         lines = [
-            {"query": f"Question: What {verb} the {noun}?\nAnswer:", "choices": ["the river", "a garden", "1900"], "gold": 0}
+            {"query": f"Question: What {verb} the {noun}?\nAnswer:", "choices": choices, "gold": 0}
             for noun in ("city", "letter", "machine", "year")
             for verb in ("crosses", "keeps", "finds", "moves", "holds")
-        ]  # fmt: skip
+        ]
         file = tmp_path / "asked.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
         (tmp_path / "asked.yaml").write_text(
@@ -217,7 +216,7 @@ def rendered(name: str, row: dict) -> tuple[list[str], list[str], int]:
     how = yaml.safe_load((root / FILES[name]).read_text("utf-8"))
     head = ""
     if name == "mmlu":
-        file = (root / "mmlu/default/mmlu_abstract_algebra.yaml").read_text("utf-8").replace("\"include\"", "include")
+        file = (root / "mmlu/default/mmlu_abstract_algebra.yaml").read_text("utf-8").replace('"include"', "include")
         head = yaml.safe_load(file)["description"].replace("abstract algebra", row["subject"].replace("_", " "))
     choices, target = how["doc_to_choice"], how["doc_to_target"]
     if isinstance(choices, str):

@@ -54,7 +54,10 @@ def read(task: str, text: str, limit: int | None = None) -> list[Question]:
             raise TrspError(f"{path.name} is larger than {MOST_BYTES / 1e6:.0f} MB.", "Cut it.")
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()][:limit]
     except (OSError, UnicodeDecodeError) as error:
-        raise TrspError(f"The task {task[:80]!r} cannot be read.", f"Give a JSONL file, {LAST_WORD}, or a task that `eval --help` names.") from error
+        raise TrspError(
+            f"The task {task[:80]!r} cannot be read.",
+            f"Give a JSONL file, {LAST_WORD}, or a task that `eval --help` names.",
+        ) from error
     found = [_question(line, path.name, number) for number, line in enumerate(lines, 1)]
     if not found:
         raise TrspError(f"{path.name} holds no questions.", "Give a file with one question a line.")

@@ -64,7 +64,9 @@ def before_after(state: RunState) -> pd.DataFrame:
             continue
         rows += [("link", 1.0, 0, i + 0.5, 0, what, "", i), ("link", 1.6, 0, place + 0.5, 0, what, "", i)]
         rows.append(("box", 1.6, right, place + 0.08, place + 0.92, what, "", i))
-        rows.append(("name", (1.6 + right) / 2, 0, place + 0.5, 0, what, f"{place}" if place == i else f"{place}  (was {i})", i))
+        rows.append(
+            ("name", (1.6 + right) / 2, 0, place + 0.5, 0, what, f"{place}" if place == i else f"{place}  (was {i})", i)
+        )
         place += 1
     return pd.DataFrame(rows, columns=COLUMNS)
 

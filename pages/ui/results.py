@@ -53,7 +53,9 @@ def summary(state: RunState, config: RunConfig) -> None:
             f"{words.share(before - after, before)} fewer."
         )
         if state.narrowed:
-            st.markdown(f"Deleting as many layers as the ratio says would leave {words.parameters(state.narrowed.aim)}.")
+            st.markdown(
+                f"Deleting as many layers as the ratio says would leave {words.parameters(state.narrowed.aim)}."
+            )
         for domain in DOMAINS:
             st.markdown(_sentence(state, config, domain))
         if state.speed:
