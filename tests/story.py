@@ -63,6 +63,23 @@ def tell() -> Generator[Event, None, None]:
     yield ev.RunFinished(10**9)
 
 
+NARROW = RunConfig(method="width", ratio=0.34, stage2_steps=0)
+
+
+def tell_narrow() -> Generator[Event, None, None]:
+    """A run on the same model that removes no layer and narrows them all."""
+    told = list(tell())
+    first = next(n for n, e in enumerate(told) if isinstance(e, ev.PhaseStarted) and e.name == "choose")
+    yield from told[:first]
+    yield ev.PhaseStarted("choose", 100)
+    yield ev.LayersChosen("width", [])
+    yield ev.LayersNarrowed(L, [4, 2], [2, 1], [48, 31], 44_000, 43_900)
+    yield ev.LayersRemoved([], list(range(L)), 60_000, 43_900, 240_000, 175_600)
+    for state in ("pruned", "direct"):
+        yield from _measured(state, 70.0)
+    yield from (e for e in told if isinstance(e, ev.SpeedMeasured | ev.RunFinished))
+
+
 def _measured(state: str, level: float) -> Iterator[Event]:
     yield ev.PhaseStarted(state, 16)
     for domain, text in zip(ev.DOMAINS, ("wikipedia", "news"), strict=True):

@@ -14,10 +14,12 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import charts, series, uploads, words
+from pages.ui import charts, pictures, series, uploads, words
 from tests import story
+from trsp_core import shell
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import TrspError
+from trsp_core.record import record
 from trsp_core.state import RunState
 from trsp_core.store import STATUSES, Store
 
@@ -77,6 +79,23 @@ def test_a_finished_run_is_told_in_words_with_protocol_and_ceiling(store):
     assert "8 blocks of 256 tokens" in shown
     assert "held-out domain" in shown
     assert "1.50 times" in shown
+
+
+def test_a_run_that_narrows_says_so_on_every_page(store):
+    run = store.create(story.NARROW)
+    record(run, story.tell_narrow())
+    on_run, on_layers = (texts(open_page(name, run=run.id)) for name in ("run", "layers"))
+    assert "No layer is gone, all 6 are narrower" in on_run
+    assert "2 of 4 heads, 1 of 2 key-value heads, 31 of 48 channels" in on_run
+    assert "would leave 44,000" in on_run
+    assert "no ceiling by their number" in on_run
+    assert "the layers were narrowed at once" in on_run
+    assert "All 6 layers stay, and each got narrower" in on_layers
+    assert "chosen" not in on_layers.lower().replace("no layer is chosen", "")
+    assert "no deletion of layers can stand in" in texts(open_page("compare", run=run.id))
+    assert "the size of 4 of 6 layers" in texts(open_page("runs"))
+    assert pictures.width_left(run.state()) == pytest.approx(1 - 16_100 / 48_000)
+    assert "no layer removed, all narrowed" in shell.account({"run": run.id, "status": "finished", **run.summary()})
 
 
 def test_a_failure_shows_message_and_remedy_as_they_are(store):

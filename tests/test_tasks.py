@@ -158,11 +158,12 @@ class TestAgainstTheHarness:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
+        choices = ["the river", "a garden", "1900"]
         lines = [
-            {"query": f"Question: What {verb} the {noun}?\nAnswer:", "choices": ["the river", "a garden", "1900"], "gold": 0}
+            {"query": f"Question: What {verb} the {noun}?\nAnswer:", "choices": choices, "gold": 0}
             for noun in ("city", "letter", "machine", "year")
             for verb in ("crosses", "keeps", "finds", "moves", "holds")
-        ]  # fmt: skip
+        ]
         file = tmp_path / "asked.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
         (tmp_path / "asked.yaml").write_text(

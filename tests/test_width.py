@@ -45,6 +45,7 @@ def test_every_tiny_family_works_or_is_refused():
 @pytest.mark.parametrize("model_type", WORKS)
 def test_a_narrowed_model_is_an_ordinary_one_and_leaves_no_trace(model_type, tmp_path):
     model = tiny.build(model_type)
+    model.config.architectures = [type(model).__name__]  # as in a model that was loaded; saving sets it
     before, config, weights = logits(model), model.config.to_dict(), [id(p) for p in model.parameters()]
     lab, told, layers, entries = narrowed(model)
     event = told[-1]
@@ -75,7 +76,7 @@ def test_a_family_that_cannot_be_narrowed_is_refused_by_name(model_type):
 
 @pytest.mark.parametrize("model_type", WORKS)
 def test_planted_dead_units_are_the_ones_that_go(model_type):
-    """In each layer one key-value head and as many channels as have to go write nothing: without them nothing changes."""
+    """In each layer as many heads and channels as have to go write nothing: without them nothing changes."""
     model = tiny.build(model_type)
     lab, config = lab_of("width", model)
     _, (_, entries) = drain(width.narrow(lab, config, 2))
@@ -115,7 +116,9 @@ def test_scores_are_the_librarys_grouped_taylor_scores():
     with lab.learning([part.module.weight for part in parts]):
         lab.add_gradient(lab.blocks[:2], 1.0)
         probe = torch.zeros(1, 2, tiny.D, requires_grad=True)
-        graph = torch_pruning.DependencyGraph().build_dependency(mlp, probe, verbose=False)
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            mlp, probe, forward_fn=lambda module, x: module(x), verbose=False
+        )
         group = graph.get_pruning_group(mlp.down_proj, torch_pruning.prune_linear_in_channels, list(range(48)))
         theirs = torch_pruning.importance.GroupTaylorImportance("sum", None)(group)
         ours = sum(part.salience() for part in parts)
@@ -191,7 +194,15 @@ def test_what_is_too_small_to_reach_is_refused():
 def test_a_run_narrows_measures_and_keeps_it(control, tmp_path, own_text):
     steps = {"stage2_steps": 2, "control": "delete_first"} if control == "delete_first" else {"stage2_steps": 0}
     model = tiny.build(n_layers=DEPTH)
-    how = {**SMALL, **steps, "method": "width", "text": own_text, "heldout": own_text, "measure_blocks": 2}
+    how = {
+        **SMALL,
+        **steps,
+        "method": "width",
+        "text": own_text,
+        "heldout": own_text,
+        "measure_blocks": 2,
+        "probe_blocks": 1,
+    }
     how |= {"measure_length": 16, "kl_blocks": 1, "speed_repeats": 1, "sample_tokens": 2, "calibration_blocks": 4}
     config = configs.from_values(how)
     before = logits(model)

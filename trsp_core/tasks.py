@@ -1,5 +1,5 @@
-"""The multiple-choice tasks that pruning papers report, from the model hub: where each lies, and how a row of it becomes
-a question. Prompts, choices and splits are those of lm-evaluation-harness, without examples before. Imports no torch.
+"""The multiple-choice tasks that pruning papers report, from the model hub: where each lies, and how a row becomes a
+question. Prompts, choices and splits are those of lm-evaluation-harness, without examples before. Imports no torch.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def domains(theme: str) -> Spec:
 
 def speeds(record: Record) -> pd.DataFrame:
     """How many times as fast as the dense model, prefill and decode, with the spread of the repeats and the ceiling
-    L / (L - K). Of several timed rows the one without training counts: it has the same shapes, and the most repeats. One whose layers got narrower
-    has no such ceiling."""
+    L / (L - K). Of several timed rows the one without training counts: it has the same shapes, and the most repeats.
+    One whose layers got narrower has no such ceiling."""
     timed = [row for row in record.rows if row.speed and row.name != "dense" and not row.narrowed]
     row = next((r for r in timed if not r.steps), timed[0] if timed else None)
     rows = []

@@ -2,12 +2,12 @@
 
     score of a unit = sum over the weights that stand or fall with it of  |w * dL_LM/dw|
 
-A unit is a channel of the MLP, or a key-value head with the query heads that read it. `torch-pruning` follows an MLP to
-the weights that each channel couples, and cuts the matrices. Attention it cannot follow: on rotary embeddings its search
-never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The same number of units goes in
-each layer, lowest scores first, so that an ordinary config still describes the model, and as many as bring it to the
-size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value heads
-allow. Unlike the paper no end layer is spared, and there is no training of LoRA adapters after it.
+A unit is a channel of the MLP, or a key-value head with the query heads that read it. `torch-pruning` follows an MLP
+to the weights that each channel couples, and cuts the matrices. Attention it cannot follow: on rotary embeddings its
+search never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The same number of units
+goes in each layer, lowest scores first, so that an ordinary config still describes the model, and as many as bring it to
+the size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value heads
+allow. Unlike the paper no end layer is spared, and no LoRA training follows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COUNTS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix that units run through: unit u has rows (or columns, where `side` is "in") u * span to (u + 1) * span."""
+    """A matrix that units run through: unit u has `span` rows from u * span on, or columns where `side` is "in"."""
 
     module: nn.Linear
     side: str
@@ -130,7 +130,8 @@ def channels(lab, layer):
     from torch import nn
 
     named = [(name, m) for name, m in layer.named_modules() if name.rpartition(".")[2] in families.OUTPUTS]
-    (name, down), (path, _, _) = named[-1], named[-1][0].rpartition(".")
+    (name, down) = named[-1]
+    path = name.rpartition(".")[0]
     if not path or not isinstance(down, nn.Linear):
         refuse(lab, "its MLP is not a module of its own that ends in an ordinary matrix")
     mlp, weight, every = layer.get_submodule(path), down.weight, list(range(down.in_features))
