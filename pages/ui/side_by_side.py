@@ -20,7 +20,8 @@ def texts(found: Comparison, live: bool) -> None:
         with box, st.container(border=True, key=f"text-{n}"):
             st.markdown(f":{COLOURS.get(column.label, 'violet')}-badge[**{words.plain(column.label)}**]")
             st.caption(_figures(found, n, live))
-            st.caption(_parting(found, n))
+            if len(found.columns) > 1:
+                st.caption(_parting(found, n))
             parting = found.parting(n) if n else None
             st.markdown(_marked(column.pieces, parting) + (" ▌" if live and not column.finished else ""))
             if verdict := found.verdict(n):
@@ -31,7 +32,9 @@ def _parting(found: Comparison, n: int) -> str:
     """Where the text leaves the first column's; the line stands from the start, so that nothing moves when it comes."""
     first = found.columns[0]
     if n == 0:
-        return ":material/flag: The text that the others are compared with." if len(found.columns) > 1 else ""
+        return ":material/flag: The text that the others are compared with."
+    if not found.columns[n].tokens:
+        return f":material/flag: Compared with {words.plain(first.label)}."
     place = found.parting(n)
     if place is not None:
         return f":material/call_split: Leaves {words.plain(first.label)} at token {place + 1}, marked."
@@ -43,7 +46,8 @@ def _parting(found: Comparison, n: int) -> str:
 def _figures(found: Comparison, n: int, live: bool) -> str:
     column = found.columns[n]
     if not column.tokens:
-        return "Reading the prompt" if live else "Nothing was written"
+        waits = "Reading the prompt" if column.prompt_tokens else "Not begun yet"
+        return waits if live else "Nothing was written"
     parts = [f"{len(column.tokens)} {'token' if len(column.tokens) == 1 else 'tokens'}"]
     if column.rate:
         parts.append(f"**{column.rate:.1f} tokens/s**")

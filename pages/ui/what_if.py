@@ -24,7 +24,8 @@ SMALL = (
 
 
 def section(run: Run, config: RunConfig, state: RunState) -> None:
-    """The whole part of the page. Its fragment is drawn again while an answer is on its way."""
+    """The whole part of the page. Its fragment is drawn again while an answer is on its way. Buttons and figures come
+    first: on a projector both are on one screen."""
     tries.begin(run, config, state.model.n_layers if state.model else 0)
     st.caption("Click a layer, or reach it by Tab and press Enter. The figures follow; nothing is trained.")
     reading = tries.reading(tries.key(run, "ticket"))
@@ -47,14 +48,14 @@ def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
     if state.narrowed:
         st.caption("This run removed no layer, so it has no set to start from: here layers of the dense model go.")
     _presets(run, config, state, now)
-    rows = strips.frame(state, now.now, session.get(tries.key(run, "influence")) or {})
-    charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, depth))
     _buttons(run, config, now.now, depth)
     if error := session.get("what-if-error"):
         st.warning(words.plain(error), icon=":material/block:")
     if reading and not isinstance(reading.ending, an.Stopped):
         desk.ended_badly(reading)
     _figures(measured, now.now, reading)
+    rows = strips.frame(state, now.now, session.get(tries.key(run, "influence")) or {})
+    charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, depth))
     if measured:
         _sample(reading, config)
     _board(run, config, now)
