@@ -181,7 +181,7 @@ def how_many(config: RunConfig, n_layers: int) -> int:
 
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
     """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, a teacher's
-    weights where one is distilled, and the activations and logits of one step or one measuring pass."""
+    weights where one is distilled, narrowed layers beside the whole ones, and the activations and logits of one step or one measuring pass."""
     size = BYTES[config.precision]
     weights = facts.parameters * size
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
@@ -192,7 +192,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0
-    return int(BASE + weights * (4 if learns else 1) + teacher + activations + logits)
+    twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
+    return int(BASE + weights * (4 if learns else 1) + teacher + twins + activations + logits)
 
 
 def check_memory(expected: Forecast) -> None:
