@@ -18,7 +18,7 @@ from trsp_core.methods import angular, laco, masks, replaceme
 
 SMALL = {"block_length": 16, "stage1_steps": 3, "batch_blocks": 2, "score_blocks": 3, "calibration_blocks": 8}
 DEPTH = 6
-ALL = [name for name in methods.names() if name not in ("manual", "width")]  # width: tests/test_width.py
+ALL = [name for name in methods.names() if name != "manual" and not methods.get(name).narrow]
 GREEDY = [name for name in ALL if not methods.get(name).contiguous]
 GRAMMAR = (LayersScored, LayerChosen, Progressed, StageOneStepped)
 

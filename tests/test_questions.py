@@ -127,9 +127,9 @@ def test_the_shell_answers_with_intervals(file, tiny_model, capsys):
     assert shell_main.main(["eval", "no-such-model", "--task", str(file)]) == 2
 
 
+@pytest.mark.slow
 def test_lm_eval_agrees_on_the_same_items(file):
     """The harness of the field, given the same model and pairs: the same log-likelihoods, so the same predictions."""
-    pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

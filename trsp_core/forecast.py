@@ -196,7 +196,8 @@ def how_many(config: RunConfig, n_layers: int) -> int:
 
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
     """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, a teacher's
-    weights where one is distilled, and the activations and logits of one step or one measuring pass."""
+    weights where one is distilled, narrowed layers beside the whole ones, and the activations and logits of one step or one
+    measuring pass."""
     size = BYTES[config.precision]
     weights = facts.parameters * size
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
@@ -208,7 +209,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0
     held = 1 if not learns else 4 if config.learn_weights or not config.adapter_rank else 1.4
-    return int(BASE + weights * held + teacher + activations + logits)
+    twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
+    return int(BASE + weights * held + teacher + twins + activations + logits)
 
 
 def check_memory(expected: Forecast) -> None:

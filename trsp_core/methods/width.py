@@ -4,9 +4,9 @@
 
 A unit is a channel of the MLP, or a key-value head with the query heads that read it. `torch-pruning` follows an MLP
 to the weights that each channel couples, and cuts the matrices. Attention it cannot follow: on rotary embeddings its
-search never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The same number of units
-goes in each layer, lowest scores first, so that an ordinary config still describes the model, and as many as bring it to
-the size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value heads
+search never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The same number of them
+goes in each layer, lowest scores first, so that an ordinary config still describes the model; and as many as bring it
+to the size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value heads
 allow. Unlike the paper no end layer is spared, and no LoRA training follows.
 """
 
