@@ -6,20 +6,26 @@ import re
 
 import pytest
 
-from tests import story
+from tests import story, tiny
 from tests.test_browser import address, started, tab  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.browser
 expect = pytest.importorskip("playwright.sync_api").expect
 
 
-def finished(tab, server, tiny_model) -> str:  # noqa: F811
-    run = started(tab, server, tiny_model, {**story.SMALL, "save_model": "true"})
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory):
+    """Slow enough that a refresh meets it in the middle of a text."""
+    return tiny.save(tmp_path_factory.mktemp("models") / "deep-llama", n_layers=160)
+
+
+def finished(tab, server, model, **settings) -> str:  # noqa: F811
+    run = started(tab, server, model, {**story.SMALL, "save_model": "true", **settings})
     expect(tab.get_by_text("layers are gone")).to_be_visible()
     return run
 
 
-def test_layers_are_toggled_and_a_comparison_survives_a_refresh(tab, server, tiny_model):  # noqa: F811
+def test_layers_are_toggled_and_figures_change(tab, server, tiny_model):  # noqa: F811
     run = finished(tab, server, tiny_model)
     tab.goto(address(server, "layers", run=run))
     part = tab.get_by_role("tab", name="Try it yourself")
@@ -40,12 +46,19 @@ def test_layers_are_toggled_and_a_comparison_survives_a_refresh(tab, server, tin
     tab.get_by_role("button", name="Undo").click()
     expect(tab.get_by_text("Removed: 1.", exact=False)).to_be_visible()
     expect(perplexity).to_have_text(before, use_inner_text=True)
+    tab.reload()  # the set is in the address
+    expect(tab.get_by_text("Removed: 1.", exact=False)).to_be_visible()
+    expect(perplexity).to_have_text(before, use_inner_text=True)
 
+
+def test_a_comparison_survives_a_refresh_in_the_middle(tab, server, deep_model):  # noqa: F811
+    run = finished(tab, server, deep_model, method="manual", layers="3", stage2_steps="1", importance_blocks="0")
     tab.goto(address(server, "compare", run=run))
     tab.locator(".st-key-write button").click()
     tab.wait_for_url(re.compile("[?&]ask="))
-    expect(tab.locator(".st-key-text-1")).to_be_visible()
-    tab.reload()  # in the middle of it, or right after: a tiny model is quick
+    expect(tab.locator(".st-key-text-1")).to_contain_text("token")
+    tab.reload()
+    expect(tab.locator(".st-key-stop-writing button")).to_be_enabled()  # still in the middle of it
     expect(tab.get_by_text("Token by token")).to_be_visible()
     expect(tab.locator(".st-key-text-0")).to_contain_text("tokens/s")
     tab.get_by_role("button", name="Keep with this run").click()

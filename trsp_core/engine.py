@@ -85,6 +85,7 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
 
         method = methods.get(config.method)
         count, chosen = configs.layers_to_remove(config.ratio, lab.n_layers), []
+        cut: Callable[[], Any] = contextlib.nullcontext  # makes the pruned model, for a while
         spans, parts = shared_out(config.stage2_steps, config.cycles), shared_out(count, config.cycles)
         for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
             yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))

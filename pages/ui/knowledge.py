@@ -34,9 +34,10 @@ def section(config: RunConfig, state: RunState) -> None:
     st.markdown(told(before.rises, after.rises, state.chosen))
     description = f"Rise of the loss without each of {len(before.rises)} layers, before and after stage 2."
     charts.show(spec(theme.mode()), frame(state), "chart-knowledge", description)
+    text = words.plain(words.TEXTS.get(before.text, before.text))
     st.caption(
         f"How much the loss rises when a layer alone is left out, on {before.blocks} measured "
-        f"{'block' if before.blocks == 1 else 'blocks'} of the calibration domain ({words.plain(before.text)}, "
+        f"{'block' if before.blocks == 1 else 'blocks'} of the calibration domain ({text}, "
         f"{before.tokens} predicted tokens), all others there. A root axis keeps small rises apart."
     )
 
