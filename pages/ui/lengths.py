@@ -15,6 +15,7 @@ from pages.ui.charts import Spec, finish
 from pages.ui.series import apart
 from pages.ui.theme import PALETTES
 from trsp_core import intervals, points
+from trsp_core.events import DOMAINS
 from trsp_core.intervals import Interval
 from trsp_core.points import Point, Sweep
 

@@ -6,8 +6,8 @@ A unit is a channel of the MLP, or a key-value head with the query heads that re
 to the weights that each channel couples, and cuts the matrices. Attention it cannot follow: on rotary embeddings its
 search never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The same number of them
 goes in each layer, lowest scores first, so that an ordinary config still describes the model; and as many as bring it
-to the size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value heads
-allow. Unlike the paper no end layer is spared, and no LoRA training follows.
+to the size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value
+heads allow. Unlike the paper no end layer is spared, and no LoRA training follows.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Part:
 
     def salience(self) -> Tensor:
         """|w * grad| of each unit, (units,)."""
-        weight = self.module.weight
-        each = (weight * weight.grad).detach().double().abs().sum(1 if self.side == "out" else 0)
+        weight, gradient = self.module.weight, self.module.weight.grad
+        assert gradient is not None
+        each = (weight * gradient).detach().double().abs().sum(1 if self.side == "out" else 0)
         return each.view(-1, self.span).sum(1)
 
     def size(self) -> int:
@@ -80,7 +81,7 @@ def narrow(lab, config, count):
         for n, ids in enumerate(batches, 1):
             lab.add_gradient(ids, ids.numel() / tokens)
             yield progressed(n, len(batches))
-        scores = [[sum(part.salience() for part in half).tolist() for half in both] for both in halves]
+        scores = [[score(half) for half in both] for both in halves]
     units = {tuple(len(score) for score in both) for both in scores}
     if len(units) > 1:
         refuse(lab, "its layers are not equally wide")
@@ -89,7 +90,7 @@ def narrow(lab, config, count):
     sizes = tuple(sum(part.size() for part in half) for half in halves[0])
     gone, entries, shapes = plan(lab, layer, count / len(layers), units.pop(), sizes)
     narrowed = [slimmed(lab, *pair, gone) for pair in zip(layers, scores, strict=True)]
-    before = [getattr(lab.stack.text_config, name, None) for name in COUNTS]
+    before: list = [getattr(lab.stack.text_config, name, None) for name in COUNTS]
     with lab.narrowed(narrowed, entries):
         if {name: value.shape for name, value in lab.model.state_dict().items()} != shapes:
             refuse(lab, "its config cannot describe fewer heads of the same size")
@@ -103,6 +104,13 @@ def narrow(lab, config, count):
         parameters=left,
     )
     return narrowed, entries
+
+
+def score(parts: Sequence[Part]) -> list[float]:
+    """What each unit counts for, over all the parts that stand or fall with it."""
+    import torch
+
+    return torch.stack([part.salience() for part in parts]).sum(0).tolist()
 
 
 def heads(lab, layer):
