@@ -137,7 +137,7 @@ class Agenda:
         if before:
             if begun == before.folder:  # by this agenda, and it did not finish
                 why = before.state().failure
-                said = str(why) if why else "Open it to see why, then run the missing ones again."
+                said = f"{why.message} {why.remedy}" if why else "Open it to see why, then run the missing ones again."
                 raise TrspError(f"“{missing[0].title}” did not finish.", said)
             self.store.delete(before.id)
         models.preflight(config)

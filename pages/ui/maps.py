@@ -77,12 +77,10 @@ def heat(theme: str, across: str, up: str) -> Spec:
     frame = base.mark_rect(fillOpacity=0, stroke=palette.ink, strokeWidth=3, cornerRadius=3).transform_filter(
         "datum.best"
     )
-    dark = "#14181D"
+    dark, green = "#14181D", 0.6 if theme == "dark" else 0.45  # letters on a cell, from so much green on
     names = base.mark_text(fontSize=16).encode(
         text="label:N",
-        color=alt.condition(
-            f"datum.good > {0.6 if theme == 'dark' else 0.45}", alt.value(dark), alt.value(palette.ink)
-        ),
+        color=alt.condition(f"datum.good > {green}", alt.value(dark), alt.value(palette.ink)),
     )
     bold = base.mark_text(fontSize=16, fontWeight="bold", color=dark).encode(text="label:N")
     return finish(
