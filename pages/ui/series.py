@@ -120,9 +120,8 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
         for layer, gap in zip(state.chosen, state.gap_steps[i].gaps, strict=False)
     ]
     last = sorted((row for row in rows[-len(state.chosen) :] if math.isfinite(row[2])), key=lambda row: row[2])
-    places = apart(
-        [row[2] for row in last], 0.085 * max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
-    )
+    highest = max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
+    places = apart([row[2] for row in last], max(0.085 * highest, 0.032))  # the axis reaches 0.5 at least
     ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, places, strict=True)]
     return pd.DataFrame(frame + rows + ends, columns=columns)
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.ui import lists, server, session, words
 
-st.title("Runs")
+st.header("Runs")
 everything = server.store().runs()
 if not everything:
     st.info("No runs yet. A Quick run takes about three minutes on two cores.", icon=":material/info:")
