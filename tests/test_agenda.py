@@ -74,7 +74,7 @@ def test_a_plan_is_worked_through_and_pressing_twice_does_nothing_twice(store):
     assert book.standing("ablation").done == 0
     book.start("ablation")
     book.start("ablation")
-    until(lambda: book.standing("ablation").done == 6)
+    until(lambda: book.standing("ablation").done == len(NAMES))
     until(lambda: not book.standing("ablation").active)
     book.start("ablation")
     until(lambda: not book.standing("ablation").active)
@@ -97,7 +97,7 @@ def test_stop_ends_the_run_at_hand_and_the_missing_ones_can_be_run_later(store, 
     assert ran(store) == ["trsp"]
     monkeypatch.setattr(jobs, "start", tell)
     book.start("ablation")
-    until(lambda: book.standing("ablation").done == 6)
+    until(lambda: book.standing("ablation").done == len(NAMES))
     assert sorted(ran(store)) == sorted(NAMES), "the stopped one was run again, in place of what it left"
 
 
@@ -126,7 +126,7 @@ def test_the_next_server_goes_on(store, monkeypatch):
     again = Agenda(store, Jobs(store))
     assert again.standing("ablation").at_hand == store.runs()[0]
     (store.runs()[0].folder / "go").touch()
-    until(lambda: again.standing("ablation").done == 6)
+    until(lambda: again.standing("ablation").done == len(NAMES))
     until(lambda: not again.standing("ablation").active)
     assert sorted(ran(store)) == sorted(NAMES)
 
@@ -170,10 +170,10 @@ def test_the_button_on_the_page_runs_the_plan_and_shows_how_it_stands(store, mon
     app.get_by_key("stop-plan-ablation").click().run()
     until(lambda: store.runs()[0].status() == "cancelled")
     app = open_page()
-    assert "0 of 6 runs are on this machine" in shown(app)
+    assert "0 of 7 runs are on this machine" in shown(app)
     monkeypatch.setattr(jobs, "start", tell)
     app.get_by_key("run-plan-ablation").click().run()
-    until(lambda: server.agenda().standing("ablation").done == 6)
+    until(lambda: server.agenda().standing("ablation").done == len(NAMES))
     until(lambda: not server.agenda().standing("ablation").active)
     assert "All 6 runs of this plan are on this machine" in shown(open_page())
     assert sorted(ran(store)) == sorted(NAMES)

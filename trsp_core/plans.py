@@ -102,6 +102,12 @@ def built_in() -> dict[str, dict[str, Any]]:
                 "layers_of": "trsp",
             },
             {
+                "name": "fade",
+                "title": "TRSP, chosen layers faded out",
+                "settings": {"anneal": 0.25, "speed_repeats": 0},
+                "layers_of": "trsp",
+            },
+            {
                 "name": "delete_first",
                 "title": "Delete, then the same steps",
                 "settings": {"control": "delete_first", "speed_repeats": 0},
