@@ -88,7 +88,7 @@ def test_stop_ends_the_run_at_hand_and_the_missing_ones_can_be_run_later(store, 
     book.start("ablation")
     until(lambda: store.runs() and store.runs()[0].status() == "running")
     now = book.standing("ablation")
-    assert (now.active, now.done, now.total, now.title) == (True, 0, 6, "TRSP")
+    assert (now.active, now.done, now.total, now.title) == (True, 0, len(NAMES), "TRSP")
     assert now.seconds_left
     book.stop("ablation")
     until(lambda: store.runs()[0].status() == "cancelled")
@@ -160,7 +160,7 @@ def shown(app) -> str:
 def test_the_button_on_the_page_runs_the_plan_and_shows_how_it_stands(store, monkeypatch):
     monkeypatch.setattr(jobs, "start", wait_for_go)
     app = open_page()
-    assert "Run all 6" in shown(app)
+    assert f"Run all {len(NAMES)}" in shown(app)
     app.get_by_key("run-plan-ablation").click().run()
     assert not app.exception
     until(lambda: server.agenda().standing("ablation").at_hand)
@@ -170,12 +170,12 @@ def test_the_button_on_the_page_runs_the_plan_and_shows_how_it_stands(store, mon
     app.get_by_key("stop-plan-ablation").click().run()
     until(lambda: store.runs()[0].status() == "cancelled")
     app = open_page()
-    assert "0 of 7 runs are on this machine" in shown(app)
+    assert f"0 of {len(NAMES)} runs are on this machine" in shown(app)
     monkeypatch.setattr(jobs, "start", tell)
     app.get_by_key("run-plan-ablation").click().run()
     until(lambda: server.agenda().standing("ablation").done == len(NAMES))
     until(lambda: not server.agenda().standing("ablation").active)
-    assert "All 6 runs of this plan are on this machine" in shown(open_page())
+    assert f"All {len(NAMES)} runs of this plan are on this machine" in shown(open_page())
     assert sorted(ran(store)) == sorted(NAMES)
 
 

@@ -261,7 +261,9 @@ def test_only_run_imports_torch():
 
 def test_progress_is_one_line():
     assert shell.progress(RunState()) == "[  0%] start"
-    now = RunState(at=50.0, phases=[{"name": "choose", "seconds": 200.0}], phase="choose", units=80, done=20)
+    now = RunState(
+        at=50.0, phases=[{"name": "choose", "seconds": 200.0}], phase="choose", phase_number=0, units=80, done=20
+    )
     assert shell.progress(now) == "[ 25%] choose 20/80, about 2:30 left"
     assert shell.clock(3725) == "1:02:05"
 
