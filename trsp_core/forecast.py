@@ -181,8 +181,8 @@ def how_many(config: RunConfig, n_layers: int) -> int:
 
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
     """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, a teacher's
-    weights where one is distilled, narrowed layers beside the whole ones, and the activations and logits of one step or one
-    measuring pass."""
+    weights where one is distilled, narrowed layers beside the whole ones, and the activations and logits of one step or
+    one measuring pass."""
     size = BYTES[config.precision]
     weights = facts.parameters * size
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)

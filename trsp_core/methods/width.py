@@ -2,12 +2,12 @@
 
     score of a unit = sum over the weights that stand or fall with it of  |w * dL_LM/dw|
 
-A unit is a channel of the MLP, or a key-value head with the query heads that read it. `torch-pruning` follows an MLP
-to the weights that each channel couples, and cuts the matrices. Attention it cannot follow: on rotary embeddings its
-search never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The same number of them
-goes in each layer, lowest scores first, so that an ordinary config still describes the model; and as many as bring it
-to the size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value heads
-allow. Unlike the paper no end layer is spared, and no LoRA training follows.
+A unit is a channel of the MLP, or a key-value head with the query heads that read it. `torch-pruning` follows an
+MLP to the weights that each channel couples, and cuts the matrices. Attention it cannot follow: on rotary
+embeddings its search never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The
+same number of them goes in each layer, lowest scores first, so that an ordinary config still describes the model;
+and as many as bring it to the size that deleting K average layers leaves. Heads and channels go in like shares, as
+nearly as whole key-value heads allow. Unlike the paper no end layer is spared, and no LoRA training follows.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Part:
     def salience(self) -> Tensor:
         """|w * grad| of each unit, (units,)."""
         weight = self.module.weight
+        assert weight.grad is not None
         each = (weight * weight.grad).detach().double().abs().sum(1 if self.side == "out" else 0)
         return each.view(-1, self.span).sum(1)
 
@@ -80,7 +81,7 @@ def narrow(lab, config, count):
         for n, ids in enumerate(batches, 1):
             lab.add_gradient(ids, ids.numel() / tokens)
             yield progressed(n, len(batches))
-        scores = [[sum(part.salience() for part in half).tolist() for half in both] for both in halves]
+        scores = [[summed(half) for half in both] for both in halves]
     units = {tuple(len(score) for score in both) for both in scores}
     if len(units) > 1:
         refuse(lab, "its layers are not equally wide")
@@ -89,20 +90,28 @@ def narrow(lab, config, count):
     sizes = tuple(sum(part.size() for part in half) for half in halves[0])
     gone, entries, shapes = plan(lab, layer, count / len(layers), units.pop(), sizes)
     narrowed = [slimmed(lab, *pair, gone) for pair in zip(layers, scores, strict=True)]
-    before = [getattr(lab.stack.text_config, name, None) for name in COUNTS]
+    text, after = lab.stack.text_config, [entries[name] for name in COUNTS]
+    before = (text.num_attention_heads, after[1] + gone[0], text.intermediate_size)
     with lab.narrowed(narrowed, entries):
         if {name: value.shape for name, value in lab.model.state_dict().items()} != shapes:
             refuse(lab, "its config cannot describe fewer heads of the same size")
         left = sum(p.numel() for p in lab.model.parameters())
     yield LayersNarrowed(
         layers=len(layers),
-        heads=[before[0], entries[COUNTS[0]]],
-        key_value_heads=[before[1] or before[0], entries[COUNTS[1]]],
-        channels=[before[2], entries[COUNTS[2]]],
+        heads=[before[0], after[0]],
+        key_value_heads=[before[1], after[1]],
+        channels=[before[2], after[2]],
         aim=total - round(count * layer),
         parameters=left,
     )
     return narrowed, entries
+
+
+def summed(half: Sequence[Part]) -> list[float]:
+    """The score of each unit that runs through `half`."""
+    import torch
+
+    return torch.stack([part.salience() for part in half]).sum(0).tolist()
 
 
 def heads(lab, layer):
