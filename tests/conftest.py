@@ -74,7 +74,7 @@ class Server:
 def server(served) -> Iterator[Server]:
     """The real app. What the test leaves running or queued is stopped, so that the next one finds an empty queue."""
     yield served
-    store, deadline = Store(served.runs), time.monotonic() + 120
+    store, deadline = Store(served.runs), time.monotonic() + 600
     while left := [run for run in store.runs() if run.status() in ("queued", "running")]:
         assert time.monotonic() < deadline, f"these runs do not stop: {left}"
         for run in left:
