@@ -499,6 +499,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stage1_steps": 5,
         "score_blocks": 4,
         "stage2_steps": 30,
+        "anneal": 0.25,
         "measure_blocks": 8,
         "kl_blocks": 2,
         "probe_every": 10,

@@ -70,7 +70,7 @@ def _methods_plan() -> dict[str, Any]:
         "name": "methods",
         "title": "Which layers: every method, deleted at once",
         "preset": "quick",
-        "base": _LEAN | {"stage2_steps": 0, "speed_repeats": 0},
+        "base": _LEAN | {"anneal": 0.0, "stage2_steps": 0, "speed_repeats": 0},
         "variations": rows,
     }
 
@@ -81,7 +81,7 @@ def built_in() -> dict[str, dict[str, Any]]:
         "name": "ablation",
         "title": "What each part of TRSP is worth",
         "preset": "quick",
-        "base": dict(_LEAN),
+        "base": _LEAN | {"anneal": 0.0},
         "variations": [
             {"name": "trsp", "title": "TRSP"},
             {

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pages.ui import words
 from pages.ui.charts import Spec, finish
+from pages.ui.series import apart
 from pages.ui.theme import PALETTES
 from trsp_core import intervals
 from trsp_core.events import DOMAINS
@@ -61,7 +62,13 @@ def both(record: Record) -> pd.DataFrame:
         figures = [min(v, HIGHEST) for f in found for v in (f.value, f.low, f.high)]
         rows.append((row.title, role(row), *figures))
     names = ["x", "x_low", "x_high", "y", "y_low", "y_high"]
-    return pd.DataFrame(rows, columns=["model", "role", *names]).round(2)
+    frame = pd.DataFrame(rows, columns=["model", "role", *names]).sort_values("y", ignore_index=True)
+    heights = [math.log10(y) for y in frame["y"]]
+    least = 0.055 * max(heights[-1] - heights[0], 0.1)
+    frame["label_y"] = [10**height for height in apart(heights, least)]  # names stay legible where dots meet
+    middle = math.sqrt(frame["x"].min() * frame["x"].max())
+    frame["side"] = ["right" if x <= middle else "left" for x in frame["x"]]
+    return frame.round(2)
 
 
 @lru_cache
@@ -75,8 +82,14 @@ def domains(theme: str) -> Spec:
     up = base.mark_rule(opacity=0.5).encode(x="x:Q", y=alt.Y("y_low:Q", title=UPWARDS), y2="y_high:Q")
     tips = [alt.Tooltip("model:N"), alt.Tooltip("x:Q", format=",.4~g"), alt.Tooltip("y:Q", format=",.4~g")]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, tooltip=tips)
-    names = base.mark_text(dy=-13, fontSize=12).encode(x=x, y=y, text="model:N")
-    return finish(across, up, dots, names, height=420)
+    label_y = alt.Y("label_y:Q", title=UPWARDS, scale=log)
+    names = [
+        base.mark_text(align=align, dx=dx, fontSize=12)
+        .encode(x=x, y=label_y, text="model:N")
+        .transform_filter(f"datum.side == '{side}'")
+        for side, align, dx in (("right", "left", 14), ("left", "right", -14))
+    ]
+    return finish(across, up, dots, *names, height=420)
 
 
 def speeds(record: Record) -> pd.DataFrame:
