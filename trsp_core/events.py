@@ -235,7 +235,8 @@ class LayersNarrowed(Event):
     @property
     def told(self) -> str:
         counts = {"heads": self.heads, "key-value heads": self.key_value_heads, "channels": self.channels}
-        return "in each layer " + ", ".join(f"{after} of {before} {what}" for what, (before, after) in counts.items())
+        parts = [f"{pair[-1]} of {pair[0]} {what}" for what, pair in counts.items() if pair]  # a damaged line has none
+        return "in each layer " + ", ".join(parts)
 
 
 @dataclass(frozen=True)
