@@ -325,12 +325,12 @@ def test_a_cluster_of_two_workers_gives_the_same_figures(real, tmp_path):
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         words = ("--grid", real, "--scheduler", cluster.scheduler_address)
         with sweeping(tmp_path / "there", *words, "--out", there) as child:
-            assert child.wait(timeout=300) == 0, child.stderr.read()
+            assert child.wait(timeout=1200) == 0, child.stderr.read()
         with sweeping(tmp_path / "there", *words) as child:
-            assert child.wait(timeout=300) == 0
+            assert child.wait(timeout=1200) == 0
             assert child.stderr.read().count("already there") == 3
     with sweeping(tmp_path / "here", "--grid", real, "--out", here) as child:
-        assert child.wait(timeout=300) == 0
+        assert child.wait(timeout=1200) == 0
     one, other = points.load(here), points.load(there)
     assert len(one.points) == 3
     for a, b in zip(one.points, other.points, strict=True):
@@ -354,13 +354,13 @@ def test_ctrl_c_stops_in_writing_and_the_next_sweep_goes_on(real, tmp_path, wher
             words += ["--scheduler", opened.enter_context(cluster).scheduler_address]
         store = Store(tmp_path / "runs")
         child = opened.enter_context(sweeping(store.root, *words))
-        end = time.monotonic() + 200
+        end = time.monotonic() + 900
         while sum(len(run.state().gap_steps) > 3 for run in store.runs()) < (2 if where == "cluster" else 1):
             assert time.monotonic() < end
             assert child.poll() is None, child.stderr.read()
             time.sleep(0.3)
         child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=60) == 130
+        assert child.wait(timeout=300) == 130
         by = [run.status() for run in store.runs()]
         assert by.count("finished") == 1
         assert by.count("cancelled") == (2 if where == "cluster" else 1)
@@ -369,7 +369,7 @@ def test_ctrl_c_stops_in_writing_and_the_next_sweep_goes_on(real, tmp_path, wher
     short["axes"]["stage2_steps"] = [3]
     real.write_text(json.dumps(short))
     with sweeping(tmp_path / "runs", "--grid", real) as child:
-        assert child.wait(timeout=200) == 0
+        assert child.wait(timeout=1200) == 0
         assert child.stderr.read().count("already there") == 1, "the choice had finished"
 
 
