@@ -79,8 +79,8 @@ class Reference:
             )
             self._p = [part.contiguous() for part in _sliced(p)]
 
-    def compare(self, states: Tensor, targets: Tensor) -> tuple[float, float]:
-        """Mean nats of `targets` (N,), and mean KL from the reference, of a model.
+    def compare(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats of each of the `targets` (N,), and KL from the reference at each place (N,), of a model.
 
         Args:
             states: what its head is given (N, D) where `plain`, else its logits (N, V).
@@ -91,9 +91,7 @@ class Reference:
                 norms.append(torch.logsumexp(part, dim=-1))
                 expected += (p * part).sum(-1)  # adds in a tree: a dot product would lose the long tail
             norm = torch.stack(norms).logsumexp(0)
-            loss = (norm - self._at(states, targets)).double().mean()
-            divergence = (self._p_log_p - expected + norm).double().mean()
-            return float(loss), max(float(divergence), 0.0)
+            return (norm - self._at(states, targets)).double(), (self._p_log_p - expected + norm).double()
 
     def _parts(self, states: Tensor) -> Iterator[Tensor]:
         """Logits (N, up to SLICE), slice by slice."""

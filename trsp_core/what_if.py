@@ -35,7 +35,8 @@ Answers = Iterator[Answer | None]
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one set on one text: mean nats a predicted token, mean KL from the dense model, layers that were computed."""
+    """Of one set on a text, or on a block of it: mean nats a predicted token, mean KL from the dense model, layers that
+    were computed."""
 
     loss: float
     kl: float
@@ -43,7 +44,7 @@ class Figures:
 
 
 class Path:
-    """One text's way through the layers, for any set of removed layers.
+    """A text's way through the layers, its blocks side by side, for any set of removed layers.
 
     Attributes:
         ids: (B, T) token ids, on the model's device.
@@ -53,20 +54,30 @@ class Path:
     def __init__(self, stack: Stack, ids: Tensor, most_bytes: int = STATE_BYTES):
         self.stack, self.ids, self.most_bytes = stack, ids, most_bytes
         self.states: OrderedDict[tuple[int, frozenset[int]], Tensor] = OrderedDict()
-        self._tried: dict[frozenset[int], Figures] = {}
+        self._tried: dict[frozenset[int], list[Figures]] = {}
         self._dense: Reference | None = None
 
     def figures(self, removed: frozenset[int]) -> Figures:
-        """Loss and KL without `removed`; the first call measures the dense model too."""
+        """Loss and KL without `removed`, in the mean of all blocks."""
+        found = self.each(removed)
+        loss, kl = (math.fsum(getattr(f, name) for f in found) / len(found) for name in ("loss", "kl"))
+        return Figures(loss, kl, found[0].layers_run)
+
+    def each(self, removed: frozenset[int]) -> list[Figures]:
+        """Loss and KL of each block without `removed`; the first call measures the dense model too."""
         if self._dense is None:
             self._dense, layers_run = self._refer()
-            self._tried[frozenset()] = Figures(*self._dense.compare(self._dense.dense, self._targets), layers_run)
+            self._tried[frozenset()] = self._compared(self._dense, self._dense.dense, layers_run)
         if removed not in self._tried:
             with heads.withheld(self.stack.model) if self._dense.plain else nullcontext() as given:
                 logits, layers_run = self._logits(removed)
             states = logits if given is None else given[0][:, :-1].flatten(0, 1)
-            self._tried[removed] = Figures(*self._dense.compare(states, self._targets), layers_run)
+            self._tried[removed] = self._compared(self._dense, states, layers_run)
         return self._tried[removed]
+
+    def _compared(self, dense: Reference, states: Tensor, layers_run: int) -> list[Figures]:
+        each = (x.view(len(self.ids), -1).mean(1).tolist() for x in dense.compare(states, self._targets))
+        return [Figures(loss, max(kl, 0.0), layers_run) for loss, kl in zip(*each, strict=True)]
 
     def known(self, removed: frozenset[int]) -> bool:
         return removed in self._tried
@@ -125,21 +136,19 @@ def _key(layer: int, removed: frozenset[int]) -> tuple[int, frozenset[int]]:
 
 
 class Study:
-    """One model on both domains' quick texts, and the sets tried on it."""
+    """One model on both domains' quick texts, a block of each, and the sets tried on it."""
 
     def __init__(self, model: Model, config: RunConfig):
         self.model = model
         texts = data.prepare(config, model.tokenizer)
         device = next(model.stack.model.parameters()).device
-        self.paths = {
-            d: Path(model.stack, texts.measure[d][:1].to(device), STATE_BYTES // len(DOMAINS)) for d in DOMAINS
-        }
+        self.path = Path(model.stack, torch.cat([texts.measure[d][:1] for d in DOMAINS]).to(device))
         self._sizes = [measure.parameter_bytes(layer)[0] for layer in model.stack.layers]
         self._parameters = measure.parameter_bytes(model.stack.model)[0]
         self._samples: dict[tuple, str] = {}
 
     def measure(self, removed: list[int]) -> Answers:
-        """One `SetMeasured`; a moment to stop before each text.
+        """One `SetMeasured`; a moment to stop before it.
 
         Raises:
             TrspError: a layer that does not exist, or all of them.
@@ -151,19 +160,17 @@ class Study:
                 "Leave at least one layer, and name layers that exist.",
             )
         began = time.perf_counter()
-        cached = all(path.known(off) for path in self.paths.values())
-        found: dict[str, Figures] = {}
-        for domain, path in self.paths.items():
-            yield None
-            found[domain] = path.figures(off)
-        dense = {d: path.figures(frozenset()) for d, path in self.paths.items()}
+        cached = self.path.known(off)
+        yield None
+        found = dict(zip(DOMAINS, self.path.each(off), strict=True))
+        dense = dict(zip(DOMAINS, self.path.each(frozenset()), strict=True))
         yield an.SetMeasured(
             removed=sorted(off),
             n_layers=n_layers,
             perplexity={d: measure.perplexity([f.loss]) for d, f in found.items()},
             dense={d: measure.perplexity([f.loss]) for d, f in dense.items()},
             kl={d: f.kl for d, f in found.items()},
-            tokens=min(path.ids[:, 1:].numel() for path in self.paths.values()),
+            tokens=self.path.ids.shape[1] - 1,
             parameters=self._parameters - sum(self._sizes[i] for i in off),
             parameters_dense=self._parameters,
             ceiling=n_layers / (n_layers - len(off)),
@@ -179,7 +186,7 @@ class Study:
             yield an.TokenGenerated(0, -1, self._samples[key], 0.0)
             return
         thinned = without(self.model, removed) if removed else self.model
-        ids = self.model.tokenizer(prompt, return_tensors="pt").input_ids.to(next(iter(self.paths.values())).ids.device)
+        ids = self.model.tokenizer(prompt, return_tensors="pt").input_ids.to(self.path.ids.device)
         decoder, text, began = Decoder(self.model.tokenizer), "", time.perf_counter()
         for token in generate.tokens(thinned.stack.model, ids, new_tokens, stop=ends(self.model)):
             piece = decoder.add(token)
@@ -190,16 +197,13 @@ class Study:
     def importance(self) -> Answers:
         """How much the loss rises when a layer alone is left out, in the mean of both domains; from the top down."""
         for layer in reversed(range(len(self._sizes))):
-            rise = 0.0
-            for path in self.paths.values():
-                yield None
-                rise += path.figures(frozenset([layer])).loss - path.figures(frozenset()).loss
-            yield an.LayerRated(layer, rise / len(self.paths))
+            yield None
+            yield an.LayerRated(layer, self.path.figures(frozenset([layer])).loss - self.path.figures(frozenset()).loss)
 
     def influence(self) -> Answers:
         """Block influence of each layer, in the mean of both domains."""
         for layer in range(len(self._sizes)):
-            yield an.LayerRated(layer, math.fsum(p.influence(layer) for p in self.paths.values()) / len(self.paths))
+            yield an.LayerRated(layer, self.path.influence(layer))
             yield None
 
 
