@@ -507,7 +507,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "importance_blocks": 0,
         "sample_tokens": 24,
     },
-    "standard": {"stage1_steps": 10, "stage2_steps": 120, "anneal": 0.25, "distil": 0.5},
+    "standard": {"stage1_steps": 10, "stage2_steps": 100, "anneal": 0.25, "distil": 0.5},
     "paper": {
         "gate": "output",
         "protect_first": 3,
