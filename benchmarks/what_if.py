@@ -39,9 +39,9 @@ def run() -> Iterator[Row]:
         list(study.measure(sorted(start)))
         layer = draw.randrange(len(stack.layers))
         toggled = start ^ {layer}
-        if study.path.known(toggled):
+        if study.known(toggled):
             continue
-        needed = operations(stack, study.path, toggled)
+        needed = sum(operations(stack, path, toggled) for path in study.paths.values())
         rates = [measure.matrix_rate(0.2)]
         began = time.perf_counter()
         list(study.measure(sorted(toggled)))
@@ -76,5 +76,5 @@ def full(stack: Stack, study: what_if.Study, removed: frozenset[int]) -> float:
     """Seconds of a plain forward pass over both texts without `removed`, with loss and no reuse."""
     began = time.perf_counter()
     with surgery.skipped(stack, removed):
-        list(measure.block_losses(stack.model, study.path.ids))
+        list(measure.block_losses(stack.model, torch.cat([path.ids for path in study.paths.values()])))
     return time.perf_counter() - began

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SLICE = 4096  # tokens of the vocabulary at once
+SLICE = 1024  # tokens of the vocabulary at once
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:
@@ -87,20 +87,24 @@ class Reference:
         """
         with torch.inference_mode():
             norms, expected = [], torch.zeros(len(targets), device=states.device)
+            room = torch.empty_like(self._p[0])
             for part, p in zip(self._parts(states), self._p, strict=True):
                 norms.append(torch.logsumexp(part, dim=-1))
-                expected += (p * part).sum(-1)  # adds in a tree: a dot product would lose the long tail
+                # adds in a tree: a dot product would lose the long tail
+                expected += torch.mul(p, part, out=room[:, : p.shape[1]]).sum(-1)
             norm = torch.stack(norms).logsumexp(0)
             return (norm - self._at(states, targets)).double(), (self._p_log_p - expected + norm).double()
 
     def _parts(self, states: Tensor) -> Iterator[Tensor]:
-        """Logits (N, up to SLICE), slice by slice."""
+        """Logits (N, up to SLICE), slice by slice; each is written over the one before, which is still near."""
         if not self.plain or self._head is None:
             yield from (part.float() for part in _sliced(states))
             return
         biases = self._head.bias.split(SLICE) if self._head.bias is not None else None
+        room = states.new_empty(len(states), SLICE)
         for n, weights in enumerate(self._head.weight.split(SLICE)):
-            yield F.linear(states, weights, biases[n] if biases else None).float()
+            part = torch.mm(states, weights.T, out=room[:, : len(weights)])
+            yield (part.add_(biases[n]) if biases else part).float()
 
     def _at(self, states: Tensor, targets: Tensor) -> Tensor:
         """Logits (N,) of `targets`."""

@@ -6,6 +6,7 @@ kept under (i, removed below i), as far as memory goes, and a new set starts at 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import OrderedDict
@@ -18,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trsp_core import answers as an
-from trsp_core import data, generate, heads, measure, surgery
+from trsp_core import abreast, data, generate, heads, measure, surgery
 from trsp_core.answers import Answer, Importance, Influence, WhatIf
 from trsp_core.columns import Decoder, ends
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
 from trsp_core.heads import Reference
-from trsp_core.shelf import Model, without
+from trsp_core.shelf import Model, view, without
 from trsp_core.surgery import Stack
 
 STATE_BYTES = 600_000_000  # of kept hidden states, over both domains
@@ -35,8 +36,7 @@ Answers = Iterator[Answer | None]
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one set on a text, or on a block of it: mean nats a predicted token, mean KL from the dense model, layers that
-    were computed."""
+    """Of one set on a text: mean nats a predicted token, mean KL from the dense model, layers that were computed."""
 
     loss: float
     kl: float
@@ -44,7 +44,7 @@ class Figures:
 
 
 class Path:
-    """A text's way through the layers, its blocks side by side, for any set of removed layers.
+    """A text's way through the layers, for any set of removed layers.
 
     Attributes:
         ids: (B, T) token ids, on the model's device.
@@ -54,17 +54,11 @@ class Path:
     def __init__(self, stack: Stack, ids: Tensor, most_bytes: int = STATE_BYTES):
         self.stack, self.ids, self.most_bytes = stack, ids, most_bytes
         self.states: OrderedDict[tuple[int, frozenset[int]], Tensor] = OrderedDict()
-        self._tried: dict[frozenset[int], list[Figures]] = {}
+        self._tried: dict[frozenset[int], Figures] = {}
         self._dense: Reference | None = None
 
     def figures(self, removed: frozenset[int]) -> Figures:
-        """Loss and KL without `removed`, in the mean of all blocks."""
-        found = self.each(removed)
-        loss, kl = (math.fsum(getattr(f, name) for f in found) / len(found) for name in ("loss", "kl"))
-        return Figures(loss, kl, found[0].layers_run)
-
-    def each(self, removed: frozenset[int]) -> list[Figures]:
-        """Loss and KL of each block without `removed`; the first call measures the dense model too."""
+        """Loss and KL without `removed`; the first call measures the dense model too."""
         if self._dense is None:
             self._dense, layers_run = self._refer()
             self._tried[frozenset()] = self._compared(self._dense, self._dense.dense, layers_run)
@@ -75,9 +69,9 @@ class Path:
             self._tried[removed] = self._compared(self._dense, states, layers_run)
         return self._tried[removed]
 
-    def _compared(self, dense: Reference, states: Tensor, layers_run: int) -> list[Figures]:
-        each = (x.view(len(self.ids), -1).mean(1).tolist() for x in dense.compare(states, self._targets))
-        return [Figures(loss, max(kl, 0.0), layers_run) for loss, kl in zip(*each, strict=True)]
+    def _compared(self, dense: Reference, states: Tensor, layers_run: int) -> Figures:
+        loss, kl = (x.mean().item() for x in dense.compare(states, self._targets))
+        return Figures(loss, max(kl, 0.0), layers_run)
 
     def known(self, removed: frozenset[int]) -> bool:
         return removed in self._tried
@@ -136,13 +130,20 @@ def _key(layer: int, removed: frozenset[int]) -> tuple[int, frozenset[int]]:
 
 
 class Study:
-    """One model on both domains' quick texts, a block of each, and the sets tried on it."""
+    """One model on both domains' quick texts, a block of each, and the sets tried on it.
+
+    Attributes:
+        paths: of each domain, on a view of the model, so that both can be walked at once.
+    """
 
     def __init__(self, model: Model, config: RunConfig):
         self.model = model
         texts = data.prepare(config, model.tokenizer)
-        device = next(model.stack.model.parameters()).device
-        self.path = Path(model.stack, torch.cat([texts.measure[d][:1] for d in DOMAINS]).to(device))
+        self.device = next(model.stack.model.parameters()).device
+        self.paths = {
+            domain: Path(view(model.stack), texts.measure[domain][:1].to(self.device), STATE_BYTES // len(DOMAINS))
+            for domain in DOMAINS
+        }
         self._sizes = [measure.parameter_bytes(layer)[0] for layer in model.stack.layers]
         self._parameters = measure.parameter_bytes(model.stack.model)[0]
         self._samples: dict[tuple, str] = {}
@@ -160,17 +161,16 @@ class Study:
                 "Leave at least one layer, and name layers that exist.",
             )
         began = time.perf_counter()
-        cached = self.path.known(off)
+        cached = self.known(off)
         yield None
-        found = dict(zip(DOMAINS, self.path.each(off), strict=True))
-        dense = dict(zip(DOMAINS, self.path.each(frozenset()), strict=True))
+        found, dense = self.figures(off), self.figures(frozenset())
         yield an.SetMeasured(
             removed=sorted(off),
             n_layers=n_layers,
             perplexity={d: measure.perplexity([f.loss]) for d, f in found.items()},
             dense={d: measure.perplexity([f.loss]) for d, f in dense.items()},
             kl={d: f.kl for d, f in found.items()},
-            tokens=self.path.ids.shape[1] - 1,
+            tokens=self.paths[DOMAINS[0]].ids.shape[1] - 1,
             parameters=self._parameters - sum(self._sizes[i] for i in off),
             parameters_dense=self._parameters,
             ceiling=n_layers / (n_layers - len(off)),
@@ -186,7 +186,7 @@ class Study:
             yield an.TokenGenerated(0, -1, self._samples[key], 0.0)
             return
         thinned = without(self.model, removed) if removed else self.model
-        ids = self.model.tokenizer(prompt, return_tensors="pt").input_ids.to(self.path.ids.device)
+        ids = self.model.tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
         decoder, text, began = Decoder(self.model.tokenizer), "", time.perf_counter()
         for token in generate.tokens(thinned.stack.model, ids, new_tokens, stop=ends(self.model)):
             piece = decoder.add(token)
@@ -198,13 +198,25 @@ class Study:
         """How much the loss rises when a layer alone is left out, in the mean of both domains; from the top down."""
         for layer in reversed(range(len(self._sizes))):
             yield None
-            yield an.LayerRated(layer, self.path.figures(frozenset([layer])).loss - self.path.figures(frozenset()).loss)
+            yield an.LayerRated(layer, self._loss(frozenset([layer])) - self._loss(frozenset()))
 
     def influence(self) -> Answers:
         """Block influence of each layer, in the mean of both domains."""
         for layer in range(len(self._sizes)):
-            yield an.LayerRated(layer, self.path.influence(layer))
+            yield an.LayerRated(layer, math.fsum(p.influence(layer) for p in self.paths.values()) / len(self.paths))
             yield None
+
+    def known(self, removed: frozenset[int]) -> bool:
+        return all(path.known(removed) for path in self.paths.values())
+
+    def figures(self, removed: frozenset[int]) -> dict[str, Figures]:
+        """Of each domain."""
+        tasks = [functools.partial(path.figures, removed) for path in self.paths.values()]
+        found = [task() for task in tasks] if self.known(removed) else abreast.run(tasks, self.device)
+        return dict(zip(self.paths, found, strict=True))
+
+    def _loss(self, removed: frozenset[int]) -> float:
+        return math.fsum(f.loss for f in self.figures(removed).values()) / len(self.paths)
 
 
 def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
