@@ -11,11 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from trsp_core import generate
+from trsp_core import abreast, generate
 from trsp_core.lab import next_token_loss
 
 ROWS = 64  # of logits compared at once
@@ -33,14 +34,22 @@ def block_losses(
         watch: gets the logits (B, T, V) of each few blocks.
     """
     device = next(model.parameters()).device
-    for batch in blocks.split(max(1, TOKENS_AT_ONCE // blocks.shape[1])):
+
+    def losses(batch: Tensor) -> tuple[list[float], Tensor | None]:
         with torch.inference_mode():
             ids = batch.to(device)
             logits = model(input_ids=ids, use_cache=False).logits
-            losses = next_token_loss(logits, ids).double().mean(dim=1).tolist()
-            if watch:
-                watch(logits)
-        yield losses
+            found = next_token_loss(logits, ids).double().mean(dim=1).tolist()
+            return found, logits if watch else None
+
+    batches = blocks.split(max(1, TOKENS_AT_ONCE // blocks.shape[1]))
+    wide = abreast.lanes(device, len(batches))
+    for start in range(0, len(batches), wide):
+        for found, logits in abreast.run([partial(losses, b) for b in batches[start : start + wide]], device):
+            if watch and logits is not None:
+                with torch.inference_mode():
+                    watch(logits)
+            yield found
 
 
 class Reference:
