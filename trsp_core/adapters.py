@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def adapted(stack: Stack, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
     Raises:
         TrspError: the layers have no linear maps that peft can adapt.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
     layers = set(stack.layers.modules())
@@ -34,27 +35,79 @@ def adapted(stack: Stack, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
             f"The layers of {type(stack.model).__name__} have no linear maps to adapt.", "Set --adapter-rank 0."
         )
     turned = any(isinstance(m, Conv1D) for m in layers)
-    wanted = LoraConfig(r=rank, lora_alpha=int(SCALE * rank), target_modules=maps, fan_in_fan_out=turned)
+    wanted = _config(rank, maps, turned)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(wanted, stack.model)
-        yield [p for n, p in stack.model.named_parameters() if "lora_" in n]
+        yield learnable(stack)
     finally:
-        for name, adapter in _adapters(stack).items():
-            parent, _, attribute = name.rpartition(".")
-            setattr(stack.model.get_submodule(parent), attribute, adapter.get_base_layer())
-        if "peft_config" in vars(stack.model):
-            del stack.model.peft_config
+        _put_back(stack, of(stack))
+
+
+def learnable(stack: Stack) -> list[nn.Parameter]:
+    """The adapters' parameters; none where there are no adapters."""
+    return [p for n, p in stack.model.named_parameters() if "lora_" in n]
 
 
 def merge(stack: Stack) -> None:
     """Add what the adapters have learnt to the weights that they sit on."""
-    for adapter in _adapters(stack).values():
+    for adapter in of(stack).values():
         adapter.merge()
 
 
-def _adapters(stack: Stack) -> dict[str, Any]:
+@contextlib.contextmanager
+def set_aside(stack: Stack) -> Iterator[None]:
+    """The model without its adapters inside; they are back on exit."""
+    carried = of(stack)
+    _put_back(stack, carried)
+    try:
+        yield
+    finally:
+        for name, adapter in carried.items():
+            _set(stack, name, adapter)
+
+
+def save(stack: Stack, folder: Path, base: str) -> None:
+    """Write the adapters as peft does, for `PeftModel.from_pretrained(model, folder)`.
+
+    Args:
+        base: name of the model that they belong to.
+    """
+    from safetensors.torch import save_file
+
+    carried = of(stack)
+    adapter = next(iter(carried.values()))
+    wanted = _config(adapter.r["default"], list(carried), bool(getattr(adapter, "fan_in_fan_out", False)))
+    wanted.task_type, wanted.base_model_name_or_path, wanted.inference_mode = "CAUSAL_LM", base, True
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted.save_pretrained(str(folder))
+    named = [(n, p) for n, p in stack.model.named_parameters() if "lora_" in n]
+    learnt = {f"base_model.model.{n.replace('.default', '')}": p.detach().cpu().contiguous() for n, p in named}
+    save_file(learnt, folder / "adapter_model.safetensors")
+
+
+def _config(rank: int, maps: list[str], turned: bool) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=int(SCALE * rank), target_modules=maps, fan_in_fan_out=turned)
+
+
+def _put_back(stack: Stack, carried: dict[str, Any]) -> None:
+    """The maps themselves in place of the adapters that sit on them."""
+    for name, adapter in carried.items():
+        _set(stack, name, adapter.get_base_layer())
+    if "peft_config" in vars(stack.model):
+        del stack.model.peft_config
+
+
+def _set(stack: Stack, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(stack.model.get_submodule(parent), attribute, module)
+
+
+def of(stack: Stack) -> dict[str, Any]:
+    """The adapters on the model, by the name of the map that each sits on."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {n: m for n, m in stack.model.named_modules() if isinstance(m, BaseTunerLayer)}

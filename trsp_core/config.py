@@ -25,6 +25,8 @@ GROUPS = {
     "machine": "Machine",
 }
 
+PACKED = ("nf4", "int8")  # precisions of bitsandbytes
+
 TEXTS = {
     "wikipedia": "Wikipedia articles (107, shipped with gensim)",
     "news": "News stories (300, shipped with gensim)",
@@ -448,8 +450,33 @@ class RunConfig:
         "float32",
         label="Precision",
         group="machine",
+        choices=("float32", "bfloat16", *PACKED),
+        help="Number format of the weights. bfloat16 halves the memory. nf4 packs the layers' linear maps into four "
+        "bits, int8 into eight (bitsandbytes): least memory, slower passes on a CPU, and a dense model that is a "
+        "little worse; stage 2 then trains LoRA adapters alone.",
+    )
+    compute_dtype: str = knob(
+        "float32",
+        label="Number format of products on packed weights",
+        group="machine",
         choices=("float32", "bfloat16"),
-        help="Number format of the weights. bfloat16 halves the memory and is slower on most CPUs.",
+        help="For the precisions nf4 and int8: what packed weights are unpacked to, and the format of embeddings, head "
+        "and norms. bfloat16 halves those too.",
+    )
+    recompute: bool = knob(
+        False,
+        label="Recompute activations on the way back",
+        group="machine",
+        help="When on, stage 2 keeps each layer's input alone and computes the rest again on the way back (gradient "
+        "checkpointing): less memory a step, about a third more time.",
+    )
+    save_as: str = knob(
+        "merged",
+        label="How a packed model is kept",
+        group="machine",
+        choices=("merged", "adapters"),
+        help="For the precisions nf4 and int8. merged: unpacked and with its adapters added, an ordinary model in "
+        "bfloat16. adapters: as it ran, packed weights and the adapters beside them.",
     )
     device: str = knob(
         "auto",
@@ -494,19 +521,22 @@ class RunConfig:
 
 KNOBS: dict[str, Knob] = knobs.of(RunConfig)
 
+_QUICK: dict[str, Any] = {
+    "stage1_steps": 5,
+    "score_blocks": 4,
+    "stage2_steps": 30,
+    "anneal": 0.25,
+    "measure_blocks": 8,
+    "kl_blocks": 2,
+    "probe_every": 10,
+    "probe_blocks": 2,
+    "importance_blocks": 0,
+    "sample_tokens": 24,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {
-        "stage1_steps": 5,
-        "score_blocks": 4,
-        "stage2_steps": 30,
-        "anneal": 0.25,
-        "measure_blocks": 8,
-        "kl_blocks": 2,
-        "probe_every": 10,
-        "probe_blocks": 2,
-        "importance_blocks": 0,
-        "sample_tokens": 24,
-    },
+    "quick": _QUICK,
+    "4-bit": {**_QUICK, "precision": "nf4", "adapter_rank": 8},
     "standard": {"stage1_steps": 10, "stage2_steps": 100, "anneal": 0.25, "distil": 0.5},
     "paper": {
         "gate": "output",
@@ -631,6 +661,8 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
         if not getattr(config, name).strip():
             wrong(name, f"{KNOBS[name].label}: nothing was given.", f"Set {KNOBS[name].flag}.")
     _check_method(config, wrong)
+    if config.precision in PACKED:
+        _check_packed(config, wrong)
     if config.probe_blocks > config.measure_blocks:
         wrong(
             "probe_blocks",
@@ -697,6 +729,29 @@ def _check_method(config: RunConfig, wrong: Any) -> None:
                 f"The method {method.name} narrows every layer alike: none can be spared.",
                 f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
             )
+
+
+def _check_packed(config: RunConfig, wrong: Any) -> None:
+    method = methods.get(config.method)
+    if config.learn_weights:
+        wrong(
+            "learn_weights",
+            f"Weights packed as {config.precision} cannot learn themselves.",
+            "Set --learn-weights false, or --precision float32.",
+        )
+    if config.stage2_steps and not config.adapter_rank:
+        wrong(
+            "adapter_rank",
+            f"Weights packed as {config.precision} cannot learn themselves: stage 2 needs adapters on them.",
+            "Set --adapter-rank, for example to 8, or --stage2-steps 0.",
+        )
+    if method.reads_weights:
+        wrong(
+            "method",
+            f"The method {method.name} reads or changes the weights themselves, which are packed as "
+            f"{config.precision}.",
+            "Choose another method, or --precision float32.",
+        )
 
 
 def _check_depth(config: RunConfig, n_layers: int, given: list[int] | None, wrong: Any) -> None:

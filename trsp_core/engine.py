@@ -23,8 +23,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from trsp_core import (
+    adapters,
+    data,
+    downloads,
+    forecast,
+    generate,
+    load,
+    measure,
+    methods,
+    models,
+    quantized,
+    surgery,
+    what_if,
+)
 from trsp_core import config as configs
-from trsp_core import data, forecast, generate, load, measure, methods, models, surgery, what_if
 from trsp_core import events as ev
 from trsp_core.config import RunConfig
 from trsp_core.errors import refuse
@@ -55,7 +68,10 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
     yield ev.PhaseStarted("load")
     rate = measure.matrix_rate()
     forecast.write_rate(rate)
-    model, tokenizer = loaded or load.load(config.model, config.precision, config.device)
+    precision, note = load.settle_precision(config.precision, config.device)
+    model, tokenizer = loaded or load.load(config.model, precision, config.device, config.compute_dtype)
+    if note and not loaded:
+        yield ev.Noted(note)
     stack = surgery.find(model)
     refuse(configs.check(config, len(stack.layers), getattr(stack.text_config, "max_position_embeddings", None)))
     if not plan:
@@ -102,6 +118,8 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             if config.cycles == 1:  # with more, no model is both dense and without all of them
                 with cut():
                     yield from _measured(config, lab, texts, tokenizer, reference, ("direct",))
+            if config.adapter_rank and quantized.is_packed(model) and not adapters.of(stack):
+                undo.enter_context(adapters.adapted(stack, config.adapter_rank, config.seed))  # never merged, but kept
             yield ev.PhaseStarted("transfer", span.steps)
             with cut() if first else contextlib.nullcontext():
                 doomed = [] if first else chosen
@@ -116,10 +134,10 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             yield from _measured(config, lab, texts, tokenizer, reference, ("trained",), sample=False)
             yield from _weighed(config, stack, texts, "trained", "importance after")
 
-        before = measure.parameter_bytes(model)
+        before = _size(stack)
         with cut():
             kept = [i for i in range(lab.n_layers + len(chosen)) if i not in chosen]
-            after = measure.parameter_bytes(model)
+            after = _size(stack)
             yield ev.LayersRemoved(sorted(chosen), kept, before[0], after[0], before[1], after[1])
             states = ("pruned",) if config.stage2_steps else ("pruned", "direct")  # no training: one model is both
             yield from _measured(config, lab, texts, tokenizer, reference, states)
@@ -128,10 +146,10 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
         trained = config.save_trained and config.stage2_steps and not first
         if folder and (config.save_model or trained):
             yield ev.PhaseStarted("save")
-            size = save(model, tokenizer, folder / "trained-model") if trained else 0
+            size = save(config, stack, tokenizer, folder / "trained-model") if trained else 0
             if config.save_model:
                 with cut():
-                    size += save(model, tokenizer, folder / "model")
+                    size += save(config, stack, tokenizer, folder / "model")
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
 
@@ -240,19 +258,29 @@ def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, cut: Callable[[]
         )
 
 
-def save(model: Any, tokenizer: Any, target: Path) -> int:
-    """Write an ordinary checkpoint (safetensors) to `target`, whole or not at all; returns its bytes."""
+def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path) -> int:
+    """Write an ordinary checkpoint (safetensors) to `target`, whole or not at all; returns its bytes. A packed model is
+    spelled out in bfloat16 with its adapters merged, or, as `config.save_as` says, written as it is, with its adapters
+    in the folder `adapter`."""
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    dtype = model.config.dtype
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    finally:
-        model.config.dtype = dtype  # save_pretrained leaves a string there
+    model: Any = stack.model
+    packed = quantized.is_packed(model)
+    if packed and config.save_as == "merged":
+        quantized.spelled_out(stack, torch.bfloat16).save_pretrained(temporary)
+    else:
+        dtype = model.config.dtype
+        try:
+            with adapters.set_aside(stack) if packed else contextlib.nullcontext():
+                model.save_pretrained(temporary)
+        finally:
+            model.config.dtype = dtype  # save_pretrained leaves a string there
+        if packed and adapters.of(stack):
+            adapters.save(stack, temporary / "adapter", config.model)
+    tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.replace(target)
-    return sum(p.stat().st_size for p in target.iterdir())
+    return downloads.folder_size(target)
 
 
 def shared_out(whole: int, parts: int) -> list[Span]:
@@ -310,5 +338,14 @@ def _model_loaded(config: RunConfig, stack: Stack) -> ev.ModelLoaded:
     )
 
 
+def _size(stack: Stack) -> tuple[int, int]:
+    """Parameters of the model and their bytes; adapters on packed weights are not counted."""
+    with adapters.set_aside(stack) if quantized.is_packed(stack.model) else contextlib.nullcontext():
+        return measure.parameter_bytes(stack.model)
+
+
 def _dtype(model: nn.Module) -> str:
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+    """The number format of the weights, and of the products where that is another."""
+    plain = str(next(model.parameters()).dtype).removeprefix("torch.")
+    packed = quantized.name_of(model)
+    return f"{packed}, products in {plain}" if packed else plain

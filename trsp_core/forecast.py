@@ -17,7 +17,7 @@ from typing import Any
 from trsp_core import config as configs
 from trsp_core import methods, models
 from trsp_core.checkpoint import Facts
-from trsp_core.config import RunConfig
+from trsp_core.config import PACKED, RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.store import write_atomic
 
@@ -27,7 +27,7 @@ BANDWIDTH = 10e9  # bytes/s of memory, for what is bound by it: the optimiser, t
 NOMINAL_CORE, NOMINAL_GPU = 80.0, 20_000.0  # GFLOP/s where nothing was measured
 KEPT = 5  # measured rates; their median counts, so that one busy moment does not
 MEASURED_AT_ONCE = 512  # tokens of a measuring pass, see `measure`
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.516, "int8": 1.0}  # of a number, its share of the scales included
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class _Cost:
     def phases(self) -> dict[str, float]:
         c = self.config
         trained, before = c.stage2_steps > 0, c.control != "delete_first"
-        stored = self.facts.parameters * BYTES[c.precision]
+        stored = self.facts.parameters * (2 if c.precision in PACKED else BYTES[c.precision])
         both = self.forward(256, 128, self.removed / 2) + self.written(32, self.removed // 2)
         seconds = {"load": 4 + self.facts.bytes / 0.5e9, "text": 1.5, "dense": self.measured()}
         if trained and before and c.importance_blocks:
@@ -194,12 +194,21 @@ def how_many(config: RunConfig, n_layers: int) -> int:
     return min(configs.layers_to_remove(config.ratio, n_layers), n_layers - 1)
 
 
+def weight_bytes(facts: Facts, precision: str, compute: str = "float32") -> int:
+    """Bytes of the weights in memory. Only the layers are packed; the rest stays in the format of the products."""
+    if precision not in PACKED:
+        return int(facts.parameters * BYTES[precision])
+    layers = sum(facts.layer_parameters)
+    return int(layers * BYTES[precision] + (facts.parameters - layers) * BYTES[compute])
+
+
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
     """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, a teacher's
     weights where one is distilled, narrowed layers beside the whole ones, and the activations and logits of one step
     or one measuring pass."""
-    size = BYTES[config.precision]
-    weights = facts.parameters * size
+    packed = config.precision in PACKED
+    size = BYTES[config.compute_dtype if packed else config.precision]
+    weights = weight_bytes(facts, config.precision, config.compute_dtype)
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
     tokens = config.batch_blocks * config.block_length
     a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # numbers kept for the way back

@@ -18,23 +18,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trsp_core import downloads, forecast, models
+from trsp_core.config import PACKED
 from trsp_core.errors import TrspError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # never pickles, never code
 
 Say = Callable[[str, float], None]
 
 
-def load(name: str, precision: str = "float32", device: str = "auto") -> tuple[Any, Any]:
-    """The model called `name`, in evaluation mode, and its tokenizer.
+def load(name: str, precision: str = "float32", device: str = "auto", compute: str = "float32") -> tuple[Any, Any]:
+    """The model called `name`, in evaluation mode, and its tokenizer. On several GPUs a model that is too large for one
+    is spread over them.
 
     Args:
         name: as in `models.locate`; a hub id that is not on this machine is downloaded.
-        precision: "float32" or "bfloat16", the number format in memory.
+        precision: "float32" or "bfloat16", the number format in memory, or "nf4" or "int8" for packed weights.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        compute: number format of products on packed weights, and of what is not packed.
 
     Raises:
         TrspError: no such model, not loadable, weights missing, no such device, or more bytes than memory.
@@ -44,29 +47,59 @@ def load(name: str, precision: str = "float32", device: str = "auto") -> tuple[A
     facts = models.facts(name)
     where = pick_device(device)
     if where == "cpu":
-        forecast.require_memory(facts.parameters * forecast.BYTES[precision], f"The weights of {name}")
+        forecast.require_memory(forecast.weight_bytes(facts, precision, compute), f"The weights of {name}")
     import torch
     from transformers import AutoModelForCausalLM
 
+    from trsp_core import quantized
+
     tokenizer = load_tokenizer(facts.folder)
+    packed = precision in PACKED
+    dtype = getattr(torch, compute if packed else precision)
+    how: dict[str, Any] = {"quantization_config": quantized.recipe(precision, dtype)} if packed else {}
+    if packed or where != "cpu":
+        how["device_map"] = {"": where} if fits_one(forecast.weight_bytes(facts, precision, compute), where) else "auto"
     with _quiet(), _told_as(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             facts.folder,
-            dtype=getattr(torch, precision),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **how,
         )
         model, report = loaded
-        model.to(where)
+        quantized.settle(model)
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]])
         raise TrspError(
             f"{name} lacks {len(missing)} of its weights, {missing[0]} among them.", "Download or save the model again."
         )
     return model.eval(), tokenizer
+
+
+def fits_one(needed: int, where: str) -> bool:
+    """Whether `needed` bytes of weights leave room to work on the one device `where`."""
+    import torch
+
+    return where == "cpu" or torch.cuda.device_count() < 2 or needed < 0.8 * torch.cuda.mem_get_info()[0]
+
+
+def settle_precision(precision: str, device: str) -> tuple[str, str]:
+    """The number format that a device can do, and a sentence where it is not the wanted one or comes at a price."""
+    import torch
+
+    if precision != "bfloat16":
+        return precision, ""
+    if pick_device(device) == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return precision, ""
+        return "float32", "This GPU has no bfloat16: the run goes on in float32, with twice the memory."
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return precision, ""
+    return precision, "This CPU has no bfloat16 units: memory is halved, and every step takes longer than in float32."
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -81,7 +114,7 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def pick_device(device: str) -> torch.device | str:
+def pick_device(device: str) -> str:
     """ "cpu" or "cuda" for a device knob.
 
     Raises:

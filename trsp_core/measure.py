@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trsp_core import abreast, generate
+from trsp_core import abreast, generate, quantized
 from trsp_core.lab import next_token_loss
 
 ROWS = 64  # of logits compared at once
@@ -143,9 +143,10 @@ def peak_bytes() -> int:
 
 
 def parameter_bytes(model: nn.Module) -> tuple[int, int]:
-    """Number of parameters, each counted once, and the bytes they take."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+    """Number of parameters, each counted once, and the bytes they take; of packed ones what they stand for, and what
+    they take with their scales."""
+    sizes = [quantized.size_of(p) for p in model.parameters()]
+    return sum(count for count, _ in sizes), sum(size for _, size in sizes)
 
 
 def _synchronise(tensor: Tensor) -> None:

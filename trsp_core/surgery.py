@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trsp_core import families
 from trsp_core.errors import TrspError
@@ -232,6 +233,31 @@ def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tens
         seen.clear()
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def recomputed(stack: Stack) -> Iterator[None]:
+    """On the way back each layer is computed once more from its input, so that nothing inside it has to be kept
+    (gradient checkpointing, arXiv:1604.06174). Gates and taps see what they always see."""
+
+    def make(forward: Any) -> Any:
+        def again(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return again
+
+    layers = list(stack.layers)
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = make(layer.forward)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trsp_core import adapters
+from trsp_core import adapters, surgery
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.events import Event, StageTwoStepped
@@ -50,13 +50,16 @@ def transfer(
 
     with contextlib.ExitStack() as held:
         W = list(lab.model.parameters())
+        kept = adapters.learnable(lab.stack)  # those of packed weights, which outlive stage 2
         if config.adapter_rank:
-            W = held.enter_context(adapters.adapted(lab.stack, config.adapter_rank, config.seed))
+            W = kept or held.enter_context(adapters.adapted(lab.stack, config.adapter_rank, config.seed))
         optimizer = _optimizer(lab, config, W, doomed)
         held.enter_context(lab.learning(W))
         if config.anneal:
             held.enter_context(lab.gated(gate, "branch", doomed))
         taps = held.enter_context(lab.tapped(_tapped(doomed, here.values(), lab.n_layers, bool(share))))
+        if config.recompute:
+            held.enter_context(surgery.recomputed(lab.stack))
         held.enter_context(optimizer.stepping())
 
         def before(step: int) -> None:
@@ -95,7 +98,7 @@ def transfer(
             taps.clear()
             rate = (config.adapter_lr if config.adapter_rank else config.stage2_lr) * seen["factor"]
             yield StageTwoStepped(step, seen["lm"], seen["penalty"], seen["lambda_2"], rate, seen["gaps"])
-        if config.adapter_rank:
+        if config.adapter_rank and not kept:
             adapters.merge(lab.stack)
 
 

@@ -65,6 +65,7 @@ class Method:
         trains: it takes gradient steps on the layer weights, as the settings of stage 1 say; for the forecast.
         passes: what it reads beside that; for the forecast.
         contiguous: it chooses one run of neighbouring layers.
+        reads_weights: it reads, differentiates by or changes the weights themselves, so that packed ones will not do.
         rewrite: generator of events over a `Lab` and the chosen layers, returning new values for weights of the layers
             that stay; None for a method that only deletes. It leaves the model bit-identical.
         narrow: for a method that removes no layer: generator of events over a `Lab` and K, returning a narrower layer
@@ -79,6 +80,7 @@ class Method:
     trains: bool = False
     passes: Passes = Passes()
     contiguous: bool = False
+    reads_weights: bool = False
     rewrite: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
     narrow: Callable[[Lab, RunConfig, int], Narrowing] | None = None
 

@@ -76,4 +76,5 @@ METHOD = Method(
     choose=choose,
     passes=Passes(once=1, each_pair=0.5),
     rewrite=rewrite,
+    reads_weights=True,
 )

@@ -23,4 +23,5 @@ METHOD = Method(
     paper="Shortened LLaMA, arXiv:2402.02834",
     summary="The layers with the smallest weights, whatever the text.",
     choose=choose,
+    reads_weights=True,
 )

@@ -96,4 +96,5 @@ METHOD = Method(
     passes=Passes(once=1, pool=1),
     contiguous=True,
     rewrite=rewrite,
+    reads_weights=True,
 )

@@ -32,4 +32,5 @@ METHOD = Method(
     summary="The layers whose weights times their gradients add up to least.",
     choose=choose,
     passes=Passes(once=3),
+    reads_weights=True,
 )

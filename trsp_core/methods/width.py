@@ -232,4 +232,5 @@ METHOD = Method(
     choose=choose,
     passes=Passes(once=3),
     narrow=narrow,
+    reads_weights=True,
 )
