@@ -25,6 +25,7 @@ BASE = 450_000_000  # bytes of a process that has imported torch and transformer
 EFFICIENCY = 0.78  # of the matrix rate, that a whole model reaches
 BANDWIDTH = 10e9  # bytes/s of memory, for what is bound by it: the optimiser, the loss, decoding
 NOMINAL_CORE, NOMINAL_GPU = 80.0, 20_000.0  # GFLOP/s where nothing was measured
+UNPACKING = {"nf4": 5.0, "int8": 3.0}  # bytes of memory traffic that spelling a packed number out takes as long as
 KEPT = 5  # measured rates; their median counts, so that one busy moment does not
 MEASURED_AT_ONCE = 512  # tokens of a measuring pass, see `measure`
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.516, "int8": 1.0}  # of a number, its share of the scales included
@@ -93,7 +94,12 @@ class _Cost:
         share = 1 - skipped / f.n_layers
         matrices = share * sum(f.layer_parameters) + f.vocabulary * f.width  # a tied embedding is the head, once
         attention = share * f.n_layers * 2 * length * f.width
-        return 2 * tokens * (matrices + attention) / self.speed + 16 * tokens * f.vocabulary / self.bandwidth
+        products = 2 * tokens * (matrices + attention) / self.speed + 16 * tokens * f.vocabulary / self.bandwidth
+        return products + self.unpacked(share * -(-tokens // MEASURED_AT_ONCE))
+
+    def unpacked(self, passes: float) -> float:
+        """Packed weights are spelled out for every pass over them."""
+        return passes * sum(self.facts.layer_parameters) * UNPACKING.get(self.config.precision, 0.0) / self.bandwidth
 
     def step(self, passes: float, skipped: float = 0, learning: bool = False) -> float:
         """One training step: `passes` forward passes' worth, and the optimiser's traffic where W learns."""
@@ -213,13 +219,19 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     tokens = config.batch_blocks * config.block_length
     a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # numbers kept for the way back
     steps = learns or methods.get(config.method).trains
-    activations = tokens * facts.n_layers * a_layer * size if steps else 0
+    held_layers = facts.n_layers if not config.recompute else 1
+    activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0
-    held = 1 if not learns else 4 if config.learn_weights or not config.adapter_rank else 1.4
+    learnt = 0.0  # gradients and both moments
+    if learns and (config.learn_weights or not config.adapter_rank):
+        learnt = 3 * weights
+    elif learns:
+        learnt = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers  # in and out of a layer's maps
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
-    return int(BASE + weights * held + teacher + twins + activations + logits)
+    kept = facts.parameters * 2 if packed and config.save_model and config.save_as == "merged" else 0
+    return int(BASE + weights + teacher + twins + max(learnt + activations + logits, kept))
 
 
 def check_memory(expected: Forecast) -> None:

@@ -17,6 +17,7 @@ from trsp_core.knobs import Knob
 
 PRESET_HELP = {
     "quick": "Quick: a few steps of each stage, about 3 minutes on two cores with the default model.",
+    "4-bit": "4-bit: Quick on weights packed into four bits, with LoRA adapters in stage 2; a third of the memory.",
     "standard": "Standard: twice the steps in stage 1, three times in stage 2, which distils too; about 10 minutes.",
     "paper": "Paper: the settings of the paper, long blocks and all weights learning; made for a GPU.",
 }

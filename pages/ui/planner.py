@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from pages.ui import server, session, words
 from pages.ui.controls import title_of
 from trsp_core import config as configs
 from trsp_core import forecast, methods, models
-from trsp_core.config import KNOBS, RunConfig
+from trsp_core.config import KNOBS, PACKED, RunConfig
 from trsp_core.errors import Problem, TrspError
 from trsp_core.models import Facts
 
@@ -119,6 +119,8 @@ def forecast_and_start(made: Plan) -> None:
                 + (" A rough figure: nothing was timed here yet." if expected.rough else "")
             )
             _phases(expected.phases)
+            if made.config.precision in PACKED:
+                st.caption(_packed(made.config, made.facts, expected))
             refusal = refusal or _refused(made.config, expected)
         elif made.missing:
             st.caption("The forecast comes once the model is on this machine.")
@@ -150,6 +152,19 @@ def _problems(made: Plan) -> str:
     return (
         f"{'One setting needs' if count == 1 else f'{count} settings need'} a change before the start:\n\n"
         + "\n".join(lines)
+    )
+
+
+def _packed(config: RunConfig, facts: Facts, expected: forecast.Forecast) -> str:
+    """What packed weights buy here, and what they cost."""
+    whole = forecast.forecast(replace(config, precision="float32"), facts)
+    bits = "four" if config.precision == "nf4" else "eight"
+    sizes = [forecast.weight_bytes(facts, p, config.compute_dtype) for p in (config.precision, "float32")]
+    return (
+        f"The layers' weights are packed into {bits} bits: all weights take {words.size(sizes[0])} instead of "
+        f"{words.size(sizes[1])}, the run {words.size(expected.peak_bytes)} instead of {words.size(whole.peak_bytes)}. "
+        f"It costs time, since they are spelled out for every pass (about {words.duration(expected.seconds)} instead "
+        f"of {words.duration(whole.seconds)}), and a dense model that is a little worse to begin with."
     )
 
 

@@ -54,7 +54,7 @@ def show(sweep: Sweep) -> None:
     shown = [draw(sweep) for draw in (_length, _map, _path)]
     if not any(shown):
         st.info("This sweep varies nothing that a picture here shows; its figures are below.", icon=":material/info:")
-    with st.expander(f"All {len(sweep.points)} points"):
+    with st.expander(f"All {len(sweep.points)} points", expanded=not any(shown)):
         st.dataframe(maps.table(sweep), hide_index=True, placeholder="–", alt="Every figure of every point.")
     protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in sweep.protocol.items())
     missing = f" {sweep.planned - len(sweep.points)} of its points are not done." if unfinished(sweep) else ""
