@@ -10,6 +10,9 @@ import pkgutil
 import sys
 from pathlib import Path
 
+from benchmarks import Row
+from trsp_core.errors import TrspError
+
 
 def names() -> list[str]:
     """Every module of this folder but the runner."""
@@ -25,16 +28,26 @@ def main(words: list[str] | None = None) -> int:
     wrong = [name for name in arguments.names if name not in names()]
     if wrong:
         parser.error(f"there is no benchmark {wrong[0]}; there are {', '.join(names())}")
+    code = 0
     for name in arguments.names or names():
-        for found in importlib.import_module(f"benchmarks.{name}").run():
-            if arguments.json:
-                print(json.dumps(dataclasses.asdict(found)), flush=True)
-                continue
-            sign = "<=" if found.better == "lower" else ">="
-            print(f"{found.benchmark}: {found.ratio} (aim {sign} {found.aim}, spread {found.spread})", flush=True)
-            for fact, value in found.facts.items():
-                print(f"    {fact}: {value}", flush=True)
-    return 0
+        try:
+            for found in importlib.import_module(f"benchmarks.{name}").run():
+                tell(found, arguments.json)
+        except TrspError as error:  # a machine without a GPU, or without a browser
+            print(f"{name}: {error.message} {error.remedy}", file=sys.stderr)
+            code = 2 if arguments.names else code
+    return code
+
+
+def tell(found: Row, as_json: bool) -> None:
+    """Print one row."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found)), flush=True)
+        return
+    sign = "<=" if found.better == "lower" else ">="
+    print(f"{found.benchmark}: {found.ratio} (aim {sign} {found.aim}, spread {found.spread})", flush=True)
+    for fact, value in found.facts.items():
+        print(f"    {fact}: {value}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ def settle(model: nn.Module) -> None:
     lays them out anew at the first pass without gradients, and from then on sends silently wrong gradients back. Its
     remark on rounding inputs to float16, once a product, is left out."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()  # out of the mapped file, which can then be let go
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
