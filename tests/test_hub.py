@@ -6,16 +6,20 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import streamlit as st
 import torch
 
-from tests import tiny
+from tests import story, tiny
 from tests.hub_server import Hub, serving
+from tests.test_pages import again, open_page, texts
 from trsp_core import __main__ as main
 from trsp_core import downloads, load, models
 from trsp_core.errors import TrspError
 
+ROOT = Path(__file__).parent.parent
 ID = "someone/tiny-llama"
 
 
@@ -249,6 +253,48 @@ def test_the_shell_lists_searches_and_looks(hub, capsys):
     assert main.main(["models"]) == 0
     assert ID in capsys.readouterr().out
     assert main.main(["models", "someone/else"]) == 2
+
+
+def test_the_page_looks_up_downloads_and_is_ready_to_start(hub, monkeypatch):
+    """Size, licence, layers and memory before the download; the ratio in layers already; Start only after it."""
+    monkeypatch.chdir(ROOT)
+    st.cache_resource.clear()
+    app = open_page("run", model=ID, ratio="0.4", **story.SMALL)
+    assert hub.asked == []
+    assert app.get_by_key("start").disabled
+    app.get_by_key("look-up").click().run()
+    shown = texts(app)
+    for said in ("apache", f"{tiny.L} layers", "of memory", "2 of 5 layers", "once the model is on this machine"):
+        assert said in shown.replace("\\", "")
+    assert app.get_by_key("start").disabled
+    assert hub.sent == 0
+    app.get_by_key("fetch-now").click().run()
+    again(app, lambda: not app.get_by_key("start").disabled)
+    assert is_whole(hub)
+    assert f"take-{ID}" in str(app)
+
+
+def test_the_page_finds_a_model_by_words_and_takes_it(hub, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    st.cache_resource.clear()
+    app = open_page("run")
+    app.get_by_key("search-words").set_value("tiny").run()
+    app.get_by_key("search").click().run()
+    app.get_by_key(f"take-{ID}").click().run()
+    assert app.get_by_key("knob-model").value == ID
+    hub.models.pop(ID)
+    app.get_by_key("look-up").click().run()
+    assert "no such model" in app.error[0].value
+    assert app.get_by_key("look-up")
+
+
+def test_memory_that_is_short_is_said_before_the_download(hub, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 10_000_000)
+    st.cache_resource.clear()
+    app = open_page("run", model=ID, **story.SMALL)
+    app.get_by_key("look-up").click().run()
+    assert "not pruned here now" in app.warning[0].value
 
 
 def test_a_fetch_goes_on_without_whoever_asked(hub):

@@ -266,7 +266,10 @@ def _lines(module: str, *arguments: str, patience: float | None = None) -> Itera
                 f"The hub has not answered for {patience:.0f} seconds.",
                 "Check the network and HF_ENDPOINT, then try again.",
             )
-        raise TrspError(f"The model could not be made ready: {child.stderr.read()[-500:]}", "Fetch it again.")
+        why = "its process was killed, perhaps for memory" if child.returncode < 0 else child.stderr.read()[-500:]
+        raise TrspError(
+            f"The model could not be made ready: {why}.", "Free some memory where it is short; fetch again."
+        )
 
 
 def serve(work: Callable[[Tell], None]) -> int:
