@@ -140,7 +140,7 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if file.suffix != ".safetensors" or asked and asked[2]:  # a header alone is no download
+        if file.suffix != ".safetensors" or (asked and asked[2]):  # a header alone is no download
             self.wfile.write(content)
             return
         end = self.told.cuts.pop(0) if self.told.cuts else len(content)
