@@ -22,7 +22,7 @@ from trsp_core.surgery import Stack
 MOST_MODELS = 4
 BYTES_EACH = 4  # float32
 WORKING_BYTES = 100_000_000  # left free for activations and caches
-WORKING_ROWS = 3 * 512  # of logits, beside that: a what-if's own, their logarithms, and a copy on the way
+WORKING_ROWS = 4 * 512  # of logits, beside that: what a what-if holds at its peak
 
 
 @dataclass(frozen=True)
