@@ -271,6 +271,7 @@ def test_the_page_looks_up_downloads_and_is_ready_to_start(hub, monkeypatch):
     app.get_by_key("fetch-now").click().run()
     again(app, lambda: not app.get_by_key("start").disabled)
     assert is_whole(hub)
+    again(app, lambda: f"take-{ID}" in str(app))
     assert f"take-{ID}" in str(app)
 
 

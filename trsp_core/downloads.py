@@ -96,9 +96,14 @@ class Fetching:
 
 
 class Fetches:
-    """Fetches in threads of the server, at most one a model: they go on whichever tab is closed."""
+    """Fetches in threads of the server, at most one a model: they go on whichever tab is closed.
 
-    def __init__(self) -> None:
+    Args:
+        ended: called when one has ended, well or not.
+    """
+
+    def __init__(self, ended: Callable[[], None] = lambda: None) -> None:
+        self._ended = ended
         self._all: dict[str, Fetching] = {}
         self._lock = threading.Lock()
 
@@ -130,6 +135,7 @@ class Fetches:
         except Exception as error:  # a bug, and nobody else to tell of it
             now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
         finally:
+            self._ended()
             now.running = False
 
 

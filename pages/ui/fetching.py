@@ -22,9 +22,6 @@ def box(name: str, config: RunConfig | None = None) -> None:
         if now and now.running:
             st.fragment(_progress, run_every=1.0)(name)
             return
-        if models.is_ready(name):  # it has come this moment
-            server.forget_models()
-            st.rerun()
         if name in models.CATALOGUE:
             _offer_catalogued(models.CATALOGUE[name])
         else:

@@ -36,14 +36,15 @@ def plan() -> Plan:
     except TrspError as error:
         made.problems = list(error.problems)
     name = session.form()["model"]
-    found = server.facts(name) if name.strip() else None
-    if isinstance(found, TrspError) and fetchable(name):
+    if fetchable(name):
         made.missing, card = name, server.card(name)
         made.facts = card.facts if isinstance(card, Card) else None
-    elif isinstance(found, TrspError):
-        made.problems.append(Problem("model", found.message, found.remedy))
-    else:
-        made.facts = found
+    elif name.strip():
+        found = server.facts(name)
+        if isinstance(found, TrspError):
+            made.problems.append(Problem("model", found.message, found.remedy))
+        else:
+            made.facts = found
     if made.config and made.facts:
         made.problems += configs.check(made.config, made.facts.n_layers, made.facts.max_length)
     return made

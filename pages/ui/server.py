@@ -100,7 +100,7 @@ def forget_models() -> None:
 @st.cache_resource(show_spinner=False)
 def fetches() -> Fetches:
     """The fetches of all tabs."""
-    return Fetches()
+    return Fetches(ended=forget_models)
 
 
 @st.cache_resource(show_spinner=False)
