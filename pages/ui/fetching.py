@@ -74,9 +74,10 @@ def _describe(card: Card, config: RunConfig) -> None:
     facts, free = card.facts, forecast.available_memory()
     needed = forecast.peak_bytes(config, facts)
     gated = ", gated, and open to you" if card.gated else ""
+    size = f"{facts.n_layers} layers, {words.parameters(facts.parameters)} parameters"
     st.markdown(
-        f"{words.plain(facts.architecture)}, **{facts.n_layers} layers, {words.parameters(facts.parameters)}**, "
-        f"safetensors, download {words.size(card.bytes)}. Licence: {words.plain(card.licence or 'not given')}{gated}."
+        f"{words.plain(facts.architecture)}, **{size}**, safetensors, download {words.size(card.bytes)}. "
+        f"Licence: {words.plain(card.licence or 'not given')}{gated}."
     )
     fits = f"A run with these settings needs about {words.size(needed)} of memory, {words.size(free)} are free."
     if needed > free and not forecast.on_gpu(config):
@@ -100,8 +101,12 @@ def choose() -> None:
     """The models of this machine, and a search for others on the hub; one is taken into the form at a click."""
     with st.popover("Find a model", icon=":material/search:"):
         st.markdown("**On this machine**")
+        if not server.models_here():
+            st.caption("None yet.")
         for facts in server.models_here().values():
-            told = f"{facts.n_layers} layers, {words.parameters(facts.parameters)}, {words.size(facts.bytes)} on disk"
+            told = (
+                f"{facts.n_layers} layers, {words.parameters(facts.parameters)} parameters, {words.size(facts.bytes)}"
+            )
             _row(facts.name, told)
         st.markdown("**On the model hub**")
         asked = st.text_input("Words in its name, for example: smollm 360m", key="search-words", max_chars=100)
@@ -119,7 +124,7 @@ def _draw_found(found: Sequence[Found] | None) -> None:
     if found == []:
         st.caption("No model for text generation with safetensors has these words in its name.")
     for one in found or ():
-        size = words.parameters(one.parameters) if one.parameters else "size not given"
+        size = f"{words.parameters(one.parameters)} parameters" if one.parameters else "size not given"
         licence = f"{one.licence or 'licence not given'}{', gated' if one.gated else ''}"
         _row(one.id, f"{size}, {licence}, {one.downloads or 0:,} downloads")
 

@@ -94,8 +94,9 @@ def forecast_and_start(made: Plan) -> None:
             _phases(expected.phases)
             refusal = refusal or _refused(made.config, expected)
         if made.missing:
-            ahead = "Start is possible" if made.facts else "The forecast comes"
-            st.caption(f"{ahead} once the model is on this machine.")
+            where = "looked up" if models.is_hub_id(made.missing) else "on this machine"
+            ahead = "Start is possible once the model is on this machine."
+            st.caption(ahead if made.facts else f"The forecast comes once the model is {where}.")
         if refusal:
             st.error(refusal, icon=":material/block:")
         blocked = bool(refusal or made.missing) or made.facts is None
