@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
-TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "forecast", "texts",
-              "data", "methods", "families", "workbench", "evidence", "plans", "intervals", "questions",
-              "grids", "crew", "sweep", "points", "agenda")  # fmt: skip
+TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "checkpoint",
+              "downloads", "hub", "forecast", "texts", "data", "methods", "families", "workbench", "evidence", "plans",
+              "intervals", "questions", "grids", "crew", "sweep", "points", "agenda")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

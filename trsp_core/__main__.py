@@ -10,12 +10,14 @@ import signal
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trsp_core import (
     config,
     crew,
+    downloads,
     evidence,
     families,
     forecast,
@@ -66,8 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _drive(Run(Path(arguments.folder).absolute()), arguments.json)
     settings = config.from_values(shell.given(arguments), arguments.preset)
     if not models.is_ready(settings.model) and models.is_fetchable(settings.model):
-        for step in models.fetch(settings.model):
-            _say(f"[{step.fraction:4.0%}] {step.message}")
+        _fetch(settings.model, False, False)
     expected = models.preflight(settings)
     made = Store().create(settings, Path(arguments.out).absolute() if arguments.out else None)
     roughly = " (a rough figure: nothing was timed on this machine yet)" if expected.rough else ""
@@ -303,14 +304,56 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def list_models(arguments: argparse.Namespace) -> int:
+    """The models that are there; or a search of the hub; or one of its models."""
+    words = arguments.words
+    if len(words) == 1 and models.is_hub_id(words[0]):
+        card = downloads.look(words[0])
+        needed = forecast.peak_bytes(config.from_values({}, "quick"), card.facts)
+        shown, text = asdict(card), shell.looked_up(card, needed, forecast.available_memory())
+    elif words:
+        found = downloads.search(" ".join(words))
+        shown, text = [asdict(one) for one in found], shell.table(shell.models_found(found))
+    else:
+        shown = _models_here()
+        text = shell.table(shell.models_here(shown))
+    if arguments.json:
+        _print_json(shown)
+    else:
+        print(text)
+    return 0
+
+
+def _models_here() -> list[dict[str, Any]]:
+    """The models that could be loaded now, and the rest of the catalogue."""
+    rows = {name: _catalogued(source) for name, source in models.CATALOGUE.items()}
+    for facts in models.here(folder for folder in Store().models() if Path(folder).is_dir()):
+        found = {"here": True, "n_layers": facts.n_layers, "parameters": facts.parameters, "bytes": facts.bytes}
+        rows[facts.name] = rows.get(facts.name, {"name": facts.name, "licence": None, "download_bytes": 0}) | found
+    return list(rows.values())
+
+
+def _catalogued(source: models.Source) -> dict[str, Any]:
+    unknown = {"here": False, "n_layers": None, "parameters": None, "bytes": 0}
+    return {"name": source.name, "licence": source.licence, "download_bytes": source.size_bytes, **unknown}
+
+
 def fetch(arguments: argparse.Namespace) -> int:
     """Get a model onto this machine."""
-    for step in models.fetch(arguments.model):
-        if arguments.json:
+    _fetch(arguments.model, arguments.accept_terms, arguments.json)
+    return 0
+
+
+def _fetch(name: str, accepted: bool, as_json: bool) -> None:
+    last = None
+    for step in models.fetch(name, accepted):
+        if step == last:
+            continue
+        last = step
+        if as_json:
             print(json.dumps({"message": step.message, "fraction": round(step.fraction, 3)}), flush=True)
         else:
             _say(f"[{step.fraction:4.0%}] {step.message}")
-    return 0
 
 
 def serve_workbench(arguments: argparse.Namespace) -> int:
@@ -359,7 +402,7 @@ def _refused(error: TrspError) -> None:
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(plain(values), indent=1, ensure_ascii=False))
+    print(json.dumps(plain(values), indent=1, ensure_ascii=False, default=str))
 
 
 def _say(*lines: str) -> None:
@@ -377,6 +420,7 @@ _COMMANDS = {
     "sweep": sweep_grid,
     "eval": evaluate,
     "doctor": doctor,
+    "models": list_models,
     "fetch": fetch,
     "workbench": serve_workbench,
 }

@@ -67,9 +67,9 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     if not folder.is_dir():
         raise TrspError(f"{name}: there is no folder {folder}.", "Check the path, or choose a model of the catalogue.")
     inside = (boundary or folder).resolve()
-    config = _json(folder, "config.json", inside, "A model folder holds config.json and .safetensors files.")
+    config = _json(folder, "config.json", inside, name)
     tokenizer_config = folder / "tokenizer_config.json"
-    extra = _json(folder, "tokenizer_config.json", inside, "") if tokenizer_config.exists() else {}
+    extra = _json(folder, "tokenizer_config.json", inside, name) if tokenizer_config.exists() else {}
     if "auto_map" in config or "auto_map" in extra:
         raise TrspError(
             f"{name} brings its own code (auto_map), which is never run here.",
@@ -77,18 +77,18 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
         )
     _refuse_other_tasks(config, name)
     sizes = _sizes(config, name)
-    shards = [_inside(folder / shard, inside) for shard in _shards(folder, inside, name)]
-    if not any((folder / file).exists() for file in _TOKENIZERS):
+    files = [_inside(folder / shard, inside) for shard in shards(folder, inside, name)]
+    if not any((folder / tokenizer).exists() for tokenizer in _TOKENIZERS):
         raise TrspError(f"{name} has no tokenizer beside its weights.", "Save the tokenizer into the same folder.")
     shapes: dict[str, tuple[int, ...]] = {}
-    for shard in shards:
-        shapes |= header(shard)
+    for file in files:
+        shapes |= header(file)
     return Facts(
         name=name,
         folder=folder,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         layer_parameters=_layers(shapes, sizes["n_layers"], name),
-        bytes=sum(shard.stat().st_size for shard in shards),
+        bytes=sum(file.stat().st_size for file in files),
         **sizes,
     )
 
@@ -134,10 +134,12 @@ def _cut(file: Path, expected: int, size: int) -> TrspError:
     )
 
 
-def _json(folder: Path, file: str, inside: Path, remedy: str) -> dict[str, Any]:
+def _json(folder: Path, file: str, inside: Path, name: str) -> dict[str, Any]:
     path = folder / file
     if not path.is_file():
-        raise TrspError(f"{folder} is no model: it has no {file}.", remedy)
+        raise TrspError(
+            f"{name} is no model: it has no {file}.", "A model folder holds config.json and .safetensors files."
+        )
     path = _inside(path, inside)
     try:
         if path.stat().st_size > MAX_JSON:
@@ -146,7 +148,7 @@ def _json(folder: Path, file: str, inside: Path, remedy: str) -> dict[str, Any]:
         if not isinstance(document, dict):
             raise ValueError("no object")
     except (OSError, ValueError, RecursionError) as error:
-        raise TrspError(f"{file} in {folder} cannot be read as JSON.", "Download or save the model again.") from error
+        raise TrspError(f"{name}: {file} cannot be read as JSON.", "Download or save the model again.") from error
     return document
 
 
@@ -158,8 +160,12 @@ def _inside(path: Path, inside: Path) -> Path:
     return real
 
 
-def _shards(folder: Path, inside: Path, name: str) -> list[str]:
-    """Names of the weight files."""
+def shards(folder: Path, inside: Path, name: str) -> list[str]:
+    """Names of the weight files in `folder`, all of which are there.
+
+    Raises:
+        TrspError: there are none, some are missing, or they are pickled.
+    """
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
@@ -170,8 +176,8 @@ def _shards(folder: Path, inside: Path, name: str) -> list[str]:
                 f"{name} has its weights only as pickled files ({pickled[0]}), which can run code when opened.",
                 "Convert them to safetensors: load them where you trust them, and save_pretrained.",
             )
-        raise TrspError(f"{name} has no weights: no model.safetensors.", "Download or save the model again.")
-    weights = _json(folder, index.name, inside, "").get("weight_map")
+        raise TrspError(f"{name} has no weights: no model.safetensors.", "Save it again, or choose one that has them.")
+    weights = _json(folder, index.name, inside, name).get("weight_map")
     files = sorted(set(weights.values())) if isinstance(weights, dict) and weights else []
     for file in files:
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):

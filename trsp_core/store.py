@@ -227,6 +227,14 @@ class Store:
             if _RUN_ID.fullmatch(name) and (self.root / name / "config.json").is_file()
         ]
 
+    def models(self, latest: int = 30) -> list[str]:
+        """The models of the `latest` runs, each once."""
+        found = []
+        for run in self.runs()[:latest]:
+            with contextlib.suppress(TrspError):
+                found.append(run.config().model)
+        return list(dict.fromkeys(found))
+
     def delete(self, run_id: str) -> None:
         """Remove the run and all it holds.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,13 @@ def _preset_chosen() -> None:
         session.apply_preset(session.get("preset"))
 
 
-def first(problems: Sequence[Problem], below_ratio: str) -> None:
-    """The five knobs that matter first; `below_ratio` says in words what the ratio comes to."""
+def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str) -> None:
+    """The five knobs that matter first; `below_model` draws what helps to find one, `below_ratio` says in words what
+    the ratio comes to."""
     left, right = st.columns(2, gap="large")
     with left:
         _control(KNOBS["model"], problems)
+        below_model()
         _control(KNOBS["text"], problems)
         _upload()
     with right:
@@ -122,7 +124,7 @@ def _choice(knob: Knob, key: str) -> str:
 
 def _name(knob: Knob, key: str) -> str:
     """A known name, or anything typed: a hub id, a path."""
-    known = list(models.CATALOGUE) if knob.name == "model" else list(TEXTS)
+    known = list(dict.fromkeys([*models.CATALOGUE, *server.models_here()])) if knob.name == "model" else list(TEXTS)
     value = session.form()[knob.name]
     options = known if value in known else [*known, value]
     shown = st.selectbox(

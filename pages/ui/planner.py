@@ -1,4 +1,4 @@
-"""Before a run starts: what the form asks for, in words and figures; fetching a model; starting."""
+"""Before a run starts: what the form asks for, in words and figures; starting."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from dataclasses import dataclass, field, replace
 import streamlit as st
 
 from pages.ui import server, session, words
-from pages.ui.controls import title_of
 from trsp_core import config as configs
 from trsp_core import forecast, methods, models
 from trsp_core.config import KNOBS, PACKED, RunConfig
 from trsp_core.errors import Problem, TrspError
-from trsp_core.models import Facts
+from trsp_core.models import Card, Facts
 
 
 @dataclass
 class Plan:
-    """What the form amounts to: a config or its problems, and the facts of its model where they are known."""
+    """What the form amounts to: a config or its problems, and the facts of its model where they are known.
+
+    Attributes:
+        missing: the model to be fetched first, where it is not here. The hub may have told its facts all the same.
+    """
 
     config: RunConfig | None = None
     problems: list[Problem] = field(default_factory=list)
     facts: Facts | None = None
-
-    @property
-    def missing(self) -> str | None:
-        """The model to be fetched first, if that is all that is missing."""
-        name = session.form()["model"]
-        return name if self.facts is None and name and fetchable(name) else None
+    missing: str | None = None
 
 
 def plan() -> Plan:
@@ -38,12 +36,15 @@ def plan() -> Plan:
     except TrspError as error:
         made.problems = list(error.problems)
     name = session.form()["model"]
-    found = server.facts(name) if name.strip() else None
-    if isinstance(found, TrspError):
-        if not fetchable(name):
+    if fetchable(name):
+        made.missing, card = name, server.card(name)
+        made.facts = card.facts if isinstance(card, Card) else None
+    elif name.strip():
+        found = server.facts(name)
+        if isinstance(found, TrspError):
             made.problems.append(Problem("model", found.message, found.remedy))
-    else:
-        made.facts = found
+        else:
+            made.facts = found
     if made.config and made.facts:
         made.problems += configs.check(made.config, made.facts.n_layers, made.facts.max_length)
     return made
@@ -61,7 +62,7 @@ def fetchable(name: str) -> bool:
 def ratio_in_words(made: Plan) -> str:
     """`8 of 30 layers, 18 % fewer parameters`."""
     if not made.facts:
-        return "How many layers that is will be known once the model is on this machine."
+        return "How many layers that is will be known once the model is looked up or on this machine."
     facts, values, depth = made.facts, session.form(), made.facts.n_layers
     try:
         manual, narrow = values["method"] == "manual", methods.get(values["method"]).narrow
@@ -79,34 +80,6 @@ def ratio_in_words(made: Plan) -> str:
     )
 
 
-def fetch(name: str) -> None:
-    """Say that the model is not here, and get it at a click, with progress."""
-    with st.container(border=True, key="fetch"):
-        source = models.CATALOGUE.get(name)
-        st.markdown(f"**{words.plain(title_of(name))} is not on this machine yet.**")
-        if source:
-            st.caption(
-                f"{source.note} Download {words.size(source.size_bytes)}, {words.size(source.ready_bytes)} on disk. "
-                f"Licence: {source.licence}."
-            )
-        else:
-            st.caption("It is fetched from the model hub, which has to be reachable.")
-        if st.button("Fetch the model", icon=":material/download:", type="primary", key="fetch-now"):
-            _fetch_now(name)
-
-
-def _fetch_now(name: str) -> None:
-    bar = st.progress(0.0, text="Starting")
-    try:
-        for step in models.fetch(name):
-            bar.progress(min(max(step.fraction or 0.0, 0.0), 1.0), text=words.plain(step.message))
-    except TrspError as error:
-        st.error(f"{words.plain(error.message)}\n\n{words.plain(error.remedy)}", icon=":material/error:")
-        return
-    server.facts.clear()
-    st.rerun()
-
-
 def forecast_and_start(made: Plan) -> None:
     """Minutes and memory before the start, every reason against it, and the button."""
     refusal = _problems(made)
@@ -122,11 +95,13 @@ def forecast_and_start(made: Plan) -> None:
             if made.config.precision in PACKED:
                 st.caption(_packed(made.config, made.facts, expected))
             refusal = refusal or _refused(made.config, expected)
-        elif made.missing:
-            st.caption("The forecast comes once the model is on this machine.")
+        if made.missing:
+            where = "looked up" if models.is_hub_id(made.missing) else "on this machine"
+            ahead = "Start is possible once the model is on this machine."
+            st.caption(ahead if made.facts else f"The forecast comes once the model is {where}.")
         if refusal:
             st.error(refusal, icon=":material/block:")
-        blocked = bool(refusal) or made.facts is None
+        blocked = bool(refusal or made.missing) or made.facts is None
         with st.container(horizontal=True):
             icon = ":material/play_arrow:"
             clicked = st.button("Start", type="primary", icon=icon, disabled=blocked, key="start")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+import time
 from pathlib import Path
 
 import streamlit as st
 
-from trsp_core import models
+from trsp_core import downloads, models
 from trsp_core.agenda import Agenda
+from trsp_core.downloads import Fetches
 from trsp_core.errors import TrspError
 from trsp_core.jobs import Jobs
-from trsp_core.models import Facts
+from trsp_core.models import Card, Facts
 from trsp_core.state import RunState, fold
 from trsp_core.store import Run, Store
 
@@ -80,3 +82,42 @@ def facts(model: str) -> Facts | TrspError:
         return models.facts(model)
     except TrspError as error:
         return error
+
+
+@st.cache_resource(show_spinner=False, ttl=30, max_entries=1)
+def models_here() -> dict[str, Facts]:
+    """The models that could be loaded now, by name; the folders of late runs among them."""
+    folders = [name for name in store().models() if Path(name).is_dir()]
+    return {found.name: found for found in models.here(folders)}
+
+
+def forget_models() -> None:
+    """Look at the disk again: a model has come."""
+    facts.clear()
+    models_here.clear()
+
+
+@st.cache_resource(show_spinner=False)
+def fetches() -> Fetches:
+    """The fetches of all tabs."""
+    return Fetches(ended=forget_models)
+
+
+@st.cache_resource(show_spinner=False)
+def _cards() -> dict[str, tuple[float, Card | TrspError]]:
+    return {}
+
+
+def card(hub_id: str) -> Card | TrspError | None:
+    """What the hub said of a model within the last ten minutes, whoever asked; None where nobody did."""
+    asked, found = _cards().get(hub_id, (0.0, None))
+    return found if time.monotonic() - asked < 600 else None
+
+
+def look_up(hub_id: str) -> None:
+    """Ask the hub, so that `card` knows."""
+    try:
+        found = downloads.look(hub_id)
+    except TrspError as error:
+        found = error
+    _cards()[hub_id] = (time.monotonic(), found)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import charts, lists, pictures, planner, theme
+from pages.ui import charts, fetching, lists, pictures, planner, theme
 from trsp_core.config import KNOBS
 
 STAGES = {
@@ -35,7 +35,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
 
 default = KNOBS["model"].default
 if planner.fetchable(default):
-    planner.fetch(default)
+    fetching.box(default)
 
 for column, (name, (title, text)) in zip(st.columns(3, gap="large"), STAGES.items(), strict=True):
     with column:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import controls, panels, planner, results, server, session, stages, words
+from pages.ui import controls, fetching, panels, planner, results, server, session, stages, words
 from trsp_core.errors import TrspError
 
 
@@ -13,9 +13,9 @@ def show_form() -> None:
         st.warning(f"Left out of the address: {words.plain(problem.message)}")
     made = planner.plan()
     controls.presets()
-    controls.first(made.problems, planner.ratio_in_words(made))
+    controls.first(made.problems, fetching.choose, planner.ratio_in_words(made))
     if made.missing:
-        planner.fetch(made.missing)
+        fetching.box(made.missing, made.config)
     planner.forecast_and_start(made)
     st.markdown("#### More settings")
     controls.more(made.problems)
