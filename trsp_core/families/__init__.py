@@ -16,6 +16,12 @@ from functools import cache
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
 
 
+# How configs and modules speak of layers by number.
+LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")  # so many at the start are dense
+INDICES = ("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "mlp_only_layers", "moe_layers")  # which layers are of a kind
+NUMBERS = ("layer_idx", "layer_id", "layer_number")  # a module's own
+
+
 @dataclass(frozen=True)
 class Family:
     """What is particular to a family.
@@ -33,6 +39,21 @@ class Family:
     outputs: tuple[str, ...] = OUTPUTS
     refused: str = ""
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an architecture of transformers fared in the sweep (`python -m tests.sweep_families`).
+
+    Attributes:
+        outcome: "supported", "refused", "not built" or "failed".
+        reason: of a refusal, or why no tiny model of it could be built, or which law it broke.
+    """
+
+    model_type: str
+    architecture: str
+    outcome: str
+    reason: str
 
 
 @cache
