@@ -1,7 +1,8 @@
 """Every causal language model of transformers against the contract that pruning rests on.
 
     python -m tests.sweep_families [MODEL_TYPE ...]   say how each fares
-    python -m tests.sweep_families --write            all of them, into assets/families.json and the README's table
+    python -m tests.sweep_families --write            all of them, into assets/families.json and the README's table;
+                                                      with MODEL_TYPE, those anew and the others as recorded
 
 Each is built and tried in a process of its own, with a limit on its memory and its time.
 """
@@ -10,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import multiprocessing
-import queue
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from tests import tiny, zoo
 from trsp_core import config as configs
 from trsp_core import engine, events, families, generate, surgery
 from trsp_core.errors import TrspError
-from trsp_core.families import Outcome
+from trsp_core.families import Outcome, Sweep
 from trsp_core.surgery import Stack
 
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
 GONE = [1, 4]
 MOST_BYTES, MOST_SECONDS = 6 << 30, 120
 RUN = {
@@ -44,7 +48,9 @@ RUN = {
     "importance_blocks": 1,
     "stage1_steps": 1,
     "stage2_steps": 2,
-    "ratio": 0.34,
+    "ratio": 0.25,
+    "protect_first": 2,
+    "protect_last": 3,
     "speed_repeats": 0,
     "sample_tokens": 3,
     "kl_blocks": 1,
@@ -185,13 +191,20 @@ def outcome(model_type: str) -> Outcome:
     try:
         stack = surgery.find(model)
     except TrspError as refusal:
-        return Outcome(model_type, architecture, "refused", refusal.message)
+        return Outcome(model_type, architecture, _refusal(model), refusal.message)
     for law in LAWS:
         try:
             law(stack)
         except Exception as error:
             return Outcome(model_type, architecture, "failed", f"{law.__name__}: {_brief(error)}")
     return Outcome(model_type, architecture, "supported", "")
+
+
+def _refusal(model: nn.Module) -> str:
+    try:
+        return "refused" if zoo.is_decoder(model) else "no decoder"
+    except Exception:
+        return "refused"  # it does not run on tokens alone
 
 
 def sweep(model_types: tuple[str, ...] = zoo.MODEL_TYPES) -> Iterator[Outcome]:
@@ -206,21 +219,24 @@ def sweep(model_types: tuple[str, ...] = zoo.MODEL_TYPES) -> Iterator[Outcome]:
 
 def _apart(model_type: str) -> Outcome:
     fork = multiprocessing.get_context("fork")
-    told = fork.Queue()
-    child = fork.Process(target=_child, args=(model_type, told))
+    ours, theirs = fork.Pipe(duplex=False)
+    child = fork.Process(target=_child, args=(model_type, theirs))
     child.start()
+    theirs.close()
     try:
-        return told.get(timeout=MOST_SECONDS)
-    except queue.Empty:
+        if ours.poll(MOST_SECONDS):
+            return ours.recv()
         return Outcome(model_type, "", "failed", f"nothing was heard of it for {MOST_SECONDS} s")
+    except EOFError:
+        return Outcome(model_type, "", "failed", "its process died")
     finally:
         child.kill()
         child.join()
 
 
-def _child(model_type: str, told: Any) -> None:
+def _child(model_type: str, told: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    told.put(outcome(model_type))
+    told.send(outcome(model_type))
 
 
 def _brief(error: Exception) -> str:
@@ -228,15 +244,49 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines)[:200]}"
 
 
+def markdown(found: Sweep) -> str:
+    """The README's account of a sweep."""
+    count = {outcome: len(found.of(outcome)) for outcome in ("supported", "refused", "no decoder", "not built")}
+    decoders = count["supported"] + count["refused"] + len(found.of("failed"))
+    lines = [
+        f"Of the {len(found.outcomes)} causal language models of transformers {found.transformers}, {decoders} are "
+        f"decoder-only and can be built here; {count['supported']} of these ({found.share:.0%}) are supported.",
+        "",
+        f"**Supported** ({count['supported']}): {_listed(o.model_type for o in found.of('supported'))}.",
+    ]
+    titles = {"refused": "Refused", "no decoder": "Refused, not decoder-only", "not built": "Not buildable here"}
+    for outcome, title in titles.items():
+        groups = [f"{_listed(types)}: {reason}" for reason, types in found.groups(outcome).items()]
+        lines += ["", f"**{title}** ({count[outcome]}):", "", *(f"- {group}." for group in groups)]
+    return "\n".join(lines)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def write(found: Sweep) -> None:
+    """Put the record and the README's table in their places."""
+    outcomes = ",\n".join(json.dumps(dataclasses.asdict(o), ensure_ascii=False) for o in found.outcomes)
+    text = f'{{"transformers": "{found.transformers}", "outcomes": [\n{outcomes}\n]}}\n'
+    families.RECORD.write_text(text, "utf-8")
+    before, rest = README.read_text("utf-8").split(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}", "utf-8")
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sweep_families", description=__doc__)
     parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE")
     parser.add_argument("--write", action="store_true", help="write the record and the README's table")
     arguments = parser.parse_args(words)
-    found = []
-    for told in sweep(tuple(arguments.model_types) or zoo.MODEL_TYPES):
+    wanted, found = tuple(arguments.model_types) or zoo.MODEL_TYPES, []
+    for told in sweep(wanted):
         found.append(told)
         print(told.model_type, told.outcome, told.reason, flush=True)
+    if arguments.write:
+        known = {o.model_type: o for o in families.recorded().outcomes} if arguments.model_types else {}
+        known |= {o.model_type: o for o in found}
+        write(Sweep(transformers.__version__, tuple(known[t] for t in zoo.MODEL_TYPES if t in known)))
     return 0
 
 

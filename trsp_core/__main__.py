@@ -168,12 +168,17 @@ def list_methods(arguments: argparse.Namespace) -> int:
 
 
 def list_families(arguments: argparse.Namespace) -> int:
-    """The model families with something particular to them."""
+    """Which architectures can be pruned, as swept, and the families with something particular to them."""
     rows = [
         {"name": f.name, "model_types": list(f.model_types), "refused": f.refused, "note": f.note}
         for f in families.all_families().values()
     ]
-    return _listing(rows, arguments.json)
+    found = families.recorded()
+    if arguments.json:
+        _print_json({"families": rows, "sweep": {"transformers": found.transformers, "outcomes": found.outcomes}})
+        return 0
+    print(shell.table(shell.swept(found)), "", sep="\n")
+    return _listing(rows, False)
 
 
 def compare(arguments: argparse.Namespace) -> int:

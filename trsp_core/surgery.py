@@ -6,8 +6,10 @@ gone from the list. On leaving the context the model is what it was, to the bit.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -103,11 +105,15 @@ def find(model: nn.Module) -> Stack:
             "Choose a model whose layers run one after the other from hidden states to hidden states.",
         )
     parent, name, layers = found[0]
-    if getattr(config, "num_hidden_layers", len(layers)) != len(layers):
+    says = getattr(config, "num_hidden_layers", "an untold number of")
+    if says != len(layers):
         raise TrspError(
-            f"{type(model).__name__} says it has {config.num_hidden_layers} layers, but {len(layers)} were found.",
+            f"{type(model).__name__} says it has {says} layers, but {len(layers)} were found.",
             "Choose a model with one plain stack of decoder layers.",
         )
+    owners = collections.Counter(id(p) for layer in layers for p in layer.parameters())
+    if max(owners.values()) > 1:
+        raise TrspError(f"Layers of {type(model).__name__} share weights.", "Choose a model whose layers are its own.")
     output = calls[layers[0]][1]
     extras = len(output) - 1 if isinstance(output, (tuple, list)) else None
     stack = Stack(model, parent, name, extras, family)
@@ -154,13 +160,19 @@ def _refuse_unfit(model: nn.Module, config: Any, family: families.Family) -> Non
             "reuse the key-value cache of others.",
             "Choose a model in which every layer has a cache of its own.",
         )
+    if "shared" in (getattr(config, "indexer_types", None) or ()):
+        raise TrspError(
+            f"{type(model).__name__} cannot be pruned by whole layers: some of them attend to the tokens that an "
+            "earlier one has picked.",
+            "Choose a model in which every layer picks its own.",
+        )
     if model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise TrspError(
             f"{type(model).__name__} would be saved as {model.config.model_type}, which loads as no causal model.",
             "Choose a causal language model.",
         )
     if config.is_encoder_decoder or type(config).is_encoder_decoder:
-        raise TrspError(f"{type(model).__name__} has, or had, an encoder beside its decoder.", "Choose a decoder-only model.")
+        raise TrspError(f"{type(model).__name__} belongs to an encoder-decoder.", "Choose a decoder-only model.")
 
 
 def _is_chain(layers: list[nn.Module], calls: dict, order: list[nn.Module]) -> bool:
@@ -192,7 +204,9 @@ def _hidden(output: Any) -> Any:
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    return type(output)((hidden, *output[1:])) if isinstance(output, (tuple, list)) else hidden
+    if isinstance(output, list):
+        return [hidden, *output[1:]]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @contextlib.contextmanager
@@ -287,15 +301,15 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
     keep = [i for i in range(len(old)) if i not in gone]
     memories = _memories(config)
     before = dict(vars(config))
-    numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in families.NUMBERS if n in vars(m)]
+    named = (*families.NUMBERS, *families.COUNTS)
+    numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in named if n in vars(m)]
     setattr(stack.parent, stack.name, nn.ModuleList([old[i] for i in keep]))
     try:
         _say_of_layers(config, len(old), keep)
         for new, i in enumerate(keep):
             for module in old[i].modules():
-                for name in families.NUMBERS:
-                    if vars(module).get(name) == i:
-                        setattr(module, name, new)
+                _set(module, families.NUMBERS, i, new)
+                _set(module, families.COUNTS, len(old), len(keep))
         if gone not in stack.proved:
             _prove(stack, gone, memories)
             stack.proved.add(gone)
@@ -308,19 +322,31 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
             setattr(module, name, number)
 
 
+def _set(module: nn.Module, names: Sequence[str], old: int, new: int) -> None:
+    for name in names:
+        if vars(module).get(name) == old:
+            setattr(module, name, new)
+
+
 def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int]) -> None:
-    """Let `config` speak of the layers in `keep` alone: their count, entries of per-layer lists, how many of them come
-    first or which they are where it gives numbers of layers, and what a heterogeneous config overrides for each."""
+    """Let `config` speak of the layers in `keep` alone: per-layer lists, the fields that `families` names, and what a
+    heterogeneous config overrides for single layers."""
     told: dict[str, Any] = {}
     for name, value in vars(config).items():
         if name in families.LEADING and isinstance(value, int):
             told[name] = sum(i < value for i in keep)
         elif name in families.INDICES and isinstance(value, (list, tuple)):
             told[name] = type(value)(new for new, i in enumerate(keep) if i in value)
+        elif name in families.PATTERNS and value:
+            told[name] = [value[i % len(value)] for i in keep]
+        elif name in families.COUNTS and value == n_layers:
+            told[name] = len(keep)
+        elif name in families.DIVIDED:
+            told[name] = value * (len(keep) / n_layers) ** families.DIVIDED[name]
         elif _is_per_layer(name, value, n_layers):
             told[name] = type(value)(value[i] for i in keep)
     different = vars(config).pop("_heterogeneity_spec", None)
-    config.num_hidden_layers = len(keep)
+    config.num_hidden_layers = len(keep)  # under whatever name this config keeps it
     for name, value in told.items():
         setattr(config, name, value)
     if different:
@@ -346,6 +372,8 @@ def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
     path = next(n for n, m in model.named_modules() if m is stack.parent)
     without = f"without layer{'s' if len(gone) > 1 else ''} {', '.join(map(str, sorted(gone)))}"
     remedy = "Protect these layers from removal, or choose another model."
+    if gone & set(stack.family.stays):
+        raise TrspError(f"{name} cannot be used {without}: {stack.family.note}.", remedy)
     if memories - _memories(stack.text_config):
         raise TrspError(f"{name} {without} has attention layers alone, or none.", remedy)
     try:
@@ -356,8 +384,8 @@ def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
     here = _described(model, stack.layers)
     there = _described(built, getattr(built.get_submodule(path), stack.name))
     for key in [*here, *there]:
-        if here.get(key) != there.get(key):
-            found, told = (str(side.get(key, "missing")) for side in (here, there))
+        found, told = (side.get(key, "missing") for side in (here, there))
+        if not (found == told or (isinstance(found, float) and math.isclose(found, told))):
             raise TrspError(f"The config of {name} cannot say what it is {without}: {key}, {found} or {told}.", remedy)
 
 
