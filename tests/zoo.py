@@ -68,7 +68,7 @@ ODD: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note": {"text_config": DOTS3},
+    "dots3_note": {"text_config": DOTS3, "vision_config": None, "audio_config": None},
     "dots3_note_text": DOTS3,
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 2},

@@ -106,7 +106,7 @@ def find(model: nn.Module) -> Stack:
         )
     parent, name, layers = found[0]
     says = getattr(config, "num_hidden_layers", "an untold number of")
-    if says != len(layers):
+    if says != len(layers) * family.caches:
         raise TrspError(
             f"{type(model).__name__} says it has {says} layers, but {len(layers)} were found.",
             "Choose a model with one plain stack of decoder layers.",
@@ -301,15 +301,16 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
     keep = [i for i in range(len(old)) if i not in gone]
     memories = _memories(config)
     before = dict(vars(config))
-    named = (*families.NUMBERS, *families.COUNTS)
+    named = (*families.NUMBERS, "num_hidden_layers")
     numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in named if n in vars(m)]
     setattr(stack.parent, stack.name, nn.ModuleList([old[i] for i in keep]))
     try:
-        _say_of_layers(config, len(old), keep)
+        _say_of_layers(config, len(old), keep, stack.family.caches)
         for new, i in enumerate(keep):
             for module in old[i].modules():
-                _set(module, families.NUMBERS, i, new)
-                _set(module, families.COUNTS, len(old), len(keep))
+                _renumber(module, i, new, stack.family.caches)
+                if vars(module).get("num_hidden_layers") == len(old):
+                    module.num_hidden_layers = len(keep)  # type: ignore[assignment]
         if gone not in stack.proved:
             _prove(stack, gone, memories)
             stack.proved.add(gone)
@@ -322,13 +323,15 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
             setattr(module, name, number)
 
 
-def _set(module: nn.Module, names: Sequence[str], old: int, new: int) -> None:
-    for name in names:
-        if vars(module).get(name) == old:
-            setattr(module, name, new)
+def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:
+    """Layer `old` is layer `new` now: in what `module` calls its number, or its place in the cache."""
+    places = {old: new} | {caches * old + k: caches * new + k for k in range(caches)}
+    for name in families.NUMBERS:
+        if vars(module).get(name) in places:
+            setattr(module, name, places[vars(module)[name]])
 
 
-def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int]) -> None:
+def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int) -> None:
     """Let `config` speak of the layers in `keep` alone: per-layer lists, the fields that `families` names, and what a
     heterogeneous config overrides for single layers."""
     told: dict[str, Any] = {}
@@ -346,7 +349,7 @@ def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int]) -> None:
         elif _is_per_layer(name, value, n_layers):
             told[name] = type(value)(value[i] for i in keep)
     different = vars(config).pop("_heterogeneity_spec", None)
-    config.num_hidden_layers = len(keep)  # under whatever name this config keeps it
+    config.num_hidden_layers = len(keep) * caches  # under whatever name this config keeps it
     for name, value in told.items():
         setattr(config, name, value)
     if different:

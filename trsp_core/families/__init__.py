@@ -24,8 +24,8 @@ LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 INDICES = ("attn_layer_indices", "cross_attention_layers", "mlp_only_layers", "moe_layers")  # those of one kind
 PATTERNS = ("block_types",)  # kinds, taken in turn
 DIVIDED = {"scale_depth": 0.5}  # a scale, divided by this power of the number of layers
-COUNTS = ("num_hidden_layers", "num_blocks")  # how many there are; modules in a layer keep a note of it too
-NUMBERS = ("layer_idx", "layer_id", "layer_number")  # and of the layer's number
+COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")  # how many there are
+NUMBERS = ("layer_idx", "layer_id", "layer_number")  # a module's own, counted from 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Family:
         name: for people.
         model_types: `config.model_type` of its members.
         outputs: last part of the names of the modules in a layer whose output is added to the residual stream.
+        caches: how many entries a layer has in the cache.
         stays: layers that cannot go.
         refused: why it cannot be pruned by whole layers here; "" where it can.
         note: anything a reader should know.
@@ -44,6 +45,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     outputs: tuple[str, ...] = OUTPUTS
+    caches: int = 1
     stays: tuple[int, ...] = ()
     refused: str = ""
     note: str = ""
