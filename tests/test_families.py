@@ -13,10 +13,35 @@ from tests import sweep_families, zoo
 from trsp_core import families
 
 ROOT = Path(__file__).resolve().parent.parent
-AIM = (
-    "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3 phi phi3 gpt2 gptj gpt_neox opt bloom "
-    "falcon stablelm olmo olmo2 granite smollm3 cohere starcoder2 mpt mamba"
-).split()
+AIM = [
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi",
+    "phi3",
+    "gpt2",
+    "gptj",
+    "gpt_neox",
+    "opt",
+    "bloom",
+    "falcon",
+    "stablelm",
+    "olmo",
+    "olmo2",
+    "granite",
+    "smollm3",
+    "cohere",
+    "starcoder2",
+    "mpt",
+    "mamba",
+]
 
 
 def test_the_readme_holds_what_was_recorded():

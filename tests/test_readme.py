@@ -53,6 +53,7 @@ def test_every_flag_it_names_exists():
         "--scheduler",
         "--nthreads",
         "--task",
+        "--write",
     }
 
 

@@ -175,7 +175,8 @@ def list_families(arguments: argparse.Namespace) -> int:
     ]
     found = families.recorded()
     if arguments.json:
-        _print_json({"families": rows, "sweep": {"transformers": found.transformers, "outcomes": found.outcomes}})
+        outcomes = [vars(o) for o in found.outcomes]
+        _print_json({"families": rows, "sweep": {"transformers": found.transformers, "outcomes": outcomes}})
         return 0
     print(shell.table(shell.swept(found)), "", sep="\n")
     return _listing(rows, False)

@@ -166,9 +166,10 @@ def _refuse_unfit(model: nn.Module, config: Any, family: families.Family) -> Non
             "earlier one has picked.",
             "Choose a model in which every layer picks its own.",
         )
-    if model.config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    saved_as = getattr(model.config, "model_type", "")
+    if saved_as not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise TrspError(
-            f"{type(model).__name__} would be saved as {model.config.model_type}, which loads as no causal model.",
+            f"{type(model).__name__} would be saved as {saved_as}, which loads as no causal model.",
             "Choose a causal language model.",
         )
     if config.is_encoder_decoder or type(config).is_encoder_decoder:
