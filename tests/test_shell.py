@@ -225,7 +225,11 @@ def test_lists_describe_what_is_there(capsys):
     assert main.main(["methods", "--json"]) == 0
     assert [m["name"] for m in json.loads(capsys.readouterr().out)] == list(methods.names())
     assert main.main(["families", "--json"]) == 0
-    assert any("llama" in f["model_types"] for f in json.loads(capsys.readouterr().out))
+    told = json.loads(capsys.readouterr().out)
+    assert any("llama" in f["model_types"] for f in told["families"])
+    assert {"model_type": "llama", "architecture": "LlamaForCausalLM", "outcome": "supported", "reason": ""} in told[
+        "sweep"
+    ]["outcomes"]
     assert main.main(["methods"]) == 0
     assert methods.get("trsp").title in capsys.readouterr().out
 

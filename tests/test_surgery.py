@@ -5,9 +5,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests import tiny
+from tests import tiny, zoo
+from trsp_core import config as configs
 from trsp_core import families, surgery
 from trsp_core.errors import TrspError
+from trsp_core.lab import Lab
 
 GONE = [1, 3]
 
@@ -111,7 +113,7 @@ def test_the_named_output_modules_are_what_writes_into_the_residual_stream(stack
     with torch.no_grad():
         for p in stack.outputs(2):
             # Gemma's norms multiply by (1 + weight)
-            p.fill_(-1.0 if stack.family.outputs[0].startswith("post_") else 0.0)
+            p.fill_(-1.0 if stack.family.outputs[0].startswith("post_") and "Gemma" in stack.family.name else 0.0)
     assert torch.allclose(logits(stack.model, ids), without, atol=1e-5)
 
 
@@ -162,11 +164,89 @@ class TestRefusals:
     def test_an_encoder_decoder(self):
         model = tiny.build()
         model.config.is_encoder_decoder = True
-        with pytest.raises(TrspError, match="encoder"):
+        with pytest.raises(TrspError, match="encoder-decoder"):
             surgery.find(model)
+
+    def test_an_encoder(self):
+        with pytest.raises(TrspError, match="reads the tokens that follow"):
+            surgery.find(zoo.build("bert"))
+
+    def test_the_decoder_of_an_encoder_decoder(self):
+        with pytest.raises(TrspError, match="encoder-decoder"):
+            surgery.find(zoo.build("bart"))
+
+    def test_layers_that_share_weights(self):
+        model = tiny.build()
+        model.model.layers[3].mlp = model.model.layers[1].mlp
+        with pytest.raises(TrspError, match="share weights"):
+            surgery.find(model)
+
+    def test_layers_that_take_the_tokens_that_others_pick(self):
+        with pytest.raises(TrspError, match="earlier one has picked"):
+            surgery.find(zoo.build("hy_v4"))
+
+    def test_what_would_load_as_no_causal_model(self):
+        with pytest.raises(TrspError, match="loads as no causal model"):
+            surgery.find(zoo.build("emu3"))
+
+    def test_values_that_a_config_cannot_give_to_fewer_layers(self):
+        """GPT-2's attention may be scaled by the layer's number; a removed layer then leaves a gap in the scales."""
+        model = tiny.build("gpt2", scale_attn_by_inverse_layer_idx=True)
+        with pytest.raises(TrspError, match=r"layers.1.attn.scaling, 0.117\d+ or 0.176"):
+            surgery.find(model)
+
+    def test_the_inputs_of_its_own_that_a_layer_of_gemma_4_may_have(self):
+        model = zoo.build("gemma4_text", hidden_size_per_layer_input=8)
+        with pytest.raises(TrspError, match="per_layer"):
+            surgery.find(model)
+
+    def test_the_last_layer_that_attends(self):
+        stack = surgery.find(zoo.build("bamba"))
+        with surgery.removed(stack, [2]):
+            pass
+        with pytest.raises(TrspError, match="without layers 2, 5"), surgery.removed(stack, [2, 5]):
+            pass
+        assert len(stack.layers) == zoo.L
+        assert stack.text_config.num_hidden_layers == zoo.L
+
+    def test_a_layer_that_stays(self):
+        stack = surgery.find(zoo.build("minimax"))
+        with pytest.raises(TrspError, match="without layer 0"), surgery.removed(stack, [0]):
+            pass
+        config = configs.from_values({"protect_first": 0, "protect_last": 0})
+        assert 0 not in Lab(stack, tiny.ids(8, 16), config).unprotected(config)
+
+
+class TestWhatAConfigSaysOfLayers:
+    def kept(self, model_type, gone=(1, 4), **fields):
+        stack = surgery.find(zoo.build(model_type, **fields))
+        before = dict(vars(stack.text_config))
+        with surgery.removed(stack, gone):
+            told = stack.text_config.to_dict()
+        assert vars(stack.text_config) == before
+        return told
+
+    def test_how_many_come_first(self):
+        assert self.kept("deepseek_v3", first_k_dense_replace=3)["first_k_dense_replace"] == 2
+
+    def test_which_they_are(self):
+        assert self.kept("qwen3_moe", mlp_only_layers=[1, 3, 6])["mlp_only_layers"] == [2, 4]
+
+    def test_a_pattern(self):
+        kinds = self.kept("recurrent_gemma", block_types=["recurrent", "attention"])["block_types"]
+        assert kinds == ["recurrent", "recurrent", "attention", "attention", "recurrent", "attention"]
+
+    def test_a_scale_by_depth(self):
+        assert self.kept("minicpm3", scale_depth=2.0)["scale_depth"] == pytest.approx(2 * (6 / 8) ** 0.5)
+
+    def test_what_a_heterogeneous_config_overrides(self):
+        dense, told = self.kept("gemma4_unified_text", gone=()), self.kept("gemma4_unified_text", gone=(1, 4))
+        overrides = {int(i): values for i, values in dense["per_layer_config"].items()}
+        assert list(overrides) == [5, 7]
+        assert {int(i): o for i, o in told["per_layer_config"].items()} == {3: overrides[5], 5: overrides[7]}
 
 
 def test_every_declared_family_is_tested_or_refused():
-    tested = set(tiny.CONFIGS)
+    tested = {o.model_type for o in families.recorded().of("supported")}
     for family in families.all_families().values():
         assert family.refused or tested & set(family.model_types), family.name

@@ -32,6 +32,7 @@ GPT2 = {
     "eos_token_id": 2,
 }
 PLAIN = {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "head_dim")}
+MOE = SIZES | {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 OPT = {k: v for k, v in PLAIN.items() if k != "intermediate_size"} | {"ffn_dim": 48, "word_embed_proj_dim": D}
 CONFIGS: dict[str, dict] = {
     "llama": SIZES,
@@ -48,13 +49,27 @@ CONFIGS: dict[str, dict] = {
     "gpt2": GPT2,
     "opt": OPT,
     "gpt_neox": PLAIN,
+    "mixtral": MOE | {"num_local_experts": 4},
+    "qwen2_moe": MOE | {"num_experts": 4, "shared_expert_intermediate_size": 16, "mlp_only_layers": [2]},
+    "qwen3_moe": MOE | {"num_experts": 4, "mlp_only_layers": [2]},
+    "gptj": GPT2 | {"rotary_dim": 4},
+    "bloom": {"vocab_size": V, "hidden_size": D, "n_layer": L, "n_head": 4},
+    "falcon": PLAIN | {"num_kv_heads": 2, "new_decoder_architecture": True},
+    "stablelm": SIZES,
+    "olmo": SIZES,
+    "olmo2": SIZES,
+    "granite": SIZES,
+    "cohere": SIZES,
+    "starcoder2": SIZES,
+    "mpt": {"vocab_size": V, "d_model": D, "n_layers": L, "n_heads": 4, "max_seq_len": 512},
+    "mamba": {"vocab_size": V, "hidden_size": D, "num_hidden_layers": L, "state_size": 8, "time_step_rank": 4},
 }  # fmt: skip
 
 
-def build(model_type: str = "llama", seed: int = 0, n_layers: int = L) -> torch.nn.Module:
+def build(model_type: str = "llama", seed: int = 0, n_layers: int = L, **fields: object) -> torch.nn.Module:
     """A random model in float32, weights large enough that every layer matters, dropout off."""
-    sizes = dict(CONFIGS[model_type])
-    sizes["n_layer" if "n_layer" in sizes else "num_hidden_layers"] = n_layers
+    sizes = CONFIGS[model_type] | fields
+    sizes[next(name for name in ("n_layer", "n_layers", "num_hidden_layers") if name in sizes)] = n_layers
     if "layer_types" in sizes:
         sizes["layer_types"] = sizes["layer_types"][:n_layers]
     torch.manual_seed(seed)

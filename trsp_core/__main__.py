@@ -169,12 +169,18 @@ def list_methods(arguments: argparse.Namespace) -> int:
 
 
 def list_families(arguments: argparse.Namespace) -> int:
-    """The model families with something particular to them."""
+    """Which architectures can be pruned, as swept, and the families with something particular to them."""
     rows = [
         {"name": f.name, "model_types": list(f.model_types), "refused": f.refused, "note": f.note}
         for f in families.all_families().values()
     ]
-    return _listing(rows, arguments.json)
+    found = families.recorded()
+    if arguments.json:
+        outcomes = [vars(o) for o in found.outcomes]
+        _print_json({"families": rows, "sweep": {"transformers": found.transformers, "outcomes": outcomes}})
+        return 0
+    print(shell.table(shell.swept(found)), "", sep="\n")
+    return _listing(rows, False)
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CACHES = ("past_key_values", "cache_params", "state")  # what models call the memory of what they have read
+
 
 def tokens(
     model: nn.Module,
@@ -27,13 +29,14 @@ def tokens(
         stop: ids that end the text; the one that did is yielded too.
     """
     draw = torch.Generator().manual_seed(seed)
-    ids, cache = prompt, None
+    ids, cache = prompt, {}
     for _ in range(new_tokens):
         with torch.inference_mode():
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = model(input_ids=ids, use_cache=True, **cache)
+            cache = {name: output[name] for name in CACHES if name in output}
             token = choose(output.logits[0, -1], temperature, top_p, draw)
-            ids = torch.full_like(prompt[:, :1], token)
+            new = torch.full_like(prompt[:, :1], token)
+            ids = new if cache else torch.cat([ids, new], dim=1)  # a model without a cache reads all of it again
         yield token
         if token in stop:
             return

@@ -47,14 +47,15 @@ class Lab:
         return self.stack.model
 
     def unprotected(self, config: RunConfig) -> list[int]:
-        """Layers outside the protected ends that are not gone."""
+        """Layers outside the protected ends that are not gone, and may go at all."""
         free = range(config.protect_first, self.n_layers - config.protect_last)
-        return [i for i in free if i not in self.gone]
+        return [i for i in free if i not in self.gone and i not in self.stack.family.stays]
 
     def spans(self, config: RunConfig, count: int, lowest: int = 0) -> list[int]:
         """Where a run of `count` neighbouring layers may begin, all of it unprotected and from layer `lowest` up."""
         first, end = max(config.protect_first, lowest), self.n_layers - config.protect_last
-        return list(range(first, end - count + 1))
+        stays = set(self.stack.family.stays)
+        return [i for i in range(first, end - count + 1) if not stays & set(range(i, i + count))]
 
     def candidates(self, config: RunConfig, chosen: Collection[int]) -> list[int]:
         """Layers that may be chosen next."""

@@ -11,6 +11,7 @@ from typing import Any
 from trsp_core import intervals, tasks
 from trsp_core.config import GROUPS, KNOBS, PRESETS
 from trsp_core.events import DOMAINS, LayersNarrowed
+from trsp_core.families import Sweep
 from trsp_core.knobs import Knob
 from trsp_core.models import Card, Found
 from trsp_core.state import RunState
@@ -23,7 +24,7 @@ COMMANDS = {
     "list": "the runs, newest first",
     "show": "the figures of one run",
     "methods": "the ways to choose layers",
-    "families": "the model families with something particular to them",
+    "families": "which architectures can be pruned, and the families with something particular to them",
     "compare": "run a plan: a base and its variations, each once, and print them in one table",
     "sweep": "run a grid: every point of it once, here or on a cluster, and write one small record of them",
     "eval": "let a model answer questions by likelihood: multiple choice, or the last word of a passage",
@@ -214,6 +215,14 @@ def looked_up(card: Card, needed: int, free: int) -> str:
 def millions(count: int | None) -> str:
     """A number of parameters: `135 M`."""
     return f"{count / 1e6:,.0f} M" if count and count >= 1e6 else f"{count:,}" if count else ""
+
+
+def swept(found: Sweep) -> list[list[str]]:
+    """What became of each architecture, as cells: outcome, and model types with the reason."""
+    rows = [["supported", ", ".join(o.model_type for o in found.of("supported"))]]
+    for outcome in ("refused", "no decoder", "not built", "failed"):
+        rows += [[outcome, f"{', '.join(types)}: {reason}."] for reason, types in found.groups(outcome).items()]
+    return rows
 
 
 def accuracies(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -6,18 +6,26 @@ gone from the list. On leaving the context the model is what it was, to the bit.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trsp_core import families
 from trsp_core.errors import TrspError
+
+MEMORIES = (CacheLayerMixin, LinearAttentionCacheLayerMixin)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Stack:
         parent, name: `getattr(parent, name)` is the ModuleList of the L layers.
         extras: how many values a layer returns after the hidden states; None where it returns a bare tensor.
         family: what is particular to this architecture.
+        proved: sets of layers without which the config is known to describe the model.
     """
 
     model: nn.Module
@@ -36,6 +45,7 @@ class Stack:
     name: str
     extras: int | None
     family: families.Family
+    proved: set[frozenset[int]] = field(default_factory=set, compare=False)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -57,7 +67,7 @@ class Stack:
 
 def find(model: nn.Module) -> Stack:
     """The decoder layers of `model`: the one ModuleList whose members each map (B, T, D) to (B, T, D), one after the
-    other, confirmed by a forward pass of three tokens.
+    other, confirmed by a forward pass of three tokens. A second pass confirms that no token is seen before its turn.
 
     Raises:
         TrspError: no such list, or a family that cannot be pruned by whole layers; the message names the reason.
@@ -80,17 +90,14 @@ def find(model: nn.Module) -> Stack:
     ]
     hooks = [m.register_forward_hook(note, with_kwargs=True) for _, _, child in lists for m in child]
     try:
-        with torch.no_grad():
-            device = next(model.parameters()).device
-            model(input_ids=torch.zeros(1, 3, dtype=torch.long, device=device), use_cache=False)
-    except Exception as error:
-        raise TrspError(
-            f"This model does not run on three plain tokens: {type(error).__name__}: {str(error)[:200]}",
-            "Choose a causal language model that takes text alone.",
-        ) from error
+        seen = _three_tokens(model, last=0)
     finally:
         for hook in hooks:
             hook.remove()
+    if not torch.allclose(seen[:, :2], _three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=1e-2):
+        raise TrspError(
+            f"{type(model).__name__} reads the tokens that follow: it is an encoder.", "Choose a decoder-only model."
+        )
     found = [(p, n, c) for p, n, c in lists if _is_chain(list(c), calls, order)]
     found.sort(key=lambda entry: -sum(p.numel() for p in entry[2].parameters()))
     if not found:
@@ -99,14 +106,45 @@ def find(model: nn.Module) -> Stack:
             "Choose a model whose layers run one after the other from hidden states to hidden states.",
         )
     parent, name, layers = found[0]
-    if getattr(config, "num_hidden_layers", len(layers)) != len(layers):
+    says = getattr(config, "num_hidden_layers", "an untold number of")
+    if says != len(layers) * family.caches:
         raise TrspError(
-            f"{type(model).__name__} says it has {config.num_hidden_layers} layers, but {len(layers)} were found.",
+            f"{type(model).__name__} says it has {says} layers, but {len(layers)} were found.",
             "Choose a model with one plain stack of decoder layers.",
         )
+    owners = collections.Counter(id(p) for layer in layers for p in layer.parameters())
+    if max(owners.values()) > 1:
+        raise TrspError(f"Layers of {type(model).__name__} share weights.", "Choose a model whose layers are its own.")
     output = calls[layers[0]][1]
-    extras = len(output) - 1 if isinstance(output, tuple) else None
-    return Stack(model, parent, name, extras, family)
+    extras = len(output) - 1 if isinstance(output, (tuple, list)) else None
+    stack = Stack(model, parent, name, extras, family)
+    if len(layers) > 1:
+        _try(stack)
+    return stack
+
+
+def _try(stack: Stack) -> None:
+    """Raise TrspError unless a layer in the middle can be removed, or, where that is the last of its kind, the next."""
+    middle = len(stack.layers) // 2
+    try:
+        with removed(stack, [middle]):
+            return
+    except TrspError:
+        with removed(stack, [middle - 1]):
+            return
+
+
+def _three_tokens(model: nn.Module, last: int) -> Tensor:
+    """Logits (1, 3, V) of two tokens 0 and then `last`."""
+    try:
+        with torch.no_grad():
+            ids = torch.tensor([[0, 0, last]], device=next(model.parameters()).device)
+            return model(input_ids=ids, use_cache=False).logits
+    except Exception as error:
+        raise TrspError(
+            f"{type(model).__name__} does not run on three plain tokens: {type(error).__name__}: {str(error)[:200]}",
+            "Choose a causal language model that takes text alone.",
+        ) from error
 
 
 def _text_config(model: nn.Module) -> Any:
@@ -123,22 +161,37 @@ def _refuse_unfit(model: nn.Module, config: Any, family: families.Family) -> Non
             "reuse the key-value cache of others.",
             "Choose a model in which every layer has a cache of its own.",
         )
-    if getattr(config, "is_encoder_decoder", False):
-        raise TrspError(f"{type(model).__name__} has an encoder and a decoder.", "Choose a decoder-only model.")
+    if "shared" in (getattr(config, "indexer_types", None) or ()):
+        raise TrspError(
+            f"{type(model).__name__} cannot be pruned by whole layers: some of them attend to the tokens that an "
+            "earlier one has picked.",
+            "Choose a model in which every layer picks its own.",
+        )
+    saved_as = getattr(model.config, "model_type", "")
+    if saved_as not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise TrspError(
+            f"{type(model).__name__} would be saved as {saved_as}, which loads as no causal model.",
+            "Choose a causal language model.",
+        )
+    if config.is_encoder_decoder or type(config).is_encoder_decoder:
+        raise TrspError(f"{type(model).__name__} belongs to an encoder-decoder.", "Choose a decoder-only model.")
 
 
 def _is_chain(layers: list[nn.Module], calls: dict, order: list[nn.Module]) -> bool:
-    """Whether `layers` ran once each, in order, from (B, T, D) to (B, T, D), each fed by the one before."""
+    """Whether `layers` ran once each, in order, from (B, T, ..., D) to the same shape, each fed what the one before
+    put out."""
     if any(layer not in calls for layer in layers) or [m for m in order if m in set(layers)] != layers:
         return False
-    shape = None
+    before = None
     for layer in layers:
         entering, leaving = calls[layer][0], _hidden(calls[layer][1])
         if not (torch.is_tensor(entering) and torch.is_tensor(leaving)):
             return False
-        shape = shape or entering.shape
-        if entering.dim() != 3 or entering.shape != shape or leaving.shape != shape:
+        if entering.dim() < 3 or leaving.shape != entering.shape:
             return False
+        if before is not None and not torch.equal(before, entering):
+            return False
+        before = leaving
     return True
 
 
@@ -149,10 +202,12 @@ def _entering(args: tuple, kwargs: dict) -> Any:
 
 def _hidden(output: Any) -> Any:
     """X_out (B, T, D) of what a layer returned."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    if isinstance(output, list):
+        return [hidden, *output[1:]]
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
@@ -262,32 +317,123 @@ def recomputed(stack: Stack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
-    """The model without `layers`: gone from the list, from the config's layer count and per-layer lists, and with every
-    `layer_idx` counted anew, so that it caches, saves and reloads like any other. On exit all of it is put back."""
+    """The model without `layers`: gone from the list, and with the config and every layer's number as if it had never
+    had them, so that it caches, saves and reloads like any other. On exit all of it is put back.
+
+    Raises:
+        TrspError: the config cannot describe a model without these layers.
+    """
     old, config = stack.layers, stack.text_config
-    keep = [i for i in range(len(old)) if i not in set(layers)]
-    entries = _per_layer_entries(config, len(old))
-    indices = [
-        (m, m.layer_idx) for layer in old for m in layer.modules() if isinstance(getattr(m, "layer_idx", None), int)
-    ]
-    count = config.num_hidden_layers
+    gone = frozenset(layers)
+    keep = [i for i in range(len(old)) if i not in gone]
+    memories = _memories(config)
+    before = dict(vars(config))
+    named = (*families.NUMBERS, "num_hidden_layers")
+    numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in named if n in vars(m)]
     setattr(stack.parent, stack.name, nn.ModuleList([old[i] for i in keep]))
     try:
-        config.num_hidden_layers = len(keep)
-        for name, entry in entries.items():
-            setattr(config, name, type(entry)(entry[i] for i in keep))
+        _say_of_layers(config, len(old), keep, stack.family.caches)
         for new, i in enumerate(keep):
             for module in old[i].modules():
-                if isinstance(getattr(module, "layer_idx", None), int):
-                    module.layer_idx = new  # type: ignore[assignment]
+                _renumber(module, i, new, stack.family.caches)
+                if vars(module).get("num_hidden_layers") == len(old):
+                    module.num_hidden_layers = len(keep)  # type: ignore[assignment]
+        if gone not in stack.proved:
+            _prove(stack, gone, memories)
+            stack.proved.add(gone)
         yield stack.model
     finally:
         setattr(stack.parent, stack.name, old)
-        config.num_hidden_layers = count
-        for name, entry in entries.items():
-            setattr(config, name, entry)
-        for module, index in indices:
-            module.layer_idx = index  # type: ignore[assignment]
+        vars(config).clear()
+        vars(config).update(before)
+        for module, name, number in numbers:
+            setattr(module, name, number)
+
+
+def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:
+    """Layer `old` is layer `new` now: in what `module` calls its number, or its place in the cache."""
+    places = {old: new} | {caches * old + k: caches * new + k for k in range(caches)}
+    for name in families.NUMBERS:
+        if vars(module).get(name) in places:
+            setattr(module, name, places[vars(module)[name]])
+
+
+def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int) -> None:
+    """Let `config` speak of the layers in `keep` alone: per-layer lists, the fields that `families` names, and what a
+    heterogeneous config overrides for single layers."""
+    told: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if name in families.LEADING and isinstance(value, int):
+            told[name] = sum(i < value for i in keep)
+        elif name in families.INDICES and isinstance(value, (list, tuple)):
+            told[name] = type(value)(new for new, i in enumerate(keep) if i in value)
+        elif name in families.PATTERNS and value:
+            told[name] = [value[i % len(value)] for i in keep]
+        elif name in families.COUNTS and value == n_layers:
+            told[name] = len(keep)
+        elif name in families.DIVIDED:
+            told[name] = value * (len(keep) / n_layers) ** families.DIVIDED[name]
+        elif _is_per_layer(name, value, n_layers):
+            told[name] = type(value)(value[i] for i in keep)
+    different = vars(config).pop("_heterogeneity_spec", None)
+    config.num_hidden_layers = len(keep) * caches  # under whatever name this config keeps it
+    for name, value in told.items():
+        setattr(config, name, value)
+    if different:
+        by_layer = different.per_layer_overrides
+        config.per_layer_config = {new: by_layer[i] for new, i in enumerate(keep) if i in by_layer}
+
+
+def _is_per_layer(name: str, value: Any, n_layers: int) -> bool:
+    """Whether a config's entry is a list with one entry a layer. Token ids and other lists are told apart by name."""
+    listed = isinstance(value, (list, tuple)) and len(value) == n_layers
+    return listed and not name.endswith(("_token_id", "_token_ids", "architectures"))
+
+
+def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
+    """Raise TrspError unless a model built from the config, without memory for its weights, is the one at hand: the
+    same parameters, and in each layer the same plain values, such as its number or a scale that depends on it.
+
+    Args:
+        memories: the kinds of cache that the layers had before any went; each has to be left, since a hybrid model asks
+            one of each for how far it has read.
+    """
+    model, name = stack.model, type(stack.model).__name__
+    path = next(n for n, m in model.named_modules() if m is stack.parent)
+    without = f"without layer{'s' if len(gone) > 1 else ''} {', '.join(map(str, sorted(gone)))}"
+    remedy = "Protect these layers from removal, or choose another model."
+    if gone & set(stack.family.stays):
+        raise TrspError(f"{name} cannot be used {without}: {stack.family.note}.", remedy)
+    if memories - _memories(stack.text_config):
+        raise TrspError(f"{name} {without} has attention layers alone, or none.", remedy)
+    try:
+        with torch.device("meta"):
+            built = type(model)(copy.deepcopy(model.config))
+    except Exception as error:
+        raise TrspError(f"{name} cannot be built {without}: {error}.", remedy) from error
+    here = _described(model, stack.layers)
+    there = _described(built, getattr(built.get_submodule(path), stack.name))
+    for key in [*here, *there]:
+        found, told = (side.get(key, "missing") for side in (here, there))
+        if not (found == told or (isinstance(found, float) and math.isclose(found, told))):
+            raise TrspError(f"The config of {name} cannot say what it is {without}: {key}, {found} or {told}.", remedy)
+
+
+def _memories(config: Any) -> set[type]:
+    """Which kinds of cache the layers have: of keys and values, of a state."""
+    layers = DynamicCache(config=config).layers
+    return {kind for kind in MEMORIES if any(isinstance(layer, kind) for layer in layers)}
+
+
+def _described(model: nn.Module, layers: nn.ModuleList) -> dict[str, Any]:
+    """Shapes of all parameters, and the plain values in each layer's modules."""
+    shapes: dict[str, Any] = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return shapes | {
+        f"layers.{path}.{name}": value
+        for path, module in layers.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float, str)) and name != "training" and not name.startswith("_")
+    }
 
 
 @contextlib.contextmanager
@@ -307,17 +453,6 @@ def narrowed(stack: Stack, layers: Sequence[nn.Module], entries: Mapping[str, in
                 setattr(stack.text_config, name, before[name])
             else:
                 delattr(stack.text_config, name)
-
-
-def _per_layer_entries(config: Any, n_layers: int) -> dict[str, list | tuple]:
-    """The config's lists with one entry a layer. Token ids and other lists are told apart by name."""
-    return {
-        name: value
-        for name, value in vars(config).items()
-        if isinstance(value, (list, tuple))
-        and len(value) == n_layers
-        and not name.endswith(("_token_id", "_token_ids", "architectures"))
-    }
 
 
 @contextlib.contextmanager

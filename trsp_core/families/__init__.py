@@ -9,11 +9,23 @@ or why a family cannot be pruned.
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+RECORD = Path(__file__).resolve().parent.parent.parent / "assets" / "families.json"
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
+
+
+# How configs speak of layers: fields by name, the same in every family.
+LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")  # so many at the start are dense
+INDICES = ("attn_layer_indices", "cross_attention_layers", "mlp_only_layers", "moe_layers")  # those of one kind
+PATTERNS = ("block_types",)  # kinds, taken in turn
+DIVIDED = {"scale_depth": 0.5}  # a scale, divided by this power of the number of layers
+COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")  # how many there are
+NUMBERS = ("layer_idx", "layer_id", "layer_number")  # a module's own, counted from 0
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,8 @@ class Family:
         name: for people.
         model_types: `config.model_type` of its members.
         outputs: last part of the names of the modules in a layer whose output is added to the residual stream.
+        caches: how many entries a layer has in the cache.
+        stays: layers that cannot go.
         refused: why it cannot be pruned by whole layers here; "" where it can.
         note: anything a reader should know.
     """
@@ -31,8 +45,59 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     outputs: tuple[str, ...] = OUTPUTS
+    caches: int = 1
+    stays: tuple[int, ...] = ()
     refused: str = ""
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an architecture of transformers fared in the sweep (`python -m tests.sweep_families`).
+
+    Attributes:
+        outcome: "supported", "refused", "no decoder" (refused, and rightly), "not built" or "failed".
+        reason: of a refusal, or why no tiny model of it could be built, or which law it broke.
+    """
+
+    model_type: str
+    architecture: str
+    outcome: str
+    reason: str
+
+    @property
+    def group(self) -> str:
+        """The reason without the model's name, so that models with the same one stand together."""
+        return (self.reason.partition(": ")[2] or self.reason.replace(self.architecture, "it")).rstrip(".")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome of every causal language model that a version of transformers knows."""
+
+    transformers: str
+    outcomes: tuple[Outcome, ...]
+
+    def of(self, outcome: str) -> list[Outcome]:
+        return [o for o in self.outcomes if o.outcome == outcome]
+
+    def groups(self, outcome: str) -> dict[str, list[str]]:
+        """Model types of one outcome, by reason."""
+        found: dict[str, list[str]] = {}
+        for o in self.of(outcome):
+            found.setdefault(o.group, []).append(o.model_type)
+        return found
+
+    @property
+    def share(self) -> float:
+        """How many of the decoder-only models that could be built are supported."""
+        return len(self.of("supported")) / max(sum(len(self.of(o)) for o in ("supported", "refused", "failed")), 1)
+
+
+def recorded() -> Sweep:
+    """The sweep whose result comes with the program."""
+    told = json.loads(RECORD.read_text("utf-8"))
+    return Sweep(told["transformers"], tuple(Outcome(**o) for o in told["outcomes"]))
 
 
 @cache

@@ -7,5 +7,8 @@ FAMILIES = (
     Family("Mistral", ("mistral",), outputs=("o_proj", "down_proj")),
     Family("Qwen2", ("qwen2",), outputs=("o_proj", "down_proj"), note="layer_types follow the kept layers"),
     Family("Qwen3", ("qwen3",), outputs=("o_proj", "down_proj"), note="layer_types follow the kept layers"),
+    Family(
+        "OLMo 2", ("olmo2",), outputs=("post_attention_layernorm", "post_feedforward_layernorm"), note="norms come last"
+    ),
     Family("SmolLM3", ("smollm3",), outputs=("o_proj", "down_proj"), note="no_rope_layers follow the kept layers"),
 )
