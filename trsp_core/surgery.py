@@ -94,7 +94,7 @@ def find(model: nn.Module) -> Stack:
     finally:
         for hook in hooks:
             hook.remove()
-    if not torch.allclose(seen[:, :2], _three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=1e-2):
+    if not torch.allclose(seen[:, :2], _three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=1e-2, equal_nan=True):
         raise TrspError(
             f"{type(model).__name__} reads the tokens that follow: it is an encoder.", "Choose a decoder-only model."
         )
@@ -189,7 +189,7 @@ def _is_chain(layers: list[nn.Module], calls: dict, order: list[nn.Module]) -> b
             return False
         if entering.dim() < 3 or leaving.shape != entering.shape:
             return False
-        if before is not None and not torch.equal(before, entering):
+        if before is not None and not torch.allclose(before, entering, rtol=0, atol=0, equal_nan=True):
             return False
         before = leaving
     return True
@@ -225,8 +225,11 @@ def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> 
 
     def make(i: int) -> Any:
         def gate(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-            x_in, x_out = _entering(args, kwargs), _hidden(output)
-            s = weights[i].to(x_out)
+            x_out = _hidden(output)
+            x_in, s = (
+                _entering(args, kwargs).to(x_out.device),
+                weights[i].to(x_out),
+            )  # a layer may be the first on its GPU
             return _with_hidden(output, torch.lerp(x_in, x_out, s) if kind == "branch" else s * x_out)
 
         return gate
@@ -277,7 +280,8 @@ def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tens
 
     def make(i: int) -> Any:
         def tap(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            seen[i] = (_entering(args, kwargs), _hidden(output))
+            x_out = _hidden(output)
+            seen[i] = (_entering(args, kwargs).to(x_out.device), x_out)
 
         return tap
 
@@ -426,11 +430,17 @@ def _memories(config: Any) -> set[type]:
 
 
 def _described(model: nn.Module, layers: nn.ModuleList) -> dict[str, Any]:
-    """Shapes of all parameters, and the plain values in each layer's modules."""
-    shapes: dict[str, Any] = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    """Shapes of all parameters, and the plain values in each layer's modules. Packed weights have the shape of what they
+    stand for; adapters, and what linear maps are made of, are no part of the description."""
+    shapes: dict[str, Any] = {
+        name.replace(".base_layer", ""): tuple(getattr(p, "quant_state", p).shape)
+        for name, p in model.named_parameters()
+        if "lora_" not in name
+    }
     return shapes | {
         f"layers.{path}.{name}": value
         for path, module in layers.named_modules()
+        if not isinstance(module, nn.Linear) and not hasattr(module, "get_base_layer")
         for name, value in vars(module).items()
         if isinstance(value, (int, float, str)) and name != "training" and not name.startswith("_")
     }

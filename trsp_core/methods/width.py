@@ -140,7 +140,8 @@ def channels(lab, layer):
     named = [(name, m) for name, m in layer.named_modules() if name.rpartition(".")[2] in families.OUTPUTS]
     (name, down) = named[-1]
     path = name.rpartition(".")[0]
-    if not path or not isinstance(down, nn.Linear):
+    attends = path and any(hasattr(layer.get_submodule(path), name) for name in INTO)
+    if not path or attends or not isinstance(down, nn.Linear):
         refuse(lab, "its MLP is not a module of its own that ends in an ordinary matrix")
     mlp, weight, every = layer.get_submodule(path), down.weight, list(range(down.in_features))
     probe = torch.zeros(1, 2, down.out_features, device=weight.device, dtype=weight.dtype, requires_grad=True)
