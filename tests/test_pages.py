@@ -15,9 +15,9 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import charts, pictures, series, uploads, words
+from pages.ui import charts, pictures, uploads, words
 from tests import story
-from trsp_core import shell
+from trsp_core import series, shell
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.models import FetchProgress

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trsp_core import answers as an
 from trsp_core import abreast, data, generate, heads, measure, surgery
+from trsp_core import answers as an
 from trsp_core.answers import Answer, Importance, Influence, WhatIf
 from trsp_core.columns import Decoder, ends
 from trsp_core.config import RunConfig
