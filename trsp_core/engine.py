@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from trsp_core import config as configs
-from trsp_core import data, forecast, generate, load, measure, methods, models, surgery, what_if
+from trsp_core import data, forecast, generate, load, measure, methods, models, proof, surgery, what_if
 from trsp_core import events as ev
 from trsp_core.config import RunConfig
 from trsp_core.errors import refuse
@@ -132,6 +132,7 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             if config.save_model:
                 with cut():
                     size += save(model, tokenizer, folder / "model")
+                    proof.keep(model, tokenizer, folder / "proof.safetensors")
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
 

@@ -30,6 +30,7 @@ class Source:
     """A model of the catalogue: a GGUF file inside a wheel of the Python package index.
 
     Attributes:
+        hub_id: of the model that the file was made from.
         size_bytes: of the download; `ready_bytes` of the converted model.
         package: exact requirement; `module` is the folder it installs, `file` the GGUF file in it.
         sha256: of that file.
@@ -37,6 +38,7 @@ class Source:
 
     name: str
     title: str
+    hub_id: str
     licence: str
     size_bytes: int
     ready_bytes: int
@@ -59,6 +61,7 @@ CATALOGUE: dict[str, Source] = {
     "smollm2-135m": Source(
         name="smollm2-135m",
         title="SmolLM2 135M Instruct",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="Apache-2.0",
         size_bytes=93_000_000,
         ready_bytes=542_000_000,
