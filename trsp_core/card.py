@@ -142,8 +142,8 @@ def protocol(config: RunConfig, state: RunState) -> str:
         found = measured(state, "pruned", domain)
         if found:
             parts.append(
-                f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of {found.block_length} tokens "
-                f"({found.tokens:,} predicted), {found.dtype}"
+                f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of "
+                f"{found.block_length} tokens ({found.tokens:,} predicted), {found.dtype}"
             )
     return (
         f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on. "

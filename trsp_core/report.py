@@ -64,9 +64,7 @@ def html(run: Run) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{_safe(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(p for p in parts if p)
-        + "\n"
+        f"<title>{_safe(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n"
         "<p><small>Made by TRSP Explorer, after Two-Stage Regularization-Based Structured Pruning for LLMs, "
         "arXiv:2505.18232.</small></p>\n</body></html>\n"
     )
