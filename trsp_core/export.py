@@ -26,6 +26,7 @@ from trsp_core.state import RunState
 from trsp_core.store import Run
 
 DTYPES = ("float32", "bfloat16", "float16")
+FRESH = 400_000_000  # bytes that a process takes for torch and transformers alone
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
             else:
                 _convert(run.model_folder, folder, dtype)
             yield Step("Proving it: a fresh process with stock transformers loads it", 0.3)
+            forecast.require_memory(_weight_bytes(folder) + FRESH, "The fresh process that loads the export")
             found = proof.check(folder, run.proof_file)
             if found.problems:
                 raise TrspError(
@@ -150,8 +152,7 @@ def _check_room(run: Run, target: Path) -> None:
 
 def _convert(source: Path, folder: Path, dtype: str) -> None:
     """The checkpoint in `source` written to `folder` in another number format."""
-    size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-    forecast.require_memory(2 * size, "The model to be converted")
+    forecast.require_memory(2 * _weight_bytes(source) + FRESH, "The conversion")
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -164,6 +165,10 @@ def _convert(source: Path, folder: Path, dtype: str) -> None:
     for file in source.iterdir():  # the tokenizer's files
         if not (folder / file.name).exists() and ".safetensors" not in file.name:
             shutil.copyfile(file, folder / file.name)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder: Path, dtype: str) -> None:
