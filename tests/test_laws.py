@@ -14,7 +14,8 @@ PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
 TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "forecast", "texts",
               "data", "methods", "families", "workbench", "evidence", "plans", "intervals", "questions",
-              "grids", "crew", "sweep", "points", "agenda")  # fmt: skip
+              "grids", "crew", "sweep", "points", "agenda", "series", "drawings", "palette", "card", "proof", "export",
+              "hub", "errands", "curves", "report")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

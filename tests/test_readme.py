@@ -12,6 +12,7 @@ from trsp_core import config, families, methods, shell
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PIP_AND_LLAMA_CPP = ("--no-deps", "--outfile", "--outtype")
 COMMANDS = re.findall(r"^python -m trsp_core (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
 
 
@@ -61,6 +62,10 @@ def test_every_flag_it_names_exists():
         "--scheduler",
         "--nthreads",
         "--task",
+        "--dtype",
+        "--push",
+        "--help",
+        *PIP_AND_LLAMA_CPP,
     }
 
 

@@ -135,9 +135,19 @@ def _model_config(run: Run) -> dict:
 
 def _check_target(target: Path) -> None:
     """Raises TrspError: there is something at `target` that no export has made."""
-    ours = target.is_file() if target.suffix == ".zip" else (target / "proof.json").is_file()
-    if target.exists() and not ours and not (target.is_dir() and not any(target.iterdir())):
+    if target.is_dir() and target.suffix != ".zip":
+        ours = (target / "proof.json").is_file() or not any(target.iterdir())
+    else:
+        ours = target.is_file() and any(name.endswith("/proof.json") for name in _names(target))
+    if target.exists() and not ours:
         raise TrspError(f"{target} exists, and is no earlier export.", "Choose a new name.")
+
+
+def _names(file: Path) -> list[str]:
+    """What is in a zip; nothing, where it is none."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as packed:
+        return packed.namelist()
+    return []
 
 
 def _check_room(run: Run, target: Path) -> None:
