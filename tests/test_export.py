@@ -413,14 +413,15 @@ def hub_server(refuse: int = 0) -> Iterator[tuple[str, list]]:
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             heard.append((self.path, self.headers.get("Authorization"), body))
-            answer: dict = {"url": "http://hub/owner/name", "name": "owner/name", "id": "owner/name"}
+            place = f"http://127.0.0.1:{server.server_port}/owner/name"
+            answer: dict = {"url": place, "name": "owner/name", "id": "owner/name"}
             if "preupload" in self.path:
                 wanted = json.loads(body)["files"]
                 answer = {
                     "files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]
                 }
             elif "commit" in self.path:
-                answer = {"commitUrl": "http://hub/owner/name/commit/1", "commitOid": "1" * 40, "success": True}
+                answer = {"commitUrl": f"{place}/commit/1", "commitOid": "1" * 40, "success": True}
             self._answer(answer)
 
         def do_GET(self):
@@ -463,7 +464,7 @@ def test_an_export_is_pushed_with_the_users_own_token_which_stays_nowhere(delete
         done = push_by_shell(deleted, tmp_path / "out", endpoint, TOKEN)
     assert done.returncode == 0, done.stderr
     made = json.loads(next(body for path, _, body in heard if "repos/create" in path))
-    assert made["private"] is True
+    assert made["visibility"] == "private"
     assert {auth for _, auth, _ in heard} == {f"Bearer {TOKEN}"}
     commit = next(body for path, _, body in heard if "/commit/" in path).decode()
     sent = [json.loads(line) for line in commit.splitlines()]
