@@ -578,7 +578,7 @@ def test_nothing_but_exports_is_given_away(download, name):
 @pytest.mark.parametrize("dtype", ["", "bfloat16"])
 def test_the_default_model_is_exported_with_proof(dtype, tmp_path):
     values = {"method": "manual", "layers": "13-18,25,26", "stage2_steps": 0, "measure_blocks": 2, "kl_blocks": 1}
-    values |= {"importance_blocks": 0, "speed_repeats": 0, "sample_tokens": 4, "calibration_blocks": 4}
+    values |= {"probe_blocks": 1, "importance_blocks": 0, "speed_repeats": 0, "sample_tokens": 4}
     run = Store(tmp_path).create(config.from_values(values))
     assert record.record(run, engine.execute(run.config(), run.folder)).ended == "finished"
     folder = exported(run, tmp_path / "out", dtype=dtype)
