@@ -2,27 +2,32 @@
 
     streamlit run app.py
 
-Page set-up and navigation, nothing else. The pages are in `pages/views`, what they share in `pages/ui`, and all they
-know about pruning in `trsp_core`.
+The server, page set-up and navigation, nothing else. The pages are in `pages/views`, what they share in `pages/ui`, and
+all they know about pruning in `trsp_core`.
 """
 
 import streamlit as st
 
-from pages.ui import server
+from pages.ui import files, server
 
-st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
-st.logo("assets/logo.svg", size="large")
+app = st.App(__file__, routes=files.routes())  # what `streamlit run` serves: this script, and files beside it
 
-server.agenda()  # with the queue; takes over what an earlier server left, whichever page is opened first
+if (
+    __name__ == "__main__"
+):  # so is this script called where it is run for a tab, and not where the server looks at `app`
+    st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
+    st.logo("assets/logo.svg", size="large")
 
-st.navigation(
-    [
-        st.Page("pages/views/home.py", title="Home", icon=":material/home:", default=True),
-        st.Page("pages/views/run.py", title="Run", icon=":material/play_arrow:"),
-        st.Page("pages/views/layers.py", title="Layers", icon=":material/layers:"),
-        st.Page("pages/views/compare.py", title="Compare", icon=":material/compare_arrows:"),
-        st.Page("pages/views/evidence.py", title="Evidence", icon=":material/balance:"),
-        st.Page("pages/views/runs.py", title="Runs", icon=":material/list:"),
-    ],
-    position="top",
-).run()
+    server.agenda()  # with the queue; takes over what an earlier server left, whichever page is opened first
+
+    st.navigation(
+        [
+            st.Page("pages/views/home.py", title="Home", icon=":material/home:", default=True),
+            st.Page("pages/views/run.py", title="Run", icon=":material/play_arrow:"),
+            st.Page("pages/views/layers.py", title="Layers", icon=":material/layers:"),
+            st.Page("pages/views/compare.py", title="Compare", icon=":material/compare_arrows:"),
+            st.Page("pages/views/evidence.py", title="Evidence", icon=":material/balance:"),
+            st.Page("pages/views/runs.py", title="Runs", icon=":material/list:"),
+        ],
+        position="top",
+    ).run()

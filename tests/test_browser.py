@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import urllib.parse
+import zipfile
 
 import pytest
 
@@ -105,3 +106,26 @@ def test_a_run_goes_on_without_a_tab_and_its_result_is_there_for_all_pages(tab, 
                     assert page.locator("[data-testid=stException]").count() == 0, (theme, width, name)
                     wide = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
                     assert wide <= width, (theme, width, name)
+
+
+def test_a_finished_run_is_exported_and_downloaded(tab, server, tiny_model, tmp_path):
+    """From Start to a proved checkpoint, a report and curves on the visitor's disk, by the page's own links."""
+    run = started(tab, server, tiny_model, story.SMALL | {"save_model": "true", "stage2_steps": "0"})
+    for button, link in (
+        ("Export the model", "Download tiny-llama-trsp-3-of-5-float32.zip"),
+        ("Make: Curves, CSV", "Curves, CSV"),
+        ("Make: HTML report", "HTML report"),
+    ):
+        tab.get_by_role("button", name=button).click()
+        address = tab.get_by_role("link", name=link).evaluate("link => link.href")
+        answer = tab.context.request.get(address)
+        assert answer.headers["content-disposition"].startswith("attachment")
+        (tmp_path / address.rpartition("/")[2]).write_bytes(answer.body())
+    expect(tab.get_by_text("are bit for bit those of the model that the run had in memory")).to_be_visible()
+    with zipfile.ZipFile(tmp_path / "tiny-llama-trsp-3-of-5-float32.zip") as packed:
+        assert packed.testzip() is None
+        assert any(name.endswith("/model.safetensors") for name in packed.namelist())
+    assert (tmp_path / "curves.csv").read_text().startswith("curve,")
+    tab.goto(f"file://{tmp_path / 'report.html'}")
+    expect(tab.locator("svg").first).to_be_visible()
+    assert run in tab.locator("body").inner_text()

@@ -14,7 +14,8 @@ PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
 TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "checkpoint",
               "downloads", "hub", "forecast", "texts", "data", "methods", "families", "workbench", "evidence", "plans",
-              "intervals", "questions", "grids", "crew", "sweep", "points", "agenda")  # fmt: skip
+              "intervals", "questions", "grids", "crew", "sweep", "points", "agenda", "series", "drawings", "palette",
+              "card", "proof", "export", "upload", "errands", "curves", "report")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

@@ -16,10 +16,11 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import charts, pictures, series, uploads, words
+from pages.ui import charts, pictures, uploads, words
 from tests import story
-from trsp_core import shell
+from trsp_core import card, series, shell
 from trsp_core.config import KNOBS, RunConfig
+from trsp_core.errands import Step
 from trsp_core.errors import TrspError
 from trsp_core.models import FetchProgress
 from trsp_core.record import record
@@ -99,6 +100,46 @@ def test_a_run_that_narrows_says_so_on_every_page(store):
     assert "the size of 4 of 6 layers" in texts(open_page("runs"))
     assert pictures.width_left(run.state()) == pytest.approx(1 - 16_100 / 48_000)
     assert "no layer removed, all narrowed" in shell.account({"run": run.id, "status": "finished", **run.summary()})
+
+
+def test_a_finished_run_is_taken_away(store, monkeypatch):
+    """Curves at a click, then a link to them; a child that fails is told; a token goes to the child alone."""
+    run = story.write(store, "finished")
+    app = open_page("run", run=run.id)
+    assert "kept no model" in texts(app)
+    app.get_by_key("make-curves.csv").click().run()
+    assert not app.exception
+    assert (run.exports_folder / "curves.csv").read_text().startswith("curve,domain,layer")
+    assert [b.proto.url for b in app.get("link_button")] == [f"files/{run.id}/curves.csv"]
+    run.model_folder.mkdir()
+    run.proof_file.touch()
+    heard = []
+
+    def child(module, **asked):
+        heard.append((module, asked))
+        yield Step("Copying", 0.1)
+        raise TrspError("The proof failed.", "Please report this.")
+
+    monkeypatch.setattr("trsp_core.errands.run", child)
+    app = open_page("run", run=run.id)
+    app.get_by_key("export-dtype").set_value("bfloat16")
+    app.get_by_key("export").click().run()
+    assert r"The proof failed\." in app.error[0].value
+    assert heard[-1][0] == "export"
+    assert heard[-1][1]["target"].endswith("exports/smollm2-135m-trsp-4-of-6-bfloat16.zip")
+    app.get_by_key("push-name").set_value("owner/name")
+    app.get_by_key("push-token").set_value("a-secret")
+    next(b for b in app.button if b.label == "Export and push").click().run()
+    assert (heard[-1][1]["push"], heard[-1][1]["token"]) == ("owner/name", "a-secret")
+    assert "a-secret" not in texts(app) + str(app.query_params)
+
+
+def test_a_run_is_copied_as_a_command_and_as_python(store):
+    run = story.write(store, "finished")
+    for name in ("run", "runs"):
+        shown = [c.value for c in open_page(name, run=run.id).code]
+        assert run.config().as_command() in shown
+        assert card.script(run.config()).strip() in shown
 
 
 def test_a_failure_shows_message_and_remedy_as_they_are(store):

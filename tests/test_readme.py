@@ -12,6 +12,7 @@ from trsp_core import config, methods, shell
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PIP_AND_LLAMA_CPP = ("--no-deps", "--outfile", "--outtype")
 COMMANDS = re.findall(r"^python -m trsp_core (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
 
 
@@ -55,6 +56,10 @@ def test_every_flag_it_names_exists():
         "--task",
         "--accept-terms",
         "--write",
+        "--dtype",
+        "--push",
+        "--help",
+        *PIP_AND_LLAMA_CPP,
     }
 
 

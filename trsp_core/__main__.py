@@ -17,8 +17,10 @@ from typing import Any
 from trsp_core import (
     config,
     crew,
+    curves,
     downloads,
     evidence,
+    export,
     families,
     forecast,
     grids,
@@ -34,6 +36,7 @@ from trsp_core import (
     sweep,
     tasks,
     texts,
+    upload,
 )
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -149,14 +152,64 @@ def list_runs(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """One run, by id or by folder."""
-    folder = Path(arguments.run)
-    found = Run(folder.absolute()) if (folder / "config.json").is_file() else Store().get(arguments.run)
+    found = _find(arguments.run)
     figures = _figures(found)
     if arguments.json:
         _print_json(figures | {"config": found.config().as_dict()})
     else:
         print(shell.account(figures), found.config().as_command(), sep="\n")
     return 0
+
+
+def export_model(arguments: argparse.Namespace) -> int:
+    """A run's model to take away, with progress; the token for the hub is read here and passed on in memory alone."""
+    found, token = _find(arguments.run), upload.own_token() if arguments.push else ""
+    target = Path(arguments.out).absolute() if arguments.out else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for step in export.export(found, target, arguments.dtype, arguments.push, token):
+        if arguments.json:
+            print(json.dumps({"message": step.message, "fraction": round(step.fraction, 3)}), flush=True)
+        elif step.fraction < 1:
+            _say(f"[{step.fraction:4.0%}] {step.message}")
+        else:
+            print(step.message)
+    return 0
+
+
+def write_report(arguments: argparse.Namespace) -> int:
+    """A run as one HTML file."""
+    from trsp_core import report  # altair and its renderer come in here
+
+    return _written(arguments, report.html(_find(arguments.run)))
+
+
+def write_curves(arguments: argparse.Namespace) -> int:
+    """A run's curves as CSV."""
+    found = _find(arguments.run)
+    return _written(arguments, curves.table(found.config(), found.state()))
+
+
+def _written(arguments: argparse.Namespace, text: str) -> int:
+    target = Path(arguments.out).absolute()
+    try:
+        write_atomic(target, text)
+    except OSError as error:
+        raise TrspError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error
+    if arguments.json:
+        _print_json({"file": str(target), "bytes": target.stat().st_size})
+    else:
+        print(target)
+    return 0
+
+
+def _find(name: str) -> Run:
+    """A run, by id or by folder.
+
+    Raises:
+        TrspError: there is none.
+    """
+    folder = Path(name)
+    return Run(folder.absolute()) if (folder / "config.json").is_file() else Store().get(name)
 
 
 def list_methods(arguments: argparse.Namespace) -> int:
@@ -425,6 +478,9 @@ _COMMANDS = {
     "compare": compare,
     "sweep": sweep_grid,
     "eval": evaluate,
+    "export": export_model,
+    "report": write_report,
+    "curves": write_curves,
     "doctor": doctor,
     "models": list_models,
     "fetch": fetch,

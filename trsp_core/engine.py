@@ -33,6 +33,7 @@ from trsp_core import (
     measure,
     methods,
     models,
+    proof,
     quantized,
     surgery,
     what_if,
@@ -149,7 +150,7 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
             size = save(config, stack, tokenizer, folder / "trained-model") if trained else 0
             if config.save_model:
                 with cut():
-                    size += save(config, stack, tokenizer, folder / "model")
+                    size += save(config, stack, tokenizer, folder / "model", folder / "proof.safetensors")
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
 
@@ -258,28 +259,32 @@ def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, cut: Callable[[]
         )
 
 
-def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path) -> int:
+def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, reference: Path | None = None) -> int:
     """Write an ordinary checkpoint (safetensors) to `target`, whole or not at all; returns its bytes. A packed model is
     spelled out in bfloat16 with its adapters merged, or, as `config.save_as` says, written as it is, with its adapters
-    in the folder `adapter`."""
+    in the folder `adapter`.
+
+    Args:
+        reference: where to keep what the model in memory says, for the proof of an export.
+    """
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    model: Any = stack.model
-    packed = quantized.is_packed(model)
-    if packed and config.save_as == "merged":
-        quantized.spelled_out(stack, torch.bfloat16).save_pretrained(temporary)
-    else:
-        dtype = model.config.dtype
-        try:
-            with adapters.set_aside(stack) if packed else contextlib.nullcontext():
-                model.save_pretrained(temporary)
-        finally:
-            model.config.dtype = dtype  # save_pretrained leaves a string there
-        if packed and adapters.of(stack):
-            adapters.save(stack, temporary / "adapter", config.model)
+    packed = quantized.is_packed(stack.model)
+    beside = packed and config.save_as == "adapters"
+    model: Any = quantized.spelled_out(stack, torch.bfloat16) if packed and not beside else stack.model
+    dtype = model.config.dtype
+    try:
+        with adapters.set_aside(stack) if beside else contextlib.nullcontext():
+            model.save_pretrained(temporary)
+    finally:
+        model.config.dtype = dtype  # save_pretrained leaves a string there
+    if beside and adapters.of(stack):
+        adapters.save(stack, temporary / "adapter", config.model)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.replace(target)
+    if reference and not beside:
+        proof.keep(model, tokenizer, reference)
     return downloads.folder_size(target)
 
 

@@ -49,6 +49,7 @@ class Source:
     """A model of the catalogue: a GGUF file out of the Python package index, whole or in pieces.
 
     Attributes:
+        hub_id: of the model that the file was made from.
         size_bytes: of the download; `ready_bytes` of the converted model.
         pieces: joined in this order they are the GGUF file, whose checksum is `sha256`.
         terms: to be accepted first; None where the licence asks for nothing before use.
@@ -56,6 +57,7 @@ class Source:
 
     name: str
     title: str
+    hub_id: str
     licence: str
     size_bytes: int
     ready_bytes: int
@@ -109,6 +111,7 @@ CATALOGUE: dict[str, Source] = {
     "smollm2-135m": Source(
         name="smollm2-135m",
         title="SmolLM2 135M Instruct",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="Apache-2.0",
         size_bytes=93_000_000,
         ready_bytes=542_000_000,
@@ -119,6 +122,7 @@ CATALOGUE: dict[str, Source] = {
     "gemma3-270m": Source(
         name="gemma3-270m",
         title="Gemma 3 270M",
+        hub_id="google/gemma-3-270m",
         licence="Gemma Terms of Use",
         size_bytes=238_200_000,
         ready_bytes=1_106_000_000,

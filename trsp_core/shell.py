@@ -28,6 +28,9 @@ COMMANDS = {
     "compare": "run a plan: a base and its variations, each once, and print them in one table",
     "sweep": "run a grid: every point of it once, here or on a cluster, and write one small record of them",
     "eval": "let a model answer questions by likelihood: multiple choice, or the last word of a passage",
+    "export": "a run's model to take away: a checkpoint folder with a card, proved by a fresh process",
+    "report": "a run as one HTML file, charts inside, that opens offline",
+    "curves": "a run's curves as CSV",
     "doctor": "what is installed, which models and texts are there, what the machine can do",
     "models": "the models that are there; with words, those of the hub; with owner/name, what the hub says of it",
     "fetch": "get a model onto this machine",
@@ -50,7 +53,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("workbench")  # the server's child process for what-if and generation; not for people
     for name, command in made.items():
         command.add_argument("--json", action="store_true", help="print JSON on stdout" + _JSON.get(name, ""))
-    made["show"].add_argument("run", metavar="RUN", help="a run's id, or its folder")
+    for name in ("show", "export", "report", "curves"):
+        made[name].add_argument("run", metavar="RUN", help="a run's id, or its folder")
+    for name in ("report", "curves"):
+        made[name].add_argument("--out", required=True, metavar="FILE", help="where it is written")
+    _add_export_flags(made["export"])
     made["fetch"].add_argument("model", metavar="MODEL", help="a name of the catalogue, or a hub id (owner/name)")
     made["fetch"].add_argument("--accept-terms", action="store_true", help="of a model that has some; read them first")
     made["models"].add_argument("words", nargs="*", metavar="WORD", help="to search for, or a hub id (owner/name)")
@@ -68,7 +75,32 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-_JSON = {"run": ": the summary, at the end", "fetch": ": one object a line, as it goes"}
+_JSON = {
+    "run": ": the summary, at the end",
+    "fetch": ": one object a line, as it goes",
+    "export": ": one object a line, as it goes",
+}
+
+
+def _add_export_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="a new folder, or a file that ends in .zip; default a folder in the run's exports",
+    )
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="",
+        help="convert the weights; default as the run saved them",
+    )
+    command.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        default="",
+        help="also upload it to the hub, to a repository that is made private, with the token in HF_TOKEN or of the "
+        "hub's own login",
+    )
 
 
 def _add_eval_flags(command: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """A run is a folder: `config.json`, `events.jsonl` (append-only, the truth), `env.json`, `stderr.log`, `model/`,
 and where it was asked for `trained-model/` (after stage 2, before deletion).
 
+`proof.safetensors` holds what the model in memory computed (`proof`), `exports/` what was made to be taken away.
 Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
 so that its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the
 events, to list many runs fast).
@@ -66,6 +67,15 @@ class Run:
     @property
     def model_folder(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def proof_file(self) -> Path:
+        """What the pruned model computed while it was in memory, if the run keeps the model."""
+        return self.folder / "proof.safetensors"
+
+    @property
+    def exports_folder(self) -> Path:
+        return self.folder / "exports"
 
     @property
     def trained_folder(self) -> Path:

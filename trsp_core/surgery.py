@@ -430,8 +430,8 @@ def _memories(config: Any) -> set[type]:
 
 
 def _described(model: nn.Module, layers: nn.ModuleList) -> dict[str, Any]:
-    """Shapes of all parameters, and the plain values in each layer's modules. Packed weights have the shape of what they
-    stand for; adapters, and what linear maps are made of, are no part of the description."""
+    """Shapes of all parameters, and the plain values in each layer's modules. Packed weights have the shape of
+    what they stand for; adapters, and what linear maps are made of, are no part of the description."""
     shapes: dict[str, Any] = {
         name.replace(".base_layer", ""): tuple(getattr(p, "quant_state", p).shape)
         for name, p in model.named_parameters()

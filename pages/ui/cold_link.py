@@ -13,4 +13,4 @@ from pathlib import Path
 
 def enter() -> None:
     """Do what the root would have done."""
-    runpy.run_path(str(Path(__file__).parent.parent.parent / "app.py"))
+    runpy.run_path(str(Path(__file__).parent.parent.parent / "app.py"), run_name="__main__")

@@ -13,9 +13,9 @@ import streamlit as st
 
 from pages.ui import charts, planner, theme, words
 from pages.ui.charts import BOXES, Spec, finish
-from pages.ui.series import fates
 from pages.ui.theme import PALETTES
 from trsp_core.config import RunConfig
+from trsp_core.series import fates
 from trsp_core.state import RunState
 
 BEFORE, AFTER = "dense", "after stage 2"

@@ -11,11 +11,11 @@ import pandas as pd
 
 from pages.ui import words
 from pages.ui.charts import Spec, finish
-from pages.ui.series import apart
 from pages.ui.theme import PALETTES
 from trsp_core import intervals
 from trsp_core.events import DOMAINS
 from trsp_core.evidence import Record, Row
+from trsp_core.series import apart
 
 ROLES = ("dense", "TRSP", "other")
 ALT = {

@@ -12,12 +12,12 @@ import pandas as pd
 
 from pages.ui import words
 from pages.ui.charts import Spec, finish
-from pages.ui.series import apart
 from pages.ui.theme import PALETTES
 from trsp_core import intervals, points
 from trsp_core.events import DOMAINS
 from trsp_core.intervals import Interval
 from trsp_core.points import Point, Sweep
+from trsp_core.series import apart
 
 STEPS = "stage2_steps"
 ROLES = ("dense", "deleted at once", "TRSP", "control")

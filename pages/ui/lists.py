@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.ui import panels, server, session, words
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import state
+from trsp_core import card, state
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.store import Run
@@ -81,6 +81,8 @@ def _actions(run: Run, config: RunConfig | None, status: str) -> None:
         if config:
             st.caption("The same run from a shell:")
             st.code(config.as_command(), language="bash", wrap_lines=True)
+            st.caption("And from Python:")
+            st.code(card.script(config), language="python", wrap_lines=True)
         st.caption("Run folder:")
         st.code(run.id, language=None)
         if status != "running":

@@ -13,12 +13,12 @@ import pandas as pd
 
 from pages.ui import words
 from pages.ui.charts import LINES, Spec, finish
-from pages.ui.series import apart
 from pages.ui.theme import PALETTES
 from trsp_core import config, intervals, points
 from trsp_core.events import DOMAINS
 from trsp_core.grids import label
 from trsp_core.points import Point, Sweep
+from trsp_core.series import apart
 
 ALT = {
     "map": "A map over two settings: each cell says the perplexity, the greener the lower; the best has a frame.",

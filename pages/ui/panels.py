@@ -6,10 +6,10 @@ import contextlib
 
 import streamlit as st
 
-from pages.ui import planner, series, server, session, words
+from pages.ui import planner, server, session, words
 from pages.ui.controls import title_of
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import methods
+from trsp_core import methods, series
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.state import RunState

@@ -8,8 +8,8 @@ import altair as alt
 import pandas as pd
 
 from pages.ui.charts import BOXES, Spec, fate_colour, finish
-from pages.ui.series import chosen_at, fates
 from pages.ui.theme import PALETTES
+from trsp_core.series import chosen_at, fates
 from trsp_core.state import RunState
 
 _WEIGHTS = (1.0, 0.92, 0.8, 0.3, 0.75, 0.16, 0.24, 0.85, 0.95, 1.0)  # of the schematic stack; the smallest three go

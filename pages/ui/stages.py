@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.ui import charts, series, words
+from pages.ui import charts, words
 from pages.ui.theme import mode
-from trsp_core import methods
+from trsp_core import methods, series
 from trsp_core.config import RunConfig
 from trsp_core.state import RunState
 

@@ -8,10 +8,10 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui import series
 from pages.ui.charts import BOXES, Spec, finish
 from pages.ui.theme import PALETTES
 from pages.ui.trials import Choice
+from trsp_core import series
 from trsp_core.state import RunState
 
 FATES = ("kept", "protected", "removed")

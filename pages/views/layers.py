@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from pages.ui import charts, knowledge, lists, panels, pictures, series, server, session, theme, what_if, words
+from pages.ui import charts, knowledge, lists, panels, pictures, server, session, theme, what_if, words
+from trsp_core import series
 
 st.header("Layers")
 run = lists.choose(server.store().runs())

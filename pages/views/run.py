@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import controls, fetching, panels, planner, results, server, session, stages, words
+from pages.ui import controls, fetching, panels, planner, results, server, session, stages, takeaway, words
 from trsp_core.errors import TrspError
 
 
@@ -69,6 +69,7 @@ def watch(run_id: str, known: str) -> None:
         results.summary(state, config)
         if status == "finished":
             panels.next_steps(run)
+            takeaway.area(run, config, state)
     with remarks:
         results.notes(state)
     if status != "queued":

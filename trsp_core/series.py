@@ -1,4 +1,5 @@
-"""From a run's state to the rows that charts draw. Pure; long histories are thinned, so that a redraw stays quick.
+"""From a run's state to the rows that charts draw, on pages and in reports. Pure; long histories are thinned, so that a
+redraw stays quick.
 
 Every frame has the columns that its spec names, also when it is empty, and rows of kind `frame` that hold the axes
 still while the data grow.
@@ -100,12 +101,14 @@ def layer_table(state: RunState) -> pd.DataFrame:
 
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
     """The parts of the loss over the steps of a stage, as they enter the sum."""
-    steps = state.weight_steps if stage == 1 else state.gap_steps
+    if stage == 1:
+        parts = [(step.lm_loss, config.lambda_1 * _weight(step.l1)) for step in state.weight_steps]
+    else:
+        parts = [(step.lm_loss, step.lambda_2 * _weight(step.penalty)) for step in state.gap_steps]
     rows: list[tuple] = [("frame", 0, 0.0, LANGUAGE), ("frame", planned_steps(state, config, stage), 1.0, LANGUAGE)]
-    for i in thin(len(steps)):
-        step = steps[i]
-        pull = config.lambda_1 * _weight(step.l1) if stage == 1 else step.lambda_2 * _weight(step.penalty)
-        rows += [("line", i + 1, step.lm_loss, LANGUAGE), ("line", i + 1, pull, PULLS[stage])]
+    for i in thin(len(parts)):
+        language, pull = parts[i]
+        rows += [("line", i + 1, language, LANGUAGE), ("line", i + 1, pull, PULLS[stage])]
     return pd.DataFrame(rows, columns=["kind", "step", "value", "part"])
 
 

@@ -1,0 +1,104 @@
+"""Take it away: the model with its proof, the report, the curves. All of it is made by child processes or in a moment,
+lies in the run folder, and is streamed from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import streamlit as st
+
+from pages.ui import files, words
+from trsp_core import curves, errands, export
+from trsp_core.config import RunConfig
+from trsp_core.errands import Step
+from trsp_core.errors import TrspError
+from trsp_core.state import RunState
+from trsp_core.store import Run, write_atomic
+
+REPORT, CURVES = "report.html", "curves.csv"
+
+
+def area(run: Run, config: RunConfig, state: RunState) -> None:
+    """What can be taken away from a finished run."""
+    with st.container(border=True, key="takeaway"):
+        st.markdown("#### Take it away")
+        if not run.proof_file.is_file() or not run.model_folder.is_dir():
+            st.caption("This run kept no model to export with proof. Run it again with “Keep the pruned model” on.")
+        else:
+            _model(run)
+        with st.container(horizontal=True):
+            _file(run, REPORT, "HTML report", "One file, charts inside, opens offline.", lambda: _report(run))
+            _file(run, CURVES, "Curves, CSV", "Every curve, a row a point.", lambda: _curves(run, config, state))
+
+
+def _model(run: Run) -> None:
+    """The checkpoints that are there, and the making of another."""
+    for made in export.archives(run):
+        label = f"Download {made.file.name} ({words.size(made.size)})"
+        st.link_button(label, files.link(run, made.file.name), icon=":material/download:")
+        st.caption(f":material/verified: {words.plain(made.told)}")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        dtype = st.selectbox("Number format", export.DTYPES, key="export-dtype", width=160)
+        clicked = st.button("Export the model", icon=":material/deployed_code:", key="export")
+        with st.popover("Push to the Hub", icon=":material/cloud_upload:"):
+            pushed = _push_form()
+    st.caption(
+        "A checkpoint for stock transformers with a model card, the settings and, for a direct deletion, a recipe for "
+        "mergekit. A fresh process loads it first and must compute what the model in memory computed, or there is no "
+        "export."
+    )
+    if clicked or pushed:
+        name, token = pushed or ("", "")
+        target = str(export.archive(run, dtype))
+        _follow(errands.run("export", run=str(run.folder), target=target, dtype=dtype, push=name, token=token))
+
+
+def _push_form() -> tuple[str, str] | None:
+    """Repository and token, at the moment they are sent; the form forgets them at once."""
+    with st.form("push", clear_on_submit=True, border=False):
+        name = st.text_input("Repository", placeholder="owner/name", key="push-name")
+        token = st.text_input(
+            "Your token", type="password", key="push-token", help="Used for this upload, and stored nowhere."
+        )
+        st.caption("A new repository is private.")
+        if not st.form_submit_button("Export and push", icon=":material/cloud_upload:"):
+            return None
+    if not name.strip() or not token.strip():
+        st.error("A repository and a token with the right to write are needed.")
+        return None
+    return name.strip(), token.strip()
+
+
+def _file(run: Run, name: str, label: str, text: str, make: Callable[[], Iterator[Step]]) -> None:
+    """A button that makes the file, or the link to it where it is there."""
+    if (run.exports_folder / name).is_file():
+        st.link_button(label, files.link(run, name), icon=":material/download:", help=text)
+    elif st.button(f"Make: {label}", key=f"make-{name}", icon=":material/description:", help=text):
+        _follow(make())
+
+
+def _report(run: Run) -> Iterator[Step]:
+    return errands.run("report", run=str(run.folder), target=str(run.exports_folder / REPORT))
+
+
+def _curves(run: Run, config: RunConfig, state: RunState) -> Iterator[Step]:
+    run.exports_folder.mkdir(exist_ok=True)
+    write_atomic(run.exports_folder / CURVES, curves.table(config, state))
+    yield Step("Done", 1.0)
+
+
+def _follow(steps: Iterator[Step]) -> None:
+    """Show the work's progress, then what it made; or say why there is nothing."""
+    bar = st.progress(0.0, text="Starting")
+    try:
+        for step in steps:
+            bar.progress(min(max(step.fraction, 0.0), 1.0), text=words.plain(step.message))
+    except TrspError as error:
+        bar.empty()
+        st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")
+        return
+    except OSError as error:
+        bar.empty()
+        st.error(f"It could not be written: {words.plain(error.strerror or '')}. Free some space.")
+        return
+    st.rerun()

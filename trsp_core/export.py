@@ -1,0 +1,225 @@
+"""A run's model to take away: a checkpoint folder, or a zip of it, with card, config and proof; whole or not at all.
+
+`python -m trsp_core.export` is the child process of a page (`errands`). Imports no torch until it has to convert.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trsp_core import card, errands, events, forecast, proof, upload
+from trsp_core import config as configs
+from trsp_core.config import RunConfig
+from trsp_core.errands import Step
+from trsp_core.errors import TrspError
+from trsp_core.proof import Proof
+from trsp_core.state import RunState
+from trsp_core.store import Run
+
+DTYPES = ("float32", "bfloat16", "float16")
+FRESH = 400_000_000  # bytes that a process takes for torch and transformers alone
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An export that lies in the run folder as a zip; `told` is its proof in words."""
+
+    file: Path
+    told: str
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size
+
+
+def export(run: Run, target: Path | None = None, dtype: str = "", push: str = "", token: str = "") -> Iterator[Step]:
+    """Make the export and prove it; closing the iterator leaves nothing half.
+
+    Args:
+        target: a folder, or a file that ends in `.zip`; None makes a folder among the run's exports.
+        dtype: one of `DTYPES`; "" leaves the weights as the run saved them.
+        push: also upload it to this repository of the hub, owner/name, with `token`.
+
+    Raises:
+        TrspError: the run kept no model, the proof failed, there is no room, or the hub refused.
+    """
+    if push:
+        upload.check_name(push)
+    config, state = run.config(), run.state()
+    kept = _kept_dtype(run, state)
+    quantized = "quantization_config" in _model_config(run)
+    if dtype not in ("", *DTYPES):
+        raise TrspError(f"There is no number format {dtype!r}.", f"Take one of {', '.join(DTYPES)}.")
+    if quantized and dtype:
+        raise TrspError("The weights of this model are quantized and stay so.", "Leave the number format out.")
+    dtype = dtype or ("quantized" if quantized else kept)
+    title = card.name(config, state, dtype)
+    target = target or run.exports_folder / title
+    _check_target(target)
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    with _told(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _check_room(run, target)
+            folder = scratch / title
+            folder.mkdir(parents=True)
+            yield Step("Copying the checkpoint" if dtype in (kept, "quantized") else f"Converting to {dtype}", 0.05)
+            if dtype in (kept, "quantized"):
+                for file in run.model_folder.iterdir():
+                    shutil.copyfile(file, folder / file.name)
+            else:
+                _convert(run.model_folder, folder, dtype)
+            yield Step("Proving it: a fresh process with stock transformers loads it", 0.3)
+            forecast.require_memory(_weight_bytes(folder) + FRESH, "The fresh process that loads the export")
+            found = proof.check(folder, run.proof_file)
+            if found.problems:
+                raise TrspError(
+                    f"The proof failed, so nothing was exported: {'; '.join(found.problems)}.", "Please report this."
+                )
+            _describe(run, config, state, found, folder, dtype)
+            if target.suffix == ".zip":
+                yield Step("Packing", 0.8)
+                _pack(folder, scratch / target.name)
+                (scratch / target.name).replace(target)
+            else:
+                shutil.rmtree(target, ignore_errors=True)
+                folder.replace(target)
+                folder = target
+            if push:
+                yield Step(f"Uploading to {push}", 0.9)
+                upload.push(folder, push, token)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    yield Step(found.sentence, 1.0)
+
+
+def archives(run: Run) -> list[Archive]:
+    """The zips among the run's exports."""
+    found = []
+    for file in sorted(run.exports_folder.glob("*.zip")):
+        with contextlib.suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(file) as packed:
+            told = json.loads(packed.read(f"{file.stem}/proof.json"))["told"]
+            found.append(Archive(file, told))
+    return found
+
+
+def archive(run: Run, dtype: str) -> Path:
+    """Where the zip with weights in `dtype` lies, or will lie."""
+    return run.exports_folder / f"{card.name(run.config(), run.state(), dtype)}.zip"
+
+
+def _kept_dtype(run: Run, state: RunState) -> str:
+    """The number format of the run's model.
+
+    Raises:
+        TrspError: the run is not finished, or kept no model.
+    """
+    if state.ended != "finished" or not (run.model_folder / "config.json").is_file():
+        what = "kept no model" if state.ended == "finished" else "has not finished"
+        raise TrspError(f"Run {run.id} {what}, so there is nothing to export.", "Run it with --save-model true.")
+    return str(_model_config(run).get("dtype") or "float32")
+
+
+def _model_config(run: Run) -> dict:
+    return json.loads((run.model_folder / "config.json").read_text("utf-8"))
+
+
+def _check_target(target: Path) -> None:
+    """Raises TrspError: there is something at `target` that no export has made."""
+    if target.is_dir() and target.suffix != ".zip":
+        ours = (target / "proof.json").is_file() or not any(target.iterdir())
+    else:
+        ours = target.is_file() and any(name.endswith("/proof.json") for name in _names(target))
+    if target.exists() and not ours:
+        raise TrspError(f"{target} exists, and is no earlier export.", "Choose a new name.")
+
+
+def _names(file: Path) -> list[str]:
+    """What is in a zip; nothing, where it is none."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as packed:
+        return packed.namelist()
+    return []
+
+
+def _check_room(run: Run, target: Path) -> None:
+    """Raises TrspError: the disk has no room for a copy, and for its zip."""
+    size = sum(file.stat().st_size for file in run.model_folder.iterdir())
+    needed, free = size * (2 if target.suffix == ".zip" else 1) + 50_000_000, shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise TrspError(
+            f"{needed / 1e9:.1f} GB are needed in {target.parent}, {free / 1e9:.1f} GB are free.", "Free some space."
+        )
+
+
+def _convert(source: Path, folder: Path, dtype: str) -> None:
+    """The checkpoint in `source` written to `folder` in another number format."""
+    forecast.require_memory(2 * _weight_bytes(source) + FRESH, "The conversion")
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    model.save_pretrained(folder)
+    for file in source.iterdir():  # the tokenizer's files
+        if not (folder / file.name).exists() and ".safetensors" not in file.name:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder: Path, dtype: str) -> None:
+    """Card, settings and proof beside the weights."""
+    shared = json.loads(configs.to_json(card.published(config)))
+    with contextlib.suppress(OSError, ValueError):
+        found_there = json.loads((run.folder / "env.json").read_text("utf-8"))
+        shared["environment"] = {name: value for name, value in found_there.items() if name != "platform"}
+    texts = {
+        "README.md": card.write(config, state, found, folder.name),
+        "run.json": json.dumps(shared, indent=1, ensure_ascii=False) + "\n",
+        "proof.json": json.dumps({"told": found.sentence, **events.values(found)}, indent=1) + "\n",
+    }
+    if card.is_direct(config, state):
+        texts["mergekit.yml"] = card.mergekit(config, state, dtype)
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8")
+
+
+def _pack(folder: Path, file: Path) -> None:
+    """A zip of `folder`, stored as it is: weights do not compress."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+        for part in sorted(folder.iterdir()):
+            packed.write(part, f"{folder.name}/{part.name}")
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrspError(
+            f"The export could not be written to {target}: {error.strerror or error}.",
+            "Free some space, or choose another folder.",
+        ) from error
+
+
+def _asked(run: str, target: str, dtype: str, push: str, token: str) -> Iterator[Step]:
+    return export(Run(Path(run)), Path(target), dtype, push, token)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(errands.serve(_asked))

@@ -1,0 +1,191 @@
+"""Proof that a checkpoint is the model that the run had in memory.
+
+While the pruned model is in memory, `keep` writes what it computes on a fixed text into the run folder. `check` lets a
+fresh process with stock transformers (`stock.py`) load a checkpoint and compute the same, and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trsp_core.errors import TrspError
+
+TEXT = (
+    "The old harbour lies where the river meets the sea. In 1807 its lighthouse was rebuilt in stone, and for a "
+    "hundred years the keepers wrote down every ship that passed, the wind, and the hour at which the lamp was lit."
+)
+TOKENS, NEW_TOKENS = 32, 16
+
+# How far logits may lie apart, as a share of the largest: what another order of the sums, or the number format, does to
+# numbers of this size. In one format on one machine the difference is 0; a wrong layer makes it 0.1 and more.
+ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+TIE = 0.2  # the part of that within which a cache may turn the order of two logits
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the fresh process found.
+
+    Attributes:
+        dtype, memory_dtype: number format of the checkpoint, and of the model in memory.
+        tokens: of the fixed text, on which logits are compared; `same_ids`: its tokenizer cuts it the same way.
+        largest_difference, largest_logit: over all tokens and the whole vocabulary.
+        kl: from the model in memory to the checkpoint's, mean nats a token.
+        same_likeliest: at so many of the tokens both hold the same next token for the likeliest.
+        new_tokens: written greedily; `same_text`: the model in memory had written the same.
+        cached_equals_uncached: with a key-value cache and without the same tokens follow. Where they do not, `tie` is
+            by how much the logits of the two tokens differ.
+    """
+
+    dtype: str
+    memory_dtype: str
+    tokens: int
+    same_ids: bool
+    largest_difference: float
+    largest_logit: float
+    kl: float
+    same_likeliest: int
+    new_tokens: int
+    same_text: bool
+    cached_equals_uncached: bool
+    tie: float | None
+
+    @property
+    def rounding(self) -> float:
+        """How far two logits may lie apart in the coarser of the two formats."""
+        return max(ROUNDING.get(d, ROUNDING["bfloat16"]) for d in (self.dtype, self.memory_dtype)) * self.largest_logit
+
+    @property
+    def problems(self) -> list[str]:
+        """Why this is no proof; empty where it is one."""
+        found = []
+        if not self.same_ids:
+            found.append("its tokenizer cuts the text otherwise")
+        if not self.largest_difference <= self.rounding:  # so that not-a-number is a problem too
+            found.append(f"its logits differ by {self.largest_difference:.3g} from those of the model in memory")
+        if not self.cached_equals_uncached and not (self.tie is not None and self.tie <= TIE * self.rounding):
+            found.append("it writes another text with a key-value cache than without")
+        elif self.dtype == self.memory_dtype == "float32" and not (self.same_text and self.cached_equals_uncached):
+            found.append("it writes another text than the model in memory")
+        return found
+
+    @property
+    def sentence(self) -> str:
+        """What was compared, and how it came out."""
+        equal = (
+            f"differ by at most {self.largest_difference:.2g} from" if self.largest_difference else "are bit for bit"
+        )
+        written = "" if self.dtype == self.memory_dtype else f", written as {self.dtype},"
+        figures = [f"largest logit {self.largest_logit:.1f}"]
+        if self.largest_difference:
+            figures.append(f"KL {self.kl:.2g} nats a token")
+            figures.append(f"the same likeliest token at {self.same_likeliest} of {self.tokens}")
+        ending = "are the same with a key-value cache and without."
+        if not self.cached_equals_uncached:
+            ending = f"part with a key-value cache and without at a tie: the two logits lie {self.tie or 0:.2g} apart."
+        return (
+            f"A fresh process with stock transformers loaded this checkpoint{written} and its logits on {self.tokens} "
+            f"tokens {equal} those of the model that the run had in memory in {self.memory_dtype} "
+            f"({'; '.join(figures)}). {self.new_tokens} tokens written greedily {ending}"
+        )
+
+
+def keep(model: Any, tokenizer: Any, target: Path) -> None:
+    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all."""
+    import torch
+    from safetensors.torch import save_file
+
+    from trsp_core import stock
+
+    ids = stock.tokens(tokenizer, TEXT, TOKENS)
+    answer = {
+        "ids": ids[0],
+        "logits": stock.logits(model, ids),
+        "text": torch.tensor(stock.continuation(model, ids, NEW_TOKENS, cached=True)),
+    }
+    facts = {
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "threads": str(torch.get_num_threads()),
+    }
+    temporary = target.with_name(f".{target.name}.partial")
+    save_file(answer, temporary, facts)
+    temporary.replace(target)
+
+
+def check(folder: Path, kept: Path) -> Proof:
+    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `kept`.
+
+    Raises:
+        TrspError: `kept` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(kept, framework="np") as file:
+            facts = file.metadata()
+            ids, memory, text = (file.get_tensor(name) for name in ("ids", "logits", "text"))
+    except (OSError, SafetensorError) as error:
+        raise TrspError(
+            "This run kept no record of what its model computed, so nothing could be proved.",
+            "Run it again with this version and --save-model true.",
+        ) from error
+    question = {"text": TEXT, "tokens": TOKENS, "new_tokens": NEW_TOKENS, "device": facts["device"]}
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = _ask(folder, Path(scratch) / "logits", question | {"threads": int(facts["threads"])})
+        found = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
+    if found.size != memory.size or answer["foreign"]:
+        raise TrspError(
+            f"The export's logits are {found.size} numbers, {memory.size} were expected.", "Please report this."
+        )
+    found = found.reshape(memory.shape).astype(np.float64)
+    p, q = _log_softmax(memory.astype(np.float64)), _log_softmax(found)
+    return Proof(
+        dtype=answer["dtype"],
+        memory_dtype=facts["dtype"],
+        tokens=len(ids),
+        same_ids=answer["ids"] == ids.tolist(),
+        largest_difference=float(np.abs(found - memory).max()),
+        largest_logit=float(np.abs(memory).max()),
+        kl=max(float((np.exp(p) * (p - q)).sum(axis=-1).mean()), 0.0),
+        same_likeliest=int((found.argmax(axis=-1) == memory.argmax(axis=-1)).sum()),
+        new_tokens=len(text),
+        same_text=answer["cached"] == text.tolist(),
+        cached_equals_uncached=answer["cached"] == answer["uncached"],
+        tie=answer["tie"],
+    )
+
+
+def _ask(folder: Path, target: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a fresh process that sees no code of ours and no network."""
+    done = subprocess.run(
+        [sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))} | {"HF_HUB_OFFLINE": "1"},
+        cwd=folder,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise TrspError(
+            f"A fresh process could not load the export: {said[-1][:300] if said else f'code {done.returncode}'}.",
+            "Free some memory where it is short; else please report this.",
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _log_softmax(logits: Any) -> Any:
+    import numpy as np
+
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
