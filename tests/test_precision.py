@@ -5,13 +5,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import tiny
 from tests.test_controls import TINY, text  # noqa: F401 - a fixture
-from trsp_core import adapters, checkpoint, engine, events, forecast, lab, load, measure, quantized, state, surgery
+from trsp_core import (
+    adapters,
+    checkpoint,
+    engine,
+    events,
+    export,
+    forecast,
+    lab,
+    load,
+    measure,
+    quantized,
+    record,
+    state,
+    surgery,
+)
 from trsp_core import config as configs
 from trsp_core.errors import TrspError
+from trsp_core.store import Store
 from trsp_core.transfer import transfer
 
 PACKED = list(configs.PACKED)
@@ -139,3 +154,19 @@ def test_layers_computed_again_give_the_same_gradients(family, text):  # noqa: F
         found.append((steps, [p.detach().clone() for p in stack.model.parameters()]))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@pytest.mark.parametrize("save_as", ["merged", "adapters"])
+def test_an_export_of_a_packed_run_is_proved(text, save_as, tmp_path):  # noqa: F811
+    """As wide as bitsandbytes' own layout for inference wants it, which the fresh process uses."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=tiny.V, **shape)).save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    values = {**TINY, "model": str(tmp_path / "base"), "text": text, "heldout": text, "precision": "nf4"}
+    config = configs.from_values({**values, "adapter_rank": 2, "adapter_lr": 1e-2, "ratio": 0.25, "save_as": save_as})
+    run = Store(tmp_path / "runs").create(config)
+    assert record.record(run, engine.execute(config, run.folder)).ended == "finished"
+    *_, last = export.export(run, tmp_path / "taken")
+    assert "fresh process" in last.message
+    assert (tmp_path / "taken" / "adapter").is_dir() == (save_as == "adapters")
+    assert "nf4" in (tmp_path / "taken" / "README.md").read_text("utf-8")

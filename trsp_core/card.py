@@ -200,7 +200,7 @@ def _front_matter(config: RunConfig) -> str:
 def licence(model: str) -> str:
     """The hub's word for the licence of a base model; "" where nothing says it."""
     if model in models.CATALOGUE:
-        return models.CATALOGUE[model].licence.lower()
+        return "gemma" if models.CATALOGUE[model].terms else models.CATALOGUE[model].licence.lower()
     try:
         text = (models.locate(model) / "README.md").read_text("utf-8")
     except (models.TrspError, OSError, UnicodeDecodeError):

@@ -283,7 +283,7 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.replace(target)
-    if reference and not beside:
+    if reference:
         proof.keep(model, tokenizer, reference)
     return downloads.folder_size(target)
 

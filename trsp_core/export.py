@@ -74,8 +74,7 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
             folder.mkdir(parents=True)
             yield Step("Copying the checkpoint" if dtype in (kept, "quantized") else f"Converting to {dtype}", 0.05)
             if dtype in (kept, "quantized"):
-                for file in run.model_folder.iterdir():
-                    shutil.copyfile(file, folder / file.name)
+                shutil.copytree(run.model_folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
             else:
                 _convert(run.model_folder, folder, dtype)
             yield Step("Proving it: a fresh process with stock transformers loads it", 0.3)

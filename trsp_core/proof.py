@@ -24,7 +24,8 @@ TEXT = (
 TOKENS, NEW_TOKENS = 32, 16
 
 # How far logits may lie apart, as a share of the largest: what another order of the sums, or the number format, does to
-# numbers of this size. In one format on one machine the difference is 0; a wrong layer makes it 0.1 and more.
+# numbers of this size. In one format on one machine the difference is 0; a wrong layer makes it 0.1 and more. Packed
+# weights count as bfloat16, in which some CPUs multiply them.
 ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 TIE = 0.2  # the part of that within which a cache may turn the order of two logits
 

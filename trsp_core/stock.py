@@ -1,4 +1,5 @@
-"""What a stranger computes from a checkpoint: imports torch and transformers, and nothing of ours.
+"""What a stranger computes from a checkpoint: imports torch and transformers (and peft where there are adapters beside
+packed weights), and nothing of ours.
 
 `proof` runs this file as a fresh, isolated process (`python -I stock.py FOLDER LOGITS`, the question as JSON on stdin,
 the answer as JSON on stdout), and calls the same functions on the model in memory, so that both answer one question.
@@ -6,6 +7,7 @@ the answer as JSON on stdout), and calls the same functions on the model in memo
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,7 +49,12 @@ def main(folder, target):
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).to(asked["device"]).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": asked["device"]}).eval()
+    packed = getattr(model, "is_quantized", False)
+    if (Path(folder) / "adapter").is_dir():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, Path(folder) / "adapter").eval()
     ids = tokens(tokenizer, asked["text"], asked["tokens"])
     logits(model, ids).numpy().tofile(target)
     cached, uncached = (continuation(model, ids, asked["new_tokens"], cached) for cached in (True, False))
@@ -56,7 +63,7 @@ def main(folder, target):
         "cached": cached,
         "uncached": uncached,
         "tie": tie(model, ids, cached, uncached),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": "packed weights" if packed else str(model.dtype).removeprefix("torch."),
         "foreign": sorted({m.partition(".")[0] for m in sys.modules} & {"trsp_core", "pages"}),
     }
     sys.stdout.write(json.dumps(answer) + "\n")
