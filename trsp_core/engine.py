@@ -68,7 +68,8 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
 
     yield ev.PhaseStarted("load")
     rate = measure.matrix_rate()
-    forecast.write_rate(rate)
+    if not config.threads:
+        forecast.write_rate(rate)
     precision, note = load.settle_precision(config.precision, config.device)
     model, tokenizer = loaded or load.load(config.model, precision, config.device, config.compute_dtype)
     if note and not loaded:

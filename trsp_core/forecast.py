@@ -25,7 +25,7 @@ BASE = 450_000_000  # bytes of a process that has imported torch and transformer
 EFFICIENCY = 0.78  # of the matrix rate, that a whole model reaches
 BANDWIDTH = 10e9  # bytes/s of memory, for what is bound by it: the optimiser, the loss, decoding
 NOMINAL_CORE, NOMINAL_GPU = 80.0, 20_000.0  # GFLOP/s where nothing was measured
-UNPACKING = {"nf4": 5.0, "int8": 3.0}  # bytes of memory traffic that spelling a packed number out takes as long as
+UNPACKING = {"nf4": 30.0, "int8": 3.0}  # bytes of memory traffic that spelling a packed number out takes as long as
 KEPT = 5  # measured rates; their median counts, so that one busy moment does not
 MEASURED_AT_ONCE = 512  # tokens of a measuring pass, see `measure`
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.516, "int8": 1.0}  # of a number, its share of the scales included
@@ -51,11 +51,15 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
     """The forecast for `config` on a model with `facts`.
 
     Args:
-        rate: GFLOP/s of float32 matrix products; None takes the one measured on this machine.
+        rate: GFLOP/s of float32 matrix products; None takes the one measured on all cores of this machine, or its share
+            for fewer threads.
     """
     gpu = on_gpu(config)
     known = rate if rate is not None else read_rate()
-    gflops = NOMINAL_GPU if gpu else known or NOMINAL_CORE * (config.threads or os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    threads = min(config.threads or cores, cores)
+    whole = known or NOMINAL_CORE * cores
+    gflops = NOMINAL_GPU if gpu else whole if rate is not None else whole * threads / cores
     cost = _Cost(config, facts, gflops * EFFICIENCY * 1e9, BANDWIDTH * (50 if gpu else 1))
     phases = [{"name": name, "seconds": round(seconds, 2)} for name, seconds in cost.in_order()]
     return Forecast(
@@ -143,7 +147,7 @@ class _Cost:
         penalty's own way back, the teacher's way forward."""
         c = self.config
         local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
-        own = 2 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
+        own = 2.4 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
         deep = self.step(own + local, 0, not c.adapter_rank)
         short = self.step(own, self.removed, not c.adapter_rank)
         at_depth = 0.0 if c.control == "delete_first" else c.anneal or 1.0
@@ -221,6 +225,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     steps = learns or methods.get(config.method).trains
     held_layers = facts.n_layers if not config.recompute else 1
     activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
+    if config.adapter_rank and config.stage2_steps:
+        activations *= 1.5  # what adapters keep beside the maps that they sit on
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0
