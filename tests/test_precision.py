@@ -170,3 +170,26 @@ def test_an_export_of_a_packed_run_is_proved(text, save_as, tmp_path):  # noqa: 
     assert "fresh process" in last.message
     assert (tmp_path / "taken" / "adapter").is_dir() == (save_as == "adapters")
     assert "nf4" in (tmp_path / "taken" / "README.md").read_text("utf-8")
+
+
+def test_bfloat16_falls_back_or_comes_with_a_sentence(monkeypatch):
+    assert load.settle_precision("float32", "cpu") == ("float32", "")
+    for units in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda units=units: units)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        precision, note = load.settle_precision("bfloat16", "cpu")
+        assert precision == "bfloat16"
+        assert bool(note) is not units
+    monkeypatch.setattr(load, "pick_device", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    precision, note = load.settle_precision("bfloat16", "cuda")
+    assert precision == "float32"
+    assert "no bfloat16" in note
+
+
+def test_a_model_too_large_for_one_gpu_is_spread_over_several(monkeypatch):
+    assert load.fits_one(10**15, "cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**10, 10**10))
+    assert load.fits_one(7 * 10**9, "cuda")
+    assert not load.fits_one(9 * 10**9, "cuda")
