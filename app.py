@@ -12,9 +12,7 @@ from pages.ui import files, server
 
 app = st.App(__file__, routes=files.routes())  # what `streamlit run` serves: this script, and files beside it
 
-if (
-    __name__ == "__main__"
-):  # so is this script called where it is run for a tab, and not where the server looks at `app`
+if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, calls the script by another name
     st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
     st.logo("assets/logo.svg", size="large")
 

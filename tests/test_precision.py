@@ -166,6 +166,7 @@ def test_an_export_of_a_packed_run_is_proved(text, save_as, tmp_path):  # noqa: 
     config = configs.from_values({**values, "adapter_rank": 2, "adapter_lr": 1e-2, "ratio": 0.25, "save_as": save_as})
     run = Store(tmp_path / "runs").create(config)
     assert record.record(run, engine.execute(config, run.folder)).ended == "finished"
+    assert export.formats(run) == (("bfloat16", "float32", "float16") if save_as == "merged" else ())
     *_, last = export.export(run, tmp_path / "taken")
     assert "fresh process" in last.message
     assert (tmp_path / "taken" / "adapter").is_dir() == (save_as == "adapters")

@@ -101,6 +101,15 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
     yield Step(found.sentence, 1.0)
 
 
+def formats(run: Run) -> tuple[str, ...]:
+    """Formats that the run's model can be exported in, its own first; none to choose from where weights are packed."""
+    found = _model_config(run)
+    if "quantization_config" in found:
+        return ()
+    own = str(found.get("dtype") or "float32")
+    return (own, *(d for d in DTYPES if d != own))
+
+
 def archives(run: Run) -> list[Archive]:
     """The zips among the run's exports."""
     found = []
@@ -113,7 +122,7 @@ def archives(run: Run) -> list[Archive]:
 
 def archive(run: Run, dtype: str) -> Path:
     """Where the zip with weights in `dtype` lies, or will lie."""
-    return run.exports_folder / f"{card.name(run.config(), run.state(), dtype)}.zip"
+    return run.exports_folder / f"{card.name(run.config(), run.state(), dtype or 'quantized')}.zip"
 
 
 def _kept_dtype(run: Run, state: RunState) -> str:

@@ -66,7 +66,7 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
         phases=phases,
         seconds=sum(p["seconds"] for p in phases),
         peak_bytes=peak_bytes(config, facts),
-        rough=gpu or not known or config.precision != "float32",
+        rough=gpu or not known or config.precision == "bfloat16",
     )
 
 

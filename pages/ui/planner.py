@@ -89,7 +89,7 @@ def forecast_and_start(made: Plan) -> None:
             st.markdown(
                 f":material/schedule: **About {words.duration(expected.seconds)}**, "
                 f"**{words.size(expected.peak_bytes)} of memory** at the peak on this machine."
-                + (" A rough figure: nothing was timed here yet." if expected.rough else "")
+                + (" A rough figure: nothing like it was timed here yet." if expected.rough else "")
             )
             _phases(expected.phases)
             if made.config.precision in PACKED:

@@ -38,14 +38,15 @@ def _model(run: Run) -> None:
         st.link_button(label, files.link(run, made.file.name), icon=":material/download:")
         st.caption(f":material/verified: {words.plain(made.told)}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        dtype = st.selectbox("Number format", export.DTYPES, key="export-dtype", width=160)
+        formats = export.formats(run)
+        dtype = st.selectbox("Number format", formats, key="export-dtype", width=160) if formats else ""
         clicked = st.button("Export the model", icon=":material/deployed_code:", key="export")
         with st.popover("Push to the Hub", icon=":material/cloud_upload:"):
             pushed = _push_form()
     st.caption(
         "A checkpoint for stock transformers with a model card, the settings and, for a direct deletion, a recipe for "
         "mergekit. A fresh process loads it first and must compute what the model in memory computed, or there is no "
-        "export."
+        "export." + ("" if formats else " Packed weights stay as they are, with their adapters beside them.")
     )
     if clicked or pushed:
         name, token = pushed or ("", "")
