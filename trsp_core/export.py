@@ -103,7 +103,10 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
 
 def formats(run: Run) -> tuple[str, ...]:
     """Formats that the run's model can be exported in, its own first; none to choose from where weights are packed."""
-    found = _model_config(run)
+    try:
+        found = _model_config(run)
+    except (OSError, ValueError):  # the export itself will say what is wrong
+        return DTYPES
     if "quantization_config" in found:
         return ()
     own = str(found.get("dtype") or "float32")
