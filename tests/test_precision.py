@@ -170,7 +170,9 @@ def test_an_export_of_a_packed_run_is_proved(text, save_as, tmp_path):  # noqa: 
     *_, last = export.export(run, tmp_path / "taken")
     assert "fresh process" in last.message
     assert (tmp_path / "taken" / "adapter").is_dir() == (save_as == "adapters")
-    assert "nf4" in (tmp_path / "taken" / "README.md").read_text("utf-8")
+    told = (tmp_path / "taken" / "README.md").read_text("utf-8")
+    assert "nf4, products in float32" in told
+    assert ("Measured on weights packed as nf4" in told) == (save_as == "merged")
 
 
 def test_bfloat16_falls_back_or_comes_with_a_sentence(monkeypatch):

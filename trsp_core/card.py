@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from trsp_core import intervals, methods, models, shell
-from trsp_core.config import KNOBS, TEXTS, RunConfig
+from trsp_core.config import KNOBS, PACKED, TEXTS, RunConfig
 from trsp_core.events import DOMAINS, PerplexityMeasured
 from trsp_core.proof import Proof
 from trsp_core.state import RunState
@@ -145,9 +145,14 @@ def protocol(config: RunConfig, state: RunState) -> str:
                 f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of "
                 f"{found.block_length} tokens ({found.tokens:,} predicted), {found.dtype}"
             )
+    unpacked = ""
+    if config.precision in PACKED and config.save_as == "merged":
+        unpacked = (
+            f" Measured on weights packed as {config.precision}; what is kept is what they stand for, in bfloat16."
+        )
     return (
         f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on. "
-        f"Brackets are 95 % intervals, bootstrapped over blocks. One seed ({config.seed})."
+        f"Brackets are 95 % intervals, bootstrapped over blocks. One seed ({config.seed}).{unpacked}"
     )
 
 
