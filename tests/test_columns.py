@@ -96,8 +96,8 @@ def test_the_shelf_holds_few_models(tmp_path):
 
 
 def test_no_room_is_refused_with_numbers(llama, monkeypatch):
-    monkeypatch.setattr(shelf.forecast, "available_memory", lambda: 100_000_000)
-    with pytest.raises(TrspError, match=r"needs 0\.4 GB .* 0\.1 GB are free"):
+    monkeypatch.setattr(shelf.forecast, "available_memory", lambda: 10_000_000)
+    with pytest.raises(TrspError, match=r"needs 0\.1 GB .* 0\.0 GB are free"):
         shelf.Shelf().take(Variant(llama))
 
 

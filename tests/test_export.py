@@ -534,7 +534,9 @@ def get(app: Starlette, path: str) -> tuple[int, dict[str, str], int, int]:
 
     scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "root_path": ""}
     scope |= {"scheme": "http", "query_string": b"", "headers": [], "http_version": "1.1"}
-    asyncio.run(app(scope, receive, send))
+    thread = threading.Thread(target=lambda: asyncio.run(app(scope, receive, send)))  # playwright leaves a loop in ours
+    thread.start()
+    thread.join()
     return head["status"], head["headers"], *seen
 
 
