@@ -196,3 +196,11 @@ def test_a_model_too_large_for_one_gpu_is_spread_over_several(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**10, 10**10))
     assert load.fits_one(7 * 10**9, "cuda")
     assert not load.fits_one(9 * 10**9, "cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PACKED)
+def test_the_default_model_is_taken_packed(precision):
+    """int8 picks its outliers from all tokens at once, so that a later token moves earlier logits a little."""
+    stack, _ = packed("smollm2-135m", precision)
+    assert len(stack.layers) == 30

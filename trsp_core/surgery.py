@@ -94,7 +94,8 @@ def find(model: nn.Module) -> Stack:
     finally:
         for hook in hooks:
             hook.remove()
-    if not torch.allclose(seen[:, :2], _three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=1e-2, equal_nan=True):
+    near = 0.01 * seen.nan_to_num().abs().max().item()  # int8 rounds by what it sees of all tokens
+    if not torch.allclose(seen[:, :2], _three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=near, equal_nan=True):
         raise TrspError(
             f"{type(model).__name__} reads the tokens that follow: it is an encoder.", "Choose a decoder-only model."
         )
