@@ -16,15 +16,21 @@ COMMAND = "python -m trsp_core sweep --grid FILE"
 
 
 def records() -> dict[str, Sweep]:
-    """By title, those that ship and those of this machine; one that was made here stands for a shipped one of its
-    name where it has as many points."""
+    """By title, those that ship and those of this machine, with a picture first; one that was made here stands for
+    a shipped one of its name where it has as many points."""
     found: dict[str, Sweep] = {}
     for folder in (points.shipped(), points.local(server.store().root)):
         for file in sorted(folder.glob("*.json")):
             sweep = _load(str(file), file.stat().st_mtime_ns)
             if sweep and len(sweep.points) >= len(found[sweep.name].points if sweep.name in found else []):
                 found[sweep.name] = sweep
-    return {f"{words.plain(sweep.title)}": sweep for sweep in found.values()}
+    ordered = sorted(found.values(), key=_place)
+    return {f"{words.plain(sweep.title)}": sweep for sweep in ordered}
+
+
+def _place(sweep: Sweep) -> int:
+    """Those by length first, then maps, then paths, then what no picture fits."""
+    return [bool(lengths.arms(sweep)), bool(maps.mappable(sweep)), bool(maps.walked(sweep)), True].index(True)
 
 
 @st.cache_resource(show_spinner=False, max_entries=20)
@@ -53,7 +59,7 @@ def show(sweep: Sweep) -> None:
     """Length first, then the map, then the path: whichever of them this sweep has."""
     shown = [draw(sweep) for draw in (_length, _map, _path)]
     if not any(shown):
-        st.info("This sweep varies nothing that a picture here shows; its figures are below.", icon=":material/info:")
+        st.caption("No picture fits what this sweep varies; its figures:")
     with st.expander(f"All {len(sweep.points)} points", expanded=not any(shown)):
         st.dataframe(maps.table(sweep), hide_index=True, placeholder="–", alt="Every figure of every point.")
     protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in sweep.protocol.items())
