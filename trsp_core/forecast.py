@@ -223,7 +223,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     tokens = config.batch_blocks * config.block_length
     a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # numbers kept for the way back
     steps = learns or methods.get(config.method).trains
-    held_layers = facts.n_layers if not config.recompute else 1
+    again = config.recompute and not methods.get(config.method).trains  # stage 1 keeps its activations
+    held_layers = 1 if again else facts.n_layers
     activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
     if config.adapter_rank and config.stage2_steps:
         activations *= 1.5  # what adapters keep beside the maps that they sit on

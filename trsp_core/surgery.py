@@ -260,18 +260,24 @@ def skipped(
 
         return hand_on
 
-    chosen = [stack.layers[i] for i in sorted(layers)]
-    before = [layer.__dict__.get("forward") for layer in chosen]
-    for i, layer in zip(sorted(layers), chosen, strict=True):
-        layer.forward = make(i)
+    with _forwarding({stack.layers[i]: make(i) for i in sorted(layers)}):
+        yield
+
+
+@contextlib.contextmanager
+def _forwarding(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Modules compute by other functions inside."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for layer, forward in zip(chosen, before, strict=True):
+        for module, forward in before.items():
             if forward is None:
-                del layer.forward
+                del module.forward
             else:
-                layer.forward = forward
+                module.forward = forward
 
 
 @contextlib.contextmanager
@@ -306,18 +312,8 @@ def recomputed(stack: Stack) -> Iterator[None]:
 
         return again
 
-    layers = list(stack.layers)
-    before = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = make(layer.forward)
-    try:
+    with _forwarding({layer: make(layer.forward) for layer in stack.layers}):
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward
 
 
 @contextlib.contextmanager
