@@ -15,7 +15,8 @@ HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", 
 TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "checkpoint",
               "downloads", "hub", "forecast", "texts", "data", "methods", "families", "workbench", "evidence", "plans",
               "intervals", "questions", "grids", "crew", "sweep", "points", "agenda", "series", "drawings", "palette",
-              "card", "proof", "export", "upload", "errands", "curves", "report", "lessons")  # fmt: skip
+              "card", "proof", "export", "upload", "errands", "curves", "report", "lessons",
+              "replay")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

@@ -146,3 +146,6 @@ def next_steps(run: Run) -> None:
             icon=":material/compare_arrows:",
             query_params={"run": run.id},
         )
+        st.page_link(
+            "pages/views/home.py", label="Replay it", icon=":material/replay:", query_params={"replay": run.id}
+        )

@@ -39,6 +39,11 @@ def leave_run() -> None:
     st.query_params.clear()
 
 
+def replay_id() -> str | None:
+    """The run that the address asks to replay."""
+    return st.query_params.get("replay")
+
+
 def form() -> dict[str, Any]:
     """Knob name to value, as typed so far, the latest change included. The first call of a tab reads the address."""
     if "form" not in st.session_state:

@@ -10,6 +10,8 @@ from trsp_core import methods, series
 from trsp_core.config import RunConfig
 from trsp_core.state import RunState
 
+SAMPLE = 200  # pixels: the height of a text's place
+
 
 def draw(state: RunState, config: RunConfig, live: bool) -> None:
     """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data.
@@ -47,7 +49,8 @@ def stage_1(state: RunState, config: RunConfig) -> None:
     with right:
         st.caption("The stack now, input at the bottom.")
         charts.show(charts.stack(mode()), series.stack(state), "stack")
-    st.markdown(winner(state))
+    with st.container(key="winner"):
+        st.markdown(winner(state))
 
 
 def winner(state: RunState) -> str:
@@ -93,17 +96,17 @@ def _learns(config: RunConfig) -> bool:
     return bool(known and known.trains)
 
 
-def samples(state: RunState) -> None:
-    """What the models write, side by side."""
-    if not state.samples:
+def samples(state: RunState, places: bool = False) -> None:
+    """What the models write, side by side; with `places` from the start, so that nothing below moves as they come."""
+    if not (state.samples or places):
         return
     st.markdown("#### The same prompt, continued")
-    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples]
-    if state.samples.get("direct") == state.samples.get("pruned"):
+    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples or places]
+    if state.samples.get("direct") == state.samples.get("pruned") and not places:
         shown = [s for s in shown if s != "direct"]
     for column, name in zip(st.columns(len(shown), gap="medium"), shown, strict=True):
-        sample = state.samples[name]
-        with column, st.container(border=True):
+        with column, st.container(border=True, height=SAMPLE if places else "content"):
             st.markdown(f"**{words.MODEL_STATES[name]}**")
-            st.caption(words.plain(sample.prompt))
-            st.text(sample.text)
+            sample = state.samples.get(name)
+            st.caption(words.plain(sample.prompt) if sample else "Not yet written")
+            st.text(sample.text if sample else "")
