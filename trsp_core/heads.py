@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SLICE = 1024  # tokens of the vocabulary at once
+ROWS = 128  # places in the text whose logits are held at once while a loss is taken
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:
@@ -53,6 +55,87 @@ def withheld(model: nn.Module) -> Iterator[list[Tensor]]:
         yield given
     finally:
         del head.forward
+
+
+def projects(model: nn.Module, ids: Tensor) -> bool:
+    """Whether the model's logits are its head's projection and nothing else, by a pass over `ids` (B, T)."""
+    head = head_of(model)
+    if head is None or "forward" in vars(head):  # somebody moves its weights about
+        return False
+    with torch.no_grad(), listening(model) as given:
+        logits = model(input_ids=ids, use_cache=False).logits
+        return _projects(head, given[0].flatten(0, -2), logits.flatten(0, -2))
+
+
+def taught(model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, share: float = 0.0) -> list[Tensor]:
+    """Mean nats per predicted token of `ids` (B, T), which has no gradient, and (1 - share) of that +
+    share KL(teacher, model), whose gradient is worked out on the way: no more than ROWS rows of logits are ever held.
+
+    For models whose logits are a plain projection (`projects`). Elsewhere, and in tests, what this stands for is
+    `lab.next_token_loss(model(ids).logits, ids).mean()`, equal within rounding.
+    """
+    states, head = _before_head(model, ids)
+    says = None
+    if teacher is not None and share:
+        with torch.no_grad():
+            hidden, other = _before_head(teacher, ids)
+        says = lambda rows: F.linear(hidden[rows], other.weight, other.bias).float().log_softmax(-1)  # noqa: E731
+    return _Taught.apply(states, head.weight, head.bias, ids[:, 1:].flatten(), share, says)  # type: ignore[return-value]
+
+
+def _before_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, nn.Linear]:
+    """What the head is given at all places but each block's last, (B * (T - 1), D), and the head."""
+    head = head_of(model)
+    assert head is not None
+    with withheld(model) as given:
+        model(input_ids=ids, use_cache=False)
+    return given[0][:, :-1].flatten(0, 1), head
+
+
+class _Taught(torch.autograd.Function):
+    """The losses of `taught` from states (N, D), the head's weight (V, D) and bias (V,) or None, targets (N,), and
+    what the teacher says at some rows: its log-probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, states, weight, bias, targets, share, says):  # type: ignore[override]
+        inputs, n = (states, weight, bias), len(targets)
+        ctx.grads = [torch.zeros_like(x) if w else None for x, w in zip(inputs, ctx.needs_input_grad, strict=False)]
+        lm = kl = torch.zeros((), dtype=torch.float64, device=states.device)
+        for start in range(0, n, ROWS):
+            rows = slice(start, start + ROWS)
+            logs = F.linear(states[rows], weight, bias).float().log_softmax(-1)
+            lm = lm - logs.gather(1, targets[rows, None]).double().sum()
+            teacher = says(rows) if says else None
+            if teacher is not None:
+                kl = kl + F.kl_div(logs, teacher, reduction="none", log_target=True).sum(-1).double().sum()
+            if any(ctx.needs_input_grad[:3]):
+                slope = logs.exp_()  # of the loss by the logits: the model's probabilities less the wanted ones
+                if teacher is not None:
+                    slope.sub_(teacher.exp_(), alpha=share)
+                less = slope.new_full((len(slope), 1), share - 1.0 if teacher is not None else -1.0)
+                slope = slope.scatter_add_(1, targets[rows, None], less).div_(n).to(states.dtype)
+                _add_gradients(ctx.grads, rows, slope, states, weight)
+        lm, kl = lm.float() / n, kl.float() / n
+        loss = (1 - share) * lm + share * kl if says else lm.clone()
+        ctx.mark_non_differentiable(lm)
+        return lm, loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, upstream: Tensor):  # type: ignore[override]
+        factor = upstream.item()
+        found = [g if g is None or factor == 1.0 else g * factor for g in ctx.grads]
+        return (*found, None, None, None)
+
+
+def _add_gradients(grads: list[Tensor | None], rows: slice, slope: Tensor, states: Tensor, weight: Tensor) -> None:
+    """Those of states, weight and bias, where they are wanted, from the loss's slope (ROWS, V) by the logits."""
+    if grads[0] is not None:
+        grads[0][rows] = slope @ weight
+    if grads[1] is not None:
+        grads[1].addmm_(slope.T, states[rows])
+    if grads[2] is not None:
+        grads[2] += slope.sum(0)
 
 
 class Reference:

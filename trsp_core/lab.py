@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import data, surgery
+from trsp_core import data, heads, surgery
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -30,6 +30,7 @@ class Lab:
         device: where the model's input goes.
         teacher: a copy of the dense model, for `taught_loss`; None where nothing is distilled.
         gone: layers chosen in earlier cycles; they are skipped, and no candidates any more.
+        projects: the logits are a plain projection, so that losses need not hold them all.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
@@ -37,6 +38,7 @@ class Lab:
         self.device = next(stack.model.parameters()).device
         self.teacher: Stack | None = None
         self.gone: list[int] = []
+        self.projects = heads.projects(stack.model, blocks[:1, :8].to(self.device))
 
     @property
     def n_layers(self) -> int:
@@ -102,6 +104,8 @@ class Lab:
 
     def lm_loss(self, ids: Tensor) -> Tensor:
         """L_LM: mean nats per predicted token of `ids` (B, T)."""
+        if self.projects:
+            return heads.taught(self.model, ids)[1]
         logits = self.model(input_ids=ids, use_cache=False).logits
         return next_token_loss(logits, ids).mean()
 
@@ -116,10 +120,14 @@ class Lab:
                 dense model what enters it, under L what leaves the last. The distance is then their mean relative
                 distance from the teacher's; without it, KL(teacher, model) in nats a predicted token.
         """
+        if not share or self.teacher is None:
+            lm = self.lm_loss(ids)
+            return lm.item(), lm
+        if self.projects and not joins:
+            lm, loss = heads.taught(self.model, ids, self.teacher.model, share)
+            return lm.item(), loss
         logits = self.model(input_ids=ids, use_cache=False).logits
         lm = next_token_loss(logits, ids).mean()
-        if not share or self.teacher is None:
-            return lm.item(), lm
         if joins:
             found = joins()
             with torch.no_grad():

@@ -1,0 +1,85 @@
+"""The loss that holds no logits, against its plain twin: the same values and the same gradients, within rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests import tiny
+from trsp_core import heads, surgery
+from trsp_core.lab import next_token_loss
+
+
+def built(dtype=torch.float64, bias=False, tied=True, seed=0):
+    model = tiny.build(seed=seed, tie_word_embeddings=tied).to(dtype)
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(model.lm_head.out_features, dtype=dtype))
+    return model
+
+
+def plain(model, ids, teacher=None, share=0.0):
+    logits = model(input_ids=ids, use_cache=False).logits
+    lm = next_token_loss(logits, ids).mean()
+    if not share or teacher is None:
+        return lm, lm
+    with torch.no_grad():
+        p = teacher(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
+    q = logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
+    return lm, (1 - share) * lm + share * F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+@pytest.mark.parametrize("rows", [5, 128])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_values_and_gradients_are_those_of_the_plain_loss(monkeypatch, rows, tied, bias, share):
+    monkeypatch.setattr(heads, "ROWS", rows)
+    model, teacher, ids = built(torch.float32, bias, tied), built(torch.float32, seed=1), tiny.ids(3, 14)
+    assert heads.projects(model, ids)
+    found, wanted = heads.taught(model, ids, teacher, share), plain(model, ids, teacher, share)
+    assert found[0].item() == pytest.approx(wanted[0].item(), rel=1e-6)
+    assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-6)
+    assert not found[0].requires_grad
+    (3 * found[1]).backward()  # not by one: the factor that comes from above counts
+    own = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    (3 * wanted[1]).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(own[name], parameter.grad, rtol=1e-4, atol=1e-7), name
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_frozen_weights_get_no_gradient_and_states_do():
+    model, ids = built(torch.float32), tiny.ids(2, 12)
+    with surgery.learning(model, list(surgery.find(model).layers[0].parameters())):
+        heads.taught(model, ids)[1].backward()
+        assert model.get_output_embeddings().weight.grad is None
+        assert all(p.grad is not None for p in surgery.find(model).layers[0].parameters())
+
+
+def test_without_gradients_it_is_a_figure_alone():
+    model, ids = built(torch.float32), tiny.ids(2, 12)
+    with torch.inference_mode():
+        assert heads.taught(model, ids)[1].item() == pytest.approx(plain(model, ids)[0].item(), rel=1e-6)
+
+
+def test_a_head_that_does_more_than_project_is_seen():
+    model, ids = built(torch.float32), tiny.ids(2, 12)
+    inner = model.forward
+
+    def capped(**given):
+        told = inner(**given)
+        told.logits = 2.0 * torch.tanh(told.logits / 2.0)
+        return told
+
+    model.forward = capped
+    assert not heads.projects(model, ids)
+
+
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_loss():
+    ids, exact = tiny.ids(3, 14), built(torch.float64)
+    truth = plain(exact, ids)[0].item()
+    half = built(torch.bfloat16)
+    own, theirs = (abs(f(half, ids)[1].item() - truth) for f in (heads.taught, plain))
+    assert own <= 2 * theirs + 1e-3
