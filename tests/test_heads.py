@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests import tiny
-from trsp_core import heads, surgery
+from trsp_core import heads, measure, surgery
 from trsp_core.lab import next_token_loss
 
 
@@ -83,3 +83,23 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_loss():
     half = built(torch.bfloat16)
     own, theirs = (abs(f(half, ids)[1].item() - truth) for f in (heads.taught, plain))
     assert own <= 2 * theirs + 1e-3
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_nats_of_each_token_are_those_of_the_plain_loss(monkeypatch, bias):
+    monkeypatch.setattr(heads, "ROWS", 7)
+    model, ids = built(torch.float32, bias), tiny.ids(3, 14)
+    with torch.inference_mode():
+        wanted = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids)
+        with heads.withheld(model):
+            assert torch.allclose(heads.nats(model, ids), wanted, rtol=1e-5, atol=1e-6)
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+def test_measuring_holds_no_logits_unless_somebody_watches_them():
+    model, ids = built(torch.float32), tiny.ids(6, 14)
+    seen = []
+    watched = list(measure.block_losses(model, ids, seen.append))
+    alone = list(measure.block_losses(model, ids))
+    assert [x for part in alone for x in part] == pytest.approx([x for part in watched for x in part], rel=1e-6)
+    assert sum(len(logits) for logits in seen) == 6

@@ -29,6 +29,11 @@ class EagerAdamW:
         for group in self.param_groups:
             for parameter in group["params"]:
                 own = torch.optim.AdamW([parameter], weight_decay=0.0, fused=True)
+                own.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
                 hooks.append(parameter.register_post_accumulate_grad_hook(self._stepper(own, group)))
         try:
             yield

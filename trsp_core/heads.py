@@ -41,14 +41,14 @@ def listening(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def withheld(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The head computes nothing inside; a list gets what it was given, (B, T, D)."""
+    """The head hands on what it is given inside, (B, T, D), which a list gets as well."""
     given: list[Tensor] = []
     head = head_of(model)
     assert head is not None
 
     def hand_on(hidden: Tensor) -> Tensor:
         given.append(hidden)
-        return hidden[..., :1]
+        return hidden
 
     head.forward = hand_on  # type: ignore[method-assign]
     try:
@@ -81,6 +81,19 @@ def taught(model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, shar
             hidden, other = _before_head(teacher, ids)
         says = lambda rows: F.linear(hidden[rows], other.weight, other.bias).float().log_softmax(-1)  # noqa: E731
     return _Taught.apply(states, head.weight, head.bias, ids[:, 1:].flatten(), share, says)  # type: ignore[return-value]
+
+
+def nats(model: nn.Module, ids: Tensor) -> Tensor:
+    """Nats of each predicted token (B, T - 1) of `ids` (B, T), by a model whose head is `withheld`, without gradients:
+    `lab.next_token_loss` with ROWS rows of logits at a time."""
+    head = head_of(model)
+    assert head is not None
+    states, targets = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    found = []
+    for rows, wanted in zip(states.split(ROWS), targets.split(ROWS), strict=True):
+        logits = F.linear(rows, head.weight, head.bias).float()
+        found.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None]).squeeze(1))
+    return torch.cat(found).view(len(ids), -1)
 
 
 def _before_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, nn.Linear]:

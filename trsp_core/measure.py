@@ -3,6 +3,8 @@ most."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import resource
@@ -16,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trsp_core import abreast, generate, quantized
+from trsp_core import abreast, generate, heads, quantized
 from trsp_core.lab import next_token_loss
 
 ROWS = 64  # of logits compared at once
@@ -34,10 +36,13 @@ def block_losses(
         watch: gets the logits (B, T, V) of each few blocks.
     """
     device = next(model.parameters()).device
+    sparing = watch is None and heads.projects(model, blocks[:1, :8].to(device))
 
     def losses(batch: Tensor) -> tuple[list[float], Tensor | None]:
         with torch.inference_mode():
             ids = batch.to(device)
+            if sparing:
+                return heads.nats(model, ids).double().mean(dim=1).tolist(), None
             logits = model(input_ids=ids, use_cache=False).logits
             found = next_token_loss(logits, ids).double().mean(dim=1).tolist()
             return found, logits if watch else None
@@ -45,11 +50,20 @@ def block_losses(
     batches = blocks.split(max(1, TOKENS_AT_ONCE // blocks.shape[1]))
     wide = abreast.lanes(device, len(batches))
     for start in range(0, len(batches), wide):
-        for found, logits in abreast.run([partial(losses, b) for b in batches[start : start + wide]], device):
+        with heads.withheld(model) if sparing else contextlib.nullcontext():
+            told = abreast.run([partial(losses, b) for b in batches[start : start + wide]], device)
+        for found, logits in told:
             if watch and logits is not None:
                 with torch.inference_mode():
                     watch(logits)
             yield found
+    _trim()
+
+
+def _trim() -> None:
+    """Give the memory that was freed in small pieces back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Reference:
