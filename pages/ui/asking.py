@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from pages.ui import desk, session, words
+from pages.ui import address, desk, session, words
 from pages.ui.prompts import IN_TEMPLATE, PROMPTS
 from trsp_core import answers as an
 from trsp_core import comparison
@@ -18,25 +18,27 @@ from trsp_core.errors import TrspError
 from trsp_core.state import RunState
 from trsp_core.store import Run
 
-FIRST = {
-    "compare-kind": "Story",
-    "compare-prompt": PROMPTS["Story"],
-    "compare-chat": False,
-    "compare-drawn": "Likeliest token",
-    "compare-temperature": 0.8,
-    "compare-top-p": 0.95,
-    "compare-seed": 0,
-    "compare-length": 64,
+HOW = ["Likeliest token", "Drawn"]
+FIRST = {  # each control's value in a new tab, and how a link's is read
+    "compare-kind": ("Story", address.one_of(list(PROMPTS))),
+    "compare-prompt": (PROMPTS["Story"], address.text(an.MAX_PROMPT)),
+    "compare-chat": (False, address.one_of([True, False])),
+    "compare-drawn": (HOW[0], address.one_of(HOW)),
+    "compare-temperature": (0.8, address.within(0.1, 2.0)),
+    "compare-top-p": (0.95, address.within(0.05, 1.0)),
+    "compare-seed": (0, address.within(0, 2**31 - 1, int)),
+    "compare-length": (64, address.within(8, an.MAX_NEW_TOKENS, int)),
 }
 
 
 def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None:
     """The controls and the buttons that ask and stop; `live` is the ticket of what is being written."""
     offered = desk.variants(run, config, state)
-    for key, value in FIRST.items():
-        session.start_with(key, value)
+    for key, (value, read) in FIRST.items():
+        address.linked(key, value, read)
     usual = [name for name in ("Dense", "Deleted at once", "Pruned") if name in offered]
-    session.start_with("compare-models", usual if "Pruned" not in usual else ["Dense", "Pruned"])
+    usual = usual if "Pruned" not in usual else ["Dense", "Pruned"]
+    address.linked("compare-models", usual, address.some_of(list(offered), an.MAX_COLUMNS))
     session.put("compare-models", [m for m in session.get("compare-models") if m in offered] or ["Dense"])
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -67,7 +69,7 @@ def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None
 def _sampling() -> None:
     drawn = session.get("compare-drawn")
     with st.popover(f"{drawn}, {session.get('compare-length')} tokens", icon=":material/tune:"):
-        st.segmented_control("Each token is", ["Likeliest token", "Drawn"], key="compare-drawn", required=True)
+        st.segmented_control("Each token is", HOW, key="compare-drawn", required=True)
         off = session.get("compare-drawn") != "Drawn"
         st.slider("Temperature", 0.1, 2.0, step=0.1, key="compare-temperature", disabled=off)
         st.slider("Top-p", 0.05, 1.0, step=0.05, key="compare-top-p", disabled=off)

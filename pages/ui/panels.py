@@ -6,7 +6,7 @@ import contextlib
 
 import streamlit as st
 
-from pages.ui import planner, server, session, words
+from pages.ui import address, planner, server, session, words
 from pages.ui.controls import title_of
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
 from trsp_core import methods, series
@@ -122,6 +122,7 @@ def actions(run: Run, config: RunConfig, status: str) -> bool:
             st.button("Change", icon=":material/tune:", key="change", on_click=planner.change, args=(config,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         planner.command(config)
+        address.copy()
     return again
 
 

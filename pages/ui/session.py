@@ -6,15 +6,20 @@ settings of an unfinished form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import streamlit as st
 
 from trsp_core.config import KNOBS, PRESETS
+from trsp_core.errors import Problem
 
 START = {name: knob.default for name, knob in KNOBS.items()} | PRESETS["quick"]  # an untouched form
 KEPT_BY_PRESETS = ("model", "text", "heldout", "ratio", "prompt", "seed", "device", "threads")
+GUIDE = ("lesson", "step")  # in the address of whatever page a lesson leads to
+OF_FORM = (*KNOBS, "preset")
+OF_RUN = ("run", "ask", "kept", "off", "safe")
 
 
 def run_id() -> str | None:
@@ -26,17 +31,23 @@ def run_id() -> str | None:
 
 
 def show_run(wanted: str) -> None:
-    """Look at this run from now on."""
+    """Look at this run from now on. What the address says of another run or of an unfinished form goes out of it."""
     st.session_state["run"] = wanted
-    if st.query_params.get("run") != wanted:
-        st.query_params.from_dict({"run": wanted})
+    now = st.query_params.get("run")
+    if now != wanted:
+        _rewrite((k for k in st.query_params if (k in GUIDE if now else k not in OF_FORM)), {"run": wanted})
+
+
+def _rewrite(kept: Iterable[str], more: Mapping[str, str]) -> None:
+    """Leave the parameters `kept` in the address as they are, and put `more` there; no others."""
+    st.query_params.from_dict({k: st.query_params.get_all(k) for k in kept} | dict(more))
 
 
 def leave_run() -> None:
     """Look at no run: the form comes back as it was left."""
     st.session_state["left_out"] = []
     st.session_state.pop("run", None)
-    st.query_params.clear()
+    _rewrite((k for k in st.query_params if k in GUIDE), {})
 
 
 def replay_id() -> str | None:
@@ -47,16 +58,40 @@ def replay_id() -> str | None:
 def form() -> dict[str, Any]:
     """Knob name to value, as typed so far, the latest change included. The first call of a tab reads the address."""
     if "form" not in st.session_state:
-        given = {k: v for k, v in st.query_params.items() if k in KNOBS}
-        read = {name: KNOBS[name].parse(value) for name, value in given.items()}
-        st.session_state["form"] = _fresh(given) | {name: value for name, (value, _) in read.items()}
-        st.session_state["left_out"] = [problem for _, problem in read.values() if problem]
+        st.session_state["form"], st.session_state["left_out"] = read_settings(st.query_params.to_dict())
     values = st.session_state["form"]
     values.update({name: st.session_state[widget(name)] for name in KNOBS if widget(name) in st.session_state})
     return values
 
 
-def left_out() -> list[Any]:
+def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
+    """The form that a link means, and what in it cannot be used: that is left out, and all else is taken.
+
+    A link without a setting means an untouched form; one with settings says all that is no default, or all that
+    differs from the `preset` it names.
+    """
+    given, preset, problems = {k: v for k, v in address.items() if k in KNOBS}, address.get("preset"), []
+    values = {name: knob.default for name, knob in KNOBS.items()} if given or preset else dict(START)
+    if preset in PRESETS:
+        values |= PRESETS[preset]
+    elif preset is not None:
+        said = f"There is no preset {preset[:40]!r}."
+        problems.append(Problem("preset", said, f"Take one of {', '.join(PRESETS)}."))
+        values = values if given else dict(START)
+    for name, text in given.items():
+        value, problem = KNOBS[name].parse(text)
+        if problem:
+            problems.append(problem)
+        else:
+            values[name] = value
+    for name in set(address) - {*OF_FORM, *OF_RUN, *GUIDE}:
+        if meant := difflib.get_close_matches(name.replace("-", "_"), KNOBS, 1, 0.8):
+            said = f"There is no setting {name[:40]!r}."
+            problems.append(Problem(name, said, f"Did the link mean {meant[0]}?"))
+    return values, problems
+
+
+def left_out() -> list[Problem]:
     """Problems with settings in the address, which the form did without."""
     form()
     return st.session_state["left_out"]
@@ -110,6 +145,11 @@ def get(key: str) -> Any:
     return st.session_state.get(key)
 
 
+def knows(key: str) -> bool:
+    """Whether a control has a state by now."""
+    return key in st.session_state
+
+
 def start_with(key: str, value: Any) -> None:
     """Set the state of a control that has none yet."""
     st.session_state.setdefault(key, value)
@@ -118,21 +158,24 @@ def start_with(key: str, value: Any) -> None:
 def write_address() -> None:
     """Keep the form in the address: nothing for an untouched form, else every setting that is not a default."""
     values = form()
-    if values == START:
-        wanted = {}
-    else:
-        wanted = {k: _written(v) for k, v in values.items() if v != KNOBS[k].default and v is not None}
-        wanted = wanted or {"ratio": _written(values["ratio"])}
-    if dict(st.query_params) != wanted:
-        st.query_params.from_dict(wanted)
+    wanted = {} if values == START else written(values)
+    if {k: v for k, v in st.query_params.items() if k in OF_FORM} != wanted:
+        _rewrite((k for k in st.query_params if k not in (*OF_FORM, *OF_RUN)), wanted)
 
 
-def _fresh(given: Mapping[str, str]) -> dict[str, Any]:
-    return {name: knob.default for name, knob in KNOBS.items()} if given else dict(START)
+def written(values: Mapping[str, Any]) -> dict[str, str]:
+    """A form as parameters of a link, as `read_settings` reads them: all that is no default, at least one."""
+    found = {k: write(v) for k, v in values.items() if v != KNOBS[k].default and v is not None}
+    return found or {"ratio": write(values["ratio"])}
 
 
-def _written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+def write(value: Any) -> str:
+    """A value as a word of the address, exactly."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return short if float(short := f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 def ticket() -> str | None:
@@ -164,12 +207,13 @@ def _set_address(name: str, wanted: str | None) -> None:
         st.query_params[name] = wanted
 
 
-def show_set(removed: frozenset[int]) -> None:
-    """Keep the layers that are taken out by hand in the address."""
+def show_set(removed: frozenset[int], protected: frozenset[int] = frozenset()) -> None:
+    """Keep the layers that are taken out by hand, and those that no preset may take out, in the address."""
     _set_address("off", ",".join(map(str, sorted(removed))) or None)
+    _set_address("safe", ",".join(map(str, sorted(protected))) or None)
 
 
-def set_in_address() -> frozenset[int]:
-    """The layers that the address takes out; none where it cannot be read."""
-    words = (st.query_params.get("off") or "").split(",")
+def set_in_address(name: str = "off") -> frozenset[int]:
+    """The layers that the address takes out, or with `safe` protects; none where it cannot be read."""
+    words = (st.query_params.get(name) or "").split(",")
     return frozenset(int(word) for word in words if word.isdecimal() and len(word) < 5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.ui import charts, lengths, maps, server, theme, words
+from pages.ui import address, charts, lengths, maps, server, theme, words
 from trsp_core import points
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
@@ -47,8 +47,10 @@ def tab() -> None:
     if not there:
         st.info("No sweep has been recorded yet. The command below makes one of a grid.", icon=":material/info:")
     elif len(there) > 1:
-        picked = st.segmented_control("Sweep", list(there), default=next(iter(there)), key="sweep")
-        show(there[picked or next(iter(there))])
+        first, names = next(iter(there)), {sweep.name: title for title, sweep in there.items()}
+        key = address.linked("sweep", there[first].name, address.one_of(list(names)))
+        picked = st.segmented_control("Sweep", list(names), format_func=names.get, key=key)
+        show(there[names.get(picked or "", first)])
     else:
         show(next(iter(there.values())))
     st.markdown("Run a grid here or on a cluster; a stopped one goes on where it was:")
@@ -86,7 +88,9 @@ def _length(sweep: Sweep) -> bool:
     if home:
         st.badge("Gain in the calibration domain only", icon=":material/home:", color="orange")
         st.caption(f"TRSP beside the control, after {', '.join(str(d.steps) for d in home)} steps.")
-    by = st.segmented_control("Length in", ["steps", "seconds"], default="steps", key=f"by-{sweep.name}") or "steps"
+    units = ["steps", "seconds"]
+    key = address.linked(f"by-{sweep.name}", units[0], address.one_of(units))
+    by = st.segmented_control("Length in", units, key=key) or units[0]
     for column, domain in zip(st.columns(2, gap="large"), DOMAINS, strict=True):
         with column:
             st.markdown(f"**{words.DOMAINS[domain].capitalize()}**")
@@ -105,13 +109,13 @@ def _map(sweep: Sweep) -> bool:
         st.markdown("#### A map of the settings")
         arm = next(iter(there))
         if len(there) > 1:
-            arm = st.selectbox("Arm", list(there), format_func=there.__getitem__, key=f"arm-{sweep.name}")
+            key = address.linked(f"arm-{sweep.name}", arm, address.one_of(list(there)))
+            arm = st.selectbox("Arm", list(there), format_func=there.__getitem__, key=key)
         domain = st.segmented_control(
             "Domain",
             list(reversed(DOMAINS)),
-            default="heldout",
             format_func=lambda d: words.DOMAINS[d].capitalize(),
-            key=f"domain-{sweep.name}",
+            key=address.linked(f"domain-{sweep.name}", "heldout", address.one_of(DOMAINS)),
         )
     sides, domain = maps.sides(sweep, arm), domain or "heldout"
     if sides:

@@ -45,9 +45,10 @@ def choose_by_influence(run: Run, config: RunConfig, state: RunState, scores: Ma
 def begin(run: Run, config: RunConfig, depth: int) -> None:
     """When this tab comes to the run first: the set in the address, which is measured at once."""
     if session.get(key(run, "trials")) is None:
-        named = session.set_in_address()
-        removed = named if named < frozenset(range(depth)) else frozenset()
-        put_trials(run, Trials(Choice(removed)))
+        layers = frozenset(range(depth))
+        named, safe = session.set_in_address(), session.set_in_address("safe")
+        removed = named if named < layers else frozenset()
+        put_trials(run, Trials(Choice(removed, (safe & layers) - removed)))
         if removed:
             choose(run, config, trials_of(run))
 
@@ -55,7 +56,7 @@ def begin(run: Run, config: RunConfig, depth: int) -> None:
 def choose(run: Run, config: RunConfig, changed: Trials) -> None:
     """Make `changed` the trials, and ask for the figures of its set; an earlier question is dropped."""
     put_trials(run, changed)
-    session.show_set(changed.now.removed)
+    session.show_set(changed.now.removed, changed.now.protected)
     bench = desk.workbench()
     if old := session.get(key(run, "ticket")):
         bench.cancel(old)

@@ -6,7 +6,7 @@ import dataclasses
 
 import streamlit as st
 
-from pages.ui import charts, desk, planner, rivals, session, side_by_side, strips, theme, trials, tries, words
+from pages.ui import address, charts, desk, planner, rivals, session, side_by_side, strips, theme, trials, tries, words
 from pages.ui.trials import Choice, Trials
 from trsp_core import answers as an
 from trsp_core import methods
@@ -78,7 +78,9 @@ def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
             tries.rate(run, config)
 
     with st.container(horizontal=True, vertical_alignment="bottom", key="what-if-presets"):
-        st.segmented_control("A click", ["Removes", "Protects"], key="what-if-mode", default="Removes", required=True)
+        modes = ["Removes", "Protects"]
+        key = address.linked("what-if-mode", modes[0], address.one_of(modes))
+        st.segmented_control("A click", modes, key=key, required=True)
         for step, some, keys in (("undo", now.past, "Ctrl+Z"), ("redo", now.future, "Ctrl+Shift+Z")):
             icon = f":material/{step}:"
             st.button(

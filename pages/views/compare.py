@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import asking, desk, lists, panels, server, session, side_by_side, words
+from pages.ui import address, asking, desk, lists, panels, server, session, side_by_side, words
 from trsp_core import comparison
 from trsp_core.comparison import Comparison
 from trsp_core.errors import TrspError
@@ -41,7 +41,7 @@ def show_kept(run: Run, name: str) -> None:
     asking.copy(found)
 
 
-st.header("Compare")
+address.title("Compare")
 run = lists.choose(server.store().runs())
 config = panels.config_of(run) if run else None
 if run is None or config is None:

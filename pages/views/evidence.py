@@ -4,7 +4,7 @@ import contextlib
 
 import streamlit as st
 
-from pages.ui import charts, ladder, plan_runs, published, server, sweeps, theme, verdict, words
+from pages.ui import address, charts, ladder, plan_runs, published, server, sweeps, theme, verdict, words
 from trsp_core import evidence, intervals
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
@@ -62,14 +62,17 @@ def draw(record: Record, spec, frame, name: str, more: str = "") -> None:
     charts.show(spec(theme.mode()), frame, f"{name}-{record.plan}-{more}", ladder.ALT[name])
 
 
-st.header("Evidence")
+address.title("Evidence")
 st.markdown("Every row is a run with the same seed, texts and order of blocks, measured on the same blocks.")
-*tabs, settings, others = st.tabs([*PLANS.values(), "How the settings matter", "Published figures"])
+names = [*PLANS.values(), "How the settings matter", "Published figures"]
+part = address.linked("evidence-part", names[0], address.one_of(names))
+*tabs, settings, others = st.tabs(names, key=part, on_change="rerun")
 for tab, plan in zip(tabs, PLANS, strict=True):
     with tab:
         records = found(plan)
         if len(records) > 1:
-            picked = st.segmented_control("Figures", list(records), default=SHIPPED, key=f"figures-{plan}")
+            key = address.linked(f"figures-{plan}", SHIPPED, address.one_of(list(records)))
+            picked = st.segmented_control("Figures", list(records), key=key)
             show(records[picked or SHIPPED])
         elif records:
             st.caption(next(iter(records)))

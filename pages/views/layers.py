@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from pages.ui import charts, knowledge, lists, panels, pictures, server, session, theme, what_if, words
+from pages.ui import address, charts, knowledge, lists, panels, pictures, server, session, theme, what_if, words
 from trsp_core import series
 
-st.header("Layers")
+address.title("Layers")
 run = lists.choose(server.store().runs())
 config = panels.config_of(run) if run else None
 if run is None or config is None:
@@ -21,8 +21,9 @@ if state.model is None:
     st.stop()
 
 names = ["Before and after", "Try it yourself", "Where the knowledge went"]
-session.start_with("layers-part", names[1] if session.set_in_address() else names[0])
-stacks, trying, moved = st.tabs(names, key="layers-part", on_change="rerun")
+first = names[1] if session.set_in_address() else names[0]
+part = address.linked("layers-part", first, address.one_of(names))
+stacks, trying, moved = st.tabs(names, key=part, on_change="rerun")
 if stacks.open:
     with stacks:
         depth, stay = state.model.n_layers, series.fates(state).count("kept")

@@ -2,17 +2,35 @@
 
 import streamlit as st
 
-from pages.ui import controls, fetching, panels, planner, results, server, session, stages, takeaway, words
+from pages.ui import (
+    address,
+    classroom,
+    controls,
+    fetching,
+    panels,
+    planner,
+    results,
+    server,
+    session,
+    stages,
+    takeaway,
+    words,
+)
 from trsp_core.errors import TrspError
 
 
 def show_form() -> None:
     """The settings of a new run, what they cost, and Start."""
-    st.header("New run")
+    address.title("New run")
     for problem in session.left_out():
-        st.warning(f"Left out of the address: {words.plain(problem.message)}")
+        st.warning(
+            f"Left out of the address: {words.plain(problem.message)} {words.plain(problem.remedy)}",
+            icon=":material/link_off:",
+        )
     made = planner.plan()
-    controls.presets()
+    with st.container(horizontal=True, vertical_alignment="bottom", key="presets"):
+        controls.presets()
+        classroom.ladders()
     controls.first(made.problems, fetching.choose, planner.ratio_in_words(made))
     if made.missing:
         fetching.box(made.missing, made.config)

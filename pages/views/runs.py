@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from pages.ui import lists, server, session, words
+from pages.ui import address, lists, server, session, words
 
-st.header("Runs")
+address.title("Runs")
 everything = server.store().runs()
 if not everything:
     st.info("No runs yet. A Quick run takes about three minutes on two cores.", icon=":material/info:")
@@ -15,6 +15,7 @@ if session.get("delete_error"):
     st.error(words.plain(session.get("delete_error")), icon=":material/error:")
 pages = -(-len(everything) // lists.PER_PAGE)
 st.caption(f"{len(everything)} {'run' if len(everything) == 1 else 'runs'}, newest first.")
-page = st.pagination(pages, key="page") if pages > 1 else 1
+key = address.linked("page", 1, address.within(1, pages, int))
+page = st.pagination(pages, key=key) if pages > 1 else 1
 for run in everything[(page - 1) * lists.PER_PAGE : page * lists.PER_PAGE]:
     lists.row(run, more=True)
