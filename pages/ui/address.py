@@ -94,6 +94,13 @@ def text(most: int) -> Read:
     return read
 
 
+def left_out() -> None:
+    """What the form could not take from the address."""
+    for problem in session.left_out():
+        said = f"Left out of the address: {words.plain(problem.message)} {words.plain(problem.remedy)}"
+        st.warning(said, icon=":material/link_off:")
+
+
 def link() -> str:
     """The whole address of what this tab shows now."""
     given = {k: st.query_params.get_all(k) for k in st.query_params}

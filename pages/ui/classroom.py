@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.ui import session, words
+from pages.ui import controls, session, words
 from trsp_core import lessons
 from trsp_core.lessons import Step
 
 LADDERS = ("ratio-ladder", "lambda-1", "literal-gate")
+
+
+def presets() -> None:
+    """One click for a whole setting, and beside it a class's settings."""
+    with st.container(horizontal=True, vertical_alignment="bottom", key="presets"):
+        controls.presets()
+        ladders()
 
 
 def ladders() -> None:

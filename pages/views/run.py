@@ -22,15 +22,9 @@ from trsp_core.errors import TrspError
 def show_form() -> None:
     """The settings of a new run, what they cost, and Start."""
     address.title("New run")
-    for problem in session.left_out():
-        st.warning(
-            f"Left out of the address: {words.plain(problem.message)} {words.plain(problem.remedy)}",
-            icon=":material/link_off:",
-        )
+    address.left_out()
     made = planner.plan()
-    with st.container(horizontal=True, vertical_alignment="bottom", key="presets"):
-        controls.presets()
-        classroom.ladders()
+    classroom.presets()
     controls.first(made.problems, fetching.choose, planner.ratio_in_words(made))
     if made.missing:
         fetching.box(made.missing, made.config)
