@@ -26,6 +26,7 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
             st.Page("pages/views/compare.py", title="Compare", icon=":material/compare_arrows:"),
             st.Page("pages/views/evidence.py", title="Evidence", icon=":material/balance:"),
             st.Page("pages/views/runs.py", title="Runs", icon=":material/list:"),
+            st.Page("pages/views/paper.py", title="Paper", icon=":material/article:"),
         ],
         position="top",
     ).run()

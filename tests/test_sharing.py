@@ -163,3 +163,23 @@ def test_hostile_words_are_no_value(given_words):
         assert (
             value in ("a", 1, True, ["a"]) or (isinstance(value, (int, float)) and 0 <= value <= 9) or len(value) <= 5
         )
+
+
+def test_a_link_that_is_followed_later_sets_a_form_that_is_there_already():
+    app = open_page("run", ratio="0.1")
+    app.get_by_key(session.widget("lambda_1")).set_value(0.7).run()
+    app.query_params.clear()
+    app.query_params["gate"] = "output"
+    app.run()
+    assert (app.session_state["form"]["gate"], app.session_state["form"]["lambda_1"]) == ("output", 0.05)
+    assert app.get_by_key(session.widget("gate")).value == "output"
+
+
+def test_a_browser_that_lags_behind_takes_no_typed_setting_back():
+    app = open_page("run", ratio="0.1")
+    app.get_by_key(session.widget("lambda_1")).set_value(0.7).run()
+    app.query_params.clear()
+    app.query_params["ratio"] = "0.1"  # as it was before the change
+    app.get_by_key(session.widget("lambda_2")).set_value(3.0).run()
+    form = app.session_state["form"]
+    assert (form["ratio"], form["lambda_1"], form["lambda_2"]) == (0.1, 0.7, 3.0)

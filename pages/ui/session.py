@@ -56,9 +56,15 @@ def replay_id() -> str | None:
 
 
 def form() -> dict[str, Any]:
-    """Knob name to value, as typed so far, the latest change included. The first call of a tab reads the address."""
-    if "form" not in st.session_state:
-        st.session_state["form"], st.session_state["left_out"] = read_settings(st.query_params.to_dict())
+    """Knob name to value, as typed so far, the latest change included. A link's settings are read where the tab comes
+    to the form by it, at first or later."""
+    address = {k: v for k, v in st.query_params.items() if k in OF_FORM}
+    entered = widget("model") not in st.session_state  # the controls were not drawn just before
+    if "form" not in st.session_state or (address and (entered or address not in st.session_state["own"])):
+        values, st.session_state["left_out"] = read_settings(st.query_params.to_dict())
+        st.session_state["form"] = values
+        st.session_state.update({widget(name): value for name, value in values.items()})
+        _note(address)
     values = st.session_state["form"]
     values.update({name: st.session_state[widget(name)] for name in KNOBS if widget(name) in st.session_state})
     return values
@@ -89,6 +95,12 @@ def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Prob
             said = f"There is no setting {name[:40]!r}."
             problems.append(Problem(name, said, f"Did the link mean {meant[0]}?"))
     return values, problems
+
+
+def _note(address: dict[str, str]) -> None:
+    """Remember that this tab has written `address`, or read it: told again by a browser that lags behind, it is no
+    news."""
+    st.session_state["own"] = [*st.session_state.get("own", []), address][-200:]
 
 
 def left_out() -> list[Problem]:
@@ -160,6 +172,7 @@ def write_address() -> None:
     values = form()
     wanted = {} if values == START else written(values)
     if {k: v for k, v in st.query_params.items() if k in OF_FORM} != wanted:
+        _note(wanted)
         _rewrite((k for k in st.query_params if k not in (*OF_FORM, *OF_RUN)), wanted)
 
 

@@ -22,11 +22,11 @@ def _ablation(record: Record) -> list[str]:
     rival = next((record.row(name) for name in RIVALS if record.row(name)), None)
     if trsp is None or rival is None:
         return ["This plan has no run of TRSP beside a control, so it supports no claim about stage 2."]
-    said = [f"After {trsp.steps} steps, {_against(record, trsp, rival)} {_winner(record, trsp, rival)}"]
+    said = [f"After {trsp.steps} steps, {against(record, trsp, rival)} {_winner(record, trsp, rival)}"]
     for name, before in (("direct", "Stage 2 against deleting at once"), ("no_penalty", "The penalty itself")):
         other = record.row(name)
         if other:
-            said.append(f"{before}: {_against(record, trsp, other)}")
+            said.append(f"{before}: {against(record, trsp, other)}")
     return said
 
 
@@ -45,13 +45,14 @@ def _methods(record: Record) -> list[str]:
             said.append(f"{start}; the next, {words.plain(ranked[1].title)}, {_tie(second)}.")
         else:
             found = intervals.factor(trsp.losses[domain], best.losses[domain])
-            said.append(f"{start} of {len(rows)}; TRSP comes {_place(place)}, {_change(found)}.")
+            said.append(f"{start} of {len(rows)}; TRSP comes {_place(place)}, {change(found)}.")
     return said
 
 
-def _against(record: Record, one: Row, other: Row) -> str:
+def against(record: Record, one: Row, other: Row) -> str:
+    """How the perplexity of row `one` stands beside row `other`'s, in both domains."""
     found = evidence.compared(record, one.name, other.name) or {}
-    parts = [f"{_change(found[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in found]
+    parts = [f"{change(found[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in found]
     return f"{words.plain(one.title)}'s perplexity is {' and '.join(parts)}, beside “{words.plain(other.title)}”."
 
 
@@ -69,7 +70,7 @@ def _winner(record: Record, one: Row, other: Row) -> str:
     return "Neither wins in both domains."
 
 
-def _change(found: Interval) -> str:
+def change(found: Interval) -> str:
     """`12 % lower (8 % to 16 %)`, or that the interval holds no difference."""
     ends = sorted(abs(v - 1) for v in (found.low, found.high))
     if _sign(found) == 0:

@@ -1,0 +1,103 @@
+"""The paper page: what it names exists, and what it says in numbers comes from the records."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import streamlit
+
+from pages.ui import departures, doubts, equations, session, words
+from tests import story
+from tests.test_pages import ROOT, open_page, texts
+from trsp_core import config, points
+from trsp_core.config import KNOBS
+from trsp_core.store import Store
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch) -> Store:
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
+    streamlit.cache_resource.clear()
+    return Store()
+
+
+def test_every_knob_that_the_paper_speaks_of_stands_at_an_equation():
+    shown = {name for equation in equations.EQUATIONS for name in equation.knobs}
+    assert shown <= set(KNOBS)
+    of_the_method = {n for n, k in KNOBS.items() if (k.paper and k.group in ("stage 1", "stage 2")) or "lambda" in n}
+    assert of_the_method - {"stage1_weight_lr"} <= shown
+
+
+def test_the_code_that_an_equation_names_is_there():
+    for equation in equations.EQUATIONS:
+        for file, call in equation.code:
+            tree = ast.parse((ROOT / "trsp_core" / file).read_text("utf-8"))
+            names = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+            assert call in names, (file, call)
+
+
+def test_the_table_of_departures_tells_the_defaults_as_they_are():
+    assert [name for _, name, *_ in departures.ROWS if name not in KNOBS] == []
+    here = dict(zip([r[1] for r in departures.ROWS], departures.table()["Here"], strict=True))
+    assert here["gate"] == KNOBS["gate"].default
+    assert here["anneal"] == f"{config.PRESETS['quick']['anneal']:g}"
+
+
+def test_each_literal_run_is_a_config_and_comes_back_from_its_link():
+    for settings in departures.RUNS.values():
+        values, problems = session.read_settings(session.written(dict(session.START) | dict(settings)))
+        assert problems == []
+        made = config.from_values(values)
+        assert config.check(made, n_layers=30, max_length=8192) == []
+        assert {k: getattr(made, k) for k in settings} == dict(settings)
+
+
+def test_every_answer_is_made_from_a_record():
+    said = doubts.answered(doubts.shipped())
+    assert len(said) == len(doubts.QUESTIONS)
+    for question, sentences in said:
+        text = " ".join(sentences)
+        assert re.search(r"\d", text), question
+        assert "is not here" not in text, question
+
+
+def test_an_answer_changes_with_its_record():
+    found = doubts.shipped()
+    sweep = found.sweeps["choice"]
+    before = doubts.gates(found)
+    value = points.perplexity(sweep.of("output"), "heldout").value
+    assert words.perplexity(value) in " ".join(before)
+    for losses in sweep.of("output")[0].losses.values():
+        losses[:] = [loss + 1 for loss in losses]
+    try:
+        assert doubts.gates(found) != before
+    finally:
+        doubts.shipped.cache_clear()
+
+
+def test_without_records_each_question_says_what_to_do():
+    for _, sentences in doubts.answered(doubts.Evidence({}, {})):
+        assert "page Evidence" in sentences[0]
+    assert "buttons below" in doubts.gates(doubts.Evidence({}, {}))[0]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_page_leads_to_a_run(store, there):
+    run = story.write(store, "finished") if there else None
+    app = open_page("paper")
+    shown = texts(app)
+    for equation in equations.EQUATIONS:
+        assert equation.title in shown
+    links = {link.proto.label: link.proto for link in app.get("page_link")}
+    assert ("See it in the newest run" in links) == there
+    if run:
+        assert run.id in links["See it in the newest run"].query_string
+    assert "gate=output" in links["The gate as drawn"].query_string
+    assert len(app.get("latex")) + shown.count("mathcal") > 0
+    assert not re.search(r"\b(nan|None)\b", shown)
+    assert Path(ROOT / "pages/paper.py").is_file()
