@@ -110,8 +110,10 @@ def link() -> str:
 
 def title(text: str) -> None:
     """The title of a page, with the link to what it shows beside it."""
-    with st.container(horizontal=True, vertical_alignment="bottom", key="page-title"):
-        st.header(text, width="stretch")
+    with st.container(
+        horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom", key="page-title"
+    ):
+        st.header(text, width="content")
         copy()
 
 

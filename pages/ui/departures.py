@@ -44,9 +44,9 @@ RUNS: dict[str, Mapping[str, object]] = {
 
 def table() -> pd.DataFrame:
     """A row a departure, ours being the default of the knob or what the presets set."""
-    rows = [(theirs, _ours(name), why, KNOBS[name].flag) for _, name, theirs, why in ROWS]
+    rows = [(theirs, _ours(name), why) for _, name, theirs, why in ROWS]
     index = pd.Index([what for what, *_ in ROWS])
-    return pd.DataFrame(rows, index=index, columns=["In the paper", "Here", "Why", "Flag"])
+    return pd.DataFrame(rows, index=index, columns=["In the paper", "Here", "Why"])
 
 
 def _ours(name: str) -> str:

@@ -87,15 +87,15 @@ def _greedy(found: Evidence) -> list[str]:
 
 def _rivals(found: Evidence) -> list[str]:
     record = found.records["methods"]
-    trsp, said = found.row("methods", "trsp"), verdict.sentences(record)
+    trsp, said = found.row("methods", "trsp"), []
     rivals = [row for row in record.rows if row.name not in ("dense", "trsp")]
     for domain in DOMAINS:
         best = min(rivals, key=lambda row: sum(row.losses[domain]))
         figures = [words.perplexity(intervals.perplexity(row.losses[domain]).value) for row in (trsp, best)]
         apart = verdict.change(intervals.factor(trsp.losses[domain], best.losses[domain]))
         said.append(
-            f"TRSP and the best of {len(rivals)} others, {words.plain(best.title)}, in the {words.DOMAINS[domain]}: "
-            f"{figures[0]} and {figures[1]}, {apart}."
+            f"In the {words.DOMAINS[domain]}, deleted at once, TRSP's choice leaves {figures[0]} and the best of "
+            f"{len(rivals)} others, {words.plain(best.title)}, {figures[1]}: {apart}."
         )
     return said
 

@@ -114,18 +114,21 @@ def symbols() -> None:
 def draw(equation: Equation, run_id: str | None) -> None:
     """One equation with its knobs, its place on a run's page and its code."""
     with st.container(border=True, key=f"equation-{EQUATIONS.index(equation)}"):
-        left, right = st.columns([3, 2], gap="large")
+        left, right = st.columns([2, 3], gap="large", vertical_alignment="center")
         with left:
             st.markdown(f"#### {equation.title}")
-            for line in equation.latex:
-                st.latex(line)
             st.markdown(equation.text)
         with right:
+            for line in equation.latex:
+                st.latex(line)
+        with st.container(horizontal=True, gap="xsmall"):
             for name in equation.knobs:
                 knob(name)
-            st.caption(f":material/visibility: On the page of a run: {equation.shown}.")
+        code = ", ".join(f"`{call}` in `trsp_core/{file}`" for file, call in equation.code)
+        with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(
-                ":material/code: " + ", ".join(f"`{call}` in `trsp_core/{file}`" for file, call in equation.code)
+                f":material/visibility: On a run's page: {equation.shown}  \n:material/code: In the code: {code}",
+                width="stretch",
             )
             _way(run_id)
 
@@ -133,7 +136,7 @@ def draw(equation: Equation, run_id: str | None) -> None:
 def knob(name: str) -> None:
     """A knob in words, to open: what it does, its default, its flag."""
     declared = KNOBS[name]
-    with st.popover(f"{words.plain(declared.label)}: {words.plain(_shown(declared.default))}", width="stretch"):
+    with st.popover(f"{words.plain(declared.label)}: {words.plain(_shown(declared.default))}"):
         st.markdown(words.plain(declared.help))
         unit = f" {declared.unit}" if declared.unit else ""
         allowed = ", ".join(declared.choices) or ("on or off" if declared.kind is bool else declared.bounds)

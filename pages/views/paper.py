@@ -39,8 +39,9 @@ st.caption(departures.SOURCE)
 
 st.subheader("What a reviewer would ask, and what was measured")
 st.caption("Every sentence is made from the recorded figures that the page Evidence shows, with 95 % intervals.")
-for question, answer in doubts.answered(found):
-    with st.container(border=True):
+columns = st.columns(2, gap="medium")
+for n, (question, answer) in enumerate(doubts.answered(found)):
+    with columns[n % 2], st.container(border=True):
         st.markdown(f"**{question}**")
         for sentence in answer:
             st.markdown(sentence)
