@@ -8,7 +8,7 @@ all they know about pruning in `trsp_core`.
 
 import streamlit as st
 
-from pages.ui import files, server
+from pages.ui import files, guide, server
 
 app = st.App(__file__, routes=files.routes())  # what `streamlit run` serves: this script, and files beside it
 
@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
 
     server.agenda()  # with the queue; takes over what an earlier server left, whichever page is opened first
 
-    st.navigation(
+    page = st.navigation(
         [
             st.Page("pages/views/home.py", title="Home", icon=":material/home:", default=True),
             st.Page("pages/views/run.py", title="Run", icon=":material/play_arrow:"),
@@ -29,4 +29,6 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
             st.Page("pages/views/paper.py", title="Paper", icon=":material/article:"),
         ],
         position="top",
-    ).run()
+    )
+    guide.bar(page.url_path or "home")
+    page.run()

@@ -10,6 +10,7 @@ events, to list many runs fast).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -225,6 +226,28 @@ class Store:
         if folder is None or folder.is_symlink() or not (folder / "config.json").is_file():
             raise TrspError(f"There is no run {run_id[:80]!r} here.", "Open the list of runs, or start a new one.")
         return Run(folder)
+
+    def adopt(self, folder: Path, run_id: str) -> Run:
+        """The run `run_id`, copied from `folder` if it is not here: one that ships with the program.
+
+        Raises:
+            TrspError: the folder of runs cannot be written.
+        """
+        with contextlib.suppress(TrspError):
+            return self.get(run_id)
+        temporary = self.root / f".new-{run_id}-{secrets.token_hex(4)}"
+        try:
+            shutil.copytree(folder, temporary)
+            temporary.rename(self.root / run_id)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another was quicker
+                raise TrspError(
+                    f"The recorded run cannot be copied to {self.root}: {error.strerror}.",
+                    "Free some space, or set TRSP_RUNS to a folder that can be written.",
+                ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return self.get(run_id)
 
     def runs(self) -> list[Run]:
         """All runs, newest first by name."""

@@ -21,9 +21,9 @@ STEP = 0.5  # seconds a press of an arrow key moves
 SPEEDS = {0.5: "½×", 1.0: "1×", 2.0: "2×", 4.0: "4×"}
 KEY, SLIDER, SPEED = "player", "player-moment", "player-speed"
 STILL = (  # room for the longest sentence, so that nothing below moves
-    ".st-key-player-told {min-height:2.6rem;justify-content:flex-end}"
+    ".st-key-player-told {min-height:2.6rem;justify-content:flex-end} .st-key-home-title h2 {font-size:1.9rem}"
     "@media (max-width:640px) {.st-key-player-told {min-height:5.6rem} .st-key-player-told h4 {font-size:1.15rem}"
-    ".st-key-winner {min-height:5rem}}"
+    ".st-key-winner {min-height:5rem} .st-key-home-title h2 {font-size:1.6rem;padding:0}}"
 )
 
 

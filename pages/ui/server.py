@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from trsp_core import downloads, models
+from trsp_core import downloads, models, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
 from trsp_core.errors import TrspError
@@ -71,7 +71,12 @@ def look(run: Run) -> tuple[RunState, str]:
 
 
 def get_run(run_id: str) -> Run:
-    """Raises TrspError: there is no such run."""
+    """The run of this id; the one that ships with the app comes among the others when it is first asked for.
+
+    Raises TrspError: there is no such run.
+    """
+    if run_id == replay.RECORDED:
+        return store().adopt(replay.FOLDER, run_id)
     return store().get(run_id)
 
 

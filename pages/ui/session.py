@@ -230,3 +230,29 @@ def set_in_address(name: str = "off") -> frozenset[int]:
     """The layers that the address takes out, or with `safe` protects; none where it cannot be read."""
     words = (st.query_params.get(name) or "").split(",")
     return frozenset(int(word) for word in words if word.isdecimal() and len(word) < 5)
+
+
+def lesson() -> tuple[str, int | None]:
+    """The lesson in the address, or else the one this tab is in; "" for none. Its step from 0; None where the address
+    names a lesson that this tab is not in yet, and no step."""
+    given, kept = st.query_params.get("lesson"), st.session_state.get("lesson")
+    if not given:
+        return kept or ("", None)
+    number = st.query_params.get("step") or ""
+    if number.isdecimal() and len(number) < 4:
+        return given, int(number) - 1
+    return (given, kept[1]) if kept and kept[0] == given else (given, None)
+
+
+def show_lesson(word: str, step: int) -> None:
+    """Be in this lesson, at `step` from 0."""
+    st.session_state["lesson"] = (word, step)
+    _set_address("lesson", word)
+    _set_address("step", str(step + 1))
+
+
+def leave_lesson() -> None:
+    """Be in no lesson."""
+    st.session_state.pop("lesson", None)
+    _set_address("lesson", None)
+    _set_address("step", None)

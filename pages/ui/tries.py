@@ -53,6 +53,12 @@ def begin(run: Run, config: RunConfig, depth: int) -> None:
             choose(run, config, trials_of(run))
 
 
+def forget(run: Run) -> None:
+    """Begin anew on this run the next time that it is shown: the set in the address counts again."""
+    for what in ("trials", "ticket"):
+        session.put(key(run, what), None)
+
+
 def choose(run: Run, config: RunConfig, changed: Trials) -> None:
     """Make `changed` the trials, and ask for the figures of its set; an earlier question is dropped."""
     put_trials(run, changed)

@@ -1,10 +1,12 @@
-"""Home: a recorded run that plays at once, what it shows in words, and where to go from there."""
+"""Home: a recorded run that plays at once, the tours, and where to go from there."""
 
 import streamlit as st
 
-from pages.ui import fetching, lists, planner, player
+from pages.ui import fetching, glossary, guide, lists, planner, player
+from trsp_core import lessons
 from trsp_core.config import KNOBS
 
+TOURS = ("two-minutes", "twenty-minutes")
 STAGES = {
     "Find": (
         "Every layer gets a weight, 1 at first. Training pulls all weights down; those that the text needs hold out. "
@@ -17,14 +19,16 @@ STAGES = {
     ),
 }
 
-st.header("Prune a language model while you watch")
-run, config = player.wanted()
-player.area(run, config)
-
-with st.container(horizontal=True, vertical_alignment="center"):
-    if st.button("Start a run", type="primary", icon=":material/play_arrow:", key="go"):
-        st.switch_page("pages/views/run.py")
-    st.page_link("pages/views/runs.py", label="All runs", icon=":material/list:")
+touring = guide.current() is not None
+if not touring:
+    with st.container(horizontal=True, vertical_alignment="center", key="home-title"):
+        st.header("Prune a language model while you watch", width="stretch")
+        for name in TOURS:
+            if st.button(lessons.shipped()[name].title, icon=":material/tour:", key=f"tour-{name}"):
+                guide.start(name)
+        if st.button("Start a run", type="primary", icon=":material/play_arrow:", key="go"):
+            st.switch_page("pages/views/run.py")
+player.area(*player.wanted())
 
 default = KNOBS["model"].default
 if planner.fetchable(default):
@@ -34,6 +38,11 @@ for column, (number, (title, text)) in zip(st.columns(3, gap="large"), enumerate
     with column:
         st.subheader(f"{number}  {title}")
         st.markdown(text)
+glossary.button("home-words")
+
+st.subheader("Experiments to try")
+guide.cards(lessons.shipped()["experiments"].steps, "experiment")
 
 st.subheader("Latest runs")
 lists.latest(4)
+st.page_link("pages/views/runs.py", label="All runs", icon=":material/list:")
