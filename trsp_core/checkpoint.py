@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections import defaultdict
@@ -20,11 +21,14 @@ from trsp_core.errors import TrspError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
 MAX_JSON = 50_000_000  # bytes of config.json or of a shard index
+MAX_COUNT, MAX_SIZE = 100_000, 2**40  # of heads, experts and the like; of any other number
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1_000_000, 20_000_000
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_COUNT = re.compile(r"(num|n)_(\w+_)?(heads?|layers?|experts?|groups?)(_\w+)?")
+_SIZE = re.compile(r"\w*(hidden|intermediate|vocab|ffn|mlp|embed)\w*_(size|dim)|head_dim|n_embd|d_model|n_positions")
 _LAYER_NAME = re.compile(r"^(.*?)(?:^|\.)(\d+)\.")
 
 
@@ -75,8 +79,14 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
             f"{name} brings its own code (auto_map), which is never run here.",
             "Choose a model whose architecture is part of transformers.",
         )
+    if (folder / "adapter_config.json").exists():
+        raise TrspError(f"{name} is an adapter, which names another model to be loaded.", "Merge it into its model.")
+    for entry in os.scandir(folder):
+        if entry.is_symlink():
+            _inside(Path(entry.path), inside)
     _refuse_other_tasks(config, name)
     sizes = _sizes(config, name)
+    _refuse_absurd(config, name)
     files = [_inside(folder / shard, inside) for shard in shards(folder, inside, name)]
     if not any((folder / tokenizer).exists() for tokenizer in _TOKENIZERS):
         raise TrspError(f"{name} has no tokenizer beside its weights.", "Save the tokenizer into the same folder.")
@@ -113,12 +123,13 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
         shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
-        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        spans = {name: [int(n) for n in entry["data_offsets"]] for name, entry in entries.items()}
+        ends = [end for _, end in spans.values()]
         wrong = any(n < 0 for shape in shapes.values() for n in shape) or any(
-            math.prod(shapes[name]) * _BITS.get(entry["dtype"], 0) // 8 > entry["data_offsets"][1]
-            for name, entry in entries.items()
+            not 0 <= start <= end or math.prod(shapes[name]) * _BITS.get(entries[name]["dtype"], 4) // 8 > end - start
+            for name, (start, end) in spans.items()
         )
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise broken from error
     if wrong or not shapes:
         raise broken
@@ -178,9 +189,10 @@ def shards(folder: Path, inside: Path, name: str) -> list[str]:
             )
         raise TrspError(f"{name} has no weights: no model.safetensors.", "Save it again, or choose one that has them.")
     weights = _json(folder, index.name, inside, name).get("weight_map")
-    files = sorted(set(weights.values())) if isinstance(weights, dict) and weights else []
+    named = list(weights.values()) if isinstance(weights, dict) else []
+    files = sorted({file if isinstance(file, str) else str(file) for file in named})
     for file in files:
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+        if Path(file).name != file or not file.endswith(".safetensors"):
             raise TrspError(f"{index.name} names {str(file)[:60]!r}, no file of this folder.", "Save the model again.")
         if not (folder / file).is_file():
             raise TrspError(f"{name} is incomplete: {file} is missing.", "Download the model again.")
@@ -205,6 +217,21 @@ def _refuse_other_tasks(config: dict[str, Any], name: str) -> None:
             f"{name} is stored in a quantized form, whose weights cannot be trained.",
             "Choose the same model with ordinary weights (float32, float16 or bfloat16).",
         )
+
+
+def _refuse_absurd(config: dict[str, Any], name: str) -> None:
+    """Raise if the config, or a part of it, speaks of sizes that nothing has: they would be built before they fail."""
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, value in part.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                continue
+            most = MAX_COUNT if _COUNT.fullmatch(key) else MAX_SIZE
+            least = 0 if _COUNT.fullmatch(key) or _SIZE.fullmatch(key) else -MAX_SIZE
+            if not least <= value <= most:
+                raise TrspError(
+                    f"{name}: config.json gives {str(value)[:40]} for {key[:60]}, at most {most:,} is believed.",
+                    "Check config.json, or choose another model.",
+                )
 
 
 def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trsp_core import answers as an
-from trsp_core import generate
+from trsp_core import generate, templates
 from trsp_core.answers import Answer, Generate, Trace, Variant
 from trsp_core.errors import TrspError
 from trsp_core.shelf import Model, Shelf
@@ -181,13 +181,13 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
     """Token ids (1, T) of `prompt`, and whether the chat template is around it.
 
     Raises:
-        TrspError: no token comes out.
+        TrspError: no token comes out, or the template cannot be used.
     """
     tokenizer, device = model.tokenizer, next(model.stack.model.parameters()).device
     chat = chat and bool(getattr(tokenizer, "chat_template", None))
     if chat:
-        said = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True).input_ids
+        made = templates.render(tokenizer, [{"role": "user", "content": prompt}])
+        ids = tokenizer(made, add_special_tokens=False).input_ids
     else:
         ids = tokenizer(prompt).input_ids
     if not ids:

@@ -24,6 +24,7 @@ from trsp_core.hub import Say, download
 if TYPE_CHECKING:
     pass
 
+MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
 JOINED = "joined.gguf"  # beside the model that is made of it, for a while
 
 
@@ -58,7 +59,8 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
     if packed or where != "cpu":
         how["device_map"] = {"": where} if fits_one(forecast.weight_bytes(facts, precision, compute), where) else "auto"
     with _quiet(), _told_as(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        refuse_claims(facts)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a folder of this machine
             facts.folder,
             dtype=dtype,
             use_safetensors=True,
@@ -76,6 +78,28 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
             f"{name} lacks {len(missing)} of its weights, {missing[0]} among them.", "Download or save the model again."
         )
     return model.eval(), tokenizer
+
+
+def refuse_claims(facts: models.Facts) -> None:
+    """Raise TrspError if config.json speaks of a far larger model than the weights hold. What is missing would be made
+    up, in memory, before it is noticed; so the model is built without memory first.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(  # nosec B615 - a folder of this machine
+        facts.folder, trust_remote_code=False, local_files_only=True
+    )
+    with torch.device("meta"):
+        built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    claimed = sum(p.numel() for p in built.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in built.buffers())
+    if claimed > 2 * facts.parameters or buffers > MOST_BUFFER_BYTES:
+        raise TrspError(
+            f"{facts.name}: config.json speaks of {claimed:,} parameters and {buffers:,} bytes of buffers, the weights "
+            f"hold {facts.parameters:,} parameters.",
+            "Check that config.json and the weights belong together.",
+        )
 
 
 def fits_one(needed: int, where: str) -> bool:
@@ -109,7 +133,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with _quiet(), _told_as(f"The tokenizer in {folder}"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(  # nosec B615 - a folder of this machine
+            folder, trust_remote_code=False, local_files_only=True
+        )
 
 
 def pick_device(device: str) -> str:
@@ -147,7 +173,7 @@ def convert(source: models.Source, pieces: Sequence[Path], say: Say) -> Path:
         file = _joined(source, pieces, scratch)
         with _quiet():
             say("Reading the model file", 0.2)
-            model = AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a file whose checksum was compared
                 file.parent,
                 gguf_file=file.name,
                 quantization_config=GgufConfig(dequantize=True),
@@ -155,7 +181,9 @@ def convert(source: models.Source, pieces: Sequence[Path], say: Say) -> Path:
                 trust_remote_code=False,
             )
             say("Reading its tokenizer", 0.6)
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(  # nosec B615 - the same file
+                file.parent, gguf_file=file.name, trust_remote_code=False
+            )
             say("Writing safetensors", 0.8)
             model.save_pretrained(scratch, max_shard_size="50GB")
             tokenizer.save_pretrained(scratch)
@@ -193,10 +221,15 @@ def _joined(source: models.Source, pieces: Sequence[Path], folder: Path) -> Path
 
 @contextlib.contextmanager
 def _told_as(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a model that it does not know into a refusal."""
+    """Turn what the libraries raise for a model that they do not know, or that is damaged, into a refusal. They name no
+    errors of their own: a wrong kind of value in config.json ends in any of Python's."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (TrspError, MemoryError):
+        raise
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise
         raise TrspError(
             f"{name} could not be loaded: {type(error).__name__}: {str(error)[:300]}",
             "Choose a model whose architecture this version of transformers knows.",

@@ -27,7 +27,8 @@ def logits(model, ids):
 def continuation(model, ids, count, cached):
     """The ids of the likeliest `count` tokens after ids (1, T), with a key-value cache or without."""
     ids = ids.to(model.device)
-    how = {"do_sample": False, "num_beams": 1, "max_new_tokens": count, "min_new_tokens": count, "pad_token_id": 0}
+    length = {"max_new_tokens": count, "min_new_tokens": count}
+    how = {"do_sample": False, "num_beams": 1, **length, "pad_token_id": 0}  # nosec B105 - a number of a token
     with torch.inference_mode():
         made = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
     return made[0, ids.shape[1] :].tolist()
@@ -48,8 +49,8 @@ def main(folder, target):
     """Answer the question on stdin from the checkpoint in `folder`; the logits go to the file `target` as float32."""
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": asked["device"]}).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615 - a folder of this machine
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": asked["device"]}).eval()  # nosec B615 - the same
     packed = getattr(model, "is_quantized", False)
     if (Path(folder) / "adapter").is_dir():
         from peft import PeftModel
