@@ -130,7 +130,9 @@ def protocol(state: RunState) -> str:
         event = _measured(state, "dense", domain)
         if event:
             blocks = f"{event.blocks} blocks of {event.block_length} tokens ({event.tokens:,} predicted)"
-            parts.append(f"{words.DOMAINS[domain]}: {words.plain(_text(event.text))}, {blocks}, {event.dtype}")
+            parts.append(
+                f"{words.DOMAINS[domain]}: {words.plain(_text(event.text))}, {blocks}, {words.plain(event.dtype)}"
+            )
     return f"Lower is better. Protocol: {'; '.join(parts)}. No measured block was trained on."
 
 

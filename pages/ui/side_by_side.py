@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import streamlit as st
 
 from pages.ui import charts, theme, tokens, words
@@ -65,20 +63,12 @@ def _figures(found: Comparison, n: int, live: bool) -> str:
 def _marked(pieces: list[str], parting: int | None) -> str:
     """The text letter by letter, with the first token that differs marked."""
     if parting is None:
-        return escape("".join(pieces))
+        return words.lines("".join(pieces))
     piece = pieces[parting]
     bare = piece.strip() or piece.replace("\n", "⏎").strip() or "␣"
     before, after = "".join(pieces[:parting]), "".join(pieces[parting + 1 :])
-    lead = escape(piece[: len(piece) - len(piece.lstrip())])
-    return f"{escape(before)}{lead}:orange-background[**{escape(bare)}**]{escape(after)}"
-
-
-def escape(text: str) -> str:
-    """`text` so that Markdown shows it letter by letter, lines and indents kept."""
-    plain = re.sub(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])", r"\\\1", text)
-    lines = plain.replace("\t", "    ").split("\n")
-    return "  \n".join("\u00a0" * (len(line) - len(line.lstrip(" "))) + line.lstrip(" ") if i else line
-                       for i, line in enumerate(lines))  # fmt: skip
+    lead = words.lines(piece[: len(piece) - len(piece.lstrip())])
+    return f"{words.lines(before)}{lead}:orange-background[**{words.lines(bare)}**]{words.lines(after)}"
 
 
 def reading_along(found: Comparison) -> None:
@@ -87,20 +77,20 @@ def reading_along(found: Comparison) -> None:
     if not written:
         return
     st.markdown("#### Token by token")
-    labels = {n: found.columns[n].label for n in written}
+    shown = {n: words.plain(found.columns[n].label) for n in written}
     with st.container(horizontal=True):
         text = st.segmented_control(
-            "Text of", written, format_func=labels.get, default=written[0], key="text-of", required=True
+            "Text of", written, format_func=shown.get, default=written[0], key="text-of", required=True
         )
         others = [n for n in written if n and (text, n) in found.traces]
         reader = others[0] if others else 0
         if len(others) > 1:
             reader = st.segmented_control(
-                "Coloured by", others, format_func=labels.get, default=others[0], key="coloured-by", required=True
+                "Coloured by", others, format_func=shown.get, default=others[0], key="coloured-by", required=True
             )
     if others:
         st.caption(
-            f"The same text put before every model. The stronger the colour, the further {words.plain(labels[reader])} "
+            f"The same text put before every model. The stronger the colour, the further {shown[reader]} "
             "is from the first model there (KL). Hover or tap a token for its probability and the likeliest five. "
             "Framed: the first token at which the texts part."
         )

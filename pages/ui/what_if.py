@@ -6,7 +6,7 @@ import dataclasses
 
 import streamlit as st
 
-from pages.ui import address, charts, desk, planner, rivals, session, side_by_side, strips, theme, trials, tries, words
+from pages.ui import address, charts, desk, planner, rivals, session, strips, theme, trials, tries, words
 from pages.ui.trials import Choice, Trials
 from trsp_core import answers as an
 from trsp_core import methods
@@ -151,7 +151,7 @@ def _sample(reading: Reading | None, config: RunConfig) -> None:
     """What the thinned model writes. The box stays while it is empty, so that nothing below it moves."""
     pieces = [a.piece for a in reading.answers if isinstance(a, an.TokenGenerated)] if reading else []
     with st.container(border=True, key="what-if-sample"):
-        st.markdown(f":gray[{side_by_side.escape(config.prompt)}]{side_by_side.escape(''.join(pieces))}")
+        st.markdown(f":gray[{words.lines(config.prompt)}]{words.lines(''.join(pieces))}")
 
 
 def _board(run: Run, config: RunConfig, now: Trials) -> None:

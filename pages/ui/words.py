@@ -62,9 +62,26 @@ STATUSES = {
 }
 
 
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])")
+_JOINED = re.compile(r"(?<=:)(?=/|material|streamlit)|(?<=www)(?=\.)|(?=@)|(?<=[-<>=~])(?=[-<>=])", re.IGNORECASE)
+
+
 def plain(text: str) -> str:
-    """`text` so that Markdown shows it letter by letter: for what people typed and what errors quote."""
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])", r"\\\1", " ".join(str(text).split()))
+    """`text` in one line, so that Markdown shows it letter by letter: for what people typed and what errors quote."""
+    return letters(" ".join(str(text).split()))
+
+
+def lines(text: str) -> str:
+    """The same with its lines and indents kept: for what models write."""
+    first, *others = letters(text).replace("\t", "    ").split("\n")
+    indented = ["\u00a0" * (len(line) - len(line.lstrip(" "))) + line.lstrip(" ") for line in others]
+    return "  \n".join([first, *indented])
+
+
+def letters(text: str) -> str:
+    """Escaped for Markdown. Icons, addresses and arrows are looked for after a backslash has done its work, so a sign
+    without width parts them."""
+    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", text))
 
 
 def phase(name: str) -> str:
