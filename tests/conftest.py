@@ -85,18 +85,23 @@ def server(served) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory) -> Iterator[Server]:
-    """One real app for all tests, on a free port."""
-    runs = tmp_path_factory.mktemp("served-runs")
+    """One real app for all tests."""
+    with serving(tmp_path_factory.mktemp("served-runs")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def serving(runs: Path, base: str = "") -> Iterator[Server]:
+    """A real app on a free port, below the path `base`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    command += ["--server.address=127.0.0.1", *([f"--server.baseUrlPath={base}"] if base else [])]
     environment = {**os.environ, "TRSP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     log = (runs.parent / "server.log").open("w")
-    child = subprocess.Popen(
-        [*command, "--server.address=127.0.0.1"], cwd=ROOT, env=environment, stdout=log, stderr=log
-    )
-    url = f"http://127.0.0.1:{port}"
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}" + (f"/{base}" if base else "")
     try:
         for _ in range(300):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/_stcore/health") as answer:

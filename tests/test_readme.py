@@ -13,6 +13,7 @@ from trsp_core import config, methods, shell
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 PIP_AND_LLAMA_CPP = ("--no-deps", "--outfile", "--outtype")
+DOCKER = ("--build-arg",)
 COMMANDS = re.findall(r"^python -m trsp_core (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
 
 
@@ -60,6 +61,7 @@ def test_every_flag_it_names_exists():
         "--push",
         "--help",
         *PIP_AND_LLAMA_CPP,
+        *DOCKER,
     }
 
 
