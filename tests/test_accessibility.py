@@ -224,3 +224,29 @@ def test_axe_has_no_serious_finding(served, browser, told, view, mode):
         if rule["impact"] in ("serious", "critical") and rule["id"] not in STREAMLITS_OWN
     }
     assert told_of == {}, json.dumps(told_of, indent=1)
+
+
+@pytest.mark.browser
+def test_a_link_is_made_by_keyboard_and_shows_the_same_form(served, browser):
+    contexts = [browser.new_context(viewport={"width": 1280, "height": 720}) for _ in range(2)]
+    try:
+        sender, receiver = (context.new_page() for context in contexts)
+        for page in (sender, receiver):
+            page.set_default_timeout(600_000)
+        sender.goto(f"{served.url}/run?ratio=0.3&gate=output")
+        strength = sender.get_by_label("λ₁, pull of the layer weights to zero")
+        strength.fill("0.125")
+        strength.press("Enter")
+        sender.wait_for_url("**lambda_1=0.125**")
+        sender.get_by_role("button", name="Copy link").press("Enter")
+        link = sender.locator("[data-testid=stCode] code").first.inner_text()
+        assert link == sender.url
+        receiver.goto(link)
+        shown = receiver.get_by_label("λ₁, pull of the layer weights to zero")
+        shown.wait_for()
+        assert float(shown.input_value()) == 0.125
+        receiver.wait_for_url("**gate=output**")
+        assert "ratio=0.3" in receiver.url
+    finally:
+        for context in contexts:
+            context.close()
