@@ -234,7 +234,7 @@ def test_a_link_is_made_by_keyboard_and_shows_the_same_form(served, browser):
         for page in (sender, receiver):
             page.set_default_timeout(600_000)
         sender.goto(f"{served.url}/run?ratio=0.3&gate=output")
-        strength = sender.get_by_label("λ₁, pull of the layer weights to zero")
+        strength = sender.get_by_role("spinbutton", name="λ₁")
         strength.fill("0.125")
         strength.press("Enter")
         sender.wait_for_url("**lambda_1=0.125**")
@@ -242,7 +242,7 @@ def test_a_link_is_made_by_keyboard_and_shows_the_same_form(served, browser):
         link = sender.locator("[data-testid=stCode] code").first.inner_text()
         assert link == sender.url
         receiver.goto(link)
-        shown = receiver.get_by_label("λ₁, pull of the layer weights to zero")
+        shown = receiver.get_by_role("spinbutton", name="λ₁")
         shown.wait_for()
         assert float(shown.input_value()) == 0.125
         receiver.wait_for_url("**gate=output**")
