@@ -236,3 +236,16 @@ def test_the_run_page_offers_its_replay(store):
     run = story.write(store, "finished")
     (link,) = [p.proto for p in open_page("run", run=run.id).get("page_link") if p.proto.label == "Replay it"]
     assert link.query_string == f"replay={run.id}"
+
+
+def test_home_without_a_run_says_the_next_step_and_a_failed_or_lost_one_too(store):
+    empty = {link.proto.label for link in open_page("home").get("page_link")}
+    assert {"Start one", "Open the recorded run", "All runs"} <= empty
+    for name in ("layers", "compare"):
+        (link,) = [p.proto for p in open_page(name).get("page_link") if p.proto.label == "Open the recorded run"]
+        assert link.query_string == f"run={replay.RECORDED}"
+    failed, lost = story.write(store, "failed"), story.write(store, "lost")
+    shown = texts(open_page("home"))
+    assert re.sub(r"\W", "", failed.state().failure.remedy) in re.sub(r"\W", "", shown)
+    assert "Open it to run it again" in shown
+    assert lost.status() == "lost"

@@ -110,7 +110,9 @@ def link() -> str:
 
 def title(text: str) -> None:
     """The title of a page, with the link to what it shows beside it."""
-    with st.container(horizontal=True, vertical_alignment="bottom", key="page-title"):
+    with st.container(
+        horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom", key="page-title"
+    ):
         st.header(text, width="content")
         copy()
 
@@ -123,11 +125,7 @@ def copy() -> None:
 def _copy() -> None:
     """Looked up when it is opened: other fragments may have changed the address meanwhile."""
     opened = st.popover(
-        "Copy link",
-        icon=":material/link:",
-        key="copy-link",
-        on_change="rerun",
-        help="A link to this page as it is set.",
+        "Link", icon=":material/link:", key="copy-link", on_change="rerun", help="Copy a link to this setting."
     )
     if opened.open:
         with opened:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.ui import panels, server, session, words
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import card, state
+from trsp_core import card, replay, state
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.store import Run
@@ -21,8 +21,16 @@ def latest(count: int) -> None:
     runs = server.store().runs()[:count]
     if not runs:
         st.caption("No runs yet. A Quick run takes about three minutes on two cores.")
+        with st.container(horizontal=True):
+            st.page_link("pages/views/run.py", label="Start one", icon=":material/play_arrow:")
+            recorded("pages/views/run.py")
     for run in runs:
         row(run)
+
+
+def recorded(page: str) -> None:
+    """A link to the run that ships with the app, on `page`."""
+    st.page_link(page, label="Open the recorded run", icon=":material/history:", query_params={"run": replay.RECORDED})
 
 
 def row(run: Run, more: bool = False) -> None:
@@ -70,7 +78,9 @@ def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size:
     if with_size:
         parts.append(f"{words.size(run.size())} on disk")
     if summary["failure"]:
-        parts.append(words.plain(summary["failure"]["message"]))
+        parts.append(words.plain(f"{summary['failure']['message']} {summary['failure']['remedy']}"))
+    if status == "lost":
+        parts.append(f"{words.plain(run.hint())} Open it to run it again")
     return " · ".join(parts)
 
 
@@ -105,8 +115,8 @@ def _delete(run_id: str) -> None:
         session.leave_run()
 
 
-def choose(runs: list[Run]) -> Run | None:
-    """The run in the address, or one picked from the newest."""
+def choose(runs: list[Run], page: str) -> Run | None:
+    """The run in the address, or one picked from the newest; where there is none, `page` can show the recorded one."""
     wanted = session.run_id()
     if wanted:
         try:
@@ -116,7 +126,9 @@ def choose(runs: list[Run]) -> Run | None:
     titles = {run.id: run for run in runs[:50]}
     if not titles:
         st.info("There is no run yet whose layers could be shown.", icon=":material/info:")
-        st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
+        with st.container(horizontal=True):
+            st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
+            recorded(page)
         return None
     picked = st.selectbox("Run", list(titles), format_func=lambda i: _title(titles[i]), key="chosen-run")
     return titles.get(picked)

@@ -68,8 +68,7 @@ def _source(config: RunConfig, tape: Tape) -> str:
     name = panels.name_of(config, end.model.n_layers if end.model else None)
     return (
         f"{words.plain(name)}: a real run, recorded in {words.duration(end.at)} and told in "
-        f"{words.duration(tape.seconds)}. Its own figures and texts; the curve is of a few blocks of text, the figures "
-        "below of all that were measured."
+        f"{words.duration(tape.seconds)}. The curve is of a few blocks of text; the figures below are of all measured."
     )
 
 
