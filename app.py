@@ -8,7 +8,7 @@ all they know about pruning in `trsp_core`.
 
 import streamlit as st
 
-from pages.ui import files, guide, server
+from pages.ui import files, guide, server, theme
 
 app = st.App(__file__, routes=files.routes())  # what `streamlit run` serves: this script, and files beside it
 
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
     st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
     st.logo("assets/logo.svg", size="large")
 
+    theme.dress()
     server.agenda()  # with the queue; takes over what an earlier server left, whichever page is opened first
 
     page = st.navigation(

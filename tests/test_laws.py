@@ -61,8 +61,15 @@ def test_every_knob_says_what_it_is():
     for name, knob in config.KNOBS.items():
         assert knob.group in config.GROUPS, name
         assert knob.help.endswith("."), name
-        if knob.kind in (int, float) and name not in ("seed", "threads", "ratio"):
+        assert "!" not in knob.label + knob.help, name
+        assert knob.label[0].isupper() or knob.label[0] in "λ", f"{name}: sentence case"
+        assert knob.label.upper() != knob.label, name
+        if knob.kind in (int, float) and name != "seed":  # a higher seed is another one, and nothing else
             assert "igher:" in knob.help, f"{name}: the help must say what happens when it goes up"
+        if knob.kind is bool:
+            assert "hen on" in knob.help, f"{name}: the help must say what happens when it is on"
+        missing = [choice for choice in knob.choices if name != "method" and choice not in knob.help]
+        assert not missing, f"{name}: the help must say what {missing} do"
 
 
 def test_no_prints_in_the_core_outside_the_shell():

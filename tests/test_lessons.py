@@ -7,10 +7,12 @@ import json
 import zlib
 
 import pytest
+import streamlit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.test_config import JSON, settings
+from tests.test_pages import ROOT, open_page
 from trsp_core import config, lessons
 from trsp_core.errors import TrspError
 from trsp_core.lessons import Lesson, Step
@@ -172,6 +174,24 @@ def test_what_ships_can_be_used_named_and_put_into_a_link():
 def test_an_unknown_name_is_told_the_known_ones():
     with pytest.raises(TrspError, match="two-minutes"):
         lessons.find("three-minutes")
+
+
+def test_home_takes_a_lesson_tells_its_faults_and_gives_its_link(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(ROOT)
+    streamlit.cache_resource.clear()
+    app = open_page("home")
+    upload = app.get_by_key("lesson-file")
+    good = lessons.parse(minimal())
+    upload.set_value(("mine.json", lessons.to_json(good).encode(), "application/json")).run()
+    assert not app.exception
+    assert [c.value for c in app.code if lessons.pack(good) in c.value]
+    app.get_by_key("lesson-file").set_value(("bad.json", b'{"title": "A"}', "application/json")).run()
+    said = " ".join(e.value for e in app.error)
+    assert "Minutes" in said
+    assert "at least one step" in said
+    app.get_by_key("lesson-file").set_value(("worse.json", b"{", "application/json")).run()
+    assert "no JSON" in app.error[0].value
 
 
 def test_a_step_fills_the_whole_form():

@@ -47,6 +47,13 @@ def test_the_table_of_methods_is_the_registry():
         assert rows[method.name].lower() == method.summary.rstrip(".").lower()
 
 
+def test_its_lesson_can_be_loaded():
+    from trsp_core import lessons
+
+    (example,) = (text for text in re.findall(r"```json\n(.+?)```", README, re.DOTALL) if '"steps"' in text)
+    assert len(lessons.load(example).steps) == 2
+
+
 def test_every_flag_it_names_exists():
     known = {k.flag for k in config.KNOBS.values()} | {"--preset", "--json", "--out", "--server.baseUrlPath"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", README)) - known <= {

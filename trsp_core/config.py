@@ -451,9 +451,9 @@ class RunConfig:
         label="Precision",
         group="machine",
         choices=("float32", "bfloat16", *PACKED),
-        help="Number format of the weights. bfloat16 halves the memory. nf4 packs the layers' linear maps into four "
-        "bits, int8 into eight (bitsandbytes): least memory, slower passes on a CPU, and a dense model that is a "
-        "little worse; stage 2 then trains LoRA adapters alone.",
+        help="Number format of the weights. float32 is exact. bfloat16 halves the memory. nf4 packs the layers' linear "
+        "maps into four bits, int8 into eight (bitsandbytes): least memory, slower passes on a CPU, and a dense model "
+        "that is a little worse; stage 2 then trains LoRA adapters alone.",
     )
     compute_dtype: str = knob(
         "float32",
@@ -461,7 +461,7 @@ class RunConfig:
         group="machine",
         choices=("float32", "bfloat16"),
         help="For the precisions nf4 and int8: what packed weights are unpacked to, and the format of embeddings, head "
-        "and norms. bfloat16 halves those too.",
+        "and norms. float32 is exact; bfloat16 halves those too.",
     )
     recompute: bool = knob(
         False,
@@ -483,7 +483,7 @@ class RunConfig:
         label="Device",
         group="machine",
         choices=("auto", "cpu", "cuda"),
-        help="auto takes a GPU where there is one.",
+        help="auto takes a GPU where there is one; cpu and cuda (a GPU) insist.",
     )
     threads: int = knob(
         0,
@@ -491,7 +491,7 @@ class RunConfig:
         group="machine",
         low=0,
         high=1024,
-        help="Threads of the matrix products. 0: one for each core.",
+        help="Threads of the matrix products. Higher: faster, up to one a core. 0: one for each core.",
     )
     save_model: bool = knob(
         True,

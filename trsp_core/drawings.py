@@ -183,5 +183,9 @@ def finish(*layers: alt.Chart, height: int = HEIGHT) -> Spec:
         spec.pop(name, None)
     for layer in spec["layer"]:
         layer.pop("data", None)
-    spec["config"] = {"axis": {"labelFontSize": 12, "titleFontSize": 13}, "view": {"stroke": None}}
+    spec["config"] = {
+        "axis": {"labelFontSize": 12, "titleFontSize": 13},
+        "view": {"stroke": None},
+        "mark": {"aria": False},  # a chart is described as a whole; each of its marks, for a screen reader, is noise
+    }
     return spec

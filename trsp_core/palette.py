@@ -32,7 +32,7 @@ class Palette:
 
 PALETTES = {
     "light": Palette("#0072B2", "#E69F00", "#D55E00", "#5F6B76", "#009E73", "#CC79A7", "#1D2329", "#D5DADF"),
-    "dark": Palette("#56B4E9", "#E69F00", "#E5743A", "#A7B0BA", "#2BC093", "#D99BBD", "#E8EAED", "#3A424B"),
+    "dark": Palette("#56B4E9", "#E69F00", "#E5743A", "#A7B0BA", "#20A06C", "#D99BBD", "#E8EAED", "#3A424B"),
 }
 
 FATES = ("kept", "chosen", "removed")

@@ -110,9 +110,7 @@ def link() -> str:
 
 def title(text: str) -> None:
     """The title of a page, with the link to what it shows beside it."""
-    with st.container(
-        horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom", key="page-title"
-    ):
+    with st.container(horizontal=True, vertical_alignment="bottom", key="page-title"):
         st.header(text, width="content")
         copy()
 
@@ -125,7 +123,11 @@ def copy() -> None:
 def _copy() -> None:
     """Looked up when it is opened: other fragments may have changed the address meanwhile."""
     opened = st.popover(
-        "Link", icon=":material/link:", key="copy-link", on_change="rerun", help="Copy a link to this setting."
+        "Copy link",
+        icon=":material/link:",
+        key="copy-link",
+        on_change="rerun",
+        help="A link to this page as it is set.",
     )
     if opened.open:
         with opened:

@@ -64,7 +64,7 @@ EQUATIONS = (
     ),
     Equation(
         "Stage 1: learn the layer weights",
-        (r"\min_{W,\, s}\; \mathcal{L}_{LM}(W, s; X) + \lambda_1 \sum_{i \notin P} |s_i|",),
+        (r"\min_{W,\, s}\; \mathcal{L}_{LM}(W, s) + \lambda_1 \sum_{i \notin P} |s_i|",),
         "The penalty pulls every weight to 0, and the text pulls back where it needs the layer. Here only s learns, "
         "unless you let W learn too.",
         ("lambda_1", "stage1_steps", "stage1_lr", "l1", "learn_weights"),
@@ -82,7 +82,7 @@ EQUATIONS = (
     ),
     Equation(
         "Stage 2: move the knowledge",
-        (r"\min_{W}\; \mathcal{L}_{LM}(W; X) + \lambda_2 \sum_{i \in P} R(X_{out}^i - X_{in}^i)",),
+        (r"\min_{W}\; \mathcal{L}_{LM}(W) + \lambda_2 \sum_{i \in P} R(X_{out}^i - X_{in}^i)",),
         "All layers run again, with weight 1. The chosen ones are taught to change nothing, while the loss teaches the "
         "others to do without them.",
         (
@@ -94,7 +94,7 @@ EQUATIONS = (
     ),
     Equation(
         "Delete",
-        (r"L \;\rightarrow\; L - K \text{ layers}, \qquad \text{speed} \le \frac{L}{L-K} \text{ times}",),
+        (r"L \;\rightarrow\; L - K \text{ layers}", r"\text{speed} \le \frac{L}{L-K} \text{ times}"),
         "The chosen layers are taken out for real. What stays keeps its weights; no training follows. Reading and "
         "writing cannot get faster than the share of layers that is left allows.",
         ("save_model",),
@@ -114,17 +114,17 @@ def symbols() -> None:
 def draw(equation: Equation, run_id: str | None) -> None:
     """One equation with its knobs, its place on a run's page and its code."""
     with st.container(border=True, key=f"equation-{EQUATIONS.index(equation)}"):
-        left, right = st.columns([2, 3], gap="large", vertical_alignment="center")
+        left, right = st.columns([2, 3], gap="small", vertical_alignment="center")
         with left:
             st.markdown(f"#### {equation.title}")
             st.markdown(equation.text)
         with right:
             for line in equation.latex:
-                st.latex(line)
+                st.markdown(f"$\\displaystyle {line}$", text_alignment="center")
         with st.container(horizontal=True, gap="xsmall"):
             for name in equation.knobs:
                 knob(name)
-        code = ", ".join(f"`{call}` in `trsp_core/{file}`" for file, call in equation.code)
+        code = words.plain(", ".join(f"{call} in trsp_core/{file}" for file, call in equation.code))
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(
                 f":material/visibility: On a run's page: {equation.shown}  \n:material/code: In the code: {code}",
@@ -143,7 +143,7 @@ def knob(name: str) -> None:
         place = f" In the paper: {declared.paper}." if declared.paper else ""
         st.caption(
             f"Default: {words.plain(_shown(declared.default))}{unit}. Allowed: {words.plain(allowed)}."
-            f"{words.plain(place)} Flag: `{declared.flag}`"
+            f"{words.plain(place)} Flag: {words.plain(declared.flag)}"
         )
 
 

@@ -41,7 +41,7 @@ def _model(run: Run) -> None:
         formats = export.formats(run)
         dtype = st.selectbox("Number format", formats, key="export-dtype", width=160) if formats else ""
         clicked = st.button("Export the model", icon=":material/deployed_code:", key="export")
-        with st.popover("Push to the Hub", icon=":material/cloud_upload:"):
+        with st.popover("Push to the hub", icon=":material/cloud_upload:"):
             pushed = _push_form()
     st.caption(
         "A checkpoint for stock transformers with a model card, the settings and, for a direct deletion, a recipe for "

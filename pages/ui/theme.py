@@ -28,6 +28,18 @@ STATUS_ICONS = {
 }
 
 
+ON_LIGHT_BLUE = (  # white letters, which Streamlit puts there, could not be read on the dark theme's light blue
+    "[data-testid=stBaseButton-primary]:not(:disabled),[data-testid=stMultiSelect] [data-tag],"
+    "[data-testid=stMultiSelect] [data-tag] button {color:#14181D}"
+)
+
+
+def dress() -> None:
+    """What the configured theme cannot say."""
+    if mode() == "dark":
+        st.html(f"<style>{ON_LIGHT_BLUE}</style>")
+
+
 def mode() -> str:
     """`light` or `dark`: what this tab shows now."""
     return "dark" if st.context.theme.type == "dark" else "light"

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import fetching, glossary, guide, lists, planner, player
+from pages.ui import fetching, glossary, guide, lists, own_lessons, planner, player
 from trsp_core import lessons
 from trsp_core.config import KNOBS
 
@@ -42,6 +42,7 @@ glossary.button("home-words")
 
 st.subheader("Experiments to try")
 guide.cards(lessons.shipped()["experiments"].steps, "experiment")
+own_lessons.area()
 
 st.subheader("Latest runs")
 lists.latest(4)
