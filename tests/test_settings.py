@@ -201,7 +201,7 @@ def test_the_tab_with_and_without_records(records, tmp_path, monkeypatch):
     assert ("No sweep has been recorded yet" in shown) == (not records)
     assert ("TRSP wins from 240 steps on" in shown) == bool(records)
     if records > 1:
-        app.get_by_key("sweep").set_value("A map").run()
+        app.get_by_key("sweep").set_value("mine").run()
         assert not app.exception, [e.value for e in app.exception]
         shown = "\n".join(e.value for kind in ("markdown", "caption") for e in app.get(kind))
         assert "regularisation path" in shown

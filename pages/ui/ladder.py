@@ -115,7 +115,8 @@ def speed(theme: str) -> Spec:
     """Measured speed against its ceiling."""
     palette = PALETTES[theme]
     y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260, labelFontSize=13))
-    x = alt.X("times:Q", title=TIMES, scale=alt.Scale(zero=True))
+    # anchored at its end, the title has room on a phone too
+    x = alt.X("times:Q", title=TIMES, scale=alt.Scale(zero=True), axis=alt.Axis(titleAnchor="end", titleFontSize=12))
     base = alt.Chart().encode(y=y)
     bars = base.mark_bar(cornerRadiusEnd=2, color=palette.pruned, opacity=0.85).encode(x=x)
     reach = base.mark_rule(strokeWidth=2, color=palette.ink).encode(x=alt.X("low:Q", title=TIMES), x2="high:Q")

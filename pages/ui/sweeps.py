@@ -49,7 +49,7 @@ def tab() -> None:
     elif len(there) > 1:
         first, names = next(iter(there)), {sweep.name: title for title, sweep in there.items()}
         key = address.linked("sweep", there[first].name, address.one_of(list(names)))
-        picked = st.segmented_control("Sweep", list(names), format_func=names.get, key=key)
+        picked = st.pills("Sweep", list(names), format_func=names.get, key=key)
         show(there[names.get(picked or "", first)])
     else:
         show(next(iter(there.values())))
