@@ -46,7 +46,9 @@ def _why_not(config: RunConfig, state: RunState) -> str:
     if config.control == "delete_first":
         return "This run deleted first, so there was nothing left to weigh before and after. Open one without that control."
     if not config.stage2_steps:
-        return "This run had no stage 2, so no knowledge was asked to move. Change its steps of stage 2, and run it again."
+        return (
+            "This run had no stage 2, so no knowledge was asked to move. Change its steps of stage 2, and run it again."
+        )
     if not config.importance_blocks:
         return "This run did not weigh its layers (“Blocks to weigh each layer on” was 0)."
     if not state.ended:
