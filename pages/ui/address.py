@@ -115,15 +115,15 @@ def title(text: str) -> None:
         copy()
 
 
-def copy() -> None:
+def copy(label: str = "Copy link") -> None:
     """The link, in a box that has a button to copy it."""
-    st.fragment(_copy)()
+    st.fragment(_copy)(label)
 
 
-def _copy() -> None:
+def _copy(label: str) -> None:
     """Looked up when it is opened: other fragments may have changed the address meanwhile."""
     opened = st.popover(
-        "Copy link",
+        label,
         icon=":material/link:",
         key="copy-link",
         on_change="rerun",

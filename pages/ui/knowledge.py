@@ -44,7 +44,7 @@ def section(config: RunConfig, state: RunState) -> None:
 
 def _why_not(config: RunConfig, state: RunState) -> str:
     if config.control == "delete_first":
-        return "This run deleted first, so there was nothing left to weigh before and after. Open one without that control."
+        return "This run deleted first, with nothing left to weigh before and after. Open one without that control."
     if not config.stage2_steps:
         return (
             "This run had no stage 2, so no knowledge was asked to move. Change its steps of stage 2, and run it again."

@@ -111,7 +111,7 @@ def config_of(run: Run) -> RunConfig | None:
 def actions(run: Run, config: RunConfig, status: str) -> bool:
     """What can be done with this run; whether it is to be run again."""
     again = False
-    with st.container(horizontal=True, key="actions", width="content"):
+    with st.container(horizontal=True, gap="xsmall", key="actions", width="content"):
         if status in ("queued", "running"):
             label = "Take out of the queue" if status == "queued" else "Stop"
             st.button(
@@ -122,7 +122,7 @@ def actions(run: Run, config: RunConfig, status: str) -> bool:
             st.button("Change", icon=":material/tune:", key="change", on_click=planner.change, args=(config,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         planner.command(config)
-        address.copy()
+        address.copy("Link")
     return again
 
 
