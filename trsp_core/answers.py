@@ -287,8 +287,9 @@ def unpack(line: str) -> tuple[str, Request | Answer]:
     try:
         given = json.loads(line)
         ticket, kind = str(given.pop("ticket")), given.pop("kind")
+        ticket.encode()
         return ticket, events.build((REQUESTS | ANSWERS)[kind], given)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise TrspError(f"This is no line of the workbench: {line[:80]!r}.", "Please report this.") from error
 
 
@@ -300,10 +301,10 @@ def check(request: Request) -> None:
     """
     problems: list[Problem] = []
 
-    def within(name: str, words: str, given: float, low: float, high: float, unit: str = "") -> None:
-        if not low <= given <= high:
-            span = f"{low:g} to {high:,g}{unit}"
-            problems.append(Problem(name, f"{words}: {given:,g}{unit} was given, {span} is possible.", f"Take {span}."))
+    def within(name: str, words: str, given: float | None, low: float, high: float, unit: str = "") -> None:
+        if given is None or not low <= given <= high:  # null is what JSON has for what is no number
+            span, said = f"{low:g} to {high:,g}{unit}", "no number" if given is None else f"{given:,g}{unit}"
+            problems.append(Problem(name, f"{words}: {said} was given, {span} is possible.", f"Take {span}."))
 
     if isinstance(request, Generate):
         within("temperature", "Temperature", request.temperature, 0.0, 5.0)
@@ -312,6 +313,10 @@ def check(request: Request) -> None:
         within("new_tokens", "Length", request.new_tokens, 1, MAX_NEW_TOKENS, " tokens")
     if isinstance(request, Generate | Trace):
         within("columns", "Columns", len(request.columns), 1, MAX_COLUMNS)
+        models = request.columns
+    else:
+        models = [request.model] if isinstance(request, Importance | Influence) else []
+    problems += [problem for model in models[: MAX_COLUMNS + 1] if (problem := _no_model(model))]
     if isinstance(request, Trace):
         within("text", "Text", len(request.text), 1, MAX_TEXT, " characters")
     if isinstance(request, WhatIf):
@@ -324,3 +329,14 @@ def check(request: Request) -> None:
         if request.prompt and not request.prompt.strip():
             problems.append(Problem("prompt", "The prompt is empty.", "Write a prompt."))
     refuse(problems)
+
+
+def _no_model(given: dict[str, Any]) -> Problem | None:
+    """What keeps `given` from being a `Variant`."""
+    try:
+        variant = events.build(Variant, given)
+        if max(map(len, (variant.removed, variant.kept))) > MAX_LAYERS:
+            raise ValueError("too many layers")
+    except (TypeError, ValueError) as error:
+        return Problem("model", f"A model is not named as it should be: {str(error)[:80]}.", "Choose it again.")
+    return None

@@ -133,7 +133,7 @@ def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
 
 def kept(run: Run) -> list[str]:
     """Ids of the comparisons kept with `run`, newest first."""
-    files = [p for p in (run.folder / "comparisons").glob("*.json") if _ID.fullmatch(p.stem)]
+    files = [p for p in (run.folder / "comparisons").glob("*.json") if _ID.fullmatch(p.stem) and p.is_file()]
     return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
 
 
@@ -149,11 +149,37 @@ def read(run: Run, name: str) -> tuple[Generate, list[Answer]]:
     try:
         lines = json.loads((run.folder / "comparisons" / f"{name}.json").read_text("utf-8"))
         records: list[Any] = [an.unpack(json.dumps(line))[1] for line in lines]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise gone from error
     if not records or not isinstance(records[0], Generate):
         raise gone
-    return records[0], [r for r in records[1:] if isinstance(r, Answer)]
+    request, answers = records[0], [r for r in records[1:] if isinstance(r, Answer)]
+    an.check(request)
+    if not all(_belongs(answer, len(request.columns)) for answer in answers):
+        raise gone
+    return request, answers
+
+
+def _whole(value: Any) -> bool:
+    """Whether no number is missing in decoded JSON; null stands for what is none."""
+    return value is not None and (not isinstance(value, list) or all(map(_whole, value)))
+
+
+def _belongs(answer: Answer, columns: int) -> bool:
+    """Whether `answer` speaks of columns that there are, of each token in the same way, in numbers."""
+    if not all(map(_whole, vars(answer).values())):
+        return False
+    if not 0 <= getattr(answer, "column", 0) < columns:
+        return False
+    if not isinstance(answer, an.TextTraced):
+        return True
+    of_each = (answer.pieces, answer.probabilities, answer.alternatives, answer.alternative_probabilities, answer.kl)
+    places = zip(answer.alternatives, answer.alternative_probabilities, strict=False)
+    return (
+        0 <= answer.text < columns
+        and all(len(entries) == len(answer.tokens) for entries in of_each)
+        and all(len(words) == len(chances) for words, chances in places)
+    )
 
 
 def markdown(found: Comparison) -> str:

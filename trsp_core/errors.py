@@ -26,12 +26,17 @@ class TrspError(Exception):
 
     def __init__(self, message: str, remedy: str, problems: Sequence[Problem] = ()):
         super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        self.message = _showable(message)
+        self.remedy = _showable(remedy)
         self.problems = tuple(problems)
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"
+
+
+def _showable(text: str) -> str:
+    """`text` as a page and a terminal can show it: JSON can spell halves of letters, which no encoding can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def refuse(problems: Sequence[Problem]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from trsp_core.errors import TrspError
 
 STATES = ("dense", "direct", "trained", "pruned")  # dense; layers deleted at once; after stage 2, all layers; deleted
 DOMAINS = ("calibration", "heldout")
+LARGEST = 2**63  # no count or size of ours comes near
 T = TypeVar("T")
 
 
@@ -295,6 +297,8 @@ def from_line(line: str) -> tuple[int, float, Event]:
     try:
         given = json.loads(line)
         n, at, kind = int(given.pop("n")), float(given.pop("at")), KINDS[given.pop("event")]
+        _fits(n, "int")
+        _fits(at, "float")
         return n, at, build(kind, given)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise TrspError(f"This is no event: {line[:80]!r}.", "The line is left out.") from error
@@ -338,7 +342,11 @@ def plain(value: Any) -> Any:
 
 
 def _fits(value: Any, annotation: str) -> None:
-    """Raise TypeError unless a decoded JSON `value` fits a field's annotation; null stands for not-a-number."""
+    """Raise TypeError unless a decoded JSON `value` fits a field's annotation; null stands for not-a-number.
+
+    Numbers that a machine word or a float cannot hold, and text that no file can, fit nowhere (the latter raises
+    UnicodeEncodeError, which is a ValueError).
+    """
     base, _, inner = annotation.partition("[")
     if base == "list":
         if not isinstance(value, list):
@@ -348,10 +356,20 @@ def _fits(value: Any, annotation: str) -> None:
     elif base == "dict":
         if not isinstance(value, dict):
             raise TypeError(annotation)
+        of = inner[:-1].partition(", ")[2]
+        for key, entry in value.items():
+            _fits(key, "str")
+            _fits(entry, of)
+    elif base == "Any":
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     elif value is None:
         if "float" not in annotation and "None" not in annotation:
             raise TypeError(annotation)
     else:
         allowed = {"int": int, "float": (int, float), "str": str, "bool": bool}[annotation.split(" | ")[0]]
         if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
+            raise TypeError(annotation)
+        if isinstance(value, str):
+            value.encode()
+        elif not abs(value) < (LARGEST if isinstance(value, int) else math.inf):
             raise TypeError(annotation)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from trsp_core.state import RunState
 from trsp_core.store import Run
 
 SCHEMA = 1
+MOST_NATS = 1e6  # a token; more is no loss
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,39 @@ def load(path: Path) -> Record:
         given = json.loads(path.read_text("utf-8"))
         if given.pop("schema") > SCHEMA:
             raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
-        rows = [Row(**row) for row in given.pop("rows")]
-        return Record(rows=rows, **given)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        rows = [_sound(ev.build(Row, row)) for row in given.pop("rows")]
+        record = dataclasses.replace(ev.build(Record, given | {"rows": []}), rows=rows)
+        if not rows or any(len(r.losses[d]) != len(rows[0].losses[d]) for r in rows for d in ev.DOMAINS):
+            raise ValueError("rows that were not measured on the same blocks")
+        return record
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise TrspError(f"{path.name} is no record of runs.", "Leave it out, or record it again.") from error
+
+
+def _sound(row: Row) -> Row:
+    """`row` with losses that can be reckoned with. JSON has no word for what is not a number; null stands for it.
+
+    Raises:
+        ValueError: layers that cannot be, or no losses in a domain.
+        KeyError: a domain is missing.
+    """
+    if not 0 <= len(row.removed) <= row.n_layers or row.parameters < 0 or row.steps < 0:
+        raise ValueError("sizes below nothing")
+    for speed in (row.speed, row.dense_speed):
+        if any(len(rates) != 3 or None in rates or min(rates) <= 0 for rates in speed.values()):
+            raise ValueError("a speed without its range")
+    if None in (row.seconds, row.choosing):
+        raise ValueError("a time is missing")
+    kl = {domain: math.nan if v is None else v for domain, v in row.kl.items()}
+    return dataclasses.replace(row, losses={d: losses_of(row.losses[d]) for d in ev.DOMAINS}, kl=kl)
+
+
+def losses_of(given: list[float]) -> list[float]:
+    """Losses read from JSON. Raises ValueError: none, or not in nats a token."""
+    losses = [math.nan if v is None else float(v) for v in given]
+    if not losses or any(abs(v) > MOST_NATS for v in losses):
+        raise ValueError("no losses")
+    return losses
 
 
 def compared(record: Record, one: str, other: str) -> dict[str, Interval] | None:

@@ -77,7 +77,7 @@ def parse(document: Any) -> Grid:
     """
     try:
         return _parse(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TrspError(
             f"This is no grid: {type(error).__name__} {str(error)[:80]}.",
             'It wants {"name", "base", "axes": {knob: [values]}}, and may have "title", "preset" and "arms".',

@@ -55,7 +55,7 @@ class Knob:
         """Turn `value` (from JSON, a flag, a URL or a widget) into this knob's type, or say what is wrong with it."""
         try:
             typed = _READERS[self.kind](value)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError):  # among them text that no file can hold
             want = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[self.kind]
             return self.default, self._problem(value, f"expected {want}")
         if self.choices and typed not in self.choices:
@@ -124,6 +124,7 @@ def _read_float(value: Any) -> float:
 def _read_str(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 4000 or "\x00" in value:
         raise ValueError(value)
+    value.encode()
     return value
 
 

@@ -22,6 +22,7 @@ from trsp_core.errors import TrspError
 from trsp_core.state import RunState
 from trsp_core.store import Run, Store
 
+MOST = 1_000  # variations
 _NAME = re.compile(r"[a-z0-9_]{1,24}")
 _RUN = re.compile(r"\d{8}-\d{6}-([a-z0-9_]+)-([a-z0-9_]+)-([0-9a-f]{8})")
 
@@ -158,6 +159,9 @@ def parse(document: Any) -> Plan:
             variations=variations,
             preset=document.get("preset"),
         )
+        if not isinstance(plan.preset, str | None) or len(variations) > MOST:
+            raise ValueError(f"a preset that is no name, or more than {MOST} variations")
+        "".join([plan.title, *(v.title for v in variations)]).encode()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrspError(
             f"This is no plan: {type(error).__name__} {str(error)[:80]}.",

@@ -52,8 +52,8 @@ class Point:
     removed: list[int]
     weights: list[float]
     blocks: dict[str, str]
-    losses: Losses
-    direct: Losses
+    losses: dict[str, list[float]]
+    direct: dict[str, list[float]]
     kl: dict[str, float]
     seed: int
     steps: int
@@ -193,16 +193,30 @@ def load(path: Path) -> Sweep:
         given = json.loads(path.read_text("utf-8"))
         if given.pop("schema") > SCHEMA:
             raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
-        points = [_whole(Point(**point)) for point in given.pop("points")]
-        return Sweep(points=points, **given)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        points = [_whole(ev.build(Point, point)) for point in given.pop("points")]
+        sweep = dataclasses.replace(ev.build(Sweep, given | {"points": []}), points=points)
+        if any(p.arm not in sweep.arms or not set(p.at) <= set(sweep.axes) for p in points):
+            raise ValueError("a point outside the grid")
+        configs = [RunConfig(**sweep.shared, **p.settings) for p in points]
+        if any(not isinstance(getattr(c, k), type(v)) for c in configs for k, v in vars(RunConfig()).items()):
+            raise ValueError("a setting of another kind")
+        return sweep
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise TrspError(f"{path.name} is no record of a sweep.", "Leave it out, or record it again.") from error
 
 
 def _whole(point: Point) -> Point:
-    """JSON has no word for what is not a number; null stands for it."""
-    for losses in (*point.losses.values(), *point.direct.values()):
-        losses[:] = [math.nan if v is None else v for v in losses]
+    """JSON has no word for what is not a number; null stands for it.
+
+    Raises:
+        ValueError, KeyError: losses or blocks that are missing, or that cannot be reckoned with.
+    """
+    for given in (point.losses, point.direct):
+        given |= {domain: evidence.losses_of(losses) for domain, losses in given.items()}
+    if not set(ev.DOMAINS) <= set(point.losses) & set(point.blocks):
+        raise ValueError("a point without a domain")
+    if None in (*point.weights, *point.gap, *point.kl.values(), point.seconds) or min(point.steps, point.seed) < 0:
+        raise ValueError("a figure is missing")
     return point
 
 

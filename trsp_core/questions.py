@@ -53,7 +53,7 @@ def read(task: str, text: str, limit: int | None = None) -> list[Question]:
         if path.stat().st_size > MOST_BYTES:
             raise TrspError(f"{path.name} is larger than {MOST_BYTES / 1e6:.0f} MB.", "Cut it.")
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()][:limit]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise TrspError(
             f"The task {task[:80]!r} cannot be read.",
             f"Give a JSONL file, {LAST_WORD}, or a task that `eval --help` names.",
@@ -76,6 +76,7 @@ def _question(line: str, name: str, number: int) -> Question:
             continuations = [" " + str(given["continuation"]).strip()] * len(contexts)
         if not isinstance(gold, int) or not 0 <= gold < len(contexts) or min(map(len, contexts)) == 0:
             raise ValueError("gold")
+        "".join([*contexts, *continuations]).encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrspError(
             f"Line {number} of {name} is no question.",

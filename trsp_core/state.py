@@ -11,6 +11,7 @@ from typing import Any
 from trsp_core import events as ev
 from trsp_core.events import Event
 
+ENDED = ("finished", "cancelled", "failed")
 Line = tuple[int, float, Event]  # n, seconds since the run began, event
 
 
@@ -138,6 +139,48 @@ def summary(state: RunState) -> dict[str, Any]:
         "peak_bytes": state.peak_bytes,
         "failure": {"message": state.failure.message, "remedy": state.failure.remedy} if state.failure else None,
     }
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """The kinds of what is never None in a `summary` read from JSON."""
+
+    ended: str
+    chosen: list[int]
+    removed: list[int]
+    kept: list[int]
+    perplexity: dict[str, dict[str, float]]
+    kl: dict[str, dict[str, float]]
+    speed: dict[str, Any]
+    seconds: dict[str, float]
+    peak_bytes: int
+    model: str = ""
+    n_layers: int = 0
+    narrowed: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    failure: dict[str, str] = field(default_factory=dict)
+
+
+def is_summary(given: Any) -> bool:
+    """Whether decoded JSON is the `summary` of a run that has ended, all of it there and of the right kinds."""
+    if not isinstance(given, dict) or set(given) != set(summary(RunState())):
+        return False
+    try:
+        read = ev.build(_Summary, {k: v for k, v in given.items() if v is not None})
+        rates = [(v["prefill"], v["decode"]) for k, v in read.speed.items() if k != "ceiling"]
+        if given["narrowed"] is not None:
+            ev.build(ev.LayersNarrowed, read.narrowed)
+        return (
+            read.ended in ENDED
+            and set(read.perplexity) == set(read.kl) == set(ev.DOMAINS)
+            and (given["parameters"] is None or set(read.parameters) == {"dense", "pruned"})
+            and (given["failure"] is None or set(read.failure) == {"message", "remedy"})
+            and "total" in read.seconds
+            and None not in (*read.seconds.values(), *read.parameters.values())
+            and all(isinstance(v, int | float | None) for pair in rates for v in pair)
+        )
+    except (TypeError, ValueError, KeyError):
+        return False
 
 
 @singledispatch

@@ -98,7 +98,7 @@ class Run:
             with self.events_file.open("rb") as file:
                 file.seek(offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:  # none yet, or it is no file
             return [], 0
         end = data.rfind(b"\n") + 1
         lines: list[Line] = []
@@ -131,17 +131,17 @@ class Run:
         try:
             with (self.folder / "lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
+        except BlockingIOError:
             return True
+        except OSError:  # none yet, or it is no file
+            return False
         return False
 
     def hint(self) -> str:
         """Why a lost run ended, as far as it is known: a sentence."""
         try:
-            code = json.loads((self.folder / "exit.json").read_text("utf-8"))["returncode"]
-        except (OSError, ValueError, KeyError, TypeError):
+            code = int(json.loads((self.folder / "exit.json").read_text("utf-8"))["returncode"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
             return "Its process ended without a word: the machine may have been restarted."
         if code == -9:
             return "Its process was killed, most likely because the machine ran out of memory."
@@ -162,9 +162,9 @@ class Run:
         """`state.summary`, from `summary.json` where the run has ended and it is there."""
         try:
             kept = json.loads((self.folder / "summary.json").read_text("utf-8"))
-            if isinstance(kept, dict) and kept.get("ended"):
+            if state.is_summary(kept):
                 return kept
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             pass
         return state.summary(self.state())
 

@@ -242,7 +242,7 @@ def _from_hub(text: str, repository: str, subset: str, most: int | None = None, 
     try:
         from datasets import load_dataset
 
-        rows = load_dataset(repository, subset, **how)  # type: ignore[arg-type]
+        rows = load_dataset(repository, subset, **how)  # type: ignore[arg-type]  # nosec B615 - data, never code
         return list(rows if most is None else rows.take(most))  # type: ignore[union-attr, call-arg]
     except Exception as error:
         raise TrspError(
@@ -262,5 +262,5 @@ def _json_lines(content: str, name: str) -> list[str]:
             raise TrspError(f"{name}, line {n}: no JSON.", 'Write one object with a "text" on each line.') from error
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
             raise TrspError(f'{name}, line {n}: no object with a "text".', 'Write {"text": "..."} on each line.')
-        found.append(entry["text"])
+        found.append(entry["text"].encode("utf-8", "replace").decode("utf-8"))  # JSON can spell halves of letters
     return found

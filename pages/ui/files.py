@@ -31,10 +31,11 @@ def link(run: Run, name: str) -> str:
 
 def send(request: Request) -> Response:
     """A file among a run's exports, in pieces; ranges are answered too."""
+    name = request.path_params["name"]
     try:
-        file = Store().get(request.path_params["run"]).exports_folder / request.path_params["name"]
+        file = Store().get(request.path_params["run"]).exports_folder / name
     except TrspError as error:
         return PlainTextResponse(error.message, 404)
-    if not _NAME.fullmatch(file.name) or file.is_symlink() or not file.is_file():
+    if not _NAME.fullmatch(name) or file.is_symlink() or not file.is_file():
         return PlainTextResponse("There is no such file with this run.", 404)
     return FileResponse(file, filename=file.name, headers=HEADERS)
