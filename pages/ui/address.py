@@ -117,7 +117,8 @@ def title(text: str) -> None:
 
 def copy(label: str = "Copy link") -> None:
     """The link, in a box that has a button to copy it."""
-    st.fragment(_copy)(label)
+    with st.container(width="content"):  # else it would take a line of its own among buttons
+        st.fragment(_copy)(label)
 
 
 def _copy(label: str) -> None:
