@@ -29,7 +29,7 @@ HEADS = ("1  Find", "2  Move", "3  Delete")
 LEFT, RIGHT, LOW, HIGH = 2.0, 37.0, 3.0, 82.0  # the stack's edges
 FROM, TO = 48.0, 97.0  # the curve's
 FLIGHT = 9.0  # how far a layer moves aside as it leaves
-HEIGHT = 400  # pixels
+HEIGHT = 385  # pixels
 MODELS = ("dense", "deleted at once", "deleted now")
 
 

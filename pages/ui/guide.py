@@ -24,7 +24,8 @@ STYLE = (  # the line above the bar fills up as the lesson goes on
     "[data-testid=stBottom] > div {{border-top:4px solid;"
     "border-image:linear-gradient(to right, {done} {share:.0%}, {rest} {share:.0%}) 1}}"
     "[data-testid=stBottomBlockContainer] {{padding-top:0.5rem;padding-bottom:0.8rem}}"
-    "@media (max-width:640px) {{.st-key-guide-title {{min-width:100%}} .st-key-guide button {{padding:0.2rem 0.5rem}}}}"
+    "@media (max-width:640px) {{.st-key-guide :has(> .st-key-guide-title) {{min-width:100%}}"
+    ".st-key-guide button {{padding:0.2rem 0.5rem}}}}"
 )
 
 
