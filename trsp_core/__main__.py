@@ -31,6 +31,7 @@ from trsp_core import (
     points,
     questions,
     record,
+    resume,
     shell,
     state,
     sweep,
@@ -80,8 +81,22 @@ def run(arguments: argparse.Namespace) -> int:
     return _drive(made, arguments.json)
 
 
+def resume_run(arguments: argparse.Namespace) -> int:
+    """Go on with a run that was stopped, lost or failed."""
+    found = _find(arguments.run)
+    past = resume.reopen(found)
+    where = f"behind step {past.step} of stage 2" if past.step else f"behind event {past.place}"
+    _say(f"Run {found.id} goes on {where if past.place else 'from its beginning'}. Ctrl-C stops.")
+    return _drive(found, arguments.json)
+
+
 def _drive(made: Run, as_json: bool) -> int:
-    """Execute the config in a run folder and record it."""
+    """Execute the config in a run folder and record it; what has broken off there goes on."""
+    before = made.state()
+    if before.ended:
+        raise TrspError(f"Run {made.id} has ended.", f"To go on: python -m trsp_core resume {made.folder}")
+    if before.count and before.reopened is None:
+        resume.reopen(made)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _stop(made))
     shown = _Progress()
@@ -100,9 +115,10 @@ def _drive(made: Run, as_json: bool) -> int:
 def _execute(made: Run) -> Generator[Event, None, None]:
     settings: RunConfig = made.config()
     models.preflight(settings)  # refuses in a moment what the engine would refuse once torch is there
+    past = resume.find(made)
     from trsp_core import engine  # torch comes in here
 
-    yield from engine.execute(settings, made.folder)
+    yield from engine.execute(settings, made.folder, past=past)
 
 
 def _stop(made: Run) -> None:
@@ -471,6 +487,7 @@ def _say(*lines: str) -> None:
 
 _COMMANDS = {
     "run": run,
+    "resume": resume_run,
     "list": list_runs,
     "show": show,
     "methods": list_methods,

@@ -18,8 +18,11 @@ class EagerAdamW:
         param_groups: dicts with `params` and `lr`, which may be changed between steps, as in torch.
     """
 
+    MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+
     def __init__(self, groups: list[dict[str, Any]], lr: float):
         self.param_groups = [{"lr": lr, **group} for group in groups]
+        self._own: dict[Tensor, torch.optim.Optimizer] = {}
         self._held = False
 
     @contextlib.contextmanager
@@ -34,6 +37,7 @@ class EagerAdamW:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+                self._own[parameter] = own
                 hooks.append(parameter.register_post_accumulate_grad_hook(self._stepper(own, group)))
         try:
             yield
@@ -58,6 +62,16 @@ class EagerAdamW:
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What AdamW remembers of `parameter`, by the names of `MOMENTS`; empty where it does not learn."""
+        return dict(self._own[parameter].state[parameter]) if parameter in self._own else {}
+
+    def restore(self, parameter: Tensor, moments: dict[str, Tensor]) -> None:
+        """Go on from what `moments` gave once; while stepping. Nothing happens for a parameter that does not learn."""
+        for kind, value in moments.items():
+            if parameter in self._own:
+                self._own[parameter].state[parameter][kind].copy_(value)
 
     def _stepper(self, own: torch.optim.Optimizer, group: dict[str, Any]) -> Any:
         def step(parameter: Tensor) -> None:

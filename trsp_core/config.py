@@ -493,6 +493,17 @@ class RunConfig:
         high=1024,
         help="Threads of the matrix products. Higher: faster, up to one a core. 0: one for each core.",
     )
+    resume_minutes: float = knob(
+        2.0,
+        label="Time between points to resume from",
+        group="machine",
+        low=0.0,
+        high=1440.0,
+        unit="minutes",
+        help="So often stage 2 writes its weights and the optimiser's state to the run folder, and an interrupted run "
+        "loses no more than that; they take up to three times the model's size until the run finishes. Higher: less "
+        "is written, more is lost. 0: nothing is written, and an interrupted stage 2 starts over.",
+    )
     save_model: bool = knob(
         True,
         label="Keep the pruned model",

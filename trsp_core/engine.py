@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -44,22 +44,145 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
+from trsp_core.resume import Past, ends
+from trsp_core.store import Run
 from trsp_core.surgery import Stack
 from trsp_core.transfer import Span, transfer
+from trsp_core.waypoint import Waypoints
 
+T = TypeVar("T")
 Events = Generator[Event, None, None]
 SPEED_PROMPT, SPEED_NEW = 128, 16  # tokens read and tokens written in one timing
 
 
-def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Module, Any] | None = None) -> Events:
+def execute(
+    config: RunConfig,
+    folder: Path | None = None,
+    loaded: tuple[nn.Module, Any] | None = None,
+    past: Past | None = None,
+) -> Events:
     """Prune as `config` says and tell each event.
 
     Args:
         folder: the run folder, where the pruned model goes; None keeps nothing.
         loaded: a model and its tokenizer to work on, instead of loading `config.model`. It is left as it was.
+        past: of a run that broke off: what is settled is not told again, and done again only where it has to be.
 
     Raises:
         TrspError: what was asked cannot be done; the message says why and what to do.
+    """
+    past = past or Past()
+    fresh, waypoints = not past.place, Waypoints(Run(folder).checkpoint_file if folder else None, config)
+    model, tokenizer, stack = yield from _told(fresh, _opened(config, loaded))
+
+    with contextlib.ExitStack() as undo:
+        if loaded and (config.learn_weights or config.stage2_steps):
+            undo.enter_context(surgery.restored(model))
+        undo.enter_context(surgery.learning(model, []))
+
+        texts = yield from _told(fresh, _texts(config, tokenizer))
+        lab = Lab(stack, texts.calibration, config)
+        first = config.control == "delete_first"  # then there is nothing to see before deletion
+
+        reference = measure.Reference(config.kl_blocks)
+        if "dense" not in past.done:
+            yield from _measured(config, lab, texts, tokenizer, reference, ("dense",))
+        elif "pruned" not in past.done:
+            _look_again(config, lab, texts, reference)
+        if config.stage2_steps and config.distil:
+            twin = copy.deepcopy(model)
+            lab.teacher = dataclasses.replace(stack, model=twin, parent=_twin_of(stack.parent, model, twin))
+        if config.stage2_steps and not first and "importance" not in past.done:
+            yield from _weighed(config, stack, texts, "dense", "importance")
+
+        method = methods.get(config.method)
+        count, chosen = configs.layers_to_remove(config.ratio, lab.n_layers), []
+        cut: Callable[[], Any] = contextlib.nullcontext  # makes the pruned model, for a while
+        spans, parts = shared_out(config.stage2_steps, config.cycles), shared_out(count, config.cycles)
+        for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
+            new = cycle > len(past.choices)
+            if new:
+                yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
+                with surgery.skipped(stack, lab.gone):
+                    chosen = [*lab.gone, *(yield from method.choose(lab, config, part.steps))]
+                yield ev.LayersChosen(method.name, chosen)
+            else:
+                chosen = past.choices[cycle - 1]
+            if method.rewrite:
+                undo.enter_context(surgery.rewritten((yield from _told(new, method.rewrite(lab, config, chosen)))))
+            cut = partial(surgery.removed, stack, chosen)
+            if method.narrow:
+                cut = partial(surgery.narrowed, stack, *(yield from _told(new, method.narrow(lab, config, count))))
+            if not config.stage2_steps:
+                break
+            if past.step > span.done + span.steps:  # the weights of a later cycle are in the file
+                lab.gone = chosen
+                continue
+            if config.cycles == 1 and "direct" not in past.done:  # with more, no model is dense and without all of them
+                with cut():
+                    yield from _measured(config, lab, texts, tokenizer, reference, ("direct",))
+            if config.adapter_rank and quantized.is_packed(model) and not adapters.of(stack):
+                undo.enter_context(adapters.adapted(stack, config.adapter_rank, config.seed))  # never merged, but kept
+            inside = past.step > span.done
+            if not inside:
+                yield ev.PhaseStarted("transfer", span.steps)
+            with cut() if first else contextlib.nullcontext():
+                doomed = [] if first else chosen
+                if cycle == 1 and not inside:
+                    yield from _probe(config, stack, texts, doomed, 0)
+                for event in transfer(lab, config, chosen, span, first, past if inside else None, waypoints):
+                    yield event
+                    if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
+                        yield from _probe(config, stack, texts, doomed, event.step)
+            lab.gone = chosen
+        if config.stage2_steps and not first and "trained" not in past.done:
+            yield from _measured(config, lab, texts, tokenizer, reference, ("trained",), sample=False)
+        if config.stage2_steps and not first and "importance after" not in past.done:
+            yield from _weighed(config, stack, texts, "trained", "importance after")
+
+        before = _size(stack)
+        with cut():
+            kept = [i for i in range(lab.n_layers + len(chosen)) if i not in chosen]
+            after = _size(stack)
+            if not past.removed:
+                yield ev.LayersRemoved(sorted(chosen), kept, before[0], after[0], before[1], after[1])
+            states = ("pruned",) if config.stage2_steps else ("pruned", "direct")  # no training: one model is both
+            if "pruned" not in past.done:
+                yield from _measured(config, lab, texts, tokenizer, reference, states)
+        if config.speed_repeats and "speed" not in past.done:
+            yield from _speeds(config, stack, texts, cut)
+        trained = config.save_trained and config.stage2_steps and not first
+        if folder and (config.save_model or trained):
+            yield ev.PhaseStarted("save")
+            size = save(config, stack, tokenizer, folder / "trained-model") if trained else 0
+            if config.save_model:
+                with cut():
+                    size += save(config, stack, tokenizer, folder / "model", folder / "proof.safetensors")
+            yield ev.ModelSaved(size)
+    yield ev.RunFinished(measure.peak_bytes())
+    if folder:
+        Run(folder).checkpoint_file.unlink(missing_ok=True)
+
+
+def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
+    """`story`; where it is not `fresh`, only what comes of it."""
+    with contextlib.closing(story):
+        while True:
+            try:
+                event = next(story)
+            except StopIteration as end:
+                return end.value
+            if fresh:
+                yield event
+
+
+def _opened(
+    config: RunConfig, loaded: tuple[nn.Module, Any] | None
+) -> Generator[Event, None, tuple[nn.Module, Any, Stack]]:
+    """The plan, then the model with its tokenizer and its stack of layers.
+
+    Raises:
+        TrspError: it cannot be had, or not with this config.
     """
     plan = models.preflight(config) if loaded is None else None
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
@@ -79,81 +202,25 @@ def execute(config: RunConfig, folder: Path | None = None, loaded: tuple[nn.Modu
     if not plan:
         yield _planned(forecast.forecast(config, _facts(config, stack), rate))
     yield _model_loaded(config, stack)
+    return model, tokenizer, stack
 
-    with contextlib.ExitStack() as undo:
-        if loaded and (config.learn_weights or config.stage2_steps):
-            undo.enter_context(surgery.restored(model))
-        undo.enter_context(surgery.learning(model, []))
 
-        yield ev.PhaseStarted("text")
-        texts = data.prepare(config, tokenizer)
-        for note in texts.notes:
-            yield ev.Noted(note)
-        yield from texts.events
-        lab = Lab(stack, texts.calibration, config)
-        first = config.control == "delete_first"  # then there is nothing to see before deletion
+def _texts(config: RunConfig, tokenizer: Any) -> Generator[Event, None, data.Texts]:
+    yield ev.PhaseStarted("text")
+    texts = data.prepare(config, tokenizer)
+    for note in texts.notes:
+        yield ev.Noted(note)
+    yield from texts.events
+    return texts
 
-        reference = measure.Reference(config.kl_blocks)
-        yield from _measured(config, lab, texts, tokenizer, reference, ("dense",))
-        if config.stage2_steps and config.distil:
-            twin = copy.deepcopy(model)
-            lab.teacher = dataclasses.replace(stack, model=twin, parent=_twin_of(stack.parent, model, twin))
-        if config.stage2_steps and not first:
-            yield from _weighed(config, stack, texts, "dense", "importance")
 
-        method = methods.get(config.method)
-        count, chosen = configs.layers_to_remove(config.ratio, lab.n_layers), []
-        cut: Callable[[], Any] = contextlib.nullcontext  # makes the pruned model, for a while
-        spans, parts = shared_out(config.stage2_steps, config.cycles), shared_out(count, config.cycles)
-        for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
-            yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
-            with surgery.skipped(stack, lab.gone):
-                chosen = [*lab.gone, *(yield from method.choose(lab, config, part.steps))]
-            yield ev.LayersChosen(method.name, chosen)
-            if method.rewrite:
-                undo.enter_context(surgery.rewritten((yield from method.rewrite(lab, config, chosen))))
-            cut = partial(surgery.removed, stack, chosen)
-            if method.narrow:
-                cut = partial(surgery.narrowed, stack, *(yield from method.narrow(lab, config, count)))
-            if not config.stage2_steps:
-                break
-            if config.cycles == 1:  # with more, no model is both dense and without all of them
-                with cut():
-                    yield from _measured(config, lab, texts, tokenizer, reference, ("direct",))
-            if config.adapter_rank and quantized.is_packed(model) and not adapters.of(stack):
-                undo.enter_context(adapters.adapted(stack, config.adapter_rank, config.seed))  # never merged, but kept
-            yield ev.PhaseStarted("transfer", span.steps)
-            with cut() if first else contextlib.nullcontext():
-                doomed = [] if first else chosen
-                if cycle == 1:
-                    yield from _probe(config, stack, texts, doomed, 0)
-                for event in transfer(lab, config, chosen, span, deleted=first):
-                    yield event
-                    if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
-                        yield from _probe(config, stack, texts, doomed, event.step)
-            lab.gone = chosen
-        if config.stage2_steps and not first:
-            yield from _measured(config, lab, texts, tokenizer, reference, ("trained",), sample=False)
-            yield from _weighed(config, stack, texts, "trained", "importance after")
-
-        before = _size(stack)
-        with cut():
-            kept = [i for i in range(lab.n_layers + len(chosen)) if i not in chosen]
-            after = _size(stack)
-            yield ev.LayersRemoved(sorted(chosen), kept, before[0], after[0], before[1], after[1])
-            states = ("pruned",) if config.stage2_steps else ("pruned", "direct")  # no training: one model is both
-            yield from _measured(config, lab, texts, tokenizer, reference, states)
-        if config.speed_repeats:
-            yield from _speeds(config, stack, texts, cut)
-        trained = config.save_trained and config.stage2_steps and not first
-        if folder and (config.save_model or trained):
-            yield ev.PhaseStarted("save")
-            size = save(config, stack, tokenizer, folder / "trained-model") if trained else 0
-            if config.save_model:
-                with cut():
-                    size += save(config, stack, tokenizer, folder / "model", folder / "proof.safetensors")
-            yield ev.ModelSaved(size)
-    yield ev.RunFinished(measure.peak_bytes())
+def _look_again(config: RunConfig, lab: Lab, texts: data.Texts, reference: measure.Reference) -> None:
+    """What the dense model predicts, for a run that has measured it before and keeps but the figures."""
+    for domain in ev.DOMAINS:
+        blocks = texts.measure[domain]
+        watch, _ = reference.watch(domain)
+        for _ in measure.block_losses(lab.model, blocks[: measure.whole_batches(blocks, config.kl_blocks)], watch):
+            pass
 
 
 def _measured(
@@ -291,8 +358,7 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
 
 def shared_out(whole: int, parts: int) -> list[Span]:
     """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    ends = [whole * n // parts for n in range(parts + 1)]
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends)]
+    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
 
 
 def _twin_of(module: nn.Module, model: nn.Module, twin: nn.Module) -> nn.Module:

@@ -257,6 +257,14 @@ class Noted(Event):
 
 
 @dataclass(frozen=True)
+class Resumed(Event):
+    """A run that broke off goes on at the event numbered `place`: those from there up to this one are overtaken and do
+    not count any more, but stay in the file."""
+
+    place: int
+
+
+@dataclass(frozen=True)
 class RunFinished(Event):
     """The end of a run that did all it was asked to."""
 

@@ -47,7 +47,7 @@ def block_losses(
             found = next_token_loss(logits, ids).double().mean(dim=1).tolist()
             return found, logits if watch else None
 
-    batches = blocks.split(max(1, TOKENS_AT_ONCE // blocks.shape[1]))
+    batches = blocks.split(_at_once(blocks))
     wide = abreast.lanes(device, len(batches))
     for start in range(0, len(batches), wide):
         with heads.withheld(model) if sparing else contextlib.nullcontext():
@@ -64,6 +64,16 @@ def _trim() -> None:
     """Give the memory that was freed in small pieces back to the system, where the C library can."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _at_once(blocks: Tensor) -> int:
+    """How many of `blocks` (N, T) go through a model together."""
+    return max(1, TOKENS_AT_ONCE // blocks.shape[1])
+
+
+def whole_batches(blocks: Tensor, count: int) -> int:
+    """The least number of first blocks that hold `count`, and that pass as they would among all of `blocks` (N, T)."""
+    return min(-(-count // _at_once(blocks)) * _at_once(blocks), len(blocks))
 
 
 class Reference:

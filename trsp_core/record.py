@@ -32,18 +32,23 @@ def record(
     """Write each event of `generator` to the run folder as it happens; return the final state.
 
     A `cancel` file or KeyboardInterrupt closes the generator and ends the run with `RunCancelled`; a `TrspError` or any
-    other exception ends it with `RunFailed`. A full disk stops the run; what was written before stays readable.
+    other exception ends it with `RunFailed`. A full disk stops the run; what was written before stays readable. A run
+    that has events already, resumed, goes on behind them.
 
     Args:
         watch: called after each event with the state so far, for a progress line.
     """
-    folded, began = RunState(), time.monotonic()
+    began = time.monotonic()
     with run.hold(), run.events_file.open("ab", buffering=0) as file:
+        folded, number = _so_far(run, file)
+        earlier = folded.at
 
         def write(event: Event) -> None:
-            at = time.monotonic() - began
-            _append(file, ev.to_line(event, folded.count, at).encode() + b"\n")
-            state.fold(folded, [(folded.count, at, event)])
+            nonlocal number
+            at = earlier + time.monotonic() - began
+            _append(file, ev.to_line(event, number, at).encode() + b"\n")
+            state.fold(folded, [(number, at, event)])
+            number += 1
             if watch:
                 watch(folded, event)
 
@@ -73,6 +78,22 @@ def record(
         os.fsync(file.fileno())
     write_atomic(run.folder / "summary.json", json.dumps(ev.plain(state.summary(folded)), indent=1))
     return folded
+
+
+def add(run: Run, event: Event) -> None:
+    """Append one event to a run that no process is at; the caller holds it."""
+    with run.events_file.open("ab", buffering=0) as file:
+        folded, number = _so_far(run, file)
+        _append(file, ev.to_line(event, number, folded.at).encode() + b"\n")
+        os.fsync(file.fileno())
+
+
+def _so_far(run: Run, file: io.FileIO) -> tuple[RunState, int]:
+    """The state up to now and the number of the next event. A torn last line is ended, and so left out for good."""
+    lines, offset = run.read()
+    if file.tell() > offset:
+        _append(file, b"\n")
+    return state.fold(RunState(), lines), max((n for n, _, _ in lines), default=-1) + 1
 
 
 def environment() -> dict[str, str]:

@@ -21,6 +21,7 @@ CODES = {"finished": 0, "failed": 3, "cancelled": 130}  # exit codes by how a ru
 EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 cancelled."
 COMMANDS = {
     "run": "prune a model, and write all that happens into a run folder",
+    "resume": "go on with a run that was stopped, lost or failed, to the end that it would have had",
     "list": "the runs, newest first",
     "show": "the figures of one run",
     "methods": "the ways to choose layers",
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("workbench")  # the server's child process for what-if and generation; not for people
     for name, command in made.items():
         command.add_argument("--json", action="store_true", help="print JSON on stdout" + _JSON.get(name, ""))
-    for name in ("show", "export", "report", "curves"):
+    for name in ("resume", "show", "export", "report", "curves"):
         made[name].add_argument("run", metavar="RUN", help="a run's id, or its folder")
     for name in ("report", "curves"):
         made[name].add_argument("--out", required=True, metavar="FILE", help="where it is written")
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 _JSON = {
     "run": ": the summary, at the end",
+    "resume": ": the summary, at the end",
     "fetch": ": one object a line, as it goes",
     "export": ": one object a line, as it goes",
 }

@@ -13,6 +13,7 @@ from trsp_core.events import Event
 
 ENDED = ("finished", "cancelled", "failed")
 Line = tuple[int, float, Event]  # n, seconds since the run began, event
+RESUMED = "This run was interrupted and went on later; what had been lost by that was computed again."
 
 
 @dataclass
@@ -29,6 +30,8 @@ class RunState:
         probes, probes_elsewhere: in the calibration and in the held-out domain.
         perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
+        told: the events that count, in order: all but those that `Resumed` has overtaken.
+        reopened: the place that the run was resumed at, while nothing has been told since.
     """
 
     count: int = 0
@@ -66,6 +69,8 @@ class RunState:
     saved_bytes: int = 0
     notes: list[str] = field(default_factory=list)
     failure: ev.RunFailed | None = None
+    told: list[Line] = field(default_factory=list)
+    reopened: int | None = None
 
     @property
     def step_seconds(self) -> float | None:
@@ -110,11 +115,26 @@ class RunState:
 
 def fold(state: RunState, lines: Iterable[Line]) -> RunState:
     """Add `lines` to `state`, in place, and return it."""
-    for _, at, event in lines:
+    for n, at, event in lines:
         state.count += 1
         state.between, state.at = at - state.at, at
+        if isinstance(event, ev.Resumed):
+            _go_back(state, at, event)
+            continue
+        state.told.append((n, at, event))
+        state.reopened = None
         _add(event, state)
     return state
+
+
+def _go_back(state: RunState, at: float, event: ev.Resumed) -> None:
+    """Make `state` what it was when the run came to `event.place`; the time that was lost counts for no phase."""
+    kept = fold(RunState(), [line for line in state.told if line[0] < event.place])
+    lost = at - kept.at
+    kept.count, kept.at, kept.between, kept.reopened = state.count, at, 0.0, event.place
+    kept.phase_began += lost
+    kept.notes = list(dict.fromkeys([*kept.notes, RESUMED]))
+    vars(state).update(vars(kept))
 
 
 def summary(state: RunState) -> dict[str, Any]:

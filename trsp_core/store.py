@@ -75,6 +75,11 @@ class Run:
         return self.folder / "proof.safetensors"
 
     @property
+    def checkpoint_file(self) -> Path:
+        """What stage 2 leaves now and then, to resume from; gone once the run has finished."""
+        return self.folder / "resume.safetensors"
+
+    @property
     def exports_folder(self) -> Path:
         return self.folder / "exports"
 
@@ -153,6 +158,14 @@ class Run:
 
     def cancelled(self) -> bool:
         return (self.folder / "cancel").exists()
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written; for a run that no process is at."""
+        for part in self.folder.glob(".*"):
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
     def size(self) -> int:
         """Bytes on disk."""

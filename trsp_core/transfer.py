@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from trsp_core import adapters, surgery
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
-from trsp_core.events import Event, StageTwoStepped
+from trsp_core.events import Event, Noted, StageTwoStepped
 from trsp_core.lab import Lab
+from trsp_core.resume import Past
+from trsp_core.waypoint import Waypoints
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,13 @@ class Span:
 
 
 def transfer(
-    lab: Lab, config: RunConfig, chosen: list[int], span: Span | None = None, deleted: bool = False
+    lab: Lab,
+    config: RunConfig,
+    chosen: list[int],
+    span: Span | None = None,
+    deleted: bool = False,
+    past: Past | None = None,
+    waypoints: Waypoints | None = None,
 ) -> Generator[Event, None, None]:
     """One `StageTwoStepped` a step. The model's weights are changed when it ends, and when it is closed.
 
@@ -40,8 +48,15 @@ def transfer(
         chosen: P.
         span: which of the steps; None for all of them.
         deleted: they are gone from the model already, and what is left learns from L_LM alone.
+        past: go on after its step, from its file.
+        waypoints: where points to resume from are kept.
+
+    Raises:
+        TrspError: the file of `past` does not fit.
     """
     span = span or Span(0, config.stage2_steps)
+    waypoints = waypoints or Waypoints(None, config)
+    done = past.step if past and past.checkpoint else span.done
     doomed = [] if deleted else chosen
     share, places = config.distil, _joins(chosen, lab.n_layers + (len(chosen) if deleted else 0))
     here = {place: place - (sum(i < place for i in chosen) if deleted else 0) for place in places}
@@ -61,6 +76,8 @@ def transfer(
         if config.recompute:
             held.enter_context(surgery.recomputed(lab.stack))
         held.enter_context(optimizer.stepping())
+        if past and past.checkpoint:
+            waypoints.restore(past.checkpoint, lab.stack, optimizer)
 
         def before(step: int) -> None:
             seen["lambda_2"] = config.lambda_2 * ramp(step, config.stage2_steps, config.lambda_2_schedule)
@@ -93,11 +110,13 @@ def transfer(
             # The penalty has reached its layers; adding it here as a constant shows NaN without moving anything.
             return lm + 0.0 * total.detach()
 
-        how = {"before": before, "first": span.done + 1, "skip": span.done}
-        for step in lab.fit(optimizer, loss, span.steps, config.seed * 1009, "stage 2", **how):
+        how = {"before": before, "first": done + 1, "skip": done}
+        for step in lab.fit(optimizer, loss, span.done + span.steps - done, config.seed * 1009, "stage 2", **how):
             taps.clear()
             rate = (config.adapter_lr if config.adapter_rank else config.stage2_lr) * seen["factor"]
             yield StageTwoStepped(step, seen["lm"], seen["penalty"], seen["lambda_2"], rate, seen["gaps"])
+            if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, optimizer)):
+                yield Noted(refusal)
         if config.adapter_rank and not kept:
             adapters.merge(lab.stack)
 

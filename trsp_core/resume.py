@@ -1,0 +1,137 @@
+"""Where a run that broke off can go on: read from its events, and from the head of the file that stage 2 left.
+
+Nothing recorded is rewritten. `reopen` appends `Resumed`, which names a place: what was told from there on is overtaken,
+and is told again. The place is the beginning of the phase that broke off, or, in stage 2 and behind it, wherever the
+weights can still be had. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trsp_core import events as ev
+from trsp_core import record
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.state import Line, RunState
+from trsp_core.store import Run
+
+STEP = "step"  # entry of the file's metadata
+
+
+@dataclass(frozen=True)
+class Past:
+    """What need not be done again.
+
+    Attributes:
+        place: number of the first event that is to be told; 0 begins anew.
+        done: names of the phases before it; all of them are complete, but for the transfer that `step` is in.
+        choices: P as it was after each cycle's choice.
+        removed: `LayersRemoved` is told.
+        step: steps of stage 2 that `checkpoint` holds the weights after; 0 where the weights are those of the model.
+    """
+
+    place: int = 0
+    done: frozenset[str] = frozenset()
+    choices: tuple[list[int], ...] = ()
+    removed: bool = False
+    step: int = 0
+    checkpoint: Path | None = None
+
+
+def find(run: Run) -> Past:
+    """What is settled of `run`, and where it goes on.
+
+    Raises:
+        TrspError: its config cannot be read.
+    """
+    config, state, step = run.config(), run.state(), saved_step(run.checkpoint_file)
+    place = _place(config, state.told, step) if state.reopened is None else state.reopened
+    kept = [line for line in state.told if line[0] < place]
+    used = step if step and _behind(kept, step) is not None else 0
+    return Past(
+        place,
+        frozenset(name for _, name in _phases(kept)),
+        tuple(e.layers for _, _, e in kept if isinstance(e, ev.LayersChosen)),
+        any(isinstance(e, ev.LayersRemoved) for _, _, e in kept),
+        used,
+        run.checkpoint_file if used else None,
+    )
+
+
+def reopen(run: Run) -> Past:
+    """Let a run that was stopped, lost or failed go on: from here on it has not ended. Whoever starts it next finds
+    its place.
+
+    Raises:
+        TrspError: it has finished, a process is at it, or its config cannot be read.
+    """
+    with run.hold():
+        if run.state().ended == "finished":
+            raise TrspError(f"Run {run.id} has finished: there is nothing left to do.", "Run it again for a new one.")
+        past = find(run)
+        run.tidy()
+        for stale in ("cancel", "exit.json", "summary.json"):
+            (run.folder / stale).unlink(missing_ok=True)
+        record.add(run, ev.Resumed(past.place))
+    return past
+
+
+def can(state: RunState, status: str) -> bool:
+    """Whether a run with this state and status can be resumed."""
+    return status in ("cancelled", "failed", "lost") and state.ended != "finished"
+
+
+def ends(whole: int, parts: int) -> list[int]:
+    """Where `parts` spans of `whole` steps end, as equal as can be; 0 comes first."""
+    return [whole * n // parts for n in range(parts + 1)]
+
+
+def saved_step(file: Path) -> int:
+    """Steps of stage 2 after which `file` was written; 0 where it is not there, or is no such file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as opened:
+            return max(int((opened.metadata() or {}).get(STEP, 0)), 0)
+    except (OSError, SafetensorError, ValueError):
+        return 0
+
+
+def _place(config: RunConfig, told: Sequence[Line], step: int) -> int:
+    """The number of the first event to tell again; `step` is what a checkpoint holds, 0 for none."""
+    begun = _phases(told)
+    if not begun or begun[-1][1] in ("load", "text"):
+        return 0
+    (place, name), before = begun[-1], [phase for _, phase in begun[:-1]]
+    saved = _behind(told, step) if step else None
+    step = step if saved is not None else 0
+    cycle = before.count("transfer")
+    needed = ends(config.stage2_steps, config.cycles)[min(cycle, config.cycles)] if config.stage2_steps else 0
+    if step != needed and not (name == "transfer" and step > needed):
+        # the weights of this phase are gone: back to those that a file holds, or to the model's own
+        if saved is not None:
+            return saved
+        first = "choose" if config.learn_weights else "transfer"
+        return next(n for n, phase in begun if phase == first)
+    if step > needed and saved is not None:
+        return saved
+    if config.learn_weights and name != "choose" and before.count("choose") > cycle:  # the choice has moved W
+        return [n for n, phase in begun if phase == "choose"][-1]
+    return place
+
+
+def _phases(told: Sequence[Line]) -> list[tuple[int, str]]:
+    return [(n, e.name) for n, _, e in told if isinstance(e, ev.PhaseStarted)]
+
+
+def _behind(told: Sequence[Line], step: int) -> int | None:
+    """The number behind all that was told of this step of stage 2; None where it was not told."""
+    at = next((i for i, (_, _, e) in enumerate(told) if isinstance(e, ev.StageTwoStepped) and e.step == step), None)
+    if at is None:
+        return None
+    probes = itertools.takewhile(lambda line: isinstance(line[2], ev.DeletionProbed), told[at + 1 :])
+    return [told[at], *probes][-1][0] + 1
