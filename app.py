@@ -9,8 +9,10 @@ all they know about pruning in `trsp_core`.
 import streamlit as st
 
 from pages.ui import files, guide, server, theme
+from trsp_core import limits
 
-app = st.App(__file__, routes=files.routes())  # what `streamlit run` serves: this script, and files beside it
+# What `streamlit run` serves: this script, and files beside it.
+app = st.App(__file__, routes=files.routes(), lifespan=server.life)
 
 if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, calls the script by another name
     st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
@@ -32,4 +34,6 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
         position="top",
     )
     guide.bar(page.url_path or "home")
+    if told := server.jobs().limits.in_words():
+        st.caption(f":material/public: {told} {limits.HOW}")
     page.run()

@@ -202,3 +202,34 @@ def test_a_closed_queue_starts_nothing_and_the_next_one_takes_over(tmp_path, mon
     while not started and time.monotonic() < deadline:
         time.sleep(0.05)
     assert started == [run.id]
+
+
+def test_a_stopped_run_is_queued_again_and_goes_on_in_its_folder(runs):
+    queue = Jobs(runs)
+    run = queue.submit(RunConfig())
+    until(lambda: run.status() == "running")
+    queue.cancel(run.id)
+    until(lambda: run.status() == "cancelled")
+    until(lambda: (run.folder / "exit.json").exists())
+    queue.resume(run.id)
+    until(lambda: run.status() == "running")
+    go(run)
+    until(lambda: run.status() == "finished")
+    with pytest.raises(TrspError):
+        queue.resume(run.id)
+
+
+def test_a_server_that_has_to_end_stops_its_runs_and_the_next_goes_on_with_them(runs):
+    queue = Jobs(runs)
+    first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
+    until(lambda: first.status() == "running")
+    queue.interrupt()
+    assert (first.status(), second.status()) == ("cancelled", "queued")
+    queue.close()
+    Jobs(runs)
+    until(lambda: "running" in (first.status(), second.status()))
+    assert {first.status(), second.status()} == {"running", "queued"}
+    go(first)
+    go(second)
+    until(lambda: first.status() == second.status() == "finished")
+    assert not (first.folder / "interrupted").exists()

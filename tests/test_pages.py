@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.ui import charts, pictures, uploads, words
 from tests import story
-from trsp_core import card, series, shell
+from trsp_core import card, limits, series, shell
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errands import Step
 from trsp_core.errors import TrspError
@@ -483,7 +483,7 @@ def test_uploads_are_stored_under_made_up_names(tmp_path):
     kept = uploads.keep(b"some text", "../../etc/passwd.txt", tmp_path)
     assert kept.parent == tmp_path / "uploads"
     assert kept == uploads.keep(b"some text", "other.txt", tmp_path)
-    for content, name in ((b"x", "model.pkl"), (b"x" * (uploads.MOST_BYTES + 1), "big.txt")):
+    for content, name in ((b"x", "model.pkl"), (b"x" * (limits.OPEN.upload_bytes + 1), "big.txt")):
         with pytest.raises(TrspError):
             uploads.keep(content, name, tmp_path)
 

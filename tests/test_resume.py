@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from trsp_core import config as configs
 from trsp_core import engine, events, record, resume, state, waypoint
 from trsp_core.errors import TrspError
-from trsp_core.store import Run, Store
+from trsp_core.store import Store
 
 TINY = {
     "model": "tiny",
@@ -54,12 +54,12 @@ def config_of(text, **settings):
     return configs.from_values({**TINY, "text": text, "heldout": text, **settings})
 
 
-def go(run, stop=None):
-    """Execute `run` from where it is; killed after `stop` events."""
+def go(run, stop=None, step=None):
+    """Execute `run` from where it is; killed after `stop` events, or after a step of stage 2."""
     seen = itertools.count(1)
 
     def watch(folded, event):
-        if next(seen) == stop:
+        if next(seen) == stop or (isinstance(event, events.StageTwoStepped) and event.step == step):
             raise Killed
 
     story = engine.execute(run.config(), run.folder, (tiny.build(), tiny.tokenizer()), resume.find(run))
@@ -89,16 +89,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_interrupted_at_every_event_it_ends_the_same(case, text, tmp_path):
+def ends_the_same(case, text, tmp_path, stops):
+    """Interrupt a run after each of `stops` (shares of all events), resume it, and hold it against a whole one."""
     store, config = Store(tmp_path), config_of(text, **CASES[case])
     whole = store.create(config)
     go(whole)
     expected, learnt = told(whole), weights(whole)
     assert whole.status() == "finished"
-    every = len(expected) if case == "usual" else None
-    stops = range(1, len(expected)) if every else sorted({1 + k * len(expected) // 9 for k in range(9)})
-    for stop in stops:
+    for stop in sorted({max(1, int(share * (len(expected) - 1))) for share in stops}):
         run = store.create(config)
         with pytest.raises(Killed):
             go(run, stop)
@@ -113,3 +111,106 @@ def test_interrupted_at_every_event_it_ends_the_same(case, text, tmp_path):
         assert not run.checkpoint_file.exists()
         assert not list(run.folder.glob(".*"))
         store.delete(run.id)
+
+
+def test_an_interrupted_run_ends_the_same(text, tmp_path):
+    ends_the_same("usual", text, tmp_path, (0.1, 0.55, 0.7, 0.95))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_anywhere_it_ends_the_same(case, text, tmp_path):
+    ends_the_same(
+        case, text, tmp_path, [n / 300 for n in range(1, 301)] if case == "usual" else [n / 9 for n in range(10)]
+    )
+
+
+def test_what_the_chart_shows_has_no_step_twice(text, tmp_path):
+    run = Store(tmp_path).create(config_of(text, resume_minutes=0))
+    for step in (3, 4, None):  # twice in stage 2
+        if run.state().count:
+            resume.reopen(run)
+        try:
+            go(run, step=step)
+        except Killed:
+            folded = run.state()
+    assert folded.count > len(folded.told)
+    folded = run.state()
+    assert [s.step for s in folded.gap_steps] == [1, 2, 3, 4, 5]
+    assert [s.step for s in folded.weight_steps] == [1, 2, 3, 4]
+    assert [p.step for p in folded.probes] == [0, 2, 4, 5]
+    assert folded.notes.count(state.RESUMED) == 1
+    lines = run.read()[0]
+    assert [n for n, _, _ in lines] == list(range(len(lines)))
+    assert all(a[1] <= b[1] for a, b in itertools.pairwise(lines))
+
+
+def test_a_look_at_new_lines_alone_folds_to_the_same(text, tmp_path):
+    """As pages do it: a live look must not differ from reading all anew."""
+    run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
+    with pytest.raises(Killed):
+        go(run, step=4)
+    lines, offset = run.read()
+    folded = state.fold(state.RunState(), lines)
+    resume.reopen(run)
+    go(run)
+    assert vars(state.fold(folded, run.read(offset)[0])) == vars(run.state())
+
+
+def test_a_torn_last_line_is_ended_and_left_out(text, tmp_path):
+    run = Store(tmp_path).create(config_of(text))
+    with pytest.raises(Killed):
+        go(run, 12)
+    whole = run.events_file.read_bytes()
+    run.events_file.write_bytes(whole[:-9])
+    resume.reopen(run)
+    assert run.events_file.read_bytes().startswith(whole[:-9] + b"\n")
+    go(run)
+    assert run.status() == "finished"
+
+
+def test_what_has_finished_or_is_at_work_is_not_resumed(text, tmp_path):
+    run = Store(tmp_path).create(config_of(text))
+    with run.hold(), pytest.raises(TrspError, match="running already"):
+        resume.reopen(run)
+    go(run)
+    before = run.events_file.read_bytes()
+    with pytest.raises(TrspError, match="nothing left to do"):
+        resume.reopen(run)
+    assert run.events_file.read_bytes() == before
+
+
+def test_a_file_of_another_model_is_told(text, tmp_path):
+    run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
+    with pytest.raises(Killed):
+        go(run, step=4)
+    save_file(
+        {"weight/other": torch.zeros(1)}, run.checkpoint_file, {"step": str(resume.saved_step(run.checkpoint_file))}
+    )
+    resume.reopen(run)
+    go(run)
+    assert "does not fit this model" in run.state().failure.message
+    run.checkpoint_file.write_bytes(b"cut short")
+    resume.reopen(run)
+    go(run)
+    assert run.status() == "finished"
+
+
+def test_no_room_for_a_point_is_told_and_stops_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(waypoint.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 1000})())
+    run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
+    go(run)
+    assert run.status() == "finished"
+    assert run.state().notes.count(waypoint.NO_ROOM) == 1
+
+
+def test_a_stopped_run_goes_on_without_the_files_of_its_ending(text, tmp_path):
+    run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
+    story = engine.execute(run.config(), run.folder, (tiny.build(), tiny.tokenizer()))
+    record.record(run, story, lambda folded, _: run.cancel() if len(folded.gap_steps) == 3 else None)
+    assert (run.status(), run.summary()["ended"]) == ("cancelled", "cancelled")
+    assert resume.can(run.state(), run.status())
+    assert resume.reopen(run).step == 2
+    assert (run.status(), run.cancelled(), run.summary()["ended"]) == ("lost", False, "")
+    go(run)
+    assert run.summary()["ended"] == "finished"

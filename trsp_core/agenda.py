@@ -61,6 +61,7 @@ class Agenda:
         Raises:
             TrspError: no such plan, or its first run cannot be done on this machine.
         """
+        self.jobs.limits.refuse_plans()
         plan = plans.read(name)
         with self._lock:
             if self._active(name):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trsp_core import models
+from trsp_core import limits, models
 from trsp_core.checkpoint import Facts
 from trsp_core.errors import TrspError
 from trsp_core.models import Card, FetchProgress, Found, Source
@@ -42,6 +42,7 @@ def fetch(name: str, accepted: bool = False) -> Generator[FetchProgress]:
     Raises:
         TrspError: no such model, terms not accepted, no network, no room, or a damaged download.
     """
+    limits.current().refuse_hub(name)
     if name not in models.CATALOGUE and not models.is_hub_id(name):
         models.locate(name)  # says what is wrong with the name, or that the folder is there
         yield FetchProgress(f"{name} is a folder on this machine.", 1.0)
@@ -63,6 +64,7 @@ def search(words: str) -> list[Found]:
     Raises:
         TrspError: the hub cannot be reached, or does not answer in time.
     """
+    limits.current().refuse_hub()
     return [Found(**values) for values in _ask("search", words)]
 
 
@@ -72,6 +74,7 @@ def look(hub_id: str) -> Card:
     Raises:
         TrspError: as there, or the hub does not answer in time.
     """
+    limits.current().refuse_hub(hub_id)
     values = _ask("look", hub_id)
     facts = values.pop("facts")
     return Card(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))

@@ -273,9 +273,10 @@ class RunFinished(Event):
 
 @dataclass(frozen=True)
 class RunCancelled(Event):
-    """The end of a run that was stopped."""
+    """The end of a run that was stopped; `reason` is a sentence where it was not a person who stopped it."""
 
     phase: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)

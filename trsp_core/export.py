@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trsp_core import card, errands, events, forecast, proof, upload
+from trsp_core import card, errands, events, forecast, limits, proof, upload
 from trsp_core import config as configs
 from trsp_core.config import RunConfig
 from trsp_core.errands import Step
@@ -53,6 +53,7 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
         TrspError: the run kept no model, the proof failed, there is no room, or the hub refused.
     """
     if push:
+        limits.current().refuse_push()
         upload.check_name(push)
     config, state = run.config(), run.state()
     kept = _kept_dtype(run, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,25 +12,42 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 
-from trsp_core import record
+from trsp_core import housekeeping, limits, record, resume
 from trsp_core.config import RunConfig
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, refuse
 from trsp_core.events import RunCancelled
+from trsp_core.limits import Limits
 from trsp_core.store import Run, Store, write_atomic
 
+SWEEP = 600.0  # seconds between looks for runs to delete
+WATCHING = 60.0  # seconds after a look for which a run counts as watched
+LAST = 8.0  # seconds that a server which is told to end gives its runs: a container is killed after ten
 GRACE = 20.0  # seconds a run may take to stop by itself before its process is told to, and again before it is made to
 
 
 class Jobs:
-    """Starts queued runs in order, `workers` at a time; one a server.
+    """Starts queued runs in order, some at a time; one a server. It holds to the limits itself, whatever a page asks.
 
     A child outlives the server: it is a session of its own, and its lock says that it lives.
+
+    Args:
+        workers, places: how many run at once and may wait, instead of what `bounds` says.
+        bounds: those of this process where None is given.
     """
 
-    def __init__(self, store: Store, workers: int = 1, places: int = 8):
-        self.store, self.workers, self.places = store, workers, places
+    def __init__(
+        self, store: Store, workers: int | None = None, places: int | None = None, bounds: Limits | None = None
+    ):
+        self.limits = limits.current() if bounds is None else bounds
+        self.store = store
+        self.workers = self.limits.workers if workers is None else workers
+        self.places = self.limits.places if places is None else places
+        self._begun: dict[str, float] = {}  # run to the time at which it was started
+        self._watched: dict[str, float] = {}  # run to the time at which somebody looked at it
+        self._swept = -SWEEP
         self._waiting: deque[str] = deque()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._asked: dict[str, float] = {}  # run to the time at which it was told to stop
@@ -38,13 +56,18 @@ class Jobs:
         self._thread = threading.Thread(target=self._serve, name="jobs", daemon=True)
         self._thread.start()
 
-    def submit(self, config: RunConfig, name: str = "") -> Run:
+    def submit(self, config: RunConfig, name: str = "", mine: Collection[str] = ()) -> Run:
         """Queue a new run, in a folder of this name where one is given.
 
+        Args:
+            mine: ids of the runs of whoever asks.
+
         Raises:
-            TrspError: all places are taken, or the folder cannot be written.
+            TrspError: it is beyond the limits, all places are taken, or the folder cannot be written.
         """
+        refuse(self.limits.check_run(config, self.store.root))
         with self._changed:
+            self.limits.refuse_more(self._active(mine))
             if len(self._waiting) >= self.places:
                 raise TrspError(f"All {self.places} places in the queue are taken.", "Try again in a few minutes.")
             run = self.store.create(config, self.store.root / name if name else None)
@@ -52,6 +75,40 @@ class Jobs:
             self._waiting.append(run.id)
             self._changed.notify()
         return run
+
+    def _active(self, mine: Collection[str]) -> int:
+        """How many of these runs wait or run."""
+        there = [
+            Run(self.store.root / run_id) for run_id in mine if run_id in self._waiting or run_id in self._children
+        ]
+        return len(there)
+
+    def watch(self, run_id: str) -> None:
+        """Somebody looks at this run: it is not swept."""
+        self._watched[run_id] = time.monotonic()
+
+    def resume(self, run_id: str, mine: Collection[str] = ()) -> Run:
+        """Queue a run that was stopped, lost or failed, to go on where it can.
+
+        Raises:
+            TrspError: no such run, it has finished or is at work, it is beyond the limits, or all places are taken.
+        """
+        run = self.store.get(run_id)
+        refuse(self.limits.check_run(run.config(), self.store.root))
+        with self._changed:
+            self.limits.refuse_more(self._active(mine))
+            if len(self._waiting) >= self.places:
+                raise TrspError(f"All {self.places} places in the queue are taken.", "Try again in a few minutes.")
+            if run_id in self._waiting or run_id in self._children:
+                raise TrspError(f"Run {run_id} is running already.", "Wait for it, or stop it.")
+            self._reopen(run)
+            self._changed.notify()
+        return run
+
+    def _reopen(self, run: Run) -> None:
+        resume.reopen(run)
+        (run.folder / "queued").touch()
+        self._waiting.append(run.id)
 
     def place(self, run_id: str) -> int:
         """Runs ahead of this one, itself included; 0 when it does not wait."""
@@ -74,10 +131,30 @@ class Jobs:
                 self._asked.setdefault(run_id, time.monotonic())
 
     def _adopt(self) -> None:
-        """Take over what an earlier server left waiting."""
+        """Take over what an earlier server left waiting, and what it stopped because it had to end itself."""
         for run in reversed(self.store.runs()):
-            if (run.folder / "queued").exists() and not run.held() and not run.events_file.exists():
+            if run.held():
+                continue
+            if (run.folder / "queued").exists() and not run.state().ended:
                 self._waiting.append(run.id)
+            elif (mark := run.folder / "interrupted").exists():
+                with contextlib.suppress(TrspError, OSError):  # it had finished by then, or cannot be read any more
+                    self._reopen(run)
+                mark.unlink(missing_ok=True)
+
+    def interrupt(self, seconds: float = LAST) -> None:
+        """The machine goes down: stop what runs at its next event, for the next server to go on with. Returns when all
+        have stopped, or after `seconds`."""
+        with self._changed:
+            self._closed = True
+            children = {Run(self.store.root / run_id): child for run_id, child in self._children.items()}
+        for run in children:
+            if not run.cancelled():
+                (run.folder / "interrupted").touch()
+                run.cancel()
+        end = time.monotonic() + seconds
+        while any(child.poll() is None for child in children.values()) and time.monotonic() < end:
+            time.sleep(0.05)
 
     def close(self) -> None:
         """Start no more runs. What waits stays in the queue, for the next server; what runs goes on."""
@@ -95,10 +172,24 @@ class Jobs:
                     run = Run(self.store.root / self._waiting.popleft())
                     if run.folder.is_dir():
                         self._children[run.id] = start(run)
+                        self._begun[run.id] = time.monotonic()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete what is due, now and then."""
+        now = time.monotonic()
+        if now - self._swept < SWEEP:
+            return
+        self._swept = now
+        self._watched = {run_id: at for run_id, at in self._watched.items() if now - at < WATCHING}
+        with contextlib.suppress(OSError):
+            housekeeping.sweep(self.store, self.limits, self._watched)
 
     def _reap(self) -> None:
         for run_id, child in list(self._children.items()):
             if child.poll() is None:
+                if time.monotonic() - self._begun.get(run_id, math.inf) > self.limits.minutes * 60:
+                    self._overdue(run_id)
                 asked = time.monotonic() - self._asked.get(run_id, time.monotonic())
                 if asked > 2 * GRACE:
                     child.kill()
@@ -107,10 +198,18 @@ class Jobs:
                 continue
             del self._children[run_id]
             self._asked.pop(run_id, None)
+            self._begun.pop(run_id, None)
             folder = self.store.root / run_id
             with contextlib.suppress(OSError):  # a deleted run's folder is gone
                 write_atomic(folder / "exit.json", json.dumps({"returncode": child.returncode}))
                 (folder / "queued").unlink(missing_ok=True)
+                Run(folder).tidy()
+
+    def _overdue(self, run_id: str) -> None:
+        run = Run(self.store.root / run_id)
+        if run_id not in self._asked:
+            run.cancel(f"Its time was over: {self.limits.minutes:g} minutes are possible here.")
+            self._asked[run_id] = time.monotonic()
 
 
 def finish(run: Run) -> None:

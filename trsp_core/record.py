@@ -62,7 +62,7 @@ def record(
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             generator.close()
-            write(ev.RunCancelled(folded.phase))
+            write(ev.RunCancelled(folded.phase, run.cancel_reason()))
         except TrspError as error:
             write(ev.RunFailed(error.message, error.remedy, ""))
         except MemoryError:

@@ -1,8 +1,8 @@
 """Where a run that broke off can go on: read from its events, and from the head of the file that stage 2 left.
 
-Nothing recorded is rewritten. `reopen` appends `Resumed`, which names a place: what was told from there on is overtaken,
-and is told again. The place is the beginning of the phase that broke off, or, in stage 2 and behind it, wherever the
-weights can still be had. Imports no torch.
+Nothing recorded is rewritten. `reopen` appends `Resumed`, which names a place: what was told from there on is
+overtaken, and is told again. The place is the beginning of the phase that broke off, or, in stage 2 and behind it,
+wherever the weights can still be had. Imports no torch.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ class RunState:
     saved_bytes: int = 0
     notes: list[str] = field(default_factory=list)
     failure: ev.RunFailed | None = None
+    stopped_why: str = ""
     told: list[Line] = field(default_factory=list)
     reopened: int | None = None
 
@@ -328,7 +329,7 @@ def _(event: ev.RunFinished, state: RunState) -> None:
 @_add.register
 def _(event: ev.RunCancelled, state: RunState) -> None:
     _close_phase(state)
-    state.ended = "cancelled"
+    state.ended, state.stopped_why = "cancelled", event.reason
 
 
 @_add.register

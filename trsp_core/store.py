@@ -4,7 +4,7 @@ and where it was asked for `trained-model/` (after stage 2, before deletion).
 `proof.safetensors` holds what the model in memory computed (`proof`), `exports/` what was made to be taken away.
 Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
 so that its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the
-events, to list many runs fast).
+events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server goes on with it).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from trsp_core.errors import TrspError
 from trsp_core.state import Line, RunState
 
 STATUSES = ("queued", "running", "finished", "cancelled", "failed", "lost")
+_SCRAPS = (".reserve", ".*.partial", ".summary.json.*", ".env.json.*", ".exit.json.*")  # of a run's process
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 
 
@@ -152,16 +153,49 @@ class Run:
             return "Its process was killed, most likely because the machine ran out of memory."
         return f"Its process ended with code {code}; stderr.log in the run folder may say why."
 
-    def cancel(self) -> None:
-        """Ask the run to stop at its next event."""
-        (self.folder / "cancel").touch()
+    def busy(self) -> bool:
+        """Whether it waits or runs."""
+        return self.held() or (self.folder / "queued").exists()
+
+    def kept(self) -> bool:
+        """Whether somebody wants it to stay, however old it gets."""
+        return (self.folder / "keep").exists()
+
+    def keep(self, wanted: bool) -> None:
+        """Let it stay, or let it go when its time has come."""
+        if wanted:
+            (self.folder / "keep").touch()
+        else:
+            (self.folder / "keep").unlink(missing_ok=True)
+
+    def touched(self) -> float:
+        """When something was told last, in seconds since the epoch."""
+        for file in (self.events_file, self.folder / "config.json"):
+            with contextlib.suppress(OSError):
+                return file.stat().st_mtime
+        return 0.0
+
+    def cancel(self, reason: str = "") -> None:
+        """Ask the run to stop at its next event.
+
+        Args:
+            reason: a sentence for the reader, where it was not a person who stopped it.
+        """
+        (self.folder / "cancel").write_text(reason, "utf-8")
+
+    def cancel_reason(self) -> str:
+        """Why it was asked to stop; nothing where a person did."""
+        try:
+            return (self.folder / "cancel").read_text("utf-8")[:500]
+        except (OSError, UnicodeDecodeError):
+            return ""
 
     def cancelled(self) -> bool:
         return (self.folder / "cancel").exists()
 
     def tidy(self) -> None:
         """Remove what a killed process left half-written; for a run that no process is at."""
-        for part in self.folder.glob(".*"):
+        for part in [p for pattern in _SCRAPS for p in self.folder.glob(pattern)]:
             if part.is_dir() and not part.is_symlink():
                 shutil.rmtree(part, ignore_errors=True)
             else:

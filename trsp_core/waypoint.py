@@ -1,5 +1,5 @@
-"""What stage 2 leaves in the run folder now and then, so that an interrupted run loses minutes and not hours: weights and
-AdamW's moments after a step, in one safetensors file. It replaces the one before it, whole or not at all."""
+"""What stage 2 leaves in the run folder now and then, so that an interrupted run loses minutes and not hours: weights
+and AdamW's moments after a step, in one safetensors file. It replaces the one before it, whole or not at all."""
 
 from __future__ import annotations
 

@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trsp_core import answers as an
+from trsp_core import limits
 from trsp_core.answers import Answer, Request
 from trsp_core.errors import TrspError
+from trsp_core.store import runs_root
 
 COMMAND = (sys.executable, "-m", "trsp_core", "workbench")
 GRACE = 20.0  # seconds that a request may take to stop before its process is killed
@@ -85,6 +87,7 @@ class Workbench:
             TrspError: the request is beyond a limit, or all places are taken.
         """
         an.check(request)
+        limits.current().check_request(request, runs_root())
         enquiry = _Enquiry(secrets.token_urlsafe(16), request)
         with self._changed:
             if self._closed:

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import server, session, uploads, words
-from trsp_core import methods, models
+from trsp_core import limits, methods, models
 from trsp_core.config import GROUPS, KNOBS, PRESETS, TEXTS
 from trsp_core.errors import Problem, TrspError
 from trsp_core.knobs import Knob
@@ -152,7 +152,7 @@ def _upload() -> None:
         st.file_uploader(
             "Text file",
             type=[s[1:] for s in uploads.SUFFIXES],
-            max_upload_size=uploads.MOST_BYTES // 1_000_000,
+            max_upload_size=limits.current().upload_bytes // 1_000_000,
             key="upload",
             on_change=_uploaded,
         )

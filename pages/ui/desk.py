@@ -31,7 +31,7 @@ def variants(run: Run, config: RunConfig, state: RunState) -> dict[str, Variant]
         found["Before deletion"] = before
     if pruned := pruned_of(run, config, state, "Pruned"):
         found["Pruned"] = pruned
-    for other in server.store().runs()[:OTHERS]:
+    for other in server.runs()[:OTHERS]:
         if other.id == run.id:
             continue
         settings = panels.config_of(other)

@@ -18,7 +18,7 @@ PER_PAGE = 10
 
 def latest(count: int) -> None:
     """The newest runs, each with a link."""
-    runs = server.store().runs()[:count]
+    runs = server.runs()[:count]
     if not runs:
         st.caption("No runs yet. A Quick run takes about three minutes on two cores.")
         with st.container(horizontal=True):

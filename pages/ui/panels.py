@@ -9,7 +9,7 @@ import streamlit as st
 from pages.ui import address, planner, server, session, words
 from pages.ui.controls import title_of
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import methods, series
+from trsp_core import methods, resume, series
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.state import RunState
@@ -108,7 +108,7 @@ def config_of(run: Run) -> RunConfig | None:
         return None
 
 
-def actions(run: Run, config: RunConfig, status: str) -> bool:
+def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
     """What can be done with this run; whether it is to be run again."""
     again = False
     with st.container(horizontal=True, gap="xsmall", key="actions", width="content"):
@@ -118,11 +118,21 @@ def actions(run: Run, config: RunConfig, status: str) -> bool:
                 label, icon=":material/stop:", key="stop", disabled=run.cancelled(), on_click=stop, args=(run.id,)
             )
         else:
+            if resume.can(state, status):
+                tip = "Go on where it broke off, to the end that it would have had."
+                icon = ":material/resume:"
+                st.button("Resume", icon=icon, key="resume", help=tip, on_click=go_on, args=(run.id,))
             again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
             st.button("Change", icon=":material/tune:", key="change", on_click=planner.change, args=(config,))
+        if server.jobs().limits.sweeps:
+            tip = f"This server deletes runs after {server.jobs().limits.days:g} days, or when the disk gets short."
+            st.toggle("Keep", run.kept(), key=f"keep-{run.id}", help=tip, on_change=keep, args=(run,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         planner.command(config)
         address.copy("Link")
+    if refusal := session.get("resume_error"):
+        session.put("resume_error", "")
+        st.error(refusal, icon=":material/error:")
     return again
 
 
@@ -130,6 +140,20 @@ def stop(run_id: str) -> None:
     """Ask the run to stop; a callback."""
     with contextlib.suppress(TrspError):  # it was deleted meanwhile
         server.jobs().cancel(run_id)
+
+
+def keep(run: Run) -> None:
+    """Let the run stay, or let it go; a callback."""
+    with contextlib.suppress(OSError):  # it was deleted meanwhile
+        run.keep(bool(session.get(f"keep-{run.id}")))
+
+
+def go_on(run_id: str) -> None:
+    """Put the run into the queue again; a callback."""
+    try:
+        server.jobs().resume(run_id, session.mine())
+    except (TrspError, OSError) as error:
+        session.put("resume_error", words.plain(str(error)))
 
 
 def next_steps(run: Run) -> None:

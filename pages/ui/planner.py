@@ -47,6 +47,8 @@ def plan() -> Plan:
             made.facts = found
     if made.config and made.facts:
         made.problems += configs.check(made.config, made.facts.n_layers, made.facts.max_length)
+    if made.config:
+        made.problems += server.jobs().limits.check_run(made.config, server.store().root)
     return made
 
 
@@ -167,7 +169,7 @@ def start(config: RunConfig) -> None:
     try:
         with st.spinner("Looking at the texts"):
             models.preflight(config)
-        run = server.jobs().submit(config)
+        run = server.jobs().submit(config, mine=session.mine())
     except TrspError as error:
         st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")
         return

@@ -26,14 +26,15 @@ def ending(run: Run, state: RunState, status: str) -> None:
                 st.code(state.failure.trace, language=None)
     elif status == "cancelled":
         st.warning(
-            f"**This run was stopped{where}.** What it measured until then stays below. "
-            "Run it again with the same settings, or change them first.",
+            f"**This run was stopped{where}.** {words.plain(state.stopped_why)} "
+            "What it measured until then stays below. "
+            "Resume it, run it again with the same settings, or change them first.",
             icon=":material/stop_circle:",
         )
     elif status == "lost":
         st.warning(
             f"**This run was lost{where}.** {words.plain(run.hint())} What it wrote until then stays below. "
-            "Run it again with the same settings.",
+            "Resume it to go on where it can, or run it again.",
             icon=":material/link_off:",
         )
 

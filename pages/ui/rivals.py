@@ -62,7 +62,7 @@ def section(run: Run, config: RunConfig, state: RunState) -> None:
 
 def rivals(run: Run, config: RunConfig, state: RunState) -> list[Rival]:
     """This run and the newest others that differ from it in the layers alone: as deep first, best first."""
-    others = [(other, _config(other)) for other in server.store().runs() if other.id != run.id]
+    others = [(other, _config(other)) for other in server.runs() if other.id != run.id]
     near = [(other, settings) for other, settings in others if settings and alike(config, settings)][:MOST]
     found = [rival(run, config, state)]
     found += [rival(other, settings, server.look(other)[0], state) for other, settings in near]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import dataclasses
+import signal
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
+from pages.ui import session
 from trsp_core import downloads, models, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
@@ -53,6 +59,25 @@ def agenda() -> Agenda:
     return Agenda(store(), jobs())
 
 
+@contextlib.asynccontextmanager
+async def life(app: Any) -> AsyncIterator[None]:
+    """From the server's start to its end. When it is told to end (SIGTERM: a container goes down), its runs are stopped
+    at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
+    agenda()  # with the queue; takes over what an earlier server left
+    usual, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=jobs().interrupt, name="last words")
+
+    def told_to_end(number: int, frame: Any) -> None:
+        if not stopping.ident:
+            stopping.start()
+        if callable(usual):
+            usual(number, frame)
+
+    signal.signal(signal.SIGTERM, told_to_end)
+    yield
+    if stopping.ident:
+        await asyncio.to_thread(stopping.join)
+
+
 @st.cache_resource(show_spinner=False, max_entries=12)
 def _follower(folder: str, made: int) -> Follower:
     """A long history takes some tens of MB: only the runs looked at last are held."""
@@ -61,6 +86,7 @@ def _follower(folder: str, made: int) -> Follower:
 
 def look(run: Run) -> tuple[RunState, str]:
     """The fold of `run`'s events so far, and its status."""
+    jobs().watch(run.id)
     follower = _follower(str(run.folder), (run.folder / "config.json").stat().st_ino)
     state = follower.look()
     status = run.status(state.ended)
@@ -68,6 +94,18 @@ def look(run: Run) -> tuple[RunState, str]:
         state = follower.look()
         status = run.status(state.ended)
     return state, status
+
+
+def runs() -> list[Run]:
+    """The runs that this tab may see, newest first: all of them, or in a demo those that it started or has the address
+    of."""
+    if not jobs().limits.demo:
+        return store().runs()
+    found = []
+    for run_id in session.mine():
+        with contextlib.suppress(TrspError):
+            found.append(store().get(run_id))
+    return found
 
 
 def get_run(run_id: str) -> Run:

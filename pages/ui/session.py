@@ -30,9 +30,17 @@ def run_id() -> str | None:
     return wanted
 
 
+def mine() -> list[str]:
+    """Ids of the runs that this tab has started or opened by their address, newest first."""
+    return list(reversed(st.session_state.get("mine", [])))
+
+
 def show_run(wanted: str) -> None:
     """Look at this run from now on. What the address says of another run or of an unfinished form goes out of it."""
     st.session_state["run"] = wanted
+    known = st.session_state.setdefault("mine", [])
+    if wanted not in known:
+        known.append(wanted)
     now = st.query_params.get("run")
     if now != wanted:
         _rewrite((k for k in st.query_params if (k in GUIDE if now else k not in OF_FORM)), {"run": wanted})

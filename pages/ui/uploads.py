@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from trsp_core import limits
 from trsp_core.errors import TrspError
 
-MOST_BYTES = 20_000_000  # of one file
-MOST_STORED = 500_000_000  # of all files
 SUFFIXES = (".txt", ".jsonl")
 
 
@@ -21,17 +20,14 @@ def keep(content: bytes, name: str, root: Path) -> Path:
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
         raise TrspError(f"A file of kind {suffix or 'unknown'} was given.", "Bring a .txt or a .jsonl file.")
-    if len(content) > MOST_BYTES:
-        raise TrspError(
-            f"The file has {len(content) / 1e6:.0f} MB, {MOST_BYTES / 1e6:.0f} MB are allowed.", "Bring a part of it."
-        )
+    limits.current().refuse_upload(len(content))
     folder = root / "uploads"
     file = folder / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix}"
     try:
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
             stored = sum(f.stat().st_size for f in folder.iterdir())
-            if stored + len(content) > MOST_STORED:
+            if stored + len(content) > limits.current().stored_bytes:
                 raise TrspError("The space for uploaded texts is used up.", "Give the path of a file on this machine.")
             file.write_bytes(content)
     except OSError as error:

@@ -42,7 +42,7 @@ def show_kept(run: Run, name: str) -> None:
 
 
 address.title("Compare")
-run = lists.choose(server.store().runs(), "pages/views/compare.py")
+run = lists.choose(server.runs(), "pages/views/compare.py")
 config = panels.config_of(run) if run else None
 if run is None or config is None:
     st.stop()

@@ -21,7 +21,7 @@ def found(plan: str) -> dict[str, Record]:
     if file.is_file():
         records[SHIPPED] = evidence.load(file)
     with contextlib.suppress(TrspError):  # none has finished here, or not on the same blocks
-        records[HERE] = evidence.gather(plan, server.store().runs())
+        records[HERE] = evidence.gather(plan, server.runs())
     return records
 
 

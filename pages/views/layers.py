@@ -6,7 +6,7 @@ from pages.ui import address, charts, knowledge, lists, panels, pictures, server
 from trsp_core import series
 
 address.title("Layers")
-run = lists.choose(server.store().runs(), "pages/views/layers.py")
+run = lists.choose(server.runs(), "pages/views/layers.py")
 config = panels.config_of(run) if run else None
 if run is None or config is None:
     st.stop()

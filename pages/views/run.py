@@ -49,7 +49,7 @@ def show_run(run_id: str) -> None:
     state, status = server.look(run)
     with st.container(horizontal=True, vertical_alignment="center"):
         panels.title(run, config, state, status)
-        again = panels.actions(run, config, status)
+        again = panels.actions(run, config, state, status)
     if again:
         planner.start(config)
     active = status in ("queued", "running")

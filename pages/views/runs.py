@@ -5,7 +5,7 @@ import streamlit as st
 from pages.ui import address, lists, server, session, words
 
 address.title("Runs")
-everything = server.store().runs()
+everything = server.runs()
 if not everything:
     st.info("No runs yet. A Quick run takes about three minutes on two cores.", icon=":material/info:")
     st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")

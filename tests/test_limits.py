@@ -1,0 +1,226 @@
+"""A demo's limits hold at the entries themselves, whatever a page would draw; the open mode limits nothing. Sweeping
+takes what is due and nothing that somebody needs."""
+
+import dataclasses
+import os
+
+import pytest
+
+from tests import story
+from tests.test_jobs import go, runs, until  # noqa: F401 - a fixture
+from trsp_core import answers as an
+from trsp_core import config as configs
+from trsp_core import downloads, export, housekeeping, limits
+from trsp_core.agenda import Agenda
+from trsp_core.config import RunConfig
+from trsp_core.downloads import Fetches
+from trsp_core.errors import TrspError
+from trsp_core.jobs import Jobs
+from trsp_core.limits import DEMO, OPEN
+from trsp_core.store import Store
+from trsp_core.workbench import Workbench
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.setenv("TRSP_DEMO", "1")
+
+
+def settings(**changed):
+    return dataclasses.replace(configs.from_values({}, "quick"), **changed)
+
+
+def test_one_setting_turns_the_demo_on(monkeypatch):
+    for value, wanted in {"1": DEMO, "true": DEMO, "0": OPEN, "": OPEN}.items():
+        monkeypatch.setenv("TRSP_DEMO", value)
+        assert limits.current() is wanted
+    monkeypatch.delenv("TRSP_DEMO")
+    assert limits.current() is OPEN
+    assert OPEN.in_words() == ""
+
+
+def test_the_open_mode_refuses_nothing(tmp_path):
+    assert OPEN.check_run(settings(model="./any", text="/any/file.txt", stage2_steps=100_000), tmp_path) == []
+    OPEN.refuse_hub("any/thing")
+    OPEN.refuse_push()
+    OPEN.refuse_plans()
+    OPEN.refuse_more(100)
+    assert not OPEN.sweeps
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard"])
+def test_a_demo_takes_its_presets(preset, tmp_path):
+    config = configs.from_values({}, preset)
+    assert [p.message for p in DEMO.check_run(config, tmp_path)] == []
+
+
+BEYOND = {
+    **{name: {name: type(getattr(RunConfig(), name))(most + 1)} for name, most in DEMO.most.items()},
+    "a model of the hub": {"model": "owner/name"},
+    "a folder": {"model": "/tmp/model"},
+    "a text of the hub": {"text": "c4"},
+    "a local file": {"text": "/etc/passwd"},
+    "a path out of the uploads": {"heldout": "uploads/../secret.txt"},
+    "long steps": {"batch_blocks": 4, "block_length": 257},
+    "a long prompt": {"prompt": "x" * 1001},
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_the_queue_of_a_demo_refuses_what_is_beyond_its_limits(case, runs, demo):  # noqa: F811
+    queue = Jobs(runs)
+    with pytest.raises(TrspError) as refused:
+        queue.submit(settings(**BEYOND[case]))
+    assert refused.value.remedy
+    assert runs.runs() == []
+
+
+def test_a_model_that_is_too_large_is_refused(tmp_path, tiny_model):
+    bounds = dataclasses.replace(DEMO, models=(str(tiny_model),), parameters=1000)
+    assert [p.knob for p in bounds.check_run(settings(model=str(tiny_model)), tmp_path)] == ["model"]
+
+
+def test_a_demo_reads_texts_that_were_brought_to_it_alone(tmp_path):
+    (tmp_path / "uploads").mkdir()
+    brought = tmp_path / "uploads" / "0123.txt"
+    assert DEMO.check_run(settings(text=str(brought)), tmp_path) == []
+    (tmp_path / "uploads" / "link.txt").symlink_to("/etc/passwd")
+    for path in (tmp_path / "uploads" / "link.txt", tmp_path / "uploads" / ".." / "a.txt", tmp_path / "a.txt"):
+        assert DEMO.check_run(settings(text=str(path)), tmp_path), path
+
+
+def test_one_run_at_a_time_for_a_visitor_and_the_next_visitor_waits_behind(runs, demo):  # noqa: F811
+    queue = Jobs(runs)
+    first = queue.submit(settings())
+    until(lambda: first.status() == "running")
+    with pytest.raises(TrspError, match="one at a time"):
+        queue.submit(settings(), mine=[first.id])
+    other = queue.submit(settings(), mine=["20260101-000000-ffffffffffffffff"])
+    assert queue.place(other.id) == 1
+    go(first)
+    until(lambda: other.status() == "running")
+    queue.cancel(other.id)
+    until(lambda: other.status() == "cancelled")
+    until(lambda: (other.folder / "exit.json").exists())
+    with pytest.raises(TrspError):
+        queue.resume(other.id + "0")
+    third = queue.submit(settings(), mine=[first.id, other.id])
+    until(lambda: third.status() == "running")
+    with pytest.raises(TrspError, match="one at a time"):
+        queue.resume(other.id, mine=[third.id])
+    go(third)
+
+
+def test_a_run_beyond_the_limits_cannot_be_resumed_in_a_demo(runs, demo):  # noqa: F811
+    run = story.write(runs, "cancelled", settings(stage2_steps=5000))
+    with pytest.raises(TrspError, match="5000"):
+        Jobs(runs).resume(run.id)
+
+
+def test_a_run_whose_time_is_over_is_stopped_and_says_so(runs):  # noqa: F811
+    queue = Jobs(runs, bounds=dataclasses.replace(OPEN, minutes=0.01))
+    run = queue.submit(RunConfig())
+    until(lambda: run.status() == "cancelled")
+    assert "Its time was over" in run.state().stopped_why
+
+
+def test_a_demo_asks_no_hub_and_pushes_nothing(demo, runs):  # noqa: F811
+    for asked in (lambda: downloads.search("llama"), lambda: downloads.look("owner/name")):
+        with pytest.raises(TrspError, match="only the models"):
+            asked()
+    fetches = Fetches()
+    fetches.start("owner/name")
+    until(lambda: not fetches.look("owner/name").running)
+    assert "only the models" in fetches.look("owner/name").refusal.message
+    with pytest.raises(TrspError, match="uploads nothing"):
+        next(iter(export.export(story.write(runs, "finished"), push="owner/name", token="t")))
+    with pytest.raises(TrspError, match="no plans"):
+        Agenda(runs, Jobs(runs)).start("ablation")
+
+
+REQUESTS = {
+    "a folder": an.Generate([{"model": "/etc"}], "a"),
+    "a base": an.Generate([{"model": "smollm2-135m", "base": "owner/name"}], "a"),
+    "a hub id": an.WhatIf("owner/name", [1]),
+    "a file": an.WhatIf("smollm2-135m", [1], text="/etc/passwd"),
+    "another file": an.Importance({"model": "smollm2-135m"}, heldout="/etc/passwd"),
+    "a long prompt": an.Generate([{"model": "smollm2-135m"}], "a" * 1001),
+    "a long text": an.Trace([{"model": "smollm2-135m"}], "a", "b" * 1001),
+    "a long answer": an.Generate([{"model": "smollm2-135m"}], "a", new_tokens=129),
+    "out of the runs": an.Generate([{"model": "{root}/x/../../y"}], "a"),
+}
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_the_workbench_of_a_demo_refuses_the_same(case, demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path))
+    bench = Workbench(command=("false",))
+    try:
+        with pytest.raises(TrspError):
+            bench.ask(REQUESTS[case])
+        inside = an.Generate([{"model": str(tmp_path / "run" / "model"), "base": "smollm2-135m"}], "a")
+        assert bench.ask(inside)
+    finally:
+        bench.close()
+
+
+# Sweeping
+
+
+def aged(run, days):
+    """`run` as if its last event were so old."""
+    for file in (run.events_file, run.folder / "config.json"):
+        if file.exists():
+            at = file.stat().st_mtime - days * housekeeping.DAY
+            os.utime(file, (at, at))
+    return run
+
+
+def test_old_runs_go_and_those_that_somebody_needs_stay(tmp_path):
+    store, bounds = Store(tmp_path), dataclasses.replace(OPEN, days=7)
+    old, fresh, kept, watched, orphan, waiting = (
+        story.write(store, s) for s in ("finished", "finished", "finished", "failed", "lost", "queued")
+    )
+    for run in (old, kept, watched, orphan, waiting):
+        aged(run, 8)
+    kept.keep(True)
+    with story.running(store) as live:
+        aged(live, 8)
+        assert set(housekeeping.sweep(store, bounds, {watched.id})) == {old.id, orphan.id}
+    assert {r.id for r in store.runs()} == {fresh.id, kept.id, watched.id, waiting.id, live.id}
+    kept.keep(False)
+    assert kept.id in housekeeping.sweep(store, bounds)
+
+
+def test_a_full_quota_takes_the_oldest_first_and_stops_when_it_is_enough(tmp_path):
+    store = Store(tmp_path)
+    many = [aged(story.write(store, "finished"), 5 - n) for n in range(5)]
+    for run in many:
+        (run.folder / "weights").write_bytes(b"x" * 100_000)
+    many[0].keep(True)
+    assert housekeeping.sweep(store, dataclasses.replace(OPEN, disk_bytes=350_000)) == [many[1].id, many[2].id]
+
+
+def test_the_open_mode_deletes_no_run(tmp_path):
+    store = Store(tmp_path)
+    run = aged(story.write(store, "finished"), 5000)
+    assert housekeeping.sweep(store, OPEN) == []
+    assert store.runs() == [run]
+
+
+def test_a_clock_that_jumps_back_sweeps_nothing(tmp_path):
+    store = Store(tmp_path)
+    run = aged(story.write(store, "finished"), -400)
+    assert housekeeping.sweep(store, DEMO) == []
+    assert store.runs() == [run]
+
+
+def test_what_killed_processes_left_is_cleared_up(tmp_path):
+    store = Store(tmp_path)
+    run = story.write(store, "lost")
+    (tmp_path / ".deleted-20260101-000000-aaaaaaaaaaaaaaaa").mkdir()
+    (run.folder / ".reserve").write_bytes(b"x")
+    (run.folder / ".model.partial").mkdir()
+    (run.folder / ".resume.safetensors.partial").write_bytes(b"x")
+    housekeeping.sweep(store, OPEN)
+    assert list(tmp_path.glob(".*")) == list(run.folder.glob(".*")) == []

@@ -1,0 +1,129 @@
+"""A process that has loaded torch and forks: each fork runs the shell's real `main` in a session of its own, a moment
+after it is asked, where a new interpreter would take seconds. For tests that kill hundreds of them.
+
+    python -m tests.zygote SOCKET
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Forked:
+    """A forked process, with what the core uses of `subprocess.Popen`."""
+
+    def __init__(self, where: str, words: list[str], fds: tuple[int, int, int]):
+        self._where, self.returncode = where, None
+        self.pid = _ask(where, {"words": words}, fds)
+        self.stdin: Any = None
+        self.stdout: Any = None
+        self.stderr: Any = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask(self._where, {"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = time.monotonic() + (60 if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("forked", timeout or 60)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(9)
+
+
+def start_run(where: str, run: Any) -> Forked:
+    """Instead of `jobs.start`."""
+    null = os.open(os.devnull, os.O_RDWR)
+    with (run.folder / "stderr.log").open("ab") as log:
+        try:
+            return Forked(where, ["run", "--folder", str(run.folder)], (null, null, log.fileno()))
+        finally:
+            os.close(null)
+
+
+def piped(where: str, words: list[str]) -> Forked:
+    """Instead of `subprocess.Popen` with three pipes of text."""
+    (in_r, in_w), (out_r, out_w), (err_r, err_w) = os.pipe(), os.pipe(), os.pipe()
+    child = Forked(where, words, (in_r, out_w, err_w))
+    for fd in (in_r, out_w, err_w):
+        os.close(fd)
+    child.stdin = os.fdopen(in_w, "w", encoding="utf-8")
+    child.stdout, child.stderr = (os.fdopen(fd, encoding="utf-8", errors="replace") for fd in (out_r, err_r))
+    return child
+
+
+def _ask(where: str, message: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.connect(where)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        line.sendmsg([json.dumps(message).encode()], rights)
+        return json.loads(line.recv(4096))
+
+
+def serve(where: str) -> None:
+    """Answer requests, one a connection, until killed."""
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    from trsp_core import __main__ as shell
+    from trsp_core import bench, engine  # noqa: F401
+
+    ended: dict[int, int] = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.bind(where)
+        door.listen(64)
+        while True:
+            line, _ = door.accept()
+            message, fds, _, _ = socket.recv_fds(line, 65536, 3)
+            asked = json.loads(message)
+            if "poll" in asked:
+                pid = asked["poll"]
+                if pid not in ended:
+                    found, status = os.waitpid(pid, os.WNOHANG)
+                    if found:
+                        ended[pid] = os.waitstatus_to_exitcode(status)
+                line.sendall(json.dumps(ended.get(pid)).encode())
+                line.close()
+                continue
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                line.close()
+                door.close()
+                for target, fd in enumerate(fds):
+                    os.dup2(fd, target)
+                for fd in fds:
+                    os.close(fd)
+                code = 1
+                try:
+                    code = shell.main(asked["words"])
+                finally:
+                    sys.stdout.flush()
+                    os._exit(code)
+            for fd in fds:
+                os.close(fd)
+            line.sendall(json.dumps(pid).encode())
+            line.close()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,60 @@
+"""Which runs a server deletes by itself: those that ended long ago, and the oldest where the disk gets short. Never one
+that waits or runs, that somebody watches, or that is kept. Only where `Limits` says so: the open mode deletes none."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Collection
+
+from trsp_core.errors import TrspError
+from trsp_core.limits import Limits
+from trsp_core.store import Run, Store
+
+DAY = 86400.0  # seconds
+
+
+def sweep(store: Store, limits: Limits, watched: Collection[str] = (), now: float | None = None) -> list[str]:
+    """Delete what is due; returns the ids.
+
+    Args:
+        watched: ids of runs that somebody looks at.
+        now: seconds since the epoch, for tests.
+    """
+    clear_up(store)
+    if not limits.sweeps:
+        return []
+    now = time.time() if now is None else now
+    free = [run for run in store.runs() if run.id not in watched and not run.kept() and not run.busy()]
+    oldest = sorted(free, key=lambda run: (run.touched(), run.id))
+    gone = [run for run in oldest if now - run.touched() > limits.days * DAY and _delete(store, run)]
+    used = sum(run.size() for run in store.runs())
+    for run in oldest:
+        if used <= limits.disk_bytes:
+            break
+        size = run.size() if run not in gone else 0
+        if size and _delete(store, run):
+            used -= size
+            gone.append(run)
+    return [run.id for run in gone]
+
+
+def clear_up(store: Store) -> None:
+    """Remove what processes that were killed have left: half-deleted runs, half-written files of runs at rest."""
+    if not store.root.is_dir():
+        return
+    for part in store.root.glob(".deleted-*"):
+        shutil.rmtree(part, ignore_errors=True)
+    for run in store.runs():
+        with contextlib.suppress(OSError):
+            if not run.busy():
+                run.tidy()
+
+
+def _delete(store: Store, run: Run) -> bool:
+    try:
+        store.delete(run.id)
+    except (TrspError, OSError):
+        return False
+    return True
