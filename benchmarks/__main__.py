@@ -24,14 +24,18 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names()))
     parser.add_argument("--json", action="store_true", help="one JSON object a row on stdout")
+    parser.add_argument("--minutes", type=float, help="how long the sessions of `load` stay")
+    parser.add_argument("--watchers", type=int, help="sessions of `load` that watch a run")
+    parser.add_argument("--togglers", type=int, help="sessions of `load` that toggle layers")
     arguments = parser.parse_args(words)
+    how = {k: v for k, v in vars(arguments).items() if k in ("minutes", "watchers", "togglers") and v is not None}
     wrong = [name for name in arguments.names if name not in names()]
     if wrong:
         parser.error(f"there is no benchmark {wrong[0]}; there are {', '.join(names())}")
     code = 0
     for name in arguments.names or names():
         try:
-            for found in importlib.import_module(f"benchmarks.{name}").run():
+            for found in importlib.import_module(f"benchmarks.{name}").run(**(how if name == "load" else {})):
                 tell(found, arguments.json)
         except TrspError as error:  # a machine without a GPU, or without a browser
             print(f"{name}: {error.message} {error.remedy}", file=sys.stderr)
