@@ -2,8 +2,8 @@
 
 The sessions speak the server's own protocol, protobuf messages over a WebSocket, as a browser does: they open a page,
 run its fragments again on the timers that the server sets, and press its buttons. Nothing is drawn, so the figures hold
-no browser's time. A rerun lasts from the request until the server says that the script has ended, its messages read. The
-run trains the default model; how much it is slowed is told by its own steps, alone before and after the visit.
+no browser's time. A rerun lasts from the request until the server says that the script has ended, its messages read.
+The run trains the default model; how much it is slowed is told by its own steps, alone before and after the visit.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Visitor:
                         asked.widget_states.widgets.add(id=pressed, trigger_value=True)
                     began = time.perf_counter()
                     await line.send(message.SerializeToString())
-                    await asyncio.wait_for(self._read(line), LONG)
+                    await asyncio.wait_for(self._read(line, fragment), LONG)
                     return time.perf_counter() - began
 
                 await rerun()
@@ -104,14 +104,14 @@ class Visitor:
         except RuntimeError as error:
             self.lost = str(error)
 
-    async def _read(self, line: Any) -> None:
-        """Take the messages of one rerun in, until the script has ended."""
+    async def _read(self, line: Any, fragment: str) -> None:
+        """Take the messages of one rerun in, of a fragment or of the whole page, until the script has ended."""
         from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
         while True:
             message = ForwardMsg.FromString(await line.recv())
             kind = message.WhichOneof("type")
-            if kind == "new_session" and not message.new_session.fragment_ids_this_run:
+            if kind == "new_session" and not fragment:
                 self.timers, self.buttons = {}, {}
             elif kind == "auto_rerun":
                 self.timers[message.auto_rerun.fragment_id] = message.auto_rerun.interval

@@ -42,8 +42,8 @@ class Tape:
 
 
 def tape(run: Run) -> Tape:
-    """The events of `run` so far, on the squeezed clock: never slower than they happened."""
-    lines, times, now, before, longest = run.read()[0], [], 0.0, None, PAUSE
+    """The events of `run` so far that count, on the squeezed clock: never slower than they happened."""
+    lines, times, now, before, longest = run.state().told, [], 0.0, None, PAUSE
     for _, at, event in lines:
         gap = 0.0 if before is None else max(at - before, 0.0)
         now, before = now + min(gap, longest), at

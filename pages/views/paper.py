@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.ui import address, departures, doubts, equations, published, server
 
-newest = next((run.id for run in server.store().runs() if run.status() == "finished"), None)
+newest = next((run.id for run in server.runs() if run.status() == "finished"), None)
 found = doubts.shipped()
 
 address.title("The paper")
