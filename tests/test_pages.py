@@ -503,3 +503,47 @@ def test_each_knob_has_a_control(tiny_model):
     app = open_page("run", model=str(tiny_model))
     for name in KNOBS:
         assert app.get_by_key(f"knob-{name}") is not None
+
+
+def test_a_visitor_of_a_demo_sees_only_runs_that_were_started_or_opened_here(store, monkeypatch):
+    monkeypatch.setenv("TRSP_DEMO", "1")
+    mine, others = story.write(store, "finished"), [story.write(store, s) for s in ("finished", "queued", "lost")]
+    for page in ("home", "run", "layers", "compare", "evidence", "runs"):
+        shown = texts(open_page(page))
+        assert "public demo" in shown
+        assert not [run.id for run in [mine, *others] if run.id in shown], page
+    app = open_page("run", run=mine.id)
+    assert mine.id in texts(app)
+    app.switch_page("pages/views/runs.py")
+    app.run()
+    keys = [b.key for b in app.button]
+    assert f"delete-{mine.id}" in keys
+    assert not [k for k in keys if any(run.id in str(k) for run in others)]
+
+
+def test_a_demo_refuses_in_the_form_what_the_queue_would_refuse(monkeypatch):
+    monkeypatch.setenv("TRSP_DEMO", "1")
+    app = open_page("run", stage2_steps="5000")
+    assert app.get_by_key("start").disabled
+    assert "a demo allows 120" in texts(app)
+
+
+def test_a_stopped_run_is_resumed_at_a_click(store):
+    run = story.write(store, "cancelled")
+    app = open_page("run", run=run.id)
+    app.get_by_key("resume").click().run()
+    assert not app.exception
+    assert run.state().reopened is not None
+    assert not run.cancelled()
+    assert "nothing" not in texts(app)
+    assert not [b for b in open_page("run", run=story.write(store, "finished").id).button if b.key == "resume"]
+
+
+def test_keep_is_offered_where_runs_are_swept(store, monkeypatch):
+    run = story.write(store, "finished")
+    assert not [t for t in open_page("run", run=run.id).toggle if t.label == "Keep"]
+    monkeypatch.setenv("TRSP_DEMO", "1")
+    st.cache_resource.clear()
+    app = open_page("run", run=run.id)
+    next(t for t in app.toggle if t.label == "Keep").set_value(True).run()
+    assert run.kept()

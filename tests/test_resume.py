@@ -1,6 +1,7 @@
 """A run that breaks off anywhere goes on to the end that it would have had, and what it has told is never rewritten."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ def test_what_has_finished_or_is_at_work_is_not_resumed(text, tmp_path):
         resume.reopen(run)
     go(run)
     before = run.events_file.read_bytes()
-    with pytest.raises(TrspError, match="nothing left to do"):
+    with pytest.raises(TrspError, match="nothing left"):
         resume.reopen(run)
     assert run.events_file.read_bytes() == before
 
@@ -214,3 +215,46 @@ def test_a_stopped_run_goes_on_without_the_files_of_its_ending(text, tmp_path):
     assert (run.status(), run.cancelled(), run.summary()["ended"]) == ("lost", False, "")
     go(run)
     assert run.summary()["ended"] == "finished"
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_nothing_is_changed(text, tmp_path):
+    """A folder in the place of a file stands for a right that is missing: it stops the super-user as well."""
+    run = Store(tmp_path).create(config_of(text))
+    with pytest.raises(Killed):
+        go(run, 12)
+    before = run.events_file.read_bytes()
+    (run.folder / "lock").unlink()
+    (run.folder / "lock").mkdir()
+    with pytest.raises(TrspError, match="cannot be written") as refused:
+        resume.reopen(run)
+    assert refused.value.remedy
+    (run.folder / "cancel").mkdir()
+    with pytest.raises(TrspError, match="cannot be written"):
+        run.cancel()
+    assert run.events_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ['{"schema": 99, "settings": {}}', '{"schema": 1, "settings": {"ratio": 7}}', "{"])
+def test_a_run_with_a_newer_or_damaged_config_is_not_resumed(content, text, tmp_path):
+    run = Store(tmp_path).create(config_of(text))
+    with pytest.raises(Killed):
+        go(run, 12)
+    before = run.events_file.read_bytes()
+    (run.folder / "config.json").write_text(content)
+    with pytest.raises(TrspError):
+        resume.reopen(run)
+    assert run.events_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("jump", [-(10.0**9), 10.0**9])
+def test_a_clock_that_jumps_moves_no_time_of_a_run(jump, text, tmp_path, monkeypatch):
+    run, clock = Store(tmp_path).create(config_of(text, stage2_steps=0)), time.time
+    with pytest.raises(Killed):
+        go(run, 12)
+    monkeypatch.setattr(time, "time", lambda: clock() + jump)
+    resume.reopen(run)
+    go(run)
+    times = [at for _, at, _ in run.read()[0]]
+    assert times == sorted(times)
+    assert times[-1] < 600
+    assert run.status() == "finished"

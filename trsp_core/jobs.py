@@ -149,9 +149,10 @@ class Jobs:
             self._closed = True
             children = {Run(self.store.root / run_id): child for run_id, child in self._children.items()}
         for run in children:
-            if not run.cancelled():
-                (run.folder / "interrupted").touch()
-                run.cancel()
+            with contextlib.suppress(TrspError, OSError):  # a folder that is gone, or cannot be written
+                if not run.cancelled():
+                    (run.folder / "interrupted").touch()
+                    run.cancel()
         end = time.monotonic() + seconds
         while any(child.poll() is None for child in children.values()) and time.monotonic() < end:
             time.sleep(0.05)

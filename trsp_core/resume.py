@@ -67,16 +67,22 @@ def reopen(run: Run) -> Past:
     its place.
 
     Raises:
-        TrspError: it has finished, a process is at it, or its config cannot be read.
+        TrspError: it has finished, a process is at it, its config cannot be read, or its folder cannot be written.
     """
-    with run.hold():
-        if run.state().ended == "finished":
-            raise TrspError(f"Run {run.id} has finished: there is nothing left to do.", "Run it again for a new one.")
-        past = find(run)
-        run.tidy()
-        for stale in ("cancel", "exit.json", "summary.json"):
-            (run.folder / stale).unlink(missing_ok=True)
-        record.add(run, ev.Resumed(past.place))
+    try:
+        with run.hold():
+            if run.state().ended == "finished":
+                raise TrspError(f"Run {run.id} has finished: there is nothing left.", "Run it again for a new one.")
+            past = find(run)
+            run.tidy()
+            for stale in ("cancel", "exit.json", "summary.json"):
+                (run.folder / stale).unlink(missing_ok=True)
+            record.add(run, ev.Resumed(past.place))
+    except OSError as error:
+        raise TrspError(
+            f"The folder of run {run.id} cannot be written: {error.strerror}.",
+            "Free some space, or give this program the right to write there, then resume again.",
+        ) from error
     return past
 
 

@@ -70,7 +70,7 @@ class RunState:
     notes: list[str] = field(default_factory=list)
     failure: ev.RunFailed | None = None
     stopped_why: str = ""
-    told: list[Line] = field(default_factory=list)
+    told: list[Line] = field(default_factory=list, compare=False, repr=False)  # the rest follows from it
     reopened: int | None = None
 
     @property

@@ -180,8 +180,17 @@ class Run:
 
         Args:
             reason: a sentence for the reader, where it was not a person who stopped it.
+
+        Raises:
+            TrspError: its folder cannot be written.
         """
-        (self.folder / "cancel").write_text(reason, "utf-8")
+        try:
+            (self.folder / "cancel").write_text(reason, "utf-8")
+        except OSError as error:
+            raise TrspError(
+                f"The run folder {self.folder} cannot be written: {error.strerror}.",
+                "Give this program the right to write there, or end the run's process.",
+            ) from error
 
     def cancel_reason(self) -> str:
         """Why it was asked to stop; nothing where a person did."""
