@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import data, heads, surgery
+from trsp_core import abreast, data, heads, surgery
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.surgery import Stack
+from trsp_core.views import view
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -168,21 +170,38 @@ class Lab:
     def loss_without(self, layers: Collection[int], ids: Tensor) -> float:
         """L_LM on `ids` (B, T) with `layers` skipped."""
         with torch.inference_mode(), self.skipped(layers):
-            return self.lm_loss(ids).item()
+            return self._nats(self.model, ids)
+
+    def _nats(self, model: nn.Module, ids: Tensor) -> float:
+        """L_LM on `ids` (B, T), of this model or a view of it; no gradients."""
+        if self.projects:
+            with heads.withheld(model):
+                return heads.nats(model, ids).mean().item()
+        return next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).mean().item()
 
     def losses_without_each(
         self, layers: Sequence[int], removed: Collection[int], ids: Tensor
     ) -> Iterator[tuple[int, float]]:
         """`(i, L_LM on ids with removed and i skipped)` for each i of `layers`. The way up to layer i is the same
-        for all that lie above it, so it is computed once: each loss costs the layers above i alone."""
-        with torch.inference_mode(), self.skipped(removed), self.tapped(layers) as taps:
+        for all that lie above it, so it is computed once: each loss costs the layers above i alone. A few go side by
+        side."""
+        quiet = heads.withheld(self.model) if self.projects else contextlib.nullcontext()
+        with torch.inference_mode(), self.skipped(removed), self.tapped(layers) as taps, quiet:
             self.model(input_ids=ids, use_cache=False)
             entering = {i: taps[i][0] for i in layers}
-        for i in layers:
-            idle = {*range(i + 1), *removed}
-            with torch.inference_mode(), surgery.skipped(self.stack, idle, {i: entering[i]}):
-                loss = self.lm_loss(ids).item()
-            yield i, loss
+
+        def loss(layer: int, stack: Stack) -> float:
+            skipped = surgery.skipped(stack, {*range(layer + 1), *removed}, {layer: entering[layer]})
+            with torch.inference_mode(), skipped:
+                return self._nats(stack.model, ids)
+
+        layers = list(layers)
+        wide = abreast.lanes(self.device, len(layers))
+        stacks = [view(self.stack) for _ in range(wide)] if wide > 1 else [self.stack]
+        for start in range(0, len(layers), wide):
+            at_once = layers[start : start + wide]
+            tasks = [functools.partial(loss, i, stack) for i, stack in zip(at_once, stacks, strict=False)]
+            yield from zip(at_once, abreast.run(tasks, self.device), strict=True)
 
     def fit(
         self,

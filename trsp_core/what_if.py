@@ -26,8 +26,9 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
 from trsp_core.heads import Reference
-from trsp_core.shelf import Model, view, without
+from trsp_core.shelf import Model, without
 from trsp_core.surgery import Stack
+from trsp_core.views import view
 
 STATE_BYTES = 600_000_000  # of kept hidden states, over both domains
 MOST_STUDIES = 2  # pairs of texts for each model
