@@ -363,3 +363,20 @@ class TestStageTwo:
         events, *_ = self.steps()
         assert [type(e) for e in events] == [StageTwoStepped] * 4
         assert all(len(e.gaps) == 2 for e in events)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_the_loss_in_parts_is_the_whole_one_with_its_gradient(model_type, rows):
+    """Gates, and skipped layers, are those of the model at hand; nothing is left on it or on its views."""
+    lab, _ = lab_of(tiny.build(model_type))
+    s, ids = torch.linspace(0.4, 1.2, lab.n_layers).requires_grad_(), tiny.ids(rows)
+    found = {}
+    with lab.learning([]), lab.gated(s, "branch", [0, 1, 3]), lab.skipped([2]):
+        for name, loss in (("whole", lab.lm_loss(ids)), ("parts", lab.gate_loss(s, ids))):
+            (gradient,) = torch.autograd.grad(3 * loss, s)
+            found[name] = (loss.item(), gradient)
+    assert found["parts"][0] == pytest.approx(found["whole"][0], rel=1e-6)
+    assert torch.allclose(found["parts"][1], found["whole"][1], rtol=1e-4, atol=1e-6)
+    assert found["parts"][1][2] == 0
+    assert all(p.grad is None for p in lab.model.parameters())

@@ -106,10 +106,31 @@ class Lab:
 
     def lm_loss(self, ids: Tensor) -> Tensor:
         """L_LM: mean nats per predicted token of `ids` (B, T)."""
+        return self._lm_loss(self.model, ids)
+
+    def _lm_loss(self, model: nn.Module, ids: Tensor) -> Tensor:
         if self.projects:
-            return heads.taught(self.model, ids)[1]
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        return next_token_loss(logits, ids).mean()
+            return heads.taught(model, ids)[1]
+        return next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).mean()
+
+    def gate_loss(self, weights: Tensor, ids: Tensor) -> Tensor:
+        """L_LM on `ids` (B, T), whose gradient reaches the `weights` of what is gated, and nothing else: `lm_loss` in
+        parts side by side, a few rows of the batch each."""
+        wide = abreast.lanes(self.device, len(ids))
+        if wide < 2:
+            return self.lm_loss(ids)
+
+        def part(stack: Stack, rows: Tensor) -> Tensor:
+            """The part's share of the loss and of its gradient, in one row."""
+            with torch.enable_grad():
+                loss = self._lm_loss(stack.model, rows)
+                (gradient,) = torch.autograd.grad(loss, weights)
+            return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
+
+        tasks = [functools.partial(part, view(self.stack), rows) for rows in ids.chunk(wide)]
+        told = torch.stack(abreast.run(tasks, self.device)).sum(0)
+        moved = weights - weights.detach()  # nought, with a gradient
+        return told[0] + (moved * told[1:].view_as(weights)).sum()
 
     def taught_loss(
         self, ids: Tensor, share: float, joins: Callable[[], dict[int, Tensor]] | None = None

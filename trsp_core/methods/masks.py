@@ -38,7 +38,7 @@ def choose(lab, config, count):
         seen["step"] += 1
         u = torch.rand(n, generator=draws).clamp(1e-6, 1 - 1e-6).to(lab.device)
         z[free] = gate((u.logit() + a) / B)[free]
-        lm = lab.lm_loss(ids)
+        lm = lab.gate_loss(z, ids)
         seen["lm"] = lm.item()
         short = count * seen["step"] / steps - closed(a)[free].sum()
         return lm + m[0] * short + m[1] * short**2

@@ -34,7 +34,7 @@ def choose(lab, config, count):
             free = [i for i in lab.unprotected(config) if i not in P]
 
             def loss(ids, free=free):
-                seen["lm"] = lab.lm_loss(ids)
+                seen["lm"] = lab.lm_loss(ids) if W else lab.gate_loss(s, ids)
                 seen["l1"] = s[free].abs().sum()
                 if config.l1 == "proximal":  # the l1 term acts after the step instead
                     return seen["lm"]
