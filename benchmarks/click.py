@@ -4,28 +4,21 @@ warm, the server real and the browser a real Chromium (playwright, a development
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import Row, row
+from benchmarks._web import PATIENCE, chromium, server
 from benchmarks.generation import PROMPT
 from trsp_core.config import RunConfig
-from trsp_core.errors import TrspError
 from trsp_core.events import RunFinished
 from trsp_core.record import record
 from trsp_core.store import Store
 
 CLICKS, AIM, PORT = 8, 0.5, 8599
-ROOT = Path(__file__).parent.parent
-CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 WATCH = """() => {
   const button = document.querySelector('.st-key-write button');
   window.waited = null;
@@ -44,17 +37,12 @@ WATCH = """() => {
 
 def run() -> Iterator[Row]:
     """The first two clicks load and warm the model; they do not count."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        raise TrspError("This benchmark needs playwright.", "Install requirements-dev.txt.") from error
-    browser = next((path for path in CHROMIUM if Path(path).exists()), None)
-    if browser is None:
-        raise TrspError("This benchmark needs Chromium.", "Install it with the system's package manager.")
-    with tempfile.TemporaryDirectory() as folder, _served(Path(folder)) as address, sync_playwright() as driver:
-        tab = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
-        tab.set_default_timeout(120_000)
-        tab.goto(address)
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder), PORT) as (address, _), chromium() as browser:
+        made = Store(Path(folder)).create(RunConfig())
+        record(made, (event for event in [RunFinished(0)]))  # it kept no model: the dense one alone is offered
+        tab = browser.new_page()
+        tab.set_default_timeout(PATIENCE)
+        tab.goto(f"{address}/compare?run={made.id}")
         tab.locator(".st-key-compare-prompt textarea").fill(PROMPT)
         tab.keyboard.press("Control+Enter")
         waits = [_click(tab) for _ in range(CLICKS + 2)][2:]
@@ -72,33 +60,3 @@ def _click(tab: Any) -> float:
     waited = tab.evaluate("window.waited") / 1000
     tab.locator(".st-key-write button:enabled", has_text="Write").wait_for()
     return waited
-
-
-@contextmanager
-def _served(folder: Path) -> Iterator[str]:
-    """Address of Compare on a fresh server, with a finished run that kept no model: the dense one alone is offered."""
-    made = Store(folder).create(RunConfig())
-    record(made, (event for event in [RunFinished(0)]))
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        "app.py",
-        "--server.headless",
-        "true",
-        "--server.port",
-        str(PORT),
-    ]
-    environment = {**os.environ, "TRSP_RUNS": str(folder)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(300):
-                try:
-                    with urllib.request.urlopen(f"http://localhost:{PORT}/_stcore/health", timeout=1):
-                        break
-                except OSError:
-                    time.sleep(0.1)
-            yield f"http://localhost:{PORT}/compare?run={made.id}"
-        finally:
-            server.terminate()

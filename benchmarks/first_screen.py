@@ -4,19 +4,12 @@ until the server answers stand beside it. A real server, a real Chromium (playwr
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import Row, row
-from benchmarks.click import CHROMIUM, ROOT
-from trsp_core.errors import TrspError
+from benchmarks._web import PATIENCE, chromium, server
 
 SERVERS, AIM, PORT = 5, 3.0, 8598  # seconds from the address to a second frame
 WATCH = """() => {
@@ -37,28 +30,19 @@ WATCH = """() => {
 
 def run() -> Iterator[Row]:
     """Each visit is the first one of its server; the browser's cache is empty too."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        raise TrspError("This benchmark needs playwright.", "Install requirements-dev.txt.") from error
-    browser = next((path for path in CHROMIUM if Path(path).exists()), None)
-    if browser is None:
-        raise TrspError("This benchmark needs Chromium.", "Install it with the system's package manager.")
     ready, drawn, moved = [], [], []
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+    with chromium() as browser:
         for _ in range(SERVERS):
-            with tempfile.TemporaryDirectory() as folder, _fresh(Path(folder)) as seconds:
+            with tempfile.TemporaryDirectory() as folder, server(Path(folder), PORT) as (address, seconds):
                 ready.append(seconds)
-                tab = chromium.new_context(viewport={"width": 1280, "height": 720}).new_page()
-                tab.set_default_timeout(120_000)
+                tab = browser.new_context(viewport={"width": 1280, "height": 720}).new_page()
+                tab.set_default_timeout(PATIENCE)
                 tab.add_init_script(f"({WATCH})()")
-                tab.goto(f"http://localhost:{PORT}")
+                tab.goto(address)
                 tab.wait_for_function("window.moved !== null")
                 drawn.append(tab.evaluate("window.drawn") / 1000)
                 moved.append(tab.evaluate("window.moved") / 1000)
                 tab.context.close()
-        chromium.close()
     yield row(
         "first_screen_seconds_to_moving_picture",
         moved,
@@ -68,25 +52,3 @@ def run() -> Iterator[Row]:
         seconds_until_server_answers=[round(s, 2) for s in ready],
         servers=SERVERS,
     )
-
-
-@contextmanager
-def _fresh(folder: Path) -> Iterator[float]:
-    """A new server without any run; yields the seconds until it answered."""
-    words = ["-m", "streamlit", "run", "app.py", "--server.headless", "true", "--server.port", str(PORT)]
-    environment, began = {**os.environ, "TRSP_RUNS": str(folder)}, time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            for _ in range(600):
-                try:
-                    with urllib.request.urlopen(f"http://localhost:{PORT}/_stcore/health", timeout=1):
-                        break
-                except OSError:
-                    time.sleep(0.05)
-            else:
-                raise TrspError(f"The server did not answer on port {PORT}.", "Look whether another program has it.")
-            yield time.perf_counter() - began
-        finally:
-            server.terminate()

@@ -1,0 +1,119 @@
+"""Whole searches against what a reader of the papers would write: SLEB, seven of thirty layers, and stage 1's rounds.
+The choices have to be the same. Default model, 512 tokens; each round is timed both ways, one after the other.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks import Row, row
+from trsp_core import config as configs
+from trsp_core import data, load, surgery
+from trsp_core.lab import Lab
+from trsp_core.surgery import Stack
+
+MODEL, ROUNDS, STEPS = "smollm2-135m", 7, 3
+TEXT = {
+    "block_length": 128,
+    "batch_blocks": 4,
+    "score_blocks": 4,
+    "calibration_blocks": 64,
+    "measure_blocks": 4,
+    "probe_blocks": 4,
+}
+
+
+def run() -> Iterator[Row]:
+    """A row each; the spread is that of the rounds."""
+    model, tokenizer = load.load(MODEL, device="cpu")
+    model.requires_grad_(False)
+    config = configs.from_values({**TEXT, "stage1_steps": STEPS})
+    lab = Lab(surgery.find(model), data.prepare(config, tokenizer).calibration, config)
+    yield sleb(lab)
+    yield from stage_one(lab)
+
+
+def sleb(lab: Lab) -> Row:
+    """Each round of the greedy search, naive and ours."""
+    (ids,) = lab.sample(lab.config)
+    chosen: list[int] = []
+    times: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        free = lab.candidates(lab.config, chosen)
+        naive, slow = timed(lambda free=free: {i: textbook_loss(lab.stack, [*chosen, i], ids) for i in free})
+        ours, fast = timed(lambda free=free: dict(lab.losses_without_each(free, chosen, ids)))
+        best = [min(free, key=lambda i, of=of: of[i]) for of in (naive, ours)]
+        if best[0] != best[1]:
+            raise RuntimeError(f"the searches differ after {chosen}: {best}")
+        chosen.append(best[0])
+        times.append((slow, fast))
+    facts = {"layers": chosen, **totals(times), "tokens": ids.numel(), "threads": torch.get_num_threads()}
+    return row("SLEB: naive search over ours", [slow / fast for slow, fast in times], 2.5, "higher", **facts)
+
+
+def textbook_loss(stack: Stack, removed: list[int], ids: torch.Tensor) -> float:
+    """One pass from the input up, with transformers' own loss."""
+    with torch.inference_mode(), surgery.skipped(stack, removed):
+        return stack.model(input_ids=ids, labels=ids, use_cache=False).loss.item()
+
+
+def stage_one(lab: Lab) -> Iterator[Row]:
+    """The same rounds: ours; with chosen layers run and multiplied by nought, all logits at once; the same with W's
+    gradients worked out and thrown away, as a loop does that freezes nothing."""
+    rounds: dict[str, list[float]] = {"ours": [], "plain": [], "unfrozen": []}
+    weights = {name: torch.ones(lab.n_layers, requires_grad=True) for name in rounds}
+    optimizers = {name: torch.optim.Adam([s], lr=lab.config.stage1_lr, fused=False) for name, s in weights.items()}
+    chosen: dict[str, list[int]] = {name: [] for name in rounds}
+    for round_ in range(1, ROUNDS + 1):
+        for name, s in weights.items():
+            P, free = chosen[name], [i for i in range(lab.n_layers) if i not in chosen[name]]
+            began = time.perf_counter()
+            if name == "ours":
+                with lab.learning([]), lab.gated(s, "branch", free), lab.skipped(P):
+                    _steps(lab, optimizers[name], s, free, P, round_, lambda ids, s=s: lab.gate_loss(s, ids))
+            else:
+                learn = list(lab.model.parameters()) if name == "unfrozen" else []
+                with lab.learning(learn), lab.gated(s, "branch", range(lab.n_layers)):
+                    _steps(lab, optimizers[name], s, free, P, round_, lambda ids: _textbook(lab, ids))
+                lab.model.zero_grad(set_to_none=True)
+            rounds[name].append(time.perf_counter() - began)
+            P.append(min(free, key=lambda i, s=s: abs(s[i].item())))
+    if chosen["ours"] != chosen["plain"]:
+        raise RuntimeError(f"the choices differ: {chosen}")
+    for name in ("plain", "unfrozen"):
+        times = list(zip(rounds[name], rounds["ours"], strict=True))
+        facts = {"layers": chosen["ours"], **totals(times), "steps_a_round": STEPS}
+        aim = 1.5
+        yield row(f"stage 1, whole: {name} rounds over ours", [a / b for a, b in times], aim, "higher", **facts)
+
+
+def _steps(
+    lab: Lab, optimizer: Any, s: torch.Tensor, free: list[int], P: list[int], round_: int, lm: Callable[..., Any]
+) -> None:
+    for ids in lab.batches(STEPS, round_):
+        with torch.enable_grad():
+            (lm(ids) + lab.config.lambda_1 * s[free].abs().sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            s[P] = 0.0
+
+
+def _textbook(lab: Lab, ids: torch.Tensor) -> torch.Tensor:
+    return lab.model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns, and its seconds."""
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began
+
+
+def totals(times: list[tuple[float, float]]) -> dict[str, float]:
+    slow, fast = (round(sum(part), 2) for part in zip(*times, strict=True))
+    return {"seconds_theirs": slow, "seconds_ours": fast, "ratio_of_sums": round(statistics.fmean([slow / fast]), 3)}

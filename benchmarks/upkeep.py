@@ -1,0 +1,139 @@
+"""What stands around the method: writing events, starting the app, starting a run, long lists and long charts."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import Row, row
+from trsp_core import events as ev
+from trsp_core.config import RunConfig
+from trsp_core.record import record
+from trsp_core.store import Run, Store
+
+ROOT = Path(__file__).parent.parent
+RECORDED = ROOT / "assets" / "demo_run"
+RUNS, STEPS, REPEATS = 1000, 20_000, 7
+START = {
+    "preset": "quick",
+    "importance-blocks": "0",
+    "sample-tokens": "0",
+    "speed-repeats": "0",
+    "stage1-steps": "1",
+    "stage2-steps": "0",
+    "measure-blocks": "1",
+    "probe-blocks": "1",
+    "kl-blocks": "1",
+    "save-model": "false",
+}
+
+
+def run() -> Iterator[Row]:
+    """One row each."""
+    yield recording()
+    yield imports()
+    yield child()
+    yield from pages()
+
+
+def recording() -> Row:
+    """Seconds that the recorder takes for all events of the recorded run, over that run's seconds."""
+    lines, _ = Run(RECORDED).read()
+    whole, shares = lines[-1][1], []
+    for _ in range(REPEATS):
+        with tempfile.TemporaryDirectory() as folder:
+            made = Store(Path(folder)).create(RunConfig())
+            began = time.perf_counter()
+            record(made, (event for _, _, event in lines))
+            shares.append((time.perf_counter() - began) / whole)
+    return row("recording events: share of a run's time", shares, 0.01, "lower", events=len(lines), seconds=whole)
+
+
+def imports() -> Row:
+    """Seconds of importing app.py's parts and all pages' parts in a fresh process, Python's own start left out."""
+    parts = sorted(f"pages.ui.{p.stem}" for p in (ROOT / "pages" / "ui").glob("*.py") if p.stem != "__init__")
+    code = (
+        "import time, sys, importlib; began = time.perf_counter()\n"
+        f"for name in ['streamlit', *{parts!r}]: importlib.import_module(name)\n"
+        "print(time.perf_counter() - began); assert 'torch' not in sys.modules"
+    )
+    seconds = [float(_output([sys.executable, "-c", code]).split()[-1]) for _ in range(REPEATS)]
+    return row("server: seconds to import app and pages", seconds[1:], 1.0, "lower", modules=len(parts))
+
+
+def child() -> Row:
+    """Seconds from starting a run's process to the end of its first step; it measures one block before. What it would
+    measure in full is its own affair."""
+    seconds, loaded = [], []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            where, began = Path(folder) / "run", time.time()
+            flags = [word for name, value in START.items() for word in (f"--{name}", value)]
+            _output([sys.executable, "-m", "trsp_core", "run", *flags, "--out", str(where)])
+            lines, _ = Run(where).read()
+            first = (where / "env.json").stat().st_mtime - began  # written as recording begins
+            at = {type(e): t for _, t, e in reversed(lines)}
+            seconds.append(first + at[ev.StageOneStepped])
+            loaded.append(first + at[ev.ModelLoaded])
+    facts = {"seconds_to_loaded_model": round(statistics.median(loaded), 2)}
+    return row("child: seconds from start to first step", seconds, 5.0, "lower", **facts)
+
+
+def pages() -> Iterator[Row]:
+    """Milliseconds of a rerun of the Runs page with many runs, and of a Run page with many steps, both warm."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRSP_RUNS"] = folder
+        store = Store(Path(folder))
+        for _ in range(RUNS):
+            record(store.create(RunConfig()), (e for e in [ev.RunPlanned([], 0), ev.RunFinished(0)]))
+        yield _reruns("runs", {}, f"run list with {RUNS:,} runs: ms a rerun")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRSP_RUNS"] = folder
+        made = Store(Path(folder)).create(RunConfig(stage2_steps=STEPS))
+        record(made, long_run())
+        yield _reruns("run", {"run": made.id}, f"run of {STEPS:,} steps: ms a rerun")
+
+
+def long_run() -> Any:
+    """The recorded run, its second stage stretched to many steps."""
+    lines, _ = Run(RECORDED).read()
+    steps = [event for _, _, event in lines if isinstance(event, ev.StageTwoStepped)]
+    stretched = False
+    for _, _, event in lines:
+        if not isinstance(event, ev.StageTwoStepped):
+            yield event
+        elif not stretched:
+            stretched = True
+            for n in range(STEPS):
+                like = steps[n * len(steps) // STEPS]
+                yield ev.StageTwoStepped(n + 1, like.lm_loss, like.penalty, like.lambda_2, like.rate, like.gaps)
+
+
+def _reruns(page: str, query: dict[str, str], name: str) -> Row:
+    code = (
+        "import json, sys, time\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        f"app = AppTest.from_file({str(ROOT / 'app.py')!r}, default_timeout=300)\n"
+        f"app.query_params.update({ {k: [v] for k, v in query.items()}!r})\n"
+        f"app.switch_page('pages/views/{page}.py')\n"
+        "began = time.perf_counter(); app.run(); told = [time.perf_counter() - began]\n"
+        "assert not app.exception\n"
+        f"for _ in range({REPEATS + 1}):\n"
+        "    began = time.perf_counter(); app.run(); told.append(time.perf_counter() - began)\n"
+        "print(json.dumps(told))\n"
+    )
+    first, _, *told = json.loads(_output([sys.executable, "-c", code]).splitlines()[-1])
+    return row(name, [1000 * t for t in told], 150, "lower", first_ms=round(1000 * first))
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    return done.stdout
