@@ -1,5 +1,6 @@
 # make app    set up, then open the app on http://localhost:8501 (PORT=8501)
 # make test   set up, then lint, types and tests; FAST=1 leaves out what takes minutes
+# make bench  set up, then measure (half an hour on a quiet machine) and write the README's table
 # make setup  the set-up alone: .venv, packages, the default model
 #
 # PYTHON=python3.12 takes another interpreter (3.11 or later). TORCH_INDEX=URL takes torch from that package index:
@@ -17,7 +18,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.txt)
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 MARKED := not gpu$(if $(FAST), and not slow)$(if $(CHROMIUM),$(if $(FAST), and not browser), and not browser)
 
-.PHONY: app test setup lint clean
+.PHONY: app test bench setup lint clean
 .DEFAULT_GOAL := app
 
 app: setup
@@ -35,6 +36,10 @@ lint: $(VENV)/.installed-dev
 test: setup lint
 	$(if $(CHROMIUM),,@echo "No Chromium here: the browser tests are left out.")
 	$(BIN)/python -m pytest -m "$(MARKED)" $(ARGS)
+
+bench: setup $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks --json > benchmarks/results.jsonl
+	$(BIN)/python -m benchmarks._table
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

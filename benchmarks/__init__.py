@@ -16,24 +16,27 @@ class Row:
 
     Attributes:
         ratio: what was measured over what it is held against; median of the repeats.
-        aim: the ratio to reach. `better`: "lower" or "higher".
+        aim: the ratio to reach; None where nothing is aimed at. `better`: "lower" or "higher".
         spread: lowest and highest of the repeats.
         facts: what stands behind it, with units in the names.
     """
 
     benchmark: str
     ratio: float
-    aim: float
+    aim: float | None
     better: str
     spread: list[float]
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reached(self) -> bool:
+        """Whether the median reaches the aim."""
+        if self.aim is None:
+            return True
         return self.ratio <= self.aim if self.better == "lower" else self.ratio >= self.aim
 
 
-def row(benchmark: str, ratios: Sequence[float], aim: float, better: str, **facts: Any) -> Row:
+def row(benchmark: str, ratios: Sequence[float], aim: float | None, better: str, **facts: Any) -> Row:
     """A row from the ratios of the repeats."""
     spread = [round(min(ratios), 3), round(max(ratios), 3)]
     return Row(benchmark, round(statistics.median(ratios), 3), aim, better, spread, facts)

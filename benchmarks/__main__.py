@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
+import functools
 import importlib
 import json
+import os
 import pkgutil
+import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks import Row
 from trsp_core.errors import TrspError
+from trsp_core.record import environment
 
 
 def names() -> list[str]:
@@ -46,12 +52,23 @@ def main(words: list[str] | None = None) -> int:
 def tell(found: Row, as_json: bool) -> None:
     """Print one row."""
     if as_json:
-        print(json.dumps(dataclasses.asdict(found)), flush=True)
+        print(json.dumps({**dataclasses.asdict(found), "day": str(datetime.date.today()), **machine()}), flush=True)
         return
-    sign = "<=" if found.better == "lower" else ">="
-    print(f"{found.benchmark}: {found.ratio} (aim {sign} {found.aim}, spread {found.spread})", flush=True)
+    sign = "at most" if found.better == "lower" else "at least"
+    aim = f"aim {sign} {found.aim}, " if found.aim is not None else ""
+    print(f"{found.benchmark}: {found.ratio} ({aim}spread {found.spread})", flush=True)
     for fact, value in found.facts.items():
         print(f"    {fact}: {value}", flush=True)
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {"machine": {"processor": models[0] if models else platform.processor(), "cores": os.cpu_count()}} | {
+        "versions": environment()
+    }
 
 
 if __name__ == "__main__":

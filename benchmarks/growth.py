@@ -1,5 +1,5 @@
-"""How the cost of a step grows: with layers, width, tokens and the ratio, on Llama-shaped models built from configs; the
-law that fits, and from it a forecast for larger models on named GPUs. Writes assets/growth.svg.
+"""How the cost of a step grows: with layers, width, tokens and the ratio, on Llama-shaped models built from configs;
+the law that fits, and from it a forecast for larger models on named GPUs. Writes assets/growth.svg.
 
 The law is that of a roofline with a fixed cost a layer:
     seconds = operations / (share * matrix rate) + layers * overhead
@@ -57,7 +57,7 @@ def run() -> Iterator[Row]:
     for kind in ("stage 1", "stage 2"):
         share, overhead, errors = law([p for p in points if p.kind == kind])
         facts = {"share_of_the_matrix_rate": round(share, 3), "ms_a_layer": round(1000 * overhead, 2)}
-        yield row(f"growth, {kind}: measured over the law", errors, 1.0, "lower", **facts, models=len(errors))
+        yield row(f"growth, {kind}: measured over the law", errors, None, "lower", **facts, models=len(errors))
     yield from ratios()
     yield from forecasts()
     draw(points)
@@ -137,7 +137,7 @@ def ratios() -> Iterator[Row]:
         expected = statistics.fmean((16 - r) / 16 for r in range(count))
         found = statistics.fmean(rounds) / rounds[0]
         name = f"growth, stage 1 at ratio {ratio}: mean round over the first"
-        yield row(name, [found], 1.0, "lower", by_the_layers_left=round(expected, 3), rounds=count)
+        yield row(name, [found], None, "lower", by_the_layers_left=round(expected, 3), rounds=count)
 
 
 def forecasts() -> Iterator[Row]:
@@ -155,7 +155,7 @@ def forecasts() -> Iterator[Row]:
                 "gb_stage_2": round(need["stage 2"]),
                 "gpus_for_stage_2": -(-round(need["stage 2"]) // memory),
             }
-            yield row(f"forecast, {name} on {gpu}: s a step of stage 2", [step["stage 2"]], 0, "lower", **facts)
+            yield row(f"forecast, {name} on {gpu}: s a step of stage 2", [step["stage 2"]], None, "lower", **facts)
 
 
 def draw(points: list[Point]) -> None:
