@@ -197,7 +197,6 @@ class Jobs:
                 elif asked > GRACE:
                     child.send_signal(signal.SIGTERM)
                 continue
-            del self._children[run_id]
             self._asked.pop(run_id, None)
             self._begun.pop(run_id, None)
             folder = self.store.root / run_id
@@ -205,6 +204,7 @@ class Jobs:
                 write_atomic(folder / "exit.json", json.dumps({"returncode": child.returncode}))
                 (folder / "queued").unlink(missing_ok=True)
                 Run(folder).tidy()
+            del self._children[run_id]  # last: until then it counts as at work
 
     def _overdue(self, run_id: str) -> None:
         run = Run(self.store.root / run_id)
