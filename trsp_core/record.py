@@ -76,7 +76,7 @@ def record(
             generator.close()
             (run.folder / ".reserve").unlink(missing_ok=True)
         os.fsync(file.fileno())
-    write_atomic(run.folder / "summary.json", json.dumps(ev.plain(state.summary(folded)), indent=1))
+        write_atomic(run.folder / "summary.json", json.dumps(ev.plain(state.summary(folded)), indent=1))
     return folded
 
 
