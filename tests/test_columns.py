@@ -164,7 +164,7 @@ def test_too_long_a_prompt_is_refused_before_it_is_read(llama):
 
 def test_limits_are_named_all_at_once():
     with pytest.raises(TrspError) as caught:
-        an.check(Generate([{}] * 4, " ", temperature=9.0, new_tokens=10**6))
+        an.check(Generate([{"model": "smollm2-135m"}] * 4, " ", temperature=9.0, new_tokens=10**6))
     assert len(caught.value.problems) == 4
 
 
