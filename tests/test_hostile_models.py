@@ -134,12 +134,12 @@ def test_a_hostile_chat_template_is_refused_in_bounded_time_and_memory(name, mon
     tokenizer = tiny.tokenizer().__class__(tokenizer_object=tiny.tokenizer().backend_tokenizer)
     tokenizer.chat_template = HOSTILE[name]
     monkeypatch.setattr(templates, "SECONDS", 2)
-    began, before = time.monotonic(), psutil.Process().memory_info().rss
+    began, before, others = time.monotonic(), psutil.Process().memory_info().rss, psutil.Process().children()
     with pytest.raises(TrspError, match="chat template"):
         templates.render(tokenizer, ASK)
     assert time.monotonic() - began < 2 * templates.SECONDS + 5
     assert psutil.Process().memory_info().rss - before < 100e6
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == others
 
 
 def test_a_template_in_bounds_gives_the_tokens_that_transformers_gives(model):

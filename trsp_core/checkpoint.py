@@ -20,6 +20,7 @@ from typing import Any
 from trsp_core.errors import TrspError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
+LONGEST_NAME = 255  # bytes of a file name; no usual file system takes more
 MAX_JSON = 50_000_000  # bytes of config.json or of a shard index
 MAX_COUNT, MAX_SIZE = 100_000, 2**40  # of heads, experts and the like; of any other number
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1_000_000, 20_000_000
@@ -192,7 +193,7 @@ def shards(folder: Path, inside: Path, name: str) -> list[str]:
     named = list(weights.values()) if isinstance(weights, dict) else []
     files = sorted({file if isinstance(file, str) else str(file) for file in named})
     for file in files:
-        if Path(file).name != file or not file.endswith(".safetensors"):
+        if Path(file).name != file or not file.endswith(".safetensors") or len(file.encode()) > LONGEST_NAME:
             raise TrspError(f"{index.name} names {str(file)[:60]!r}, no file of this folder.", "Save the model again.")
         if not (folder / file).is_file():
             raise TrspError(f"{name} is incomplete: {file} is missing.", "Download the model again.")

@@ -84,7 +84,7 @@ class RunState:
         total = sum(p["seconds"] for p in self.phases)
         if self.ended == "finished":
             return 1.0
-        return min(self._seconds_done / total, 0.999) if total else 0.0
+        return min(max(self._seconds_done / total, 0.0), 0.999) if total else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -102,7 +102,7 @@ class RunState:
         if self.phase_number < 0:
             return 0.0
         before, now = self.phases[: self.phase_number], self.phases[self.phase_number]
-        share = min(self.done / self.units, 1.0) if self.units else 0.0
+        share = min(max(self.done / self.units, 0.0), 1.0) if self.units else 0.0
         return sum(p["seconds"] for p in before) + now["seconds"] * share
 
     @property
