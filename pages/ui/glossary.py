@@ -9,7 +9,7 @@ TERMS = {
         "One storey of the stack. It reads the numbers that stand for each word, computes something, and adds it to "
         "them. A block of text is something else: a fixed number of tokens, 256 for instance."
     ),
-    "Token": "A word or a piece of one: what a language model reads and writes, one after the other.",
+    "Token": "A word or a piece of one: what a model reads and writes, one by one.",  # nosec B105 - no password
     "Perplexity": (
         "How many tokens the model wavers between on average, at each place of a text. Lower is better; 1 would be "
         "certainty. It is e to the power of the mean loss per token."
