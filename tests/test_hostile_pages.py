@@ -57,7 +57,9 @@ def many(cases: int, strategy: st.SearchStrategy, law) -> int:
     """Try `law` on so many cases; how many they were."""
     tried = 0
 
-    @settings(max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=cases, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(strategy)
     def hold(case):
         nonlocal tried

@@ -211,7 +211,10 @@ def _add(event: Event, state: RunState) -> None:
 
 @_add.register
 def _(event: ev.RunPlanned, state: RunState) -> None:
-    whole = [p for p in event.phases if isinstance(p.get("name"), str) and isinstance(p.get("seconds"), (int, float))]
+    whole = [
+        p for p in event.phases
+        if isinstance(p.get("name"), str) and isinstance(p.get("seconds"), (int, float)) and 0 <= p["seconds"] < 1e12
+    ]  # fmt: skip
     state.phases, state.forecast_bytes = whole, event.peak_bytes
 
 
