@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -98,7 +99,8 @@ def pages() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRSP_RUNS"] = folder
         made = Store(Path(folder)).create(RunConfig(stage2_steps=STEPS))
-        record(made, long_run())
+        if record(made, long_run()).ended != "finished":
+            raise RuntimeError("the long run was not told to its end")
         yield _reruns("run", {"run": made.id}, f"run of {STEPS:,} steps: ms a rerun")
 
 
@@ -114,7 +116,7 @@ def long_run() -> Any:
             stretched = True
             for n in range(STEPS):
                 like = steps[n * len(steps) // STEPS]
-                yield ev.StageTwoStepped(n + 1, like.lm_loss, like.penalty, like.lambda_2, like.rate, like.gaps)
+                yield dataclasses.replace(like, step=n + 1)
 
 
 def _reruns(page: str, query: dict[str, str], name: str) -> Row:

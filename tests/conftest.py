@@ -39,6 +39,20 @@ def tiny_model(tmp_path_factory) -> Path:
     return tiny.save(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+@pytest.fixture
+def page_store(tmp_path, monkeypatch) -> Store:
+    """A fresh folder of runs, and a server that has seen none and starts no children."""
+    import streamlit
+
+    from tests import story
+
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
+    streamlit.cache_resource.clear()
+    return Store()
+
+
 @pytest.fixture(autouse=True)
 def no_queue_outlives_its_test(monkeypatch) -> Iterator[None]:
     """A queue that works on after its test, its stand-ins gone, would start real runs beside all tests that follow."""

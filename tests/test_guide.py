@@ -6,12 +6,10 @@ import re
 import threading
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import glossary, guide
-from tests import story
-from tests.test_pages import ROOT, open_page, texts
+from tests.test_pages import open_page, texts
 from trsp_core import lessons, replay
 from trsp_core.errors import TrspError
 from trsp_core.lessons import Lesson, Step
@@ -19,13 +17,9 @@ from trsp_core.store import Store
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
+def store(page_store, monkeypatch) -> Store:
     monkeypatch.setattr("pages.ui.tries._ask", lambda name, request: True)  # no workbench: no process of its own
-    st.cache_resource.clear()
-    return Store()
+    return page_store
 
 
 def at(app: AppTest) -> tuple[str, str]:

@@ -464,11 +464,27 @@ def place(tmp_path) -> Path:
     return folder
 
 
+def many(cases: int, strategy: st.SearchStrategy, law: Callable[[Any], None]) -> int:
+    """Try `law` on so many cases, the same ones each time; how many they were."""
+    tried = 0
+
+    @settings(
+        max_examples=cases, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(strategy)
+    def hold(case):
+        nonlocal tried
+        tried += 1
+        law(case)
+
+    hold()
+    return tried
+
+
 @pytest.mark.parametrize("cases", [25, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_read_is_a_value_or_a_refusal_with_a_remedy(name, cases, place, monkeypatch, capsys):
     strategy, law = FORMATS[name]
-    tried = 0
     folder = place
     monkeypatch.setenv("TRSP_RUNS", str(folder))
     if law is model_folder:
@@ -478,16 +494,7 @@ def test_what_is_read_is_a_value_or_a_refusal_with_a_remedy(name, cases, place, 
         (folder / "tokenizer.json").write_text("{}")
         shard(folder / ("shard.safetensors" if name == "model index" else "model.safetensors"), weights())
 
-    @settings(
-        max_examples=cases, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(strategy)
-    def hold(case):
-        nonlocal tried
-        tried += 1
-        law(case, folder)
-
-    hold()
+    tried = many(cases, strategy, lambda case: law(case, folder))
     assert tried >= cases
     assert os.listdir(place.parent) == ["inside"], "something was written outside the folder of runs"
     with capsys.disabled():

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import streamlit
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from streamlit.testing.v1 import AppTest
 
 from tests import story
-from tests.test_hostile import HOSTILE, KEPT, LETTERS, ONE_OF_EACH, SETTINGS, TOLD, as_bytes, damaged, lines
+from tests.test_hostile import HOSTILE, KEPT, LETTERS, ONE_OF_EACH, SETTINGS, TOLD, as_bytes, damaged, lines, many
+from tests.test_pages import open_page
 from trsp_core import answers as an
 from trsp_core import points
 from trsp_core import state as states
@@ -37,37 +36,12 @@ PARAMETERS = st.dictionaries(
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
-    streamlit.cache_resource.clear()
-    return Store()
+def store(page_store) -> Store:
+    return page_store
 
 
 def opened(name: str, parameters: dict[str, str]) -> None:
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
-    app.query_params.update({k: [v] for k, v in parameters.items() if k and "\x00" not in k + v})
-    app.switch_page(f"pages/views/{name}.py")
-    app.run()
-    assert not app.exception, [(e.value, e.stack_trace) for e in app.exception]
-
-
-def many(cases: int, strategy: st.SearchStrategy, law) -> int:
-    """Try `law` on so many cases; how many they were."""
-    tried = 0
-
-    @settings(
-        max_examples=cases, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(strategy)
-    def hold(case):
-        nonlocal tried
-        tried += 1
-        law(case)
-
-    hold()
-    return tried
+    open_page(name, **{k: v for k, v in parameters.items() if k and "\x00" not in k + v})
 
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])

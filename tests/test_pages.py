@@ -32,22 +32,17 @@ PAGES = ("home", "run", "layers", "runs")
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch) -> Store:
-    """A fresh folder of runs, and a server that has seen none."""
-    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
-    st.cache_resource.clear()
-    return Store()
+def store(page_store) -> Store:
+    return page_store
 
 
-def open_page(name: str, **query: str) -> AppTest:
+def open_page(name: str, /, **query: str) -> AppTest:
     """The page as a new tab shows it."""
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
     app.query_params.update({k: [v] for k, v in query.items()})
     app.switch_page(f"pages/views/{name}.py")
     app.run()
-    assert not app.exception, [e.value for e in app.exception]
+    assert not app.exception, [(e.value, e.stack_trace) for e in app.exception]
     return app
 
 

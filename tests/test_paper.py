@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import streamlit
 
 from pages.ui import departures, doubts, equations, session, words
 from tests import story
@@ -18,12 +17,8 @@ from trsp_core.store import Store
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
-    streamlit.cache_resource.clear()
-    return Store()
+def store(page_store) -> Store:
+    return page_store
 
 
 def test_every_knob_that_the_paper_speaks_of_stands_at_an_equation():

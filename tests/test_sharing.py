@@ -5,26 +5,21 @@ from __future__ import annotations
 import urllib.parse
 
 import pytest
-import streamlit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pages.ui import address, classroom, session
 from tests import story
 from tests.test_config import settings
-from tests.test_pages import ROOT, open_page, texts
+from tests.test_pages import open_page, texts
 from trsp_core import lessons
 from trsp_core.config import KNOBS, PRESETS
 from trsp_core.store import Store
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
-    streamlit.cache_resource.clear()
-    return Store()
+def store(page_store) -> Store:
+    return page_store
 
 
 def word(app, name: str) -> str | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import streamlit
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import words
 from tests import story
+from tests.test_pages import open_page
 from trsp_core import answers as an
 from trsp_core import card, points, report
 from trsp_core import events as ev
@@ -98,12 +98,8 @@ def sweep_record(root: Path) -> None:
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
-    streamlit.cache_resource.clear()
-    return Store()
+def store(page_store) -> Store:
+    return page_store
 
 
 def protos(block: Any) -> Iterator[tuple[str, str]]:
@@ -115,15 +111,6 @@ def protos(block: Any) -> Iterator[tuple[str, str]]:
             yield from protos(child)
         else:
             yield child.type, re.sub(r"\\(.)", r"\1", str(child.proto))
-
-
-def opened(name: str, **query: str) -> AppTest:
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
-    app.query_params.update({k: [v] for k, v in query.items()})
-    app.switch_page(f"pages/views/{name}.py")
-    app.run()
-    assert not app.exception, [e.value for e in app.exception]
-    return app
 
 
 def unescaped(app: AppTest) -> list[str]:
@@ -145,7 +132,7 @@ def test_no_page_takes_a_strangers_words_for_markup(store, name, ending):
     run = write(store, ending)
     sweep_record(store.root)
     for query in ({}, {"run": run.id}, {"run": run.id, "kept": "a" * 12}, {"run": PLANTED}, {"model": PLANTED}):
-        assert not unescaped(opened(name, **query)), query
+        assert not unescaped(open_page(name, **query)), query
 
 
 def test_every_mark_is_escaped():

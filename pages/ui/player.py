@@ -59,7 +59,9 @@ def area(run: Run, config: RunConfig) -> None:
         _put(run.id, Head(tape.seconds))
     head = session.get(KEY)[1]
     st.html(f"<style>{STILL}</style>")
-    st.fragment(_draw, run_every=TICK if head.playing else None)(run.id, config, tape, head.playing)
+    st.fragment(_draw, run_every=TICK if head.playing else None)(
+        run.id, config, tape, _source(config, tape), head.playing
+    )
 
 
 def _source(config: RunConfig, tape: Tape) -> str:
@@ -76,7 +78,7 @@ def _put(run_id: str, head: Head) -> None:
     session.put(KEY, (run_id, head))
 
 
-def _draw(run_id: str, config: RunConfig, tape: Tape, known: bool) -> None:
+def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, known: bool) -> None:
     """One frame. Every part has its place from the first one on."""
     head = session.get(KEY)[1].look(clock())
     _put(run_id, head)
@@ -87,7 +89,7 @@ def _draw(run_id: str, config: RunConfig, tape: Tape, known: bool) -> None:
         st.markdown(f"#### {told(state)}")
     charts.show(figure.spec(mode()), figure.frame(state, config), "figure", figure.ALT)
     _controls(run_id, head)
-    st.caption(_source(config, tape))
+    st.caption(source)
     panels.figures(state, config)
     if not methods.get(config.method).narrow:
         stages.stage_1(state, config)
