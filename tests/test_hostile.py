@@ -6,6 +6,7 @@ Each law is tried a few times in the fast set, and at least 10,000 times in the 
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import math
@@ -33,6 +34,7 @@ from trsp_core import (
     comparison,
     evidence,
     grids,
+    lessons,
     plans,
     points,
     questions,
@@ -241,6 +243,20 @@ def upload(case: tuple[str, bytes], folder: Path) -> None:
         kept.unlink()
 
 
+def lesson_file(content: bytes, folder: Path) -> None:
+    """A teacher's file."""
+    lesson = refused_or(lambda: lessons.load(content))
+    if lesson is not None:
+        assert lessons.load(lessons.to_json(lesson)) == lesson
+
+
+def lesson_link(word: Any, folder: Path) -> None:
+    """A lesson in an address."""
+    lesson = refused_or(lambda: lessons.find(str(word)))
+    if lesson is not None:
+        assert lesson.steps
+
+
 def question_lines(content: bytes, folder: Path) -> None:
     """A task's file."""
     (folder / "task.jsonl").write_bytes(content)
@@ -417,6 +433,15 @@ FORMATS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], None]]] =
     "kept comparison": (
         as_bytes(damaged(st.just([json.loads(an.pack("", r)) for r in ANSWERED]))),
         kept_comparison,
+    ),
+    "lesson": (
+        as_bytes(damaged(st.sampled_from([json.loads(lessons.to_json(v)) for v in lessons.shipped().values()]))),
+        lesson_file,
+    ),
+    "lesson link": (
+        damaged(st.sampled_from([lessons.pack(v) for v in lessons.shipped().values()]))
+        | st.binary(max_size=200).map(lambda b: lessons.PACKED + base64.urlsafe_b64encode(zlib.compress(b)).decode()),
+        lesson_link,
     ),
     "plan": (as_bytes(damaged(st.just(plans.built_in()["ablation"]))), plan_file),
     "grid": (as_bytes(damaged(st.just(GRID | {"axes": {"stage2_steps": [60], "seed": [0]}}))), grid_file),

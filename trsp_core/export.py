@@ -12,6 +12,7 @@ import secrets
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from trsp_core.proof import Proof
 from trsp_core.state import RunState
 from trsp_core.store import Run
 
+MAX_PROOF = 1_000_000  # bytes of a proof inside a zip
 DTYPES = ("float32", "bfloat16", "float16")
 FRESH = 400_000_000  # bytes that a process takes for torch and transformers alone
 
@@ -114,13 +116,19 @@ def formats(run: Run) -> tuple[str, ...]:
     return (own, *(d for d in DTYPES if d != own))
 
 
+_NO_EXPORT = (OSError, KeyError, TypeError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+
+
 def archives(run: Run) -> list[Archive]:
     """The zips among the run's exports."""
     found = []
     for file in sorted(run.exports_folder.glob("*.zip")):
-        with contextlib.suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(file) as packed:
-            told = json.loads(packed.read(f"{file.stem}/proof.json"))["told"]
-            found.append(Archive(file, told))
+        with (
+            contextlib.suppress(*_NO_EXPORT),
+            zipfile.ZipFile(file) as packed,
+            packed.open(f"{file.stem}/proof.json") as proof,
+        ):
+            found.append(Archive(file, json.loads(proof.read(MAX_PROOF))["told"]))  # whatever size it claims
     return found
 
 

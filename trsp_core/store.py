@@ -30,6 +30,7 @@ from trsp_core.errors import TrspError
 from trsp_core.state import Line, RunState
 
 STATUSES = ("queued", "running", "finished", "cancelled", "failed", "lost")
+MAX_LINE = 4_000_000  # bytes of an event in events.jsonl; the longest that is written has some kilobytes
 _SCRAPS = (".reserve", ".*.partial", ".summary.json.*", ".env.json.*", ".exit.json.*")  # of a run's process
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 
@@ -39,12 +40,12 @@ def runs_root() -> Path:
     return Path(os.environ.get("TRSP_RUNS", "runs")).absolute()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a kill at any instant, sees the old content or the new, never a part."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` so that a reader, or a kill at any instant, sees the old one or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -99,7 +100,7 @@ class Run:
 
     def read(self, offset: int = 0) -> tuple[list[Line], int]:
         """The events from byte `offset` on, and the offset to go on from. A torn last line waits for its end; a line
-        that is no event is left out."""
+        that is no event, or longer than any event is, is left out."""
         try:
             with self.events_file.open("rb") as file:
                 file.seek(offset)
@@ -109,8 +110,9 @@ class Run:
         end = data.rfind(b"\n") + 1
         lines: list[Line] = []
         for raw in data[:end].splitlines():
-            with contextlib.suppress(TrspError, UnicodeDecodeError):
-                lines.append(events.from_line(raw.decode("utf-8")))
+            if len(raw) <= MAX_LINE:
+                with contextlib.suppress(TrspError, UnicodeDecodeError):
+                    lines.append(events.from_line(raw.decode("utf-8")))
         return lines, offset + end
 
     def state(self) -> RunState:

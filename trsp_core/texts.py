@@ -23,7 +23,8 @@ FROM_HUB = ("wikitext2", "c4")  # the others are on any machine
 MAX_FILE = 50_000_000  # bytes of a person's own text
 MIN_ARTICLE = 1_000  # characters of a Wikipedia article, cleaned
 FEW = 8  # articles; a text with fewer is cut into pieces, so that it can be split at all
-PIECE = 4_000  # characters of a piece of a text without any division, at most
+PIECE = 4_000  # characters of a piece of a text without any division
+LONGEST_WORD = 1_000  # characters; what goes on longer without white space is cut
 
 _WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _CLEANED = "wikipedia-1.json"  # the number goes up when cleaning changes
@@ -146,13 +147,14 @@ def divide(content: str) -> list[str]:
 
 
 def pieces(content: str) -> list[str]:
-    """`content` cut at white space into at least 16 pieces where that is possible, each of at most `PIECE` characters
-    (longer only where there is no white space)."""
+    """`content` cut into at least 16 pieces where that is possible, each of about `PIECE` characters at most: at the
+    next white space, or where a word would be longer than `LONGEST_WORD`, inside it."""
     size = max(1, min(PIECE, len(content) // 16))
     cut, start = [], 0
     while start < len(content):
         end = min(start + size, len(content))
-        while end < len(content) and not content[end].isspace():
+        most = min(end + LONGEST_WORD, len(content))
+        while end < most and not content[end].isspace():
             end += 1
         cut.append(content[start:end])
         start = end

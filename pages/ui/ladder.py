@@ -20,7 +20,8 @@ from trsp_core.series import apart
 ROLES = ("dense", "TRSP", "other")
 ALT = {
     "ladder": "A dot a model with its 95 % interval: perplexity on the measured blocks.",
-    "domains": "A dot a model: perplexity in the calibration domain across, in the held-out domain upwards.",
+    "domains": "A dot a model, with its number in the list above: perplexity in the calibration domain across, in the "
+    "held-out domain upwards.",
     "speed": "Bars: how many times as fast as the dense model the pruned one is, with a line at the ceiling.",
 }
 LOWER = f"Perplexity ({intervals.direction('perplexity')})"
@@ -35,7 +36,7 @@ def rungs(record: Record, domain: str) -> pd.DataFrame:
     for n, row in enumerate(record.rows):
         found = intervals.perplexity(row.losses[domain])
         value, low, high = (min(v, HIGHEST) for v in (found.value, found.low, found.high))
-        rows.append((row.title, n, role(row), value, low, high, f"{words.perplexity(found.value)}"))
+        rows.append((numbered(record, row), n, role(row), value, low, high, f"{words.perplexity(found.value)}"))
     return pd.DataFrame(rows, columns=["model", "order", "role", "value", "low", "high", "label"]).round(2)
 
 
@@ -55,41 +56,39 @@ def ladder(theme: str) -> Spec:
 
 
 def both(record: Record) -> pd.DataFrame:
-    """A row a model: perplexity in both domains with their intervals."""
+    """A row a model: perplexity in both domains with their intervals, and where its number stands."""
     rows = []
-    for row in record.rows:
+    for n, row in enumerate(record.rows, 1):
         found = [intervals.perplexity(row.losses[d]) for d in DOMAINS]
         figures = [min(v, HIGHEST) for f in found for v in (f.value, f.low, f.high)]
-        rows.append((row.title, role(row), *figures))
+        rows.append((f"{n}", numbered(record, row), role(row), *figures))
     names = ["x", "x_low", "x_high", "y", "y_low", "y_high"]
-    frame = pd.DataFrame(rows, columns=["model", "role", *names]).sort_values("y", ignore_index=True)
+    frame = pd.DataFrame(rows, columns=["number", "model", "role", *names]).sort_values("y", ignore_index=True)
     heights = [math.log10(y) for y in frame["y"]]
-    least = 0.055 * max(heights[-1] - heights[0], 0.1)
-    frame["label_y"] = [10**height for height in apart(heights, least)]  # names stay legible where dots meet
-    middle = math.sqrt(frame["x"].min() * frame["x"].max())
-    frame["side"] = ["right" if x <= middle else "left" for x in frame["x"]]
+    least = 0.05 * max(heights[-1] - heights[0], 0.1)
+    frame["label_y"] = [10**height for height in apart(heights, least)]  # numbers stay legible where dots meet
+    frame["label_x"] = frame["x_high"].max() * (frame["x_high"].max() / frame["x_low"].min()) ** 0.08
     return frame.round(2)
 
 
 @lru_cache
 def domains(theme: str) -> Spec:
-    """Calibration domain against held-out domain: a gain in one alone lies off the others' line."""
-    log = alt.Scale(type="log", nice=False, padding=34)
-    x = alt.X("x:Q", title=ACROSS, scale=log)
-    y = alt.Y("y:Q", title=UPWARDS, scale=log)
+    """Calibration domain against held-out domain: a gain in one alone lies off the others' line. The numbers are those
+    of the ladder, in a column of their own, each tied to its dot."""
+    log = alt.Scale(type="log", nice=False, padding=24)
+    axis = alt.Axis(labelBound=True)
+    x = alt.X("x:Q", title=ACROSS, scale=log, axis=axis)
+    y = alt.Y("y:Q", title=UPWARDS, scale=log, axis=axis)
     base = alt.Chart().encode(color=_roles(theme))
-    across = base.mark_rule(opacity=0.5).encode(x=alt.X("x_low:Q", title=ACROSS), x2="x_high:Q", y="y:Q")
-    up = base.mark_rule(opacity=0.5).encode(x="x:Q", y=alt.Y("y_low:Q", title=UPWARDS), y2="y_high:Q")
+    across = base.mark_rule(opacity=0.4).encode(x=alt.X("x_low:Q", title=ACROSS, axis=axis), x2="x_high:Q", y="y:Q")
+    up = base.mark_rule(opacity=0.4).encode(x="x:Q", y=alt.Y("y_low:Q", title=UPWARDS, axis=axis), y2="y_high:Q")
     tips = [alt.Tooltip("model:N"), alt.Tooltip("x:Q", format=",.4~g"), alt.Tooltip("y:Q", format=",.4~g")]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, tooltip=tips)
-    label_y = alt.Y("label_y:Q", title=UPWARDS, scale=log)
-    names = [
-        base.mark_text(align=align, dx=dx, fontSize=12)
-        .encode(x=x, y=label_y, text="model:N")
-        .transform_filter(f"datum.side == '{side}'")
-        for side, align, dx in (("right", "left", 14), ("left", "right", -14))
-    ]
-    return finish(across, up, dots, *names, height=420)
+    label_x, label_y = alt.X("label_x:Q", title=ACROSS, axis=axis), alt.Y("label_y:Q", title=UPWARDS, axis=axis)
+    ties = base.mark_rule(strokeDash=[2, 3], opacity=0.7).encode(x=x, x2="label_x:Q", y=y, y2="label_y:Q")
+    names = base.mark_text(align="left", dx=5, fontSize=14, fontWeight="bold")
+    names = names.encode(x=label_x, y=label_y, text="number:N", tooltip=tips)
+    return finish(ties, across, up, dots, names, height=420)
 
 
 def speeds(record: Record) -> pd.DataFrame:
@@ -121,7 +120,8 @@ def speed(theme: str) -> Spec:
     bars = base.mark_bar(cornerRadiusEnd=2, color=palette.pruned, opacity=0.85).encode(x=x)
     reach = base.mark_rule(strokeWidth=2, color=palette.ink).encode(x=alt.X("low:Q", title=TIMES), x2="high:Q")
     top = base.mark_tick(thickness=3, size=34, color=palette.removed).encode(x="ceiling:Q")
-    names = base.mark_text(align="left", dx=6, dy=-12, fontSize=13, color=palette.ink).encode(
+    inside = "white" if theme == "light" else "#101418"
+    names = base.mark_text(align="left", dx=8, fontSize=14, fontWeight="bold", color=inside).encode(
         x=alt.value(0), text="label:N"
     )
     return finish(bars, reach, top, names, height=alt.Step(44))  # type: ignore[arg-type]
@@ -135,10 +135,15 @@ def table(record: Record) -> pd.DataFrame:
         kl = [row.kl.get(d, math.nan) for d in DOMAINS]
         train = f"{row.steps} × {row.seconds:.1f} s" if row.steps else "–"
         size = row.parameters / 1e6
-        rows.append((row.title, size, row.narrowed or words.layers(row.removed), *cells, *kl, train))
+        rows.append((numbered(record, row), size, row.narrowed or words.layers(row.removed), *cells, *kl, train))
     columns = ["Model", "Million parameters", "Layers gone", "Perplexity, calibration", "Perplexity, held out"]
     columns += ["KL, calibration", "KL, held out", "Training"]
     return pd.DataFrame(rows, columns=columns).round({"Million parameters": 1, "KL, calibration": 3, "KL, held out": 3})
+
+
+def numbered(record: Record, row: Row) -> str:
+    """A row's title behind its number, by which it is found in every picture."""
+    return f"{record.rows.index(row) + 1}  {row.title}"
 
 
 def role(row: Row) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trsp_core import limits
 from trsp_core.errors import TrspError
+from trsp_core.store import write_atomic
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -29,7 +30,7 @@ def keep(content: bytes, name: str, root: Path) -> Path:
             stored = sum(f.stat().st_size for f in folder.iterdir())
             if stored + len(content) > limits.current().stored_bytes:
                 raise TrspError("The space for uploaded texts is used up.", "Give the path of a file on this machine.")
-            file.write_bytes(content)
+            write_atomic(file, content)
     except OSError as error:
         raise TrspError(
             f"The file could not be stored: {error.strerror}.", "Free some space, then try again."

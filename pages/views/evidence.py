@@ -37,6 +37,7 @@ def show(record: Record) -> None:
     with left:
         st.markdown("**The two domains against each other**")
         draw(record, ladder.domains, ladder.both(record), "domains")
+        st.caption("The numbers are those of the rows above.")
     times = ladder.speeds(record)
     with right:
         if len(times):
