@@ -98,7 +98,7 @@ def test_stop_ends_the_run_at_hand_and_the_missing_ones_can_be_run_later(store, 
     monkeypatch.setattr(jobs, "start", tell)
     book.start("ablation")
     until(lambda: book.standing("ablation").done == len(NAMES))
-    assert sorted(ran(store)) == sorted(NAMES), "the stopped one was run again, in place of what it left"
+    assert sorted(ran(store)) == sorted(NAMES), "the stopped one went on, and was not begun anew"
 
 
 def test_a_run_that_fails_takes_the_plan_off_the_agenda_with_its_reason(store, monkeypatch):

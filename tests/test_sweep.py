@@ -366,12 +366,23 @@ def test_ctrl_c_stops_in_writing_and_the_next_sweep_goes_on(real, tmp_path, wher
         assert by.count("finished") == 1
         assert by.count("cancelled") == (2 if where == "cluster" else 1)
         assert not any(run.held() for run in store.runs())
+    stopped = {run.id for run in store.runs() if run.status() == "cancelled"}
+    with sweeping(tmp_path / "runs", "--grid", real) as child:
+        end = time.monotonic() + 900
+        while not any(run.state().reopened is not None and run.held() for run in store.runs()):
+            assert time.monotonic() < end
+            assert child.poll() is None, child.stderr.read()
+            time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=300) == 130
+        assert child.stderr.read().count("already there") == 1, "the choice had finished"
+    assert stopped <= {run.id for run in store.runs()}, "what was stopped goes on in its own folder"
     short = json.loads(real.read_text())
     short["axes"]["stage2_steps"] = [3]
     real.write_text(json.dumps(short))
     with sweeping(tmp_path / "runs", "--grid", real) as child:
         assert child.wait(timeout=1200) == 0
-        assert child.stderr.read().count("already there") == 1, "the choice had finished"
+        assert child.stderr.read().count("already there") == 1
 
 
 def test_plans_and_grids_name_runs_alike(store):

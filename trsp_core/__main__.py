@@ -258,15 +258,16 @@ def compare(arguments: argparse.Namespace) -> int:
     for number, variation in enumerate(plan.variations, 1):
         settings = plans.config_of(plan, variation, done)
         made = plans.find(store, plan, variation, settings)
-        if made and made.status() not in ("finished", "running"):
-            store.delete(made.id)
-            made = None
-        _say(f"[{number}/{len(plan.variations)}] {variation.title}: {'already there' if made else 'running'}")
         while made and made.held():  # another shell is at it
             time.sleep(0.5)
-        if made is None:
+        there = made is not None and made.status() == "finished"
+        _say(f"[{number}/{len(plan.variations)}] {variation.title}: {'already there' if there else 'running'}")
+        if not there or made is None:
             models.preflight(settings)
-            made = plans.create(store, plan, variation, settings)
+            if made is None or not resume.take_up(made):
+                if made:
+                    store.delete(made.id)
+                made = plans.create(store, plan, variation, settings)
             jobs.finish(made)
         done[variation.name] = made.state()
         if made.status() != "finished":

@@ -135,13 +135,17 @@ class Agenda:
             return
         config = plans.config_of(plan, missing[0], done)
         before = plans.find(self.store, plan, missing[0], config)
-        if before:
-            if begun == before.folder:  # by this agenda, and it did not finish
-                why = before.state().failure
-                said = f"{why.message} {why.remedy}" if why else "Open it to see why, then run the missing ones again."
-                raise TrspError(f"“{missing[0].title}” did not finish.", said)
-            self.store.delete(before.id)
+        if before and begun == before.folder:  # by this agenda, and it did not finish
+            why = before.state().failure
+            said = f"{why.message} {why.remedy}" if why else "Open it to see why, then run the missing ones again."
+            raise TrspError(f"“{missing[0].title}” did not finish.", said)
         models.preflight(config)
+        if before and before.status() in ("cancelled", "lost"):
+            with contextlib.suppress(TrspError):  # what is left of it cannot be gone on with
+                self._write(plan.name, {"active": True, "begun": self.jobs.resume(before.id).id})
+                return
+        if before:
+            self.store.delete(before.id)
         made = self.jobs.submit(config, plans.name_of(plan, missing[0], config))
         self._write(plan.name, {"active": True, "begun": made.id})
 

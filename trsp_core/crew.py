@@ -139,12 +139,9 @@ class Cluster:
 
 
 def attend(folder: str) -> None:
-    """On a worker: the run's process, from its beginning to its end."""
+    """On a worker: the run's process, from where the run is to its end."""
     run = Run(Path(folder))
-    if run.cancelled():
-        return
-    if run.events_file.exists():  # a worker died over it, and the scheduler asks another: its child may live on
-        while run.held():
-            time.sleep(1)
-        return
-    jobs.finish(run)
+    while run.held():  # a worker died over it, and the scheduler asks another: its child may live on
+        time.sleep(1)
+    if not run.cancelled() and not run.state().ended:
+        jobs.finish(run)

@@ -86,6 +86,18 @@ def reopen(run: Run) -> Past:
     return past
 
 
+def take_up(run: Run) -> bool:
+    """`reopen` a run that was stopped or lost, if it can be; False where it is to be begun anew: it failed, or what is
+    left of it cannot be gone on with."""
+    if run.status() not in ("cancelled", "lost"):
+        return False
+    try:
+        reopen(run)
+    except TrspError:
+        return False
+    return True
+
+
 def can(state: RunState, status: str) -> bool:
     """Whether a run with this state and status can be resumed."""
     return status in ("cancelled", "failed", "lost") and state.ended != "finished"

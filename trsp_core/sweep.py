@@ -3,8 +3,8 @@
     with crew.Here() as workers:
         for told in sweep.work(plan, Store(), workers): ...
 
-A run that was stopped, lost or failed is run again, a finished one never, whichever plan asked for it first. Where one
-fails the others go on; only what needed its layers is left out. Imports no torch.
+A run that was stopped or lost goes on where it can, one that failed is run again, a finished one never, whichever plan
+asked for it first. Where one fails the others go on; only what needed its layers is left out. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from trsp_core import config as configs
-from trsp_core import forecast, models, plans
+from trsp_core import forecast, models, plans, resume
 from trsp_core.config import RunConfig
 from trsp_core.crew import Crew
 from trsp_core.errors import TrspError
@@ -108,9 +108,9 @@ def _ended(crew: Crew, at_work: Mapping[Run, Place], elsewhere: set[Run]) -> lis
 
 
 def _claim(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run:
-    """The run that another process is at, or a new one in place of one that did not finish."""
+    """The run that another process is at, or that goes on, or a new one in place of one that failed."""
     there = plans.find(store, plan, variation, config)
-    if there and there.held():
+    if there and (there.held() or resume.take_up(there)):
         return there
     if there:
         store.delete(there.id)
