@@ -38,7 +38,7 @@ def record(plan: str = "ablation", **levels: tuple[float, float]) -> Record:
 def test_the_control_is_said_to_win_where_it_does():
     first, *_ = verdict.sentences(record(trsp=(3.7, 4.4), equal_time=(3.4, 4.2), delete_first=(9.0, 9.0)))
     assert first.startswith("After 30 steps")
-    assert "35% higher" in first
+    assert "35\u00a0% higher" in first
     assert "does not earn its name" in first
 
 

@@ -55,6 +55,22 @@ def long(levels: dict[int, tuple[float, float]], control: float = 4.0) -> Sweep:
     return sweep(found, stage2_steps=list(levels), seed=[0, 1])
 
 
+def test_a_sweep_that_continues_another_is_part_of_it():
+    first, more = long({60: (4.1, 4.1), 240: (4.0, 4.0)}), long({600: (3.9, 3.9)})
+    first = replace(first, shared={"threads": 1, "ratio": 0.3})
+    more = replace(more, name="longer", shared={"threads": 1, "batch_blocks": 2}, continues="mine")
+    alone = points.joined([more])
+    assert alone == {"longer": more}, "what it continues is not there"
+    (whole,) = points.joined([more, first]).values()
+    assert whole.name == "mine"
+    assert whole.axes["stage2_steps"] == [60, 240, 600]
+    assert whole.planned == len(whole.points) == 12
+    assert "TRSP wins from 600 steps on" in lengths.sentence(lengths.duels(whole), "heldout")
+    for sweep_, found in ((first, first.points), (more, more.points)):
+        there = {p.name: whole.command(p) for p in whole.points}
+        assert all(there[p.name] == sweep_.command(p) for p in found), "each is still the run that it was"
+
+
 def said(levels: dict[int, tuple[float, float]], domain: str = "heldout") -> str:
     return lengths.sentence(lengths.duels(long(levels)), domain)
 

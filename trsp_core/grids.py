@@ -8,7 +8,8 @@ nothing more: what is read here is a `Plan`, whose variations know where in the 
               {"name": "control", "settings": {"control": "delete_first"}, "layers_of": "choice"}]}
 
 An arm spans all axes, or those that it names; without arms there is one. `layers_of` and `as_long_as` name an earlier
-arm whose axes the arm has too, and mean its point at the same place. Imports no torch.
+arm whose axes the arm has too, and mean its point at the same place. `"continues": NAME` says that the points belong to
+another grid's record as well: the same arms, further on along an axis. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from trsp_core.errors import TrspError
 from trsp_core.plans import Plan
 
 MOST = 1000  # points of one grid
-_PARTS = {"name", "title", "preset", "base", "axes", "arms"}
+_PARTS = {"name", "title", "preset", "base", "axes", "arms", "continues"}
 _ARM_PARTS = {"name", "title", "settings", "axes", "layers_of", "as_long_as"}
 _SHORT = {"lambda_1": "λ₁", "lambda_2": "λ₂", "stage2_steps": "steps", "stage2_lr": "rate"}
 
@@ -47,12 +48,14 @@ class Grid:
 
     Attributes:
         axes: knob to its values; `arms`: name to title.
+        continues: the grid whose record this one's points belong to as well; "" for none.
     """
 
     plan: Plan
     axes: Mapping[str, list[Any]]
     arms: Mapping[str, str]
     places: Mapping[str, Place]
+    continues: str = ""
 
 
 def read(path: str) -> Grid:
@@ -109,7 +112,8 @@ def _parse(document: Any) -> Grid:
         spans[str(arm["name"])] = span
     body = {k: document[k] for k in ("name", "title", "preset", "base") if k in document}
     titles = {str(arm["name"]): str(arm.get("title") or arm["name"]) for arm in arms}
-    return Grid(plans.parse(body | {"variations": variations}), axes, titles, places)
+    plan = plans.parse(body | {"variations": variations})
+    return Grid(plan, axes, titles, places, str(document.get("continues", "")))
 
 
 def _variation(arm: Any, at: Mapping[str, Any], spans: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Sweep:
         shared: what all points have that differs from the defaults.
         axes: knob to its values; `arms`: name to title.
         dense: losses of the model as it came, by fingerprint of the blocks.
+        continues: the sweep that these points belong to as well; see `joined`.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Sweep:
     arms: dict[str, str]
     dense: dict[str, list[float]]
     points: list[Point]
+    continues: str = ""
 
     def of(self, arm: str) -> list[Point]:
         return [p for p in self.points if p.arm == arm]
@@ -125,6 +127,7 @@ def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
         arms=dict(grid.arms),
         dense=dense,
         points=points,
+        continues=grid.continues,
     )
 
 
@@ -228,6 +231,37 @@ def shipped() -> Path:
 def local(root: Path) -> Path:
     """The folder of the records that were made on this machine, under the folder of runs."""
     return root / "sweeps"
+
+
+def joined(found: Iterable[Sweep]) -> dict[str, Sweep]:
+    """By name. A sweep that continues another one that is there is part of that one, and no sweep of its own."""
+    there = {sweep.name: sweep for sweep in found}
+    whole = {name: s for name, s in there.items() if s.continues not in there or s.continues == name}
+    for sweep in there.values():
+        if sweep.name not in whole and sweep.continues in whole:
+            whole[sweep.continues] = _with(whole[sweep.continues], sweep)
+    return whole
+
+
+def _with(first: Sweep, more: Sweep) -> Sweep:
+    """`first` with the points of `more` behind its own; what not all of them share becomes settings of theirs."""
+    shared = {k: v for k, v in first.shared.items() if more.shared.get(k) == v}
+
+    def told(sweep: Sweep) -> list[Point]:
+        rest = {k: v for k, v in sweep.shared.items() if k not in shared}
+        return [dataclasses.replace(p, settings={**rest, **p.settings}) for p in sweep.points]
+
+    axes = {k: [*v, *(new for new in more.axes.get(k, []) if new not in v)] for k, v in first.axes.items()}
+    return dataclasses.replace(
+        first,
+        made=max(first.made, more.made),
+        planned=first.planned + more.planned,
+        shared=shared,
+        axes={**more.axes, **axes},
+        arms={**more.arms, **first.arms},
+        dense={**more.dense, **first.dense},
+        points=[*told(first), *told(more)],
+    )
 
 
 def perplexity(points: list[Point], domain: str) -> Interval:

@@ -124,7 +124,7 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     ]
     last = sorted((row for row in rows[-len(state.chosen) :] if math.isfinite(row[2])), key=lambda row: row[2])
     highest = max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
-    places = apart([row[2] for row in last], max(0.085 * highest, 0.032))  # the axis reaches 0.5 at least
+    places = apart([row[2] for row in last], max(0.085 * highest, 0.032), 0.0)  # the axis reaches 0.5 at least
     ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, places, strict=True)]
     return pd.DataFrame(frame + rows + ends, columns=columns)
 
@@ -185,13 +185,15 @@ def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]
     return sorted({int(i) for i in np.linspace(0, count - 1, MOST)} | {i for i in also if 0 <= i < count})
 
 
-def apart(places: list[float], least: float) -> list[float]:
-    """Ascending `places` moved until neighbours are `least` apart, for labels that stay legible near their lines."""
+def apart(places: list[float], least: float, floor: float = -math.inf) -> list[float]:
+    """Ascending `places` moved until neighbours are `least` apart, for labels that stay legible near their lines; none
+    below `floor`."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + least) if moved else place)
     excess = sum(moved) - sum(places)
-    return [place - excess / len(moved) for place in moved]
+    down = min(excess / len(moved), moved[0] - floor) if moved else 0.0
+    return [place - down for place in moved]
 
 
 def _weight(value: float | None) -> float:

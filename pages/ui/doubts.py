@@ -33,7 +33,7 @@ class Evidence:
 @lru_cache(maxsize=1)
 def shipped() -> Evidence:
     """What can be read of them."""
-    records, sweeps = {}, {}
+    records, sweeps = {}, []
     for plan in ("ablation", "methods"):
         try:
             records[plan] = evidence.load(evidence.shipped(plan))
@@ -41,10 +41,10 @@ def shipped() -> Evidence:
             continue
     for file in sorted(points.shipped().glob("*.json")):
         try:
-            sweeps[file.stem] = points.load(file)
+            sweeps.append(points.load(file))
         except TrspError:
             continue
-    return Evidence(records, sweeps)
+    return Evidence(records, points.joined(sweeps))
 
 
 def answered(found: Evidence) -> list[tuple[str, list[str]]]:

@@ -76,7 +76,7 @@ def domains(theme: str) -> Spec:
     """Calibration domain against held-out domain: a gain in one alone lies off the others' line. The numbers are those
     of the ladder, in a column of their own, each tied to its dot."""
     log = alt.Scale(type="log", nice=False, padding=24)
-    axis = alt.Axis(labelBound=True)
+    axis = alt.Axis(labelFlush=True)
     x = alt.X("x:Q", title=ACROSS, scale=log, axis=axis)
     y = alt.Y("y:Q", title=UPWARDS, scale=log, axis=axis)
     base = alt.Chart().encode(color=_roles(theme))

@@ -121,8 +121,7 @@ def path(found: list[Point]) -> pd.DataFrame:
     last = found[-1]
     ends = sorted((i for i in range(depth) if often[i] or i in last.removed), key=lambda i: last.weights[i])
     reach = max(max(p.weights) for p in found)
-    places = apart([last.weights[i] for i in ends], 0.05 * reach)
-    places = [place - min(0.0, *places, 0.0) for place in places]  # none below the axis
+    places = apart([last.weights[i] for i in ends], 0.05 * reach, floor=0.0)
     for i, place in zip(ends, places, strict=True):
         rows.append(("name", last.at[PATH_AXIS], place, i, "chosen" if often[i] else "kept"))
     return pd.DataFrame(rows, columns=["kind", "lambda_1", "weight", "layer", "fate"]).round({"weight": 4})

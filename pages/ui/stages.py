@@ -62,7 +62,7 @@ def winner(state: RunState) -> str:
     if last.score is not None:
         text += f" at {words.number(last.score)}"
     if last.margin is not None and last.runner_up is not None:
-        text += f", {words.number(last.margin)} below the runner-up, layer {last.runner_up}"
+        text += f", {words.margin(last.margin)} below the runner-up, layer {last.runner_up}"
     return text + f". Chosen so far: {words.layers(state.chosen)}."
 
 

@@ -24,7 +24,7 @@ def records() -> dict[str, Sweep]:
             sweep = _load(str(file), file.stat().st_mtime_ns)
             if sweep and len(sweep.points) >= len(found[sweep.name].points if sweep.name in found else []):
                 found[sweep.name] = sweep
-    ordered = sorted(found.values(), key=_place)
+    ordered = sorted(points.joined(found.values()).values(), key=_place)
     return {f"{words.plain(sweep.title)}": sweep for sweep in ordered}
 
 

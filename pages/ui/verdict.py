@@ -78,7 +78,7 @@ def change(found: Interval) -> str:
     if found.low > 3:
         return f"**{found.value:,.0f} times as high**"
     word = "lower" if found.value < 1 else "higher"
-    return f"**{abs(found.value - 1):.0%} {word}** ({ends[0]:.0%} to {ends[1]:.0%})"
+    return f"**{words.percent(abs(found.value - 1))} {word}** ({words.percent(ends[0])} to {words.percent(ends[1])})"
 
 
 def _tie(found: Interval) -> str:
@@ -91,7 +91,7 @@ def _sign(found: Interval) -> int:
 
 
 def _signed(share: float) -> str:
-    return f"{share:+.0%}".replace("-", "−")
+    return ("−" if share < 0 else "+") + words.percent(abs(share))
 
 
 def _place(place: int) -> str:

@@ -136,7 +136,17 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def share(part: float, whole: float) -> str:
     """`18 %`."""
-    return f"{100 * part / whole:.0f} %" if whole else "0 %"
+    return percent(part / whole) if whole else "0 %"
+
+
+def percent(part: float) -> str:
+    """`18 %`, of 0.18, on one line."""
+    return f"{100 * part:.0f}\u00a0%"
+
+
+def margin(value: float) -> str:
+    """A difference of layer weights, to the third decimal."""
+    return "less than 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def layers(numbers: list[int]) -> str:
