@@ -16,7 +16,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import charts, pictures, uploads, words
+from pages.ui import charts, pictures, server, uploads, words
 from tests import story
 from trsp_core import card, limits, series, shell
 from trsp_core.config import KNOBS, RunConfig
@@ -532,6 +532,23 @@ def test_a_stopped_run_is_resumed_at_a_click(store):
     assert not run.cancelled()
     assert "nothing" not in texts(app)
     assert not [b for b in open_page("run", run=story.write(store, "finished").id).button if b.key == "resume"]
+
+
+def test_the_list_resumes_what_broke_off_and_says_why_where_it_cannot(store):
+    done, run = story.write(store, "finished"), story.write(store, "cancelled")
+    app = open_page("runs")
+    assert [b.key for b in app.button if b.key.startswith("resume-")] == [f"resume-{run.id}"]
+    assert done.status() == "finished"
+    server.jobs().places = 0
+    app.get_by_key(f"resume-{run.id}").click().run()
+    assert "places in the queue are taken" in texts(app)
+    assert run.status() == "cancelled"
+    server.jobs().places = 8
+    app = open_page("runs")
+    assert "places in the queue are taken" not in texts(app), "it is said once"
+    app.get_by_key(f"resume-{run.id}").click().run()
+    assert not app.exception
+    assert run.state().reopened is not None
 
 
 def test_keep_is_offered_where_runs_are_swept(store, monkeypatch):

@@ -80,13 +80,15 @@ def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size:
     if summary["failure"]:
         parts.append(words.plain(f"{summary['failure']['message']} {summary['failure']['remedy']}"))
     if status == "lost":
-        parts.append(f"{words.plain(run.hint())} Open it to run it again")
+        parts.append(f"{words.plain(run.hint())} Resume it to go on, or open it to run it again")
     return " · ".join(parts)
 
 
 def _actions(run: Run, config: RunConfig | None, status: str) -> None:
     if status in ("queued", "running"):
         st.button("Stop", icon=":material/stop:", key=f"stop-{run.id}", on_click=panels.stop, args=(run.id,))
+    elif config and status in ("cancelled", "failed", "lost"):
+        panels.resume_button(run, f"resume-{run.id}")
     with st.popover("More", icon=":material/more_horiz:", key=f"more-{run.id}"):
         if config:
             st.caption("The same run from a shell:")

@@ -119,9 +119,7 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
             )
         else:
             if resume.can(state, status):
-                tip = "Go on where it broke off, to the end that it would have had."
-                icon = ":material/resume:"
-                st.button("Resume", icon=icon, key="resume", help=tip, on_click=go_on, args=(run.id,))
+                resume_button(run, "resume")
             again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
             st.button("Change", icon=":material/tune:", key="change", on_click=planner.change, args=(config,))
         if server.jobs().limits.sweeps:
@@ -130,10 +128,21 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         planner.command(config)
         address.copy("Link")
+    resume_refused()
+    return again
+
+
+def resume_button(run: Run, key: str) -> None:
+    """A button that puts a run which broke off into the queue again."""
+    tip = "Go on where it broke off, to the end that it would have had."
+    st.button("Resume", icon=":material/resume:", key=key, help=tip, on_click=go_on, args=(run.id,))
+
+
+def resume_refused() -> None:
+    """Why the last press of that button did nothing, once."""
     if refusal := session.get("resume_error"):
         session.put("resume_error", "")
         st.error(refusal, icon=":material/error:")
-    return again
 
 
 def stop(run_id: str) -> None:

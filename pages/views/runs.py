@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import address, lists, server, session, words
+from pages.ui import address, lists, panels, server, session, words
 
 address.title("Runs")
 everything = server.runs()
@@ -13,6 +13,7 @@ if not everything:
 
 if session.get("delete_error"):
     st.error(words.plain(session.get("delete_error")), icon=":material/error:")
+panels.resume_refused()
 pages = -(-len(everything) // lists.PER_PAGE)
 st.caption(f"{len(everything)} {'run' if len(everything) == 1 else 'runs'}, newest first.")
 key = address.linked("page", 1, address.within(1, pages, int))
