@@ -247,5 +247,5 @@ def test_home_without_a_run_says_the_next_step_and_a_failed_or_lost_one_too(stor
     failed, lost = story.write(store, "failed"), story.write(store, "lost")
     shown = texts(open_page("home"))
     assert re.sub(r"\W", "", failed.state().failure.remedy) in re.sub(r"\W", "", shown)
-    assert "Open it to run it again" in shown
+    assert "Open it to go on with it or to run it again" in shown
     assert lost.status() == "lost"

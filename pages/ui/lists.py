@@ -80,7 +80,7 @@ def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size:
     if summary["failure"]:
         parts.append(words.plain(f"{summary['failure']['message']} {summary['failure']['remedy']}"))
     if status == "lost":
-        parts.append(f"{words.plain(run.hint())} Resume it to go on, or open it to run it again")
+        parts.append(f"{words.plain(run.hint())} Open it to go on with it or to run it again")
     return " · ".join(parts)
 
 

@@ -31,15 +31,18 @@ class Follower:
 
     def __init__(self, run: Run):
         self._run, self._offset, self._state = run, 0, RunState()
+        self._shown: RunState | None = None
         self._lock = threading.Lock()
 
     def look(self) -> RunState:
-        """The state now, as a copy whose lists no other tab's look will change."""
+        """The state now, as a copy whose lists no later look will change: the same one for all until there is news."""
         with self._lock:
-            lines, offset = self._run.read(self._offset)
-            self._offset = offset
-            fold(self._state, lines)
-            return RunState(**{f.name: copy.copy(getattr(self._state, f.name)) for f in dataclasses.fields(RunState)})
+            lines, self._offset = self._run.read(self._offset)
+            if lines or self._shown is None:
+                fold(self._state, lines)
+                parts = {f.name: copy.copy(getattr(self._state, f.name)) for f in dataclasses.fields(RunState)}
+                self._shown = RunState(**parts)
+            return self._shown
 
 
 @st.cache_resource(show_spinner=False)

@@ -42,13 +42,13 @@ def stage_1(state: RunState, config: RunConfig) -> None:
         if trains:
             st.caption("A line a layer: its weight sinks where the text needs it least. A dot: chosen in that round.")
             planned = series.planned_steps(state, config, 1)
-            charts.show(charts.weights(mode()), series.weights(state, planned), "weights")
+            charts.of_run(charts.weights(mode()), state, lambda: series.weights(state, planned), "weights")
         else:
             st.caption(words.plain(methods.get(config.method).summary))
-            charts.show(charts.scores(mode()), series.scores(state), "scores")
+            charts.of_run(charts.scores(mode()), state, lambda: series.scores(state), "scores")
     with right:
         st.caption("The stack now, input at the bottom.")
-        charts.show(charts.stack(mode()), series.stack(state), "stack")
+        charts.of_run(charts.stack(mode()), state, lambda: series.stack(state), "stack")
     with st.container(key="winner"):
         st.markdown(winner(state))
 
@@ -72,10 +72,10 @@ def stage_2(state: RunState, config: RunConfig) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
         st.caption("Perplexity if the chosen layers were deleted now, on the same few blocks.")
-        charts.show(charts.probes(mode()), series.probes(state, config), "probes")
+        charts.of_run(charts.probes(mode()), state, lambda: series.probes(state, config), "probes")
     with right:
         st.caption("How much each chosen layer still changes what passes through it.")
-        charts.show(charts.gaps(mode()), series.gaps(state, config), "gaps")
+        charts.of_run(charts.gaps(mode()), state, lambda: series.gaps(state, config), "gaps")
 
 
 def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
@@ -87,7 +87,7 @@ def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
         with column:
             st.caption(f"Stage {stage}: language-modelling loss, and {series.PULLS[stage]}.")
             spec = charts.losses(mode(), series.PULLS[stage])
-            charts.show(spec, series.losses(state, config, stage), f"loss-{stage}")
+            charts.of_run(spec, state, lambda s=stage: series.losses(state, config, s), f"loss-{stage}")
 
 
 def _learns(config: RunConfig) -> bool:
