@@ -3,7 +3,8 @@
 The sessions speak the server's own protocol, protobuf messages over a WebSocket, as a browser does: they open a page,
 run its fragments again on the timers that the server sets, and press its buttons. Nothing is drawn, so the figures hold
 no browser's time. A rerun lasts from the request until the server says that the script has ended, its messages read.
-The run trains the default model; how much it is slowed is told by its own steps, alone before and after the visit.
+The run trains the default model; how much it is slowed is told by its own steps, alone before and after the visit. The
+server is in demo mode, which is what strangers meet.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Visitor:
         address: page and query, such as `run?run=ID`.
         clicks: presses a layer's button now and then.
         ticks, presses: seconds of each rerun of a fragment by its timer, and of each rerun by a click.
+        answered: seconds from a click to all its figures, where the next click did not come first.
         lost: why the session ended before it should; "" where it did not.
     """
 
@@ -56,7 +58,9 @@ class Visitor:
     clicks: bool = False
     ticks: list[float] = field(default_factory=list)
     presses: list[float] = field(default_factory=list)
+    answered: list[float] = field(default_factory=list)
     lost: str = ""
+    script: str = ""  # of the page, as the server names it
     timers: dict[str, float] = field(default_factory=dict)
     buttons: dict[str, str] = field(default_factory=dict)  # id of a layer's button to its fragment
 
@@ -74,16 +78,18 @@ class Visitor:
                     message = BackMsg()
                     asked = message.rerun_script
                     asked.query_string, asked.page_name, asked.fragment_id = query, page, fragment
+                    asked.page_script_hash = self.script
                     asked.is_auto_rerun = bool(fragment) and not pressed
                     if pressed:
                         asked.widget_states.widgets.add(id=pressed, trigger_value=True)
                     began = time.perf_counter()
                     await line.send(message.SerializeToString())
-                    await asyncio.wait_for(self._read(line, fragment), LONG)
+                    await asyncio.wait_for(self._read(line), LONG)
                     return time.perf_counter() - began
 
                 await rerun()
                 due = {name: time.monotonic() + every for name, every in self.timers.items()}
+                clicked = 0.0
                 click = time.monotonic() + dice.uniform(*PAUSE)
                 while (now := time.monotonic()) < until:
                     due = {n: due.get(n, now + every) for n, every in self.timers.items()}
@@ -91,10 +97,14 @@ class Visitor:
                     if self.clicks and self.buttons and now >= click:
                         pressed = dice.choice(sorted(self.buttons))
                         self.presses.append(await rerun(self.buttons[pressed], pressed))
-                        click = time.monotonic() + dice.uniform(*PAUSE)
+                        clicked = time.monotonic()
+                        click = clicked + dice.uniform(*PAUSE)
                     elif name and now >= due[name]:
                         due[name] = now + self.timers[name]
                         self.ticks.append(await rerun(name))
+                        if clicked and not self.timers:
+                            self.answered.append(time.monotonic() - clicked)
+                            clicked = 0.0
                     else:
                         await asyncio.sleep(min([0.05, *(max(at - now, 0.0) for at in due.values())]))
         except TimeoutError:
@@ -104,15 +114,17 @@ class Visitor:
         except RuntimeError as error:
             self.lost = str(error)
 
-    async def _read(self, line: Any, fragment: str) -> None:
+    async def _read(self, line: Any) -> None:
         """Take the messages of one rerun in, of a fragment or of the whole page, until the script has ended."""
         from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
         while True:
             message = ForwardMsg.FromString(await line.recv())
             kind = message.WhichOneof("type")
-            if kind == "new_session" and not fragment:
+            if kind == "new_session" and not message.metadata.run.fragment_ids:  # the whole page
                 self.timers, self.buttons = {}, {}
+            elif kind == "navigation":
+                self.script = message.navigation.page_script_hash
             elif kind == "auto_rerun":
                 self.timers[message.auto_rerun.fragment_id] = message.auto_rerun.interval
             elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
@@ -150,6 +162,7 @@ def run(minutes: float = 10.0, watchers: int = 20, togglers: int = 5) -> Iterato
     ticks = [s for v in visitors if not v.clicks for s in v.ticks]
     answers = [s for v in visitors if v.clicks for s in v.ticks]
     presses = [s for v in visitors for s in v.presses]
+    answered = [s for v in visitors for s in v.answered]
     both, quiet = [*ticks, *answers, *presses], steps[2:begun] + steps[ended + 1 :]
     facts = {
         "protocol": "the server's own (protobuf over WebSocket)",
@@ -164,6 +177,8 @@ def run(minutes: float = 10.0, watchers: int = 20, togglers: int = 5) -> Iterato
         "clicks": len(presses),
         "clicks_median_ms": _ms(presses, 0.5),
         "clicks_p95_ms": _ms(presses, 0.95),
+        "clicks_answered": len(answered),
+        "seconds_to_all_figures_median": round(_share(answered, 0.5), 1) if answered else None,
     }
     yield row("load_rerun_median_seconds", [_share(both, 0.5)], 0.1, "lower", **facts)
     yield row("load_rerun_p95_seconds", [_share(both, 0.95)], 0.4, "lower")
@@ -267,7 +282,7 @@ def _served(folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
-    environment = {**os.environ, "TRSP_RUNS": str(folder)}
+    environment = {**os.environ, "TRSP_RUNS": str(folder), "TRSP_DEMO": "1"}
     server = subprocess.Popen(
         [*command, "--server.address=127.0.0.1"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ from trsp_core import (
     forecast,
     grids,
     jobs,
+    limits,
     methods,
     models,
     plans,
@@ -434,9 +436,19 @@ def _fetch(name: str, accepted: bool, as_json: bool) -> None:
 
 def serve_workbench(arguments: argparse.Namespace) -> int:
     """The child process of `workbench`."""
+    stand_back(limits.current().niceness)
     from trsp_core import bench
 
     return bench.serve()
+
+
+def stand_back(niceness: int) -> None:
+    """Let other processes go first. A kernel that groups processes by their session ("autogroup") heeds the niceness of
+    the group alone."""
+    if niceness:
+        os.nice(niceness)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def _figures(found: Run) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -85,6 +86,25 @@ async def life(app: Any) -> AsyncIterator[None]:
 def _follower(folder: str, made: int) -> Follower:
     """A long history takes some tens of MB: only the runs looked at last are held."""
     return Follower(Run(Path(folder)))
+
+
+BEATS = ((6, 1.0), (12, 2.0), (math.inf, 3.0))  # up to so many tabs, seconds between two redraws of each
+
+
+@st.cache_resource(show_spinner=False)
+def _tabs() -> dict[str, float]:
+    return {}
+
+
+def beat() -> float:
+    """Seconds between two redraws of a page that watches something, in this tab: the more tabs watch, the longer, since
+    what redraws take is taken from what they watch."""
+    tabs, now = _tabs(), time.monotonic()
+    tabs[session.tab()] = now
+    late = [tab for tab, seen in list(tabs.items()) if now - seen > 10]
+    for tab in late:
+        tabs.pop(tab, None)
+    return next(seconds for most, seconds in BEATS if len(tabs) <= most)
 
 
 def look(run: Run) -> tuple[RunState, str]:

@@ -7,6 +7,7 @@ settings of an unfinished form.
 from __future__ import annotations
 
 import difflib
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -238,6 +239,13 @@ def set_in_address(name: str = "off") -> frozenset[int]:
     """The layers that the address takes out, or with `safe` protects; none where it cannot be read."""
     words = (st.query_params.get(name) or "").split(",")
     return frozenset(int(word) for word in words if word.isdecimal() and len(word) < 5)
+
+
+def tab() -> str:
+    """A name of this tab that no other tab has."""
+    if "tab" not in st.session_state:
+        st.session_state["tab"] = secrets.token_hex(8)
+    return st.session_state["tab"]
 
 
 def lesson() -> tuple[str, int | None]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import streamlit as st
 
-from pages.ui import address, charts, desk, planner, rivals, session, strips, theme, trials, tries, words
+from pages.ui import address, charts, desk, planner, rivals, server, session, strips, theme, trials, tries, words
 from pages.ui.trials import Choice, Trials
 from trsp_core import answers as an
 from trsp_core import methods
@@ -31,7 +31,8 @@ def section(run: Run, config: RunConfig, state: RunState) -> None:
     reading = tries.reading(tries.key(run, "ticket"))
     rating = tries.reading(tries.key(run, "rating"))
     live = any(r is not None and r.ending is None for r in (reading, rating))
-    st.fragment(_draw, run_every=0.2 if live else None)(run, config, state, live)
+    pause = 0.2 * server.beat() ** 2
+    st.fragment(_draw, run_every=pause if live else None)(run, config, state, live)
     rivals.section(run, config, state)
 
 

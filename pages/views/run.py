@@ -53,18 +53,19 @@ def show_run(run_id: str) -> None:
     if again:
         planner.start(config)
     active = status in ("queued", "running")
-    st.fragment(watch, run_every=1.0 if active else None)(run_id, status)
+    beat = server.beat() if active else None
+    st.fragment(watch, run_every=beat)(run_id, status, beat)
 
 
-def watch(run_id: str, known: str) -> None:
-    """What changes while the run goes on; drawn again each second."""
+def watch(run_id: str, known: str, beat: float | None) -> None:
+    """What changes while the run goes on; drawn again each `beat` seconds."""
     try:
         run = server.get_run(run_id)
         config = run.config()
     except TrspError:  # deleted in another tab
         st.rerun()
     state, status = server.look(run)
-    if status != known:
+    if status != known or (beat and beat != server.beat()):
         st.rerun()
     # Each part has its place from the first moment on, filled or not: one that came later would push the charts below
     # it to other nodes, and a browser would draw them anew.
