@@ -96,12 +96,12 @@ def _steps(
     lab: Lab, optimizer: Any, s: torch.Tensor, free: list[int], P: list[int], round_: int, lm: Callable[..., Any]
 ) -> None:
     for ids in lab.batches(STEPS, round_):
+        with torch.no_grad():
+            s[P] = 0.0
         with torch.enable_grad():
             (lm(ids) + lab.config.lambda_1 * s[free].abs().sum()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            s[P] = 0.0
 
 
 def _textbook(lab: Lab, ids: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@ takes what is due and nothing that somebody needs."""
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -224,3 +226,15 @@ def test_what_killed_processes_left_is_cleared_up(tmp_path):
     (run.folder / ".resume.safetensors.partial").write_bytes(b"x")
     housekeeping.sweep(store, OPEN)
     assert list(tmp_path.glob(".*")) == list(run.folder.glob(".*")) == []
+
+
+def test_the_workbench_of_a_demo_stands_back(monkeypatch):
+    told = "import os; from trsp_core.__main__ import stand_back; from trsp_core import limits; "
+    told += "stand_back(limits.current().niceness); print(os.nice(0))"
+    for demo, more in (("0", 0), ("1", limits.DEMO.niceness)):
+        environment = {**os.environ, "TRSP_DEMO": demo}
+        command = [sys.executable, "-c", told]
+        done = subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True, start_new_session=True
+        )
+        assert int(done.stdout) == os.nice(0) + more

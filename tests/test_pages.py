@@ -559,3 +559,38 @@ def test_keep_is_offered_where_runs_are_swept(store, monkeypatch):
     app = open_page("run", run=run.id)
     next(t for t in app.toggle if t.label == "Keep").set_value(True).run()
     assert run.kept()
+
+
+def test_the_more_tabs_watch_the_less_often_each_is_drawn_again(monkeypatch):
+    tabs = {f"tab {n}": time.monotonic() for n in range(20)}
+    monkeypatch.setattr(server, "_tabs", lambda: tabs)
+    assert server.beat() == 3.0
+    assert len(tabs) == 21, "this one among them"
+    tabs |= {name: seen - 60 for name, seen in tabs.items()}
+    assert server.beat() == 1.0
+    assert len(tabs) == 1, "those that look no more are forgotten"
+
+
+def test_a_chart_is_worked_out_once_for_all_who_watch(store, monkeypatch):
+    shown, made = [], []
+    monkeypatch.setattr(charts, "show", lambda spec, table, name: shown.append(table.to_pandas()))
+
+    def rows():
+        made.append(series.stack(state))
+        return made[-1]
+
+    run = story.write(store, "running")
+    follower = server.Follower(run)
+    for state in (follower.look(), follower.look()):
+        charts.of_run({}, state, rows, "stack")
+    assert (len(made), len(shown)) == (1, 2), "no news, so the same state"
+    with run.events_file.open("ab") as file:
+        story_lines = story.write(store, "finished").events_file.read_bytes().splitlines(keepends=True)
+        file.writelines(story_lines[len(run.events_file.read_bytes().splitlines()) :])
+    state = follower.look()
+    charts.of_run({}, state, rows, "stack")
+    assert len(made) == 2
+    assert shown[-1].equals(series.stack(state))
+    for _ in range(2 * charts.RECENT):
+        charts.of_run({}, RunState(), lambda: series.stack(state), "stack")
+    assert len(charts._recent) == charts.RECENT, "it does not grow"
