@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import Row, row
 from benchmarks._web import PATIENCE, chromium, server
 
-SERVERS, AIM, PORT = 5, 3.0, 8598  # seconds from the address to a second frame
+SERVERS, AIM, PORT = 5, 2.5, 8598  # seconds from the address to a second frame
 WATCH = """() => {
   window.drawn = window.moved = null;
   let first = null;
