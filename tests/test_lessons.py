@@ -69,6 +69,7 @@ def test_a_lesson_comes_back_from_its_file_and_from_its_link(lesson):
 
 
 @example('{"title": "A", "minutes": 1e999, "steps": [1]}')
+@example('{"title": "A", "minutes": -1' + "0" * 400 + ', "steps": [1]}')
 @example("[" * 5000)
 @example('{"title": "\\ud800", "minutes": ' + "9" * 5000 + ', "steps": {}}')
 @given(st.text() | JSON.map(json.dumps) | JSON.map(lambda v: json.dumps({"title": "A", "minutes": 2, "steps": v})))

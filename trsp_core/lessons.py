@@ -15,7 +15,6 @@ import base64
 import binascii
 import dataclasses
 import json
-import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -147,7 +146,7 @@ class _Reader:
         given = self.document.get("minutes")
         if isinstance(given, bool) or not isinstance(given, (int, float)):
             self.wrong("minutes", f"{_kind(given)} was given, expected a number.", "Give minutes as a number.")
-        elif not (math.isfinite(given) and 0 < given <= MOST_MINUTES):
+        elif not 0 < given <= MOST_MINUTES:  # nor is what is no number
             self.wrong(
                 "minutes", f"{_quoted(given)} is out of range.", f"Give above 0 and up to {MOST_MINUTES} minutes."
             )
