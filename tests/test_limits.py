@@ -224,6 +224,7 @@ def test_what_killed_processes_left_is_cleared_up(tmp_path):
     (run.folder / ".reserve").write_bytes(b"x")
     (run.folder / ".model.partial").mkdir()
     (run.folder / ".resume.safetensors.partial").write_bytes(b"x")
+    (run.folder / ".tmpab12CD").write_bytes(b"x")  # of safetensors
     housekeeping.sweep(store, OPEN)
     assert list(tmp_path.glob(".*")) == list(run.folder.glob(".*")) == []
 

@@ -31,7 +31,9 @@ from trsp_core.state import Line, RunState
 
 STATUSES = ("queued", "running", "finished", "cancelled", "failed", "lost")
 MAX_LINE = 4_000_000  # bytes of an event in events.jsonl; the longest that is written has some kilobytes
-_SCRAPS = (".reserve", ".*.partial", ".summary.json.*", ".env.json.*", ".exit.json.*")  # of a run's process
+_SCRAPS = (  # what a run's process may leave half-written; safetensors writes to .tmpXXXXXX first
+    ".reserve", ".*.partial", ".tmp??????", ".summary.json.*", ".env.json.*", ".exit.json.*",
+)  # fmt: skip
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 
 
