@@ -202,6 +202,23 @@ def test_a_stopped_sweep_goes_on_where_it_was(store):
     assert not set(first.asked) & set(second.asked)
 
 
+def test_a_point_that_another_process_finished_meanwhile_is_neither_deleted_nor_run_again(store):
+    plan, made = grids.parse(GRID).plan, []
+
+    class Raced(Told):
+        def start(self, run):
+            if not made:  # the next point is finished while this one runs
+                settings = plans.config_of(plan, plan.variations[1], {})
+                made.append(plans.create(store, plan, plan.variations[1], settings))
+                record.record(made[0], tell(settings.seed))
+            super().start(run)
+
+    told = work(store, workers := Raced())
+    assert made[0].config() not in workers.asked
+    assert made[0].state().ended == "finished"
+    assert [t.what for t in told if t.number == 2][-1] == "finished"
+
+
 def test_a_point_of_another_grid_with_the_same_settings_is_taken_from_there(store):
     work(store, Told())
     work(store, other := Told(), GRID | {"name": "other", "axes": {"stage2_steps": [10, 40], "seed": [0]}})

@@ -141,12 +141,11 @@ class Agenda:
             raise TrspError(f"“{missing[0].title}” did not finish.", said)
         models.preflight(config)
         if before and before.status() in ("cancelled", "lost"):
-            with contextlib.suppress(TrspError):  # what is left of it cannot be gone on with
-                self._write(plan.name, {"active": True, "begun": self.jobs.resume(before.id).id})
-                return
-        if before:
-            self.store.delete(before.id)
-        made = self.jobs.submit(config, plans.name_of(plan, missing[0], config))
+            made = self.jobs.resume(before.id)
+        else:
+            if before:
+                self.store.delete(before.id)
+            made = self.jobs.submit(config, plans.name_of(plan, missing[0], config))
         self._write(plan.name, {"active": True, "begun": made.id})
 
     def _look(self, plan: Plan) -> tuple[dict[str, RunState], tuple[str, Run] | None]:

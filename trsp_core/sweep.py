@@ -76,7 +76,7 @@ def work(plan: Plan, store: Store, crew: Crew) -> Iterator[Told]:
                     del waiting[name]
                     run = _claim(store, plan, place[1], config)
                     at_work[run] = place
-                    if run.held():
+                    if run.status() in ("running", "finished"):
                         elsewhere.add(run)
                     else:
                         crew.start(run)
@@ -108,9 +108,10 @@ def _ended(crew: Crew, at_work: Mapping[Run, Place], elsewhere: set[Run]) -> lis
 
 
 def _claim(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run:
-    """The run that another process is at, or that goes on, or a new one in place of one that failed."""
+    """The run that another process is at or has just finished, or that goes on, or a new one in place of one that
+    failed."""
     there = plans.find(store, plan, variation, config)
-    if there and (there.held() or resume.take_up(there)):
+    if there and (there.status() in ("running", "finished") or resume.take_up(there)):
         return there
     if there:
         store.delete(there.id)
