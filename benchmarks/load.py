@@ -2,7 +2,9 @@
 
 The sessions speak the server's own protocol, protobuf messages over a WebSocket, as a browser does: they open a page,
 run its fragments again on the timers that the server sets, and press its buttons. Nothing is drawn, so the figures hold
-no browser's time. A rerun lasts from the request until the server says that the script has ended, its messages read.
+no browser's time; and all of them take only what the server and the run leave of the cores, since visitors bring
+machines of their own. A rerun lasts from the request until the server says that the script has ended, all messages
+read.
 The run trains the default model; how much it is slowed is told by its own steps, alone before and after the visit. The
 server is in demo mode, which is what strangers meet.
 """
@@ -214,6 +216,8 @@ async def _visit_all(visitors: list[Visitor], port: int, seconds: float, memory:
         await asyncio.sleep(spread * number / len(visitors))
         await visitor.visit(port, until, random.Random(number))  # noqa: S311 - to repeat it
 
+    if hasattr(os, "SCHED_IDLE"):  # elsewhere visitors bring machines of their own; here they wait until one is free
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     looking = asyncio.create_task(memory.look())
     await asyncio.gather(*(come(n, v) for n, v in enumerate(visitors)))
     looking.cancel()

@@ -33,8 +33,10 @@ class Script:
         self.place = 0
         self.ending: an.Answer | None = an.Answered(0.1)
 
-    def ask(self, request):
+    def ask(self, request, instead=""):
         an.check(request)
+        if instead:
+            self.cancel(instead)
         self.asked[f"ticket{len(self.asked)}"] = request
         return f"ticket{len(self.asked) - 1}"
 
@@ -318,7 +320,7 @@ def test_who_chose_a_set_is_kept_through_undo(script):
 
 @pytest.mark.parametrize("key", ["as-run", "as-shortgpt", "layer-3"])
 def test_a_full_workbench_is_told_on_the_page(script, key, monkeypatch):
-    def full(request):
+    def full(request, instead=""):
         raise TrspError("All 16 places at the workbench are taken.", "Try again in a minute.")
 
     app = open_page("layers", run=story.write(Store(), "finished").id)

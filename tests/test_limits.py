@@ -3,8 +3,6 @@ takes what is due and nothing that somebody needs."""
 
 import dataclasses
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -229,13 +227,18 @@ def test_what_killed_processes_left_is_cleared_up(tmp_path):
     assert list(tmp_path.glob(".*")) == list(run.folder.glob(".*")) == []
 
 
-def test_the_workbench_of_a_demo_stands_back(monkeypatch):
-    told = "import os; from trsp_core.__main__ import stand_back; from trsp_core import limits; "
-    told += "stand_back(limits.current().niceness); print(os.nice(0))"
-    for demo, more in (("0", 0), ("1", limits.DEMO.niceness)):
-        environment = {**os.environ, "TRSP_DEMO": demo}
-        command = [sys.executable, "-c", told]
-        done = subprocess.run(
-            command, env=environment, check=True, capture_output=True, text=True, start_new_session=True
-        )
-        assert int(done.stdout) == os.nice(0) + more
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no such policy")
+def test_the_workbench_of_a_demo_takes_what_a_run_leaves(monkeypatch):
+    for demo, policy in (("0", os.SCHED_OTHER), ("1", os.SCHED_IDLE)):
+        monkeypatch.setenv("TRSP_DEMO", demo)
+        workbench = Workbench()
+        try:
+            workbench.wait(workbench.ask(an.Generate([{"model": DEMO.models[0]}], "A prompt", new_tokens=1)), 60)
+            process = workbench.process_id()
+            assert process, "it lives on"
+            assert os.sched_getscheduler(process) == policy
+            assert os.getsid(process) == os.getsid(0), (
+                "a kernel that groups by session heeds the policy within one alone"
+            )
+        finally:
+            workbench.close()

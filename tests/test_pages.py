@@ -22,9 +22,10 @@ from trsp_core import card, limits, series, shell
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errands import Step
 from trsp_core.errors import TrspError
+from trsp_core.events import Progressed
 from trsp_core.models import FetchProgress
 from trsp_core.record import record
-from trsp_core.state import RunState
+from trsp_core.state import RunState, fold
 from trsp_core.store import STATUSES, Store
 
 ROOT = Path(__file__).parent.parent
@@ -564,11 +565,13 @@ def test_keep_is_offered_where_runs_are_swept(store, monkeypatch):
 def test_the_more_tabs_watch_the_less_often_each_is_drawn_again(monkeypatch):
     tabs = {f"tab {n}": time.monotonic() for n in range(20)}
     monkeypatch.setattr(server, "_tabs", lambda: tabs)
-    assert server.beat() == 3.0
+    assert server.beat() == 4.0
     assert len(tabs) == 21, "this one among them"
     tabs |= {name: seen - 60 for name, seen in tabs.items()}
     assert server.beat() == 1.0
     assert len(tabs) == 1, "those that look no more are forgotten"
+    slow, fast = (fold(RunState(), [(n, n * every, Progressed(n)) for n in range(20)]) for every in (2.3, 0.1))
+    assert (server.beat(slow), server.beat(fast)) == (2.0, 1.0), "no oftener than there is something new"
 
 
 def test_a_chart_is_worked_out_once_for_all_who_watch(store, monkeypatch):

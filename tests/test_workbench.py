@@ -172,6 +172,9 @@ def test_places_are_told_and_bounded(model):
         assert [bench.read(t).place for t in tickets][1:] == [1, 2, 3]
         with pytest.raises(TrspError, match="3 places"):
             bench.ask(endless(model))
+        changed = bench.ask(endless(model), instead=tickets[2])
+        assert [bench.read(t).place for t in (tickets[1], changed, tickets[3])] == [1, 2, 3], "his place is kept"
+        assert isinstance(bench.read(tickets[2]).ending, an.Stopped)
         for ticket in reversed(tickets):
             bench.cancel(ticket)
         assert all(isinstance(bench.wait(t, LONG).ending, an.Stopped) for t in tickets)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -436,19 +435,20 @@ def _fetch(name: str, accepted: bool, as_json: bool) -> None:
 
 def serve_workbench(arguments: argparse.Namespace) -> int:
     """The child process of `workbench`."""
-    stand_back(limits.current().niceness)
+    if limits.current().stands_back:
+        stand_back()
     from trsp_core import bench
 
     return bench.serve()
 
 
-def stand_back(niceness: int) -> None:
-    """Let other processes go first. A kernel that groups processes by their session ("autogroup") heeds the niceness of
-    the group alone."""
-    if niceness:
-        os.nice(niceness)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(niceness))
+def stand_back() -> None:
+    """Take only what other processes leave of the cores. A kernel that groups processes by their session ("autogroup")
+    heeds this within a session alone, so the server starts no session for its children."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    elif hasattr(os, "nice"):
+        os.nice(19)
 
 
 def _figures(found: Run) -> dict[str, Any]:

@@ -234,6 +234,6 @@ def start(run: Run) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            start_new_session=True,
+            process_group=0,  # an interrupt from the keyboard is the server's to handle
             env=environment,
         )

@@ -39,8 +39,8 @@ class Limits:
         upload_bytes, stored_bytes: of one text that is brought, and of all of them.
         places, workers: runs that may wait, and that run at once.
         a_visitor: runs that a visitor may have waiting or running.
-        niceness: how far the workbench stands back behind a run: there is one machine for all, and who toggles layers
-            is not who waits for the run.
+        stands_back: the workbench takes only what a run leaves of the cores: there is one machine for all, and who
+            toggles layers is not who waits for the run.
         days, disk_bytes: age and size at which runs are swept; see `housekeeping`.
     """
 
@@ -58,7 +58,7 @@ class Limits:
     places: int = 8
     workers: int = 1
     a_visitor: float = math.inf
-    niceness: int = 0
+    stands_back: bool = False
     days: float = math.inf
     disk_bytes: float = math.inf
 
@@ -189,7 +189,7 @@ DEMO = Limits(
     minutes=45,
     prompt=1000,
     new_tokens=128,
-    niceness=10,
+    stands_back=True,
     upload_bytes=2_000_000,
     stored_bytes=100_000_000,
     a_visitor=1,

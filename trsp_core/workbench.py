@@ -80,8 +80,12 @@ class Workbench:
         self._thread = threading.Thread(target=self._serve, name="workbench", daemon=True)
         self._thread.start()
 
-    def ask(self, request: Request) -> str:
+    def ask(self, request: Request, instead: str = "") -> str:
         """Queue `request`; returns its ticket, which nobody can guess.
+
+        Args:
+            instead: ticket of an earlier request, which is cancelled; where that one still waits, this one takes its
+                place, so that who changes his mind does not go back to the end of the queue.
 
         Raises:
             TrspError: the request is beyond a limit, or all places are taken.
@@ -92,11 +96,14 @@ class Workbench:
         with self._changed:
             if self._closed:
                 raise TrspError("The workbench is closed.", "Restart the app.")
+            before = self._enquiries.get(instead)
+            at = self._waiting.index(before) if before in self._waiting else len(self._waiting)
+            self.cancel(instead)
             if len(self._waiting) >= self.places:
                 raise TrspError(f"All {self.places} places at the workbench are taken.", "Try again in a minute.")
             self._forget()
             self._enquiries[enquiry.ticket] = enquiry
-            self._waiting.append(enquiry)
+            self._waiting.insert(at, enquiry)
             self._changed.notify_all()
         return enquiry.ticket
 
@@ -252,7 +259,7 @@ class _Child:
             text=True,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # an interrupt from the keyboard is the server's to handle
+            process_group=0,  # an interrupt from the keyboard is the server's to handle
             env={**os.environ, "PYTHONPATH": path},
         )
         self.lines: queue.Queue[str | None] = queue.Queue()

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import signal
+import statistics
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -88,7 +90,9 @@ def _follower(folder: str, made: int) -> Follower:
     return Follower(Run(Path(folder)))
 
 
-BEATS = ((6, 1.0), (12, 2.0), (math.inf, 3.0))  # up to so many tabs, seconds between two redraws of each
+CROWD = 6  # tabs to a second between two redraws of each: what redraws take is taken from what they show
+LONGEST_BEAT = 5.0
+LAST = 9  # events that tell a run's pace
 
 
 @st.cache_resource(show_spinner=False)
@@ -96,15 +100,18 @@ def _tabs() -> dict[str, float]:
     return {}
 
 
-def beat() -> float:
-    """Seconds between two redraws of a page that watches something, in this tab: the more tabs watch, the longer, since
-    what redraws take is taken from what they watch."""
+def beat(state: RunState | None = None) -> float:
+    """Seconds between two redraws of a page that watches something, in this tab: the longer, the more tabs watch, and,
+    up to 3 s, as long as the run of `state` takes from one event to the next."""
     tabs, now = _tabs(), time.monotonic()
     tabs[session.tab()] = now
     late = [tab for tab, seen in list(tabs.items()) if now - seen > 10]
     for tab in late:
         tabs.pop(tab, None)
-    return next(seconds for most, seconds in BEATS if len(tabs) <= most)
+    crowd = min(math.ceil(len(tabs) / CROWD), LONGEST_BEAT)
+    times = [at for _, at, _ in state.told[-LAST:]] if state else []
+    pace = statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) == LAST else 0.0
+    return float(max(crowd, min(int(pace), 3), 1))
 
 
 def look(run: Run) -> tuple[RunState, str]:

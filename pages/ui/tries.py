@@ -18,10 +18,9 @@ from trsp_core.workbench import Reading
 SHORTGPT = "ShortGPT"
 
 
-def take_in(
-    run: Run, reading: Reading | None, rating: Reading | None, config: RunConfig, state: RunState
-) -> SetMeasured | None:
+def take_in(run: Run, config: RunConfig, state: RunState) -> SetMeasured | None:
     """Put what has been answered into the trials; the latest figures."""
+    reading, rating = read(key(run, "ticket")), read(key(run, "rating"))
     for answer in reading.answers if reading else []:
         if isinstance(answer, SetMeasured):
             put_trials(run, trials_of(run).add(answer))
@@ -63,9 +62,6 @@ def choose(run: Run, config: RunConfig, changed: Trials) -> None:
     """Make `changed` the trials, and ask for the figures of its set; an earlier question is dropped."""
     put_trials(run, changed)
     session.show_set(changed.now.removed, changed.now.protected)
-    bench = desk.workbench()
-    if old := session.get(key(run, "ticket")):
-        bench.cancel(old)
     request = an.WhatIf(
         config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
     )
@@ -75,16 +71,17 @@ def choose(run: Run, config: RunConfig, changed: Trials) -> None:
 
 def rate(run: Run, config: RunConfig) -> None:
     """Ask for the block influence of every layer, once."""
-    asked = reading(key(run, "rating"))
+    asked = read(key(run, "rating"))
     if asked is None or isinstance(asked.ending, an.Stopped | an.Broken | an.Refused):
         variant = dataclasses.asdict(Variant(config.model))
         _ask(key(run, "rating"), an.Influence(variant, config.text, config.heldout, config.seed))
 
 
 def _ask(name: str, request: an.Request) -> bool:
-    """Ask the workbench and keep the ticket under `name`; where it cannot be asked, say why."""
+    """Ask the workbench instead of what was asked under `name` before, and keep the ticket there; where it cannot be
+    asked, say why."""
     try:
-        session.put(name, desk.workbench().ask(request))
+        session.put(name, desk.workbench().ask(request, session.get(name) or ""))
     except TrspError as error:
         session.put("what-if-error", str(error))
         return False
@@ -92,7 +89,14 @@ def _ask(name: str, request: an.Request) -> bool:
     return True
 
 
-def reading(name: str, wait: float = 0.0) -> Reading | None:
+def waited_for(run: Run) -> tuple[bool, bool]:
+    """Whether there are answers to come: figures of a set, and the block influence of every layer."""
+    answers = read(key(run, "ticket")), read(key(run, "rating"))
+    figures, rating = (a is not None and a.ending is None for a in answers)
+    return figures, rating
+
+
+def read(name: str, wait: float = 0.0) -> Reading | None:
     """What has been answered to the question kept under `name`, after up to `wait` seconds for more of it."""
     ticket = session.get(name)
     if not ticket:

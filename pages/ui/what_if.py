@@ -28,22 +28,14 @@ def section(run: Run, config: RunConfig, state: RunState) -> None:
     first: on a projector both are on one screen."""
     tries.begin(run, config, state.model.n_layers if state.model else 0)
     st.caption("Click a layer, or reach it by Tab and press Enter. The figures follow; nothing is trained.")
-    reading = tries.reading(tries.key(run, "ticket"))
-    rating = tries.reading(tries.key(run, "rating"))
-    live = any(r is not None and r.ending is None for r in (reading, rating))
-    pause = 0.2 * server.beat() ** 2
-    st.fragment(_draw, run_every=pause if live else None)(run, config, state, live)
+    st.fragment(_draw)(run, config, state)
     rivals.section(run, config, state)
 
 
-def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
-    reading, rating = (
-        tries.reading(tries.key(run, "ticket"), wait=0.3 if live else 0.0),
-        tries.reading(tries.key(run, "rating")),
-    )
-    if live != any(r is not None and r.ending is None for r in (reading, rating)):
-        st.rerun()
-    measured = tries.take_in(run, reading, rating, config, state)
+def _draw(run: Run, config: RunConfig, state: RunState) -> None:
+    """What a click changes; what an answer changes is drawn by itself, more often."""
+    tries.take_in(run, config, state)
+    live = tries.waited_for(run)
     now = tries.trials_of(run)
     depth = state.model.n_layers if state.model else 0
     if state.narrowed:
@@ -52,11 +44,22 @@ def _draw(run: Run, config: RunConfig, state: RunState, live: bool) -> None:
     _buttons(run, config, now.now, depth)
     if error := session.get("what-if-error"):
         st.warning(words.plain(error), icon=":material/block:")
+    pause = 0.4 * server.beat() - 0.2
+    st.fragment(_answers, run_every=pause if any(live) else None)(run, config, state, live)
+
+
+def _answers(run: Run, config: RunConfig, state: RunState, live: tuple[bool, bool]) -> None:
+    """What is known of the set; drawn again while one of `live` is waited for."""
+    reading = tries.read(tries.key(run, "ticket"), wait=0.3 if any(live) else 0.0)
+    if live != tries.waited_for(run):
+        st.rerun()
+    measured = tries.take_in(run, config, state)
+    now = tries.trials_of(run)
     if reading and not isinstance(reading.ending, an.Stopped):
         desk.ended_badly(reading)
     _figures(measured, now.now, reading)
     rows = strips.frame(state, now.now, session.get(tries.key(run, "influence")) or {})
-    charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, depth))
+    charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, len(rows)))
     if measured:
         _sample(reading, config)
     _board(run, config, now)

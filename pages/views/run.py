@@ -53,7 +53,7 @@ def show_run(run_id: str) -> None:
     if again:
         planner.start(config)
     active = status in ("queued", "running")
-    beat = server.beat() if active else None
+    beat = server.beat(state) if active else None
     st.fragment(watch, run_every=beat)(run_id, status, beat)
 
 
@@ -65,7 +65,7 @@ def watch(run_id: str, known: str, beat: float | None) -> None:
     except TrspError:  # deleted in another tab
         st.rerun()
     state, status = server.look(run)
-    if status != known or (beat and beat != server.beat()):
+    if status != known or (beat and beat != server.beat(state)):
         st.rerun()
     # Each part has its place from the first moment on, filled or not: one that came later would push the charts below
     # it to other nodes, and a browser would draw them anew.
