@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parent.parent
 MODEL = "smollm2-135m"
 ALONE = 60.0  # seconds of training without visitors, before and after; less where the visit itself is shorter
 LONG = 30.0  # seconds without an ending of a rerun after which a session counts as lost
+FRESH = "Removed: "  # how the caption begins below figures of the very set that is shown
 PAUSE = (2.0, 6.0)  # seconds that a person looks before the next click
 
 
@@ -52,7 +54,7 @@ class Visitor:
         address: page and query, such as `run?run=ID`.
         clicks: presses a layer's button now and then.
         ticks, presses: seconds of each rerun of a fragment by its timer, and of each rerun by a click.
-        answered: seconds from a click to all its figures, where the next click did not come first.
+        figures: seconds from a click to the figures of its set, where the next click did not come first.
         lost: why the session ended before it should; "" where it did not.
     """
 
@@ -60,7 +62,8 @@ class Visitor:
     clicks: bool = False
     ticks: list[float] = field(default_factory=list)
     presses: list[float] = field(default_factory=list)
-    answered: list[float] = field(default_factory=list)
+    figures: list[float] = field(default_factory=list)
+    clicked: float = 0.0  # when, while its figures are awaited
     lost: str = ""
     script: str = ""  # of the page, as the server names it
     timers: dict[str, float] = field(default_factory=dict)
@@ -91,22 +94,18 @@ class Visitor:
 
                 await rerun()
                 due = {name: time.monotonic() + every for name, every in self.timers.items()}
-                clicked = 0.0
                 click = time.monotonic() + dice.uniform(*PAUSE)
                 while (now := time.monotonic()) < until:
                     due = {n: due.get(n, now + every) for n, every in self.timers.items()}
                     name = min(due, key=due.__getitem__, default=None)
                     if self.clicks and self.buttons and now >= click:
                         pressed = dice.choice(sorted(self.buttons))
+                        self.clicked = time.monotonic()
                         self.presses.append(await rerun(self.buttons[pressed], pressed))
-                        clicked = time.monotonic()
-                        click = clicked + dice.uniform(*PAUSE)
+                        click = time.monotonic() + dice.uniform(*PAUSE)
                     elif name and now >= due[name]:
                         due[name] = now + self.timers[name]
                         self.ticks.append(await rerun(name))
-                        if clicked and not self.timers:
-                            self.answered.append(time.monotonic() - clicked)
-                            clicked = 0.0
                     else:
                         await asyncio.sleep(min([0.05, *(max(at - now, 0.0) for at in due.values())]))
         except TimeoutError:
@@ -129,12 +128,18 @@ class Visitor:
                 self.script = message.navigation.page_script_hash
             elif kind == "auto_rerun":
                 self.timers[message.auto_rerun.fragment_id] = message.auto_rerun.interval
+            elif kind == "stop_auto_rerun":
+                for gone in message.stop_auto_rerun.fragment_ids:
+                    self.timers.pop(gone, None)
             elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
                 element = message.delta.new_element
                 if element.WhichOneof("type") == "exception":
                     raise RuntimeError(f"the page shows an exception: {element.exception.type}")
                 if element.WhichOneof("type") == "button" and "-layer-" in element.button.id:
                     self.buttons[element.button.id] = message.delta.fragment_id
+                if self.clicked and element.markdown.body.startswith(FRESH):
+                    self.figures.append(time.monotonic() - self.clicked)
+                    self.clicked = 0.0
             elif kind == "script_finished" and message.script_finished != ForwardMsg.FINISHED_EARLY_FOR_RERUN:
                 return
 
@@ -164,7 +169,7 @@ def run(minutes: float = 10.0, watchers: int = 20, togglers: int = 5) -> Iterato
     ticks = [s for v in visitors if not v.clicks for s in v.ticks]
     answers = [s for v in visitors if v.clicks for s in v.ticks]
     presses = [s for v in visitors for s in v.presses]
-    answered = [s for v in visitors for s in v.answered]
+    figures = [s for v in visitors for s in v.figures]
     both, quiet = [*ticks, *answers, *presses], steps[2:begun] + steps[ended + 1 :]
     facts = {
         "protocol": "the server's own (protobuf over WebSocket)",
@@ -179,8 +184,8 @@ def run(minutes: float = 10.0, watchers: int = 20, togglers: int = 5) -> Iterato
         "clicks": len(presses),
         "clicks_median_ms": _ms(presses, 0.5),
         "clicks_p95_ms": _ms(presses, 0.95),
-        "clicks_answered": len(answered),
-        "seconds_to_all_figures_median": round(_share(answered, 0.5), 1) if answered else None,
+        "clicks_with_figures": len(figures),
+        "seconds_to_figures_median": round(_share(figures, 0.5), 1) if figures else None,
     }
     yield row("load_rerun_median_seconds", [_share(both, 0.5)], 0.1, "lower", **facts)
     yield row("load_rerun_p95_seconds", [_share(both, 0.95)], 0.4, "lower")
@@ -205,6 +210,7 @@ def run(minutes: float = 10.0, watchers: int = 20, togglers: int = 5) -> Iterato
         "lower",
         server_mb_first_minute=round(first / 1e6, 1),
         server_mb_last_minute=round(last / 1e6, 1),
+        server_mb_by_minute=memory.by_minute(),
     )
 
 
@@ -216,8 +222,7 @@ async def _visit_all(visitors: list[Visitor], port: int, seconds: float, memory:
         await asyncio.sleep(spread * number / len(visitors))
         await visitor.visit(port, until, random.Random(number))  # noqa: S311 - to repeat it
 
-    if hasattr(os, "SCHED_IDLE"):  # elsewhere visitors bring machines of their own; here they wait until one is free
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(19)
     looking = asyncio.create_task(memory.look())
     await asyncio.gather(*(come(n, v) for n, v in enumerate(visitors)))
     looking.cancel()
@@ -239,6 +244,12 @@ class Memory:
         begin, end = self._seen[0][0], self._seen[-1][0]
         first = [rss for at, rss in self._seen if at - begin <= seconds]
         return statistics.fmean(first), statistics.fmean(rss for at, rss in self._seen if end - at <= seconds)
+
+    def by_minute(self) -> list[float]:
+        """Mean megabytes of each minute."""
+        begin = self._seen[0][0]
+        minutes = itertools.groupby(self._seen, lambda seen: int((seen[0] - begin) // 60))
+        return [round(statistics.fmean(rss for _, rss in part) / 1e6, 1) for _, part in minutes]
 
 
 def _runs(store: Store) -> tuple[Run, Run]:

@@ -337,6 +337,16 @@ def test_an_earlier_question_is_dropped_for_a_later_one(script):
     assert first in script.cancelled
 
 
+def test_a_page_says_that_a_run_goes_first(script, monkeypatch):
+    script.place = 2
+    run = story.write(Store(), "finished")
+    assert "goes first" not in texts(open_page("layers", run=run.id, off="1"))
+    monkeypatch.setattr("trsp_core.jobs.Jobs.goes_first", lambda self: True)
+    assert "place 2 in the queue. A run is training on this machine and goes first." in texts(
+        open_page("layers", run=run.id, off="1")
+    )
+
+
 def test_stage_2_can_be_run_on_the_set(script):
     store = Store()
     app = press(try_it(story.write(store, "finished")), "layer-3")

@@ -2,15 +2,17 @@
 takes what is due and nothing that somebody needs."""
 
 import dataclasses
+import io
 import os
+import threading
 
 import pytest
 
 from tests import story
 from tests.test_jobs import go, runs, until  # noqa: F401 - a fixture
 from trsp_core import answers as an
+from trsp_core import bench, downloads, export, housekeeping, limits
 from trsp_core import config as configs
-from trsp_core import downloads, export, housekeeping, limits
 from trsp_core.agenda import Agenda
 from trsp_core.config import RunConfig
 from trsp_core.downloads import Fetches
@@ -242,3 +244,32 @@ def test_the_workbench_of_a_demo_takes_what_a_run_leaves(monkeypatch):
             )
         finally:
             workbench.close()
+
+
+def test_a_run_goes_first_while_it_is_at_work(runs):  # noqa: F811
+    for stands_back in (False, True):
+        queue = Jobs(runs, bounds=dataclasses.replace(OPEN, stands_back=stands_back))
+        assert not queue.goes_first()
+        run = queue.submit(RunConfig())
+        until(lambda run=run: run.status() == "running")
+        assert queue.goes_first() == stands_back
+        go(run)
+        until(lambda queue=queue: not queue._children)
+        assert not queue.goes_first()
+
+
+@pytest.mark.parametrize(("second", "rests"), [(True, 1), (False, 0)])
+def test_a_step_that_had_to_wait_is_followed_by_a_rest(monkeypatch, second, rests):
+    rested: list[float] = []
+    monkeypatch.setattr(bench.time, "sleep", rested.append)
+    waiting = threading.Event()
+
+    def steps():
+        sum(range(2_000_000))  # had the cores to itself
+        yield None
+        waiting.wait(0.3)  # had not
+        yield None
+
+    loop = bench.Loop(bench.Bench(), io.StringIO(), io.StringIO(), second)
+    assert list(loop._rested(steps())) == [None, None]
+    assert len([s for s in rested if s > bench.REST * 0.25]) == rests

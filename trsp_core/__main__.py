@@ -435,16 +435,18 @@ def _fetch(name: str, accepted: bool, as_json: bool) -> None:
 
 def serve_workbench(arguments: argparse.Namespace) -> int:
     """The child process of `workbench`."""
-    if limits.current().stands_back:
+    second = limits.current().stands_back
+    if second:
         stand_back()
     from trsp_core import bench
 
-    return bench.serve()
+    return bench.serve(second)
 
 
 def stand_back() -> None:
-    """Take only what other processes leave of the cores. A kernel that groups processes by their session ("autogroup")
-    heeds this within a session alone, so the server starts no session for its children."""
+    """Take only what other processes leave of the cores, and of those one. A kernel that groups processes by their
+    session ("autogroup") heeds this within a session alone, so the server starts no session for its children."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     elif hasattr(os, "nice"):

@@ -26,6 +26,8 @@ from trsp_core.shelf import Model, Shelf
 from trsp_core.what_if import study_of
 
 Answers = Iterator[Answer | None]
+WAITED = 1.5  # wall clock over its own time of a step that had to wait for the cores
+REST, LONGEST_REST = 3.0, 20.0  # times the step, and seconds
 LAST_CALL = 8.0  # seconds to end by itself once nobody listens any more
 
 
@@ -88,10 +90,14 @@ class Bench:
 
 
 class Loop:
-    """Reads requests from `lines` in a thread of its own, so that a cancel is seen while another is being answered."""
+    """Reads requests from `lines` in a thread of its own, so that a cancel is seen while another is being answered.
 
-    def __init__(self, bench: Bench, lines: TextIO, out: TextIO):
-        self._bench, self._lines, self._out = bench, lines, out
+    Args:
+        second: others come first on this machine: a step that had to wait for the cores is followed by a rest.
+    """
+
+    def __init__(self, bench: Bench, lines: TextIO, out: TextIO, second: bool = False):
+        self._bench, self._lines, self._out, self._second = bench, lines, out, second
         self._asked: queue.Queue[tuple[str, Request] | None] = queue.Queue()
         self._stopped: set[str] = set()
         self._alone = threading.Event()
@@ -108,7 +114,7 @@ class Loop:
         began = time.perf_counter()
         try:
             generator = self._bench.answer(request)
-            for answer in generator:
+            for answer in self._rested(generator):
                 if ticket in self._stopped or self._alone.is_set():
                     generator.close()  # type: ignore[attr-defined]
                     return an.Stopped()
@@ -123,6 +129,17 @@ class Loop:
             trace = "".join(traceback.format_exception(error))[-20_000:]
             return an.Broken(f"{type(error).__name__}: {error}", "This is a bug: please report it.", trace)
         return an.Answered(round(time.perf_counter() - began, 3))
+
+    def _rested(self, answers: Answers) -> Answers:
+        """Each of `answers`; where others come first, with rests. Cores that are shared are slow for both: caches are
+        emptied, and a product waits for its slowest part."""
+        wall, cpu = time.monotonic(), time.process_time()
+        for answer in answers:
+            wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+            yield answer
+            if self._second and wall > WAITED * cpu:
+                time.sleep(min(REST * wall, LONGEST_REST))
+            wall, cpu = time.monotonic(), time.process_time()
 
     def _tell(self, ticket: str, answer: Answer) -> None:
         try:
@@ -144,12 +161,12 @@ class Loop:
         os._exit(0)  # whatever still computes computes for nobody
 
 
-def serve() -> int:
-    """Serve on this process's standard pipes; whatever a library prints goes to stderr instead."""
+def serve(second: bool = False) -> int:
+    """Serve on this process's standard pipes, as `Loop` does; whatever a library prints goes to stderr instead."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    Loop(Bench(), sys.stdin, out).run()
+    Loop(Bench(), sys.stdin, out, second).run()
     return 0
 
 

@@ -4,6 +4,7 @@ that waits or runs, that somebody watches, or that is kept. Only where `Limits` 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import shutil
 import time
 from collections.abc import Collection
@@ -13,6 +14,20 @@ from trsp_core.limits import Limits
 from trsp_core.store import Run, Store
 
 DAY = 86400.0  # seconds
+MMAP_THRESHOLD = -3  # what malloc.h calls M_MMAP_THRESHOLD
+
+
+def hold_memory_steady() -> None:
+    """Take every block of 64 kB or more from the system, which gets it back as soon as it is free, where the C library
+    can: a page's charts come and go, and would leave holes of their size. For a server; a training step would pay."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
+
+
+def give_memory_back() -> None:
+    """Return the memory that was freed in small pieces to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def sweep(store: Store, limits: Limits, watched: Collection[str] = (), now: float | None = None) -> list[str]:

@@ -23,6 +23,7 @@ from trsp_core.limits import Limits
 from trsp_core.store import Run, Store, write_atomic
 
 SWEEP = 600.0  # seconds between looks for runs to delete
+TRIM = 30.0  # seconds after which a server of many tabs gives back what it has freed
 WATCHING = 60.0  # seconds after a look for which a run counts as watched
 LAST = 8.0  # seconds that a server which is told to end gives its runs: a container is killed after ten
 GRACE = 20.0  # seconds a run may take to stop by itself before its process is told to, and again before it is made to
@@ -47,7 +48,7 @@ class Jobs:
         self.places = self.limits.places if places is None else places
         self._begun: dict[str, float] = {}  # run to the time at which it was started
         self._watched: dict[str, float] = {}  # run to the time at which somebody looked at it
-        self._swept = -SWEEP
+        self._swept, self._trimmed = -SWEEP, 0.0
         self._waiting: deque[str] = deque()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._asked: dict[str, float] = {}  # run to the time at which it was told to stop
@@ -82,6 +83,10 @@ class Jobs:
             Run(self.store.root / run_id) for run_id in mine if run_id in self._waiting or run_id in self._children
         ]
         return len(there)
+
+    def goes_first(self) -> bool:
+        """Whether a run is at work that the workbench stands back for."""
+        return self.limits.stands_back and bool(self._children)
 
     def watch(self, run_id: str) -> None:
         """Somebody looks at this run: it is not swept."""
@@ -177,8 +182,11 @@ class Jobs:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Delete what is due, now and then."""
+        """Delete what is due, and give memory back, now and then."""
         now = time.monotonic()
+        if now - self._trimmed > TRIM:
+            self._trimmed = now
+            housekeeping.give_memory_back()
         if now - self._swept < SWEEP:
             return
         self._swept = now

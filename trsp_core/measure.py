@@ -4,7 +4,6 @@ most."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import resource
@@ -18,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trsp_core import abreast, generate, heads, quantized
+from trsp_core import abreast, generate, heads, housekeeping, quantized
 from trsp_core.lab import next_token_loss
 
 ROWS = 64  # of logits compared at once
@@ -57,13 +56,7 @@ def block_losses(
                 with torch.inference_mode():
                     watch(logits)
             yield found
-    _trim()
-
-
-def _trim() -> None:
-    """Give the memory that was freed in small pieces back to the system, where the C library can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    housekeeping.give_memory_back()
 
 
 def _at_once(blocks: Tensor) -> int:

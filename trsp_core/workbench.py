@@ -29,6 +29,7 @@ from trsp_core.store import runs_root
 
 COMMAND = (sys.executable, "-m", "trsp_core", "workbench")
 GRACE = 20.0  # seconds that a request may take to stop before its process is killed
+PATIENT = 6  # times that, where the process gets only what a run leaves of the cores
 LONGEST = 600.0  # seconds that a request may take in all
 KEPT, KEPT_SECONDS = 48, 3600.0  # ended requests whose answers can still be read, and for how long
 DIED = "The workbench process ended{how}."
@@ -238,8 +239,9 @@ class Workbench:
 def _overdue(enquiry: _Enquiry) -> str:
     """Why the child should be killed now; "" while it should not."""
     now = time.monotonic()
-    if enquiry.stop_asked is not None and now - enquiry.stop_asked > GRACE:
-        return f"it did not stop within {GRACE:.0f} s"
+    grace = GRACE * (PATIENT if limits.current().stands_back else 1)
+    if enquiry.stop_asked is not None and now - enquiry.stop_asked > grace:
+        return f"it did not stop within {grace:.0f} s"
     if now - (enquiry.begun or now) > LONGEST:
         return f"a request took more than {LONGEST:.0f} s"
     return ""

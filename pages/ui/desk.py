@@ -86,11 +86,12 @@ def _no_trained(config: RunConfig) -> str:
 
 def waiting(reading: Reading) -> str:
     """What a request waits for: a sentence; "" once there are answers."""
+    second = " A run is training on this machine and goes first." if server.jobs().goes_first() else ""
     if reading.place:
         ahead = "next" if reading.place == 1 else f"place {reading.place} in the queue"
-        return f"The workbench is busy with another request: this one is {ahead}."
+        return f"The workbench is busy with another request: this one is {ahead}.{second}"
     if reading.ending is None and not reading.answers:
-        return "The workbench is getting the models ready; the first time takes some seconds."
+        return f"The workbench is getting the models ready; the first time takes some seconds.{second}"
     return ""
 
 

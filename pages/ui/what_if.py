@@ -44,13 +44,14 @@ def _draw(run: Run, config: RunConfig, state: RunState) -> None:
     _buttons(run, config, now.now, depth)
     if error := session.get("what-if-error"):
         st.warning(words.plain(error), icon=":material/block:")
-    pause = 0.4 * server.beat() - 0.2
+    pause = 0.8 * server.beat() - 0.6
     st.fragment(_answers, run_every=pause if any(live) else None)(run, config, state, live)
 
 
 def _answers(run: Run, config: RunConfig, state: RunState, live: tuple[bool, bool]) -> None:
     """What is known of the set; drawn again while one of `live` is waited for."""
-    reading = tries.read(tries.key(run, "ticket"), wait=0.3 if any(live) else 0.0)
+    alone = server.beat() == 1.0
+    reading = tries.read(tries.key(run, "ticket"), wait=0.3 if any(live) and alone else 0.0)
     if live != tries.waited_for(run):
         st.rerun()
     measured = tries.take_in(run, config, state)
