@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import os
 import random
+import re
 import socket
 import statistics
 import subprocess
@@ -42,7 +43,8 @@ ROOT = Path(__file__).parent.parent
 MODEL = "smollm2-135m"
 ALONE = 60.0  # seconds of training without visitors, before and after; less where the visit itself is shorter
 LONG = 30.0  # seconds without an ending of a rerun after which a session counts as lost
-FRESH = "Removed: "  # how the caption begins below figures of the very set that is shown
+# Below figures: of the set at hand, or still of an earlier one.
+SHOWN = re.compile(r"(Removed|Shown): ((?:\d|to|[ ,])*\d|none)")
 PAUSE = (2.0, 6.0)  # seconds that a person looks before the next click
 
 
@@ -55,6 +57,7 @@ class Visitor:
         clicks: presses a layer's button now and then.
         ticks, presses: seconds of each rerun of a fragment by its timer, and of each rerun by a click.
         figures: seconds from a click to the figures of its set, where the next click did not come first.
+        sets: how often figures of another set appeared.
         lost: why the session ended before it should; "" where it did not.
     """
 
@@ -63,6 +66,8 @@ class Visitor:
     ticks: list[float] = field(default_factory=list)
     presses: list[float] = field(default_factory=list)
     figures: list[float] = field(default_factory=list)
+    sets: int = 0
+    shown: str = ""
     clicked: float = 0.0  # when, while its figures are awaited
     lost: str = ""
     script: str = ""  # of the page, as the server names it
@@ -137,9 +142,11 @@ class Visitor:
                     raise RuntimeError(f"the page shows an exception: {element.exception.type}")
                 if element.WhichOneof("type") == "button" and "-layer-" in element.button.id:
                     self.buttons[element.button.id] = message.delta.fragment_id
-                if self.clicked and element.markdown.body.startswith(FRESH):
-                    self.figures.append(time.monotonic() - self.clicked)
-                    self.clicked = 0.0
+                if (found := SHOWN.search(element.markdown.body)) and found[2] != self.shown:
+                    self.sets, self.shown = self.sets + 1, found[2]
+                    if self.clicked and found[1] == "Removed":
+                        self.figures.append(time.monotonic() - self.clicked)
+                        self.clicked = 0.0
             elif kind == "script_finished" and message.script_finished != ForwardMsg.FINISHED_EARLY_FOR_RERUN:
                 return
 
@@ -184,6 +191,7 @@ def run(minutes: float = 10.0, watchers: int = 20, togglers: int = 5) -> Iterato
         "clicks": len(presses),
         "clicks_median_ms": _ms(presses, 0.5),
         "clicks_p95_ms": _ms(presses, 0.95),
+        "sets_with_figures": sum(v.sets for v in visitors if v.clicks),
         "clicks_with_figures": len(figures),
         "seconds_to_figures_median": round(_share(figures, 0.5), 1) if figures else None,
     }

@@ -337,6 +337,21 @@ def test_an_earlier_question_is_dropped_for_a_later_one(script):
     assert first in script.cancelled
 
 
+def test_figures_that_come_after_the_next_click_count_too(script):
+    run = story.write(Store(), "finished")
+    script.place = 1
+    app = press(try_it(run), "layer-3")
+    assert "Perplexity, calibration" not in metrics(app)
+    script.place = 0
+    tried = press(app, "layer-4").session_state[f"what-if-trials-{run.id}"].tried
+    assert {frozenset({0, 3}), frozenset({0, 3, 4})} <= set(tried)
+
+
+def test_a_sample_that_others_cut_short_says_so(script):
+    script.ending = an.Stopped()
+    assert "others wait" in texts(open_page("layers", run=story.write(Store(), "finished").id, off="1"))
+
+
 def test_a_page_says_that_a_run_goes_first(script, monkeypatch):
     script.place = 2
     run = story.write(Store(), "finished")

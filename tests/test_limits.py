@@ -273,3 +273,17 @@ def test_a_step_that_had_to_wait_is_followed_by_a_rest(monkeypatch, second, rest
     loop = bench.Loop(bench.Bench(), io.StringIO(), io.StringIO(), second)
     assert list(loop._rested(steps())) == [None, None]
     assert len([s for s in rested if s > bench.REST * 0.25]) == rests
+
+
+class OneStep(bench.Bench):
+    def answer(self, request):
+        yield an.TokenGenerated(0, 1, "done", 0.1)
+        raise AssertionError("it was stopped")
+
+
+def test_what_was_done_when_the_cancel_came_is_told():
+    out = io.StringIO()
+    loop = bench.Loop(OneStep(), io.StringIO(), out)
+    loop._stopped.add("ticket")
+    assert isinstance(loop._ending("ticket", an.Status()), an.Stopped)
+    assert an.unpack(out.getvalue())[1] == an.TokenGenerated(0, 1, "done", 0.1)

@@ -27,7 +27,7 @@ from trsp_core.what_if import study_of
 
 Answers = Iterator[Answer | None]
 WAITED = 1.5  # wall clock over its own time of a step that had to wait for the cores
-REST, LONGEST_REST = 3.0, 20.0  # times the step, and seconds
+REST, LONGEST_REST = 2.5, 12.0  # times the step, and seconds
 LAST_CALL = 8.0  # seconds to end by itself once nobody listens any more
 
 
@@ -115,11 +115,11 @@ class Loop:
         try:
             generator = self._bench.answer(request)
             for answer in self._rested(generator):
+                if answer is not None:
+                    self._tell(ticket, answer)  # also one that nobody waits for any more: the work is done
                 if ticket in self._stopped or self._alone.is_set():
                     generator.close()  # type: ignore[attr-defined]
                     return an.Stopped()
-                if answer is not None:
-                    self._tell(ticket, answer)
         except TrspError as error:
             return an.Refused(error.message, error.remedy)
         except Exception as error:

@@ -14,14 +14,16 @@ from trsp_core.limits import Limits
 from trsp_core.store import Run, Store
 
 DAY = 86400.0  # seconds
-MMAP_THRESHOLD = -3  # what malloc.h calls M_MMAP_THRESHOLD
+MMAP_THRESHOLD, ARENA_MAX = -3, -8  # as malloc.h calls them, after M_
 
 
 def hold_memory_steady() -> None:
-    """Take every block of 64 kB or more from the system, which gets it back as soon as it is free, where the C library
-    can: a page's charts come and go, and would leave holes of their size. For a server; a training step would pay."""
+    """Take every block of 64 kB or more from the system, which gets it back as soon as it is free, and let all threads
+    share two heaps, where the C library can: a page's charts come and go, and would leave holes of their size. For a
+    server; a training step would pay."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
+        ctypes.CDLL(None).mallopt(ARENA_MAX, 2)
 
 
 def give_memory_back() -> None:

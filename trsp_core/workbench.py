@@ -206,6 +206,8 @@ class Workbench:
             ticket, answer = an.unpack(line)
             if ticket == enquiry.ticket and isinstance(answer, Answer):
                 self._add(enquiry, answer)
+                if isinstance(answer, an.SetMeasured) and self._waiting and limits.current().stands_back:
+                    self.cancel(ticket)  # others' figures before its sample of text
 
     def _ready(self) -> _Child:
         with self._changed:

@@ -8,6 +8,7 @@ from pages.ui import panels, server, words
 from trsp_core import answers as an
 from trsp_core.answers import Variant
 from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
 from trsp_core.state import RunState
 from trsp_core.store import Run
 from trsp_core.workbench import Reading, Workbench
@@ -82,6 +83,16 @@ def _no_trained(config: RunConfig) -> str:
     if config.control == "delete_first":
         return "This run deleted first, so it has no trained model with all layers."
     return "The model before deletion was measured, but not kept: turn on “Keep the model before deletion” for that."
+
+
+def answers(ticket: str, wait: float = 0.0) -> Reading | None:
+    """What has been answered to the request with `ticket`, after up to `wait` seconds for more of it; None where its
+    answers are no longer kept."""
+    try:
+        first = workbench().read(ticket)
+        return workbench().follow(ticket, len(first.answers), wait) if wait and not first.ending else first
+    except TrspError:
+        return None
 
 
 def waiting(reading: Reading) -> str:

@@ -20,11 +20,12 @@ SHORTGPT = "ShortGPT"
 
 def take_in(run: Run, config: RunConfig, state: RunState) -> SetMeasured | None:
     """Put what has been answered into the trials; the latest figures."""
-    reading, rating = read(key(run, "ticket")), read(key(run, "rating"))
-    for answer in reading.answers if reading else []:
-        if isinstance(answer, SetMeasured):
-            put_trials(run, trials_of(run).add(answer))
-            session.put(key(run, "measured"), answer)
+    rating = read(key(run, "rating"))
+    asked = [(ticket, desk.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
+    for answer in (a for _, reading in asked if reading for a in reading.answers if isinstance(a, SetMeasured)):
+        put_trials(run, trials_of(run).add(answer))
+        session.put(key(run, "measured"), answer)
+    session.put(key(run, "asked"), [ticket for ticket, reading in asked if reading and reading.ending is None])
     if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(key(run, "influence")):
         scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
         session.put(key(run, "influence"), scores)
@@ -54,7 +55,7 @@ def begin(run: Run, config: RunConfig, depth: int) -> None:
 
 def forget(run: Run) -> None:
     """Begin anew on this run the next time that it is shown: the set in the address counts again."""
-    for what in ("trials", "ticket"):
+    for what in ("trials", "ticket", "asked"):
         session.put(key(run, what), None)
 
 
@@ -65,8 +66,11 @@ def choose(run: Run, config: RunConfig, changed: Trials) -> None:
     request = an.WhatIf(
         config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
     )
-    if _ask(key(run, "ticket"), request) and not session.get(key(run, "influence")):
-        rate(run, config)
+    if _ask(key(run, "ticket"), request):
+        asked = session.get(key(run, "asked")) or []
+        session.put(key(run, "asked"), [*asked, session.get(key(run, "ticket"))])
+        if not session.get(key(run, "influence")):
+            rate(run, config)
 
 
 def rate(run: Run, config: RunConfig) -> None:
@@ -99,13 +103,7 @@ def waited_for(run: Run) -> tuple[bool, bool]:
 def read(name: str, wait: float = 0.0) -> Reading | None:
     """What has been answered to the question kept under `name`, after up to `wait` seconds for more of it."""
     ticket = session.get(name)
-    if not ticket:
-        return None
-    try:
-        first = desk.workbench().read(ticket)
-        return desk.workbench().follow(ticket, len(first.answers), wait) if wait and not first.ending else first
-    except TrspError:
-        return None
+    return desk.answers(ticket, wait) if ticket else None
 
 
 def trials_of(run: Run) -> Trials:

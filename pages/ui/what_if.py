@@ -157,6 +157,8 @@ def _sample(reading: Reading | None, config: RunConfig) -> None:
     pieces = [a.piece for a in reading.answers if isinstance(a, an.TokenGenerated)] if reading else []
     with st.container(border=True, key="what-if-sample"):
         st.markdown(f":gray[{words.lines(config.prompt)}]{words.lines(''.join(pieces))}")
+        if reading and isinstance(reading.ending, an.Stopped):
+            st.caption("Cut short, since others wait for their figures.")
 
 
 def _board(run: Run, config: RunConfig, now: Trials) -> None:
