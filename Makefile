@@ -1,5 +1,6 @@
 # make app    set up, then open the app on http://localhost:8501 (PORT=8501)
 # make test   set up, then lint, types and tests; FAST=1 leaves out what takes minutes
+#             (two files of tests at once: SIDE= takes them one after the other)
 # make bench  set up, then measure (half an hour on a quiet machine) and write the README's table
 # make setup  the set-up alone: .venv, packages, the default model
 #
@@ -10,6 +11,7 @@ PORT ?= 8501
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 FAST ?=
+SIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +37,7 @@ lint: $(VENV)/.installed-dev
 
 test: setup lint
 	$(if $(CHROMIUM),,@echo "No Chromium here: the browser tests are left out.")
-	$(BIN)/python -m pytest -m "$(MARKED)" $(ARGS)
+	$(BIN)/python -m pytest -m "$(MARKED)" $(SIDE) $(ARGS)
 
 bench: setup $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks --json > benchmarks/results.jsonl
