@@ -25,6 +25,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ def run(minutes: float = 10.0, watchers: int = 20, togglers: int = 5) -> Iterato
             begun, memory = len(_steps(made)), Memory(server)
             visitors = [Visitor(f"run?run={made.id}") for _ in range(watchers)]
             visitors += [Visitor(f"layers?run={other.id}&off=13", clicks=True) for _ in range(togglers)]
-            asyncio.run(_visit_all(visitors, port, minutes * 60, memory))
+            with ThreadPoolExecutor(1, initializer=os.nice, initargs=(19,)) as elsewhere:  # of that thread alone
+                elsewhere.submit(lambda: asyncio.run(_visit_all(visitors, port, minutes * 60, memory))).result()
             ended = len(_steps(made))
             _rest(made, alone)
             steps = _steps(made)
@@ -230,7 +232,6 @@ async def _visit_all(visitors: list[Visitor], port: int, seconds: float, memory:
         await asyncio.sleep(spread * number / len(visitors))
         await visitor.visit(port, until, random.Random(number))  # noqa: S311 - to repeat it
 
-    os.nice(19)
     looking = asyncio.create_task(memory.look())
     await asyncio.gather(*(come(n, v) for n, v in enumerate(visitors)))
     looking.cancel()
