@@ -229,8 +229,11 @@ class TestStageOne:
             assert all(p.requires_grad for p in lab.model.parameters())
 
 
-def test_eager_steps_are_those_of_adamw_to_the_bit():
-    """Also where a part of the gradient comes from a pass of its own, and rates differ and change."""
+@pytest.mark.parametrize("small", [0, 600, 10**6])
+def test_eager_steps_are_those_of_adamw_to_the_bit(monkeypatch, small):
+    """Also where a part of the gradient comes from a pass of its own, and rates differ and change; whether all
+    parameters are stepped at once, some of them or none."""
+    monkeypatch.setattr(EagerAdamW, "SMALL", small)
     models = [tiny.build(), tiny.build()]
     groups = [[list(m.parameters())[:3], list(m.parameters())[3:]] for m in models]
     plain = torch.optim.AdamW([{"params": g} for g in groups[0]], weight_decay=0.0, fused=True)
@@ -246,8 +249,11 @@ def test_eager_steps_are_those_of_adamw_to_the_bit():
                 with held:
                     torch.autograd.backward(3 * loss, inputs=own, retain_graph=True)
                 loss.backward()
-            plain.step()
-            plain.zero_grad()
+            waiting = sum(p.grad is not None for p in models[1].parameters())
+            assert waiting == sum(p.numel() <= small for p in models[1].parameters())
+            for optimizer in (plain, eager):
+                optimizer.step()
+                optimizer.zero_grad()
     assert all(p.grad is None for p in models[1].parameters())
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
@@ -282,8 +288,8 @@ class TestStageTwo:
         names = {id(p): n for n, p in lab.model.named_parameters()}
 
         def catch(self, *args, **kwargs):
-            (p,) = self.param_groups[0]["params"]
-            grads[names[id(p)]] = p.grad.clone()
+            for p in self.param_groups[0]["params"]:
+                grads[names[id(p)]] = p.grad.clone()
 
         monkeypatch.setattr(torch.optim.AdamW, "step", catch)
         drain(transfer.transfer(lab, config, [1, 3]))

@@ -18,11 +18,13 @@ class EagerAdamW:
         param_groups: dicts with `params` and `lr`, which may be changed between steps, as in torch.
     """
 
+    SMALL = 2**16  # numbers; parameters of no more wait for the others and are stepped together, which is faster
     MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
     def __init__(self, groups: list[dict[str, Any]], lr: float):
         self.param_groups = [{"lr": lr, **group} for group in groups]
         self._own: dict[Tensor, torch.optim.Optimizer] = {}
+        self._together: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
         self._held = False
 
     @contextlib.contextmanager
@@ -30,15 +32,21 @@ class EagerAdamW:
         """While this lasts, a backward pass updates the parameters that it reaches, and drops their gradients."""
         hooks = []
         for group in self.param_groups:
-            for parameter in group["params"]:
-                own = torch.optim.AdamW([parameter], weight_decay=0.0, fused=True)
-                own.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-                self._own[parameter] = own
-                hooks.append(parameter.register_post_accumulate_grad_hook(self._stepper(own, group)))
+            large = [p for p in group["params"] if p.numel() > self.SMALL]
+            small = [p for p in group["params"] if p.numel() <= self.SMALL]
+            for parameters in [*([p] for p in large), *([small] if small else [])]:
+                own = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
+                for parameter in parameters:
+                    own.state[parameter] = {
+                        "step": torch.zeros((), device=parameter.device),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+                    self._own[parameter] = own
+                if parameters is small:
+                    self._together.append((own, group))
+                else:
+                    hooks.append(parameters[0].register_post_accumulate_grad_hook(self._stepper(own, group)))
         try:
             yield
         finally:
@@ -55,10 +63,13 @@ class EagerAdamW:
             self._held = False
 
     def step(self) -> None:
-        """Nothing is left to do: backward took the steps."""
+        """Step the small parameters: backward took the steps of the others."""
+        for own, group in self._together:
+            own.param_groups[0]["lr"] = group["lr"]
+            own.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing is left to drop, but for parameters that a held pass alone has reached."""
+        """Drop the small parameters' gradients, and those that a held pass alone has reached."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

@@ -7,6 +7,8 @@ Where a model does more than project (scale or cap its logits), its own logits a
 from __future__ import annotations
 
 import contextlib
+import itertools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-SLICE = 1024  # tokens of the vocabulary at once
-ROWS = 128  # places in the text whose logits are held at once while a loss is taken
+SLICE = 1024  # tokens of the vocabulary at once, on a CPU
+ROWS = 256  # places in the text whose logits are held at once while a gradient is taken
+READ = 512  # and where a slice of them at a time will do
+_asked: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:
@@ -58,21 +62,24 @@ def withheld(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def projects(model: nn.Module, ids: Tensor) -> bool:
-    """Whether the model's logits are its head's projection and nothing else, by a pass over `ids` (B, T)."""
+    """Whether the model's logits are its head's projection and nothing else, by a pass over `ids` (B, T); asked once
+    of each model."""
     head = head_of(model)
     if head is None or "forward" in vars(head):  # somebody moves its weights about
         return False
-    with torch.no_grad(), listening(model) as given:
-        logits = model(input_ids=ids, use_cache=False).logits
-        return _projects(head, given[0].flatten(0, -2), logits.flatten(0, -2))
+    if model not in _asked:
+        with torch.no_grad(), listening(model) as given:
+            logits = model(input_ids=ids, use_cache=False).logits
+            _asked[model] = _projects(head, given[0].flatten(0, -2), logits.flatten(0, -2))
+    return _asked[model]
 
 
 def taught(model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, share: float = 0.0) -> list[Tensor]:
     """Mean nats per predicted token of `ids` (B, T), which has no gradient, and (1 - share) of that +
     share KL(teacher, model), whose gradient is worked out on the way: no more than ROWS rows of logits are ever held.
 
-    For models whose logits are a plain projection (`projects`). Elsewhere, and in tests, what this stands for is
-    `lab.next_token_loss(model(ids).logits, ids).mean()`, equal within rounding.
+    For models whose logits are a plain projection (`projects`), and whose heads are `withheld`. Elsewhere, and in
+    tests, what this stands for is `lab.next_token_loss(model(ids).logits, ids).mean()`, equal within rounding.
     """
     states, head = _before_head(model, ids)
     says = None
@@ -80,29 +87,57 @@ def taught(model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, shar
         with torch.no_grad():
             hidden, other = _before_head(teacher, ids)
         says = lambda rows: F.linear(hidden[rows], other.weight, other.bias).float().log_softmax(-1)  # noqa: E731
-    return _Taught.apply(states, head.weight, head.bias, ids[:, 1:].flatten(), share, says)  # type: ignore[return-value]
+    targets, learns = ids[:, 1:].flatten(), any(p.requires_grad for p in head.parameters())
+    if says is None and not learns:
+        loss = _Streamed.apply(states, head.weight, head.bias, targets)
+        return [loss.detach(), loss]  # type: ignore[union-attr, list-item]
+    return _Taught.apply(states, head.weight, head.bias, targets, share, says)  # type: ignore[return-value]
 
 
 def nats(model: nn.Module, ids: Tensor) -> Tensor:
     """Nats of each predicted token (B, T - 1) of `ids` (B, T), by a model whose head is `withheld`, without gradients:
-    `lab.next_token_loss` with ROWS rows of logits at a time."""
-    head = head_of(model)
-    assert head is not None
-    states, targets = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    found = []
-    for rows, wanted in zip(states.split(ROWS), targets.split(ROWS), strict=True):
-        logits = F.linear(rows, head.weight, head.bias).float()
-        found.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None]).squeeze(1))
+    `lab.next_token_loss` with a slice of logits at a time."""
+    states, head = _before_head(model, ids)
+    targets, found = ids[:, 1:].flatten(), []
+    for rows, wanted in zip(states.split(READ), targets.split(READ), strict=True):
+        norms = [part.logsumexp(-1) for part in _logits(rows, head.weight, head.bias)]
+        found.append(torch.stack(norms).logsumexp(0) - _logit(rows, head.weight, head.bias, wanted))
     return torch.cat(found).view(len(ids), -1)
 
 
 def _before_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, nn.Linear]:
-    """What the head is given at all places but each block's last, (B * (T - 1), D), and the head."""
+    """What the head, which is withheld, is given at all places but each block's last, (B * (T - 1), D), and the head."""
     head = head_of(model)
     assert head is not None
-    with withheld(model) as given:
-        model(input_ids=ids, use_cache=False)
-    return given[0][:, :-1].flatten(0, 1), head
+    return model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), head
+
+
+class _Streamed(torch.autograd.Function):
+    """Mean nats of targets (N,) given states (N, D) before a frozen head. The way of flash attention
+    (arXiv:2205.14135), with the vocabulary for keys: what is read of a slice of logits, the sum of their exponentials
+    and the mean row of weights under them, is kept relative to the largest so far."""
+
+    @staticmethod
+    def forward(ctx: Any, states, weight, bias, targets):  # type: ignore[override]
+        nats, slopes = [], []
+        for rows, wanted in zip(states.split(READ), targets.split(READ), strict=True):
+            top = rows.new_full((len(rows), 1), -torch.inf, dtype=torch.float32)
+            total, mean = torch.zeros_like(top), torch.zeros_like(rows, dtype=torch.float32)
+            for part, weights in zip(_logits(rows, weight, bias), weight.split(_size(weight, 0)), strict=True):
+                before, top = top, torch.maximum(top, part.amax(-1, keepdim=True))
+                shrunk = (before - top).exp_()
+                part.sub_(top).exp_()
+                total.mul_(shrunk).add_(part.sum(-1, keepdim=True))
+                mean.mul_(shrunk).add_(part.to(rows.dtype) @ weights)
+            nats.append((top + total.log()).squeeze(1) - _logit(rows, weight, bias, wanted))
+            slopes.append(mean.div_(total).sub_(weight[wanted]).div_(len(targets)).to(rows.dtype))
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(nats).double().mean().float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor):  # type: ignore[override]
+        return ctx.saved_tensors[0] * upstream, None, None, None
 
 
 class _Taught(torch.autograd.Function):
@@ -113,21 +148,34 @@ class _Taught(torch.autograd.Function):
     def forward(ctx: Any, states, weight, bias, targets, share, says):  # type: ignore[override]
         inputs, n = (states, weight, bias), len(targets)
         ctx.grads = [torch.zeros_like(x) if w else None for x, w in zip(inputs, ctx.needs_input_grad, strict=False)]
+        if ctx.grads[0] is not None:
+            ctx.grads[0] = ctx.grads[0].float()  # slices add up in it
         lm = kl = torch.zeros((), dtype=torch.float64, device=states.device)
+        room = states.new_empty(min(ROWS, n), len(weight), dtype=torch.float32)
         for start in range(0, n, ROWS):
             rows = slice(start, start + ROWS)
-            logs = F.linear(states[rows], weight, bias).float().log_softmax(-1)
-            lm = lm - logs.gather(1, targets[rows, None]).double().sum()
-            teacher = says(rows) if says else None
-            if teacher is not None:
-                kl = kl + F.kl_div(logs, teacher, reduction="none", log_target=True).sum(-1).double().sum()
-            if any(ctx.needs_input_grad[:3]):
-                slope = logs.exp_()  # of the loss by the logits: the model's probabilities less the wanted ones
+            wanted, teacher = targets[rows, None], says(rows) if says else None
+            logits = room[: len(wanted)]
+            norms = [part.logsumexp(-1) for part in _logits(states[rows], weight, bias, logits)]
+            norm = torch.stack(norms).logsumexp(0).unsqueeze(1)
+            lm = lm + (norm - logits.gather(1, wanted)).double().sum()
+            begin = 0
+            for part in _sliced(logits):  # of the loss's slope by the logits: probabilities less the wanted ones
+                here, place = slice(begin, begin + part.shape[1]), wanted - begin
+                begin = here.stop
+                part.sub_(norm)
                 if teacher is not None:
-                    slope.sub_(teacher.exp_(), alpha=share)
-                less = slope.new_full((len(slope), 1), share - 1.0 if teacher is not None else -1.0)
-                slope = slope.scatter_add_(1, targets[rows, None], less).div_(n).to(states.dtype)
-                _add_gradients(ctx.grads, rows, slope, states, weight)
+                    told = teacher[:, here]
+                    kl = kl + F.kl_div(part, told, reduction="none", log_target=True).sum(-1).double().sum()
+                if any(ctx.needs_input_grad[:3]):
+                    part.exp_()
+                    if teacher is not None:
+                        part.sub_(told.exp_(), alpha=share)
+                    less = ((place >= 0) & (place < part.shape[1])) * (share - 1.0 if says else -1.0)
+                    part.scatter_add_(1, place.clamp(0, part.shape[1] - 1), less.float()).div_(n)
+                    _add_gradients(ctx.grads, rows, here, part.to(states.dtype), states, weight)
+        if ctx.grads[0] is not None:
+            ctx.grads[0] = ctx.grads[0].to(states.dtype)
         lm, kl = lm.float() / n, kl.float() / n
         loss = (1 - share) * lm + share * kl if says else lm.clone()
         ctx.mark_non_differentiable(lm)
@@ -141,14 +189,17 @@ class _Taught(torch.autograd.Function):
         return (*found, None, None, None)
 
 
-def _add_gradients(grads: list[Tensor | None], rows: slice, slope: Tensor, states: Tensor, weight: Tensor) -> None:
-    """Those of states, weight and bias, where they are wanted, from the loss's slope (ROWS, V) by the logits."""
+def _add_gradients(
+    grads: list[Tensor | None], rows: slice, here: slice, slope: Tensor, states: Tensor, weight: Tensor
+) -> None:
+    """Those of states, weight and bias, where they are wanted, from the loss's slope by some places' logits of a
+    slice of the vocabulary."""
     if grads[0] is not None:
-        grads[0][rows] = slope @ weight
+        grads[0][rows] += slope @ weight[here]
     if grads[1] is not None:
-        grads[1].addmm_(slope.T, states[rows])
+        grads[1][here].addmm_(slope.T, states[rows])
     if grads[2] is not None:
-        grads[2] += slope.sum(0)
+        grads[2][here] += slope.sum(0)
 
 
 class Reference:
@@ -192,22 +243,37 @@ class Reference:
             return (norm - self._at(states, targets)).double(), (self._p_log_p - expected + norm).double()
 
     def _parts(self, states: Tensor) -> Iterator[Tensor]:
-        """Logits (N, up to SLICE), slice by slice; each is written over the one before, which is still near."""
+        """Logits (N, up to SLICE), slice by slice."""
         if not self.plain or self._head is None:
             yield from (part.float() for part in _sliced(states))
-            return
-        biases = self._head.bias.split(SLICE) if self._head.bias is not None else None
-        room = states.new_empty(len(states), SLICE)
-        for n, weights in enumerate(self._head.weight.split(SLICE)):
-            part = torch.mm(states, weights.T, out=room[:, : len(weights)])
-            yield (part.add_(biases[n]) if biases else part).float()
+        else:
+            yield from _logits(states, self._head.weight, self._head.bias)
 
     def _at(self, states: Tensor, targets: Tensor) -> Tensor:
         """Logits (N,) of `targets`."""
         if not self.plain or self._head is None:
             return states.gather(1, targets[:, None]).squeeze(1).float()
-        found = (states * self._head.weight[targets]).sum(-1).float()
-        return found if self._head.bias is None else found + self._head.bias[targets].float()
+        return _logit(states, self._head.weight, self._head.bias, targets)
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | None = None) -> Iterator[Tensor]:
+    """Logits (N, up to SLICE) of states (N, D) in float32, slice by slice. They are left in `room` (N, V); without it
+    each is written over the one before, which is still near."""
+    size = _size(weight, 0)
+    parts = zip(weight.split(size), bias.split(size) if bias is not None else itertools.repeat(None), strict=False)
+    near = states.new_empty(len(states), size)
+    for number, (weights, biases) in enumerate(parts):
+        whole = room[:, number * size : number * size + len(weights)] if room is not None else None
+        out = whole if whole is not None and whole.dtype == states.dtype else near[:, : len(weights)]
+        part = torch.mm(states, weights.T, out=out)
+        part = (part.add_(biases) if biases is not None else part).float()
+        yield part if whole is None or whole is out else whole.copy_(part)
+
+
+def _logit(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Logits (N,) of `targets` (N,) from states (N, D), in float32."""
+    found = (states * weight[targets]).sum(-1).float()
+    return found if bias is None else found + bias[targets].float()
 
 
 def _projects(head: nn.Linear, states: Tensor, logits: Tensor) -> bool:
@@ -217,4 +283,9 @@ def _projects(head: nn.Linear, states: Tensor, logits: Tensor) -> bool:
 
 
 def _sliced(table: Tensor) -> tuple[Tensor, ...]:
-    return table.split(SLICE, dim=-1)
+    return table.split(_size(table, -1), dim=-1)
+
+
+def _size(table: Tensor, dim: int) -> int:
+    """Tokens of the vocabulary in a slice: on a CPU as many as stay near, elsewhere all."""
+    return SLICE if table.device.type == "cpu" else table.shape[dim]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -106,12 +106,20 @@ class Lab:
 
     def lm_loss(self, ids: Tensor) -> Tensor:
         """L_LM: mean nats per predicted token of `ids` (B, T)."""
-        return self._lm_loss(self.model, ids)
+        with self._withheld(self.model):
+            return self._lm_loss(ids)
 
-    def _lm_loss(self, model: nn.Module, ids: Tensor) -> Tensor:
+    def _lm_loss(self, ids: Tensor) -> Tensor:
         if self.projects:
-            return heads.taught(model, ids)[1]
-        return next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).mean()
+            return heads.taught(self.model, ids)[1]
+        return next_token_loss(self.model(input_ids=ids, use_cache=False).logits, ids).mean()
+
+    def _withheld(self, *models: nn.Module) -> AbstractContextManager[Any]:
+        """Heads hand on what they are given inside, if their projection is all there is."""
+        held = contextlib.ExitStack()
+        for model in models if self.projects else ():
+            held.enter_context(heads.withheld(model))
+        return held
 
     def gate_loss(self, weights: Tensor, ids: Tensor) -> Tensor:
         """L_LM on `ids` (B, T), whose gradient reaches the `weights` of what is gated, and nothing else: `lm_loss` in
@@ -120,15 +128,15 @@ class Lab:
         if wide < 2:
             return self.lm_loss(ids)
 
-        def part(stack: Stack, rows: Tensor) -> Tensor:
+        def part(rows: Tensor) -> Tensor:
             """The part's share of the loss and of its gradient, in one row."""
             with torch.enable_grad():
-                loss = self._lm_loss(stack.model, rows)
+                loss = self._lm_loss(rows)
                 (gradient,) = torch.autograd.grad(loss, weights)
             return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
 
-        tasks = [functools.partial(part, view(self.stack), rows) for rows in ids.chunk(wide)]
-        told = torch.stack(abreast.run(tasks, self.device)).sum(0)
+        with self._withheld(self.model):
+            told = sum(abreast.run([functools.partial(part, rows) for rows in ids.chunk(wide)], self.device))
         moved = weights - weights.detach()  # nought, with a gradient
         return told[0] + (moved * told[1:].view_as(weights)).sum()
 
@@ -147,7 +155,8 @@ class Lab:
             lm = self.lm_loss(ids)
             return lm.item(), lm
         if self.projects and not joins:
-            lm, loss = heads.taught(self.model, ids, self.teacher.model, share)
+            with self._withheld(self.model, self.teacher.model):
+                lm, loss = heads.taught(self.model, ids, self.teacher.model, share)
             return lm.item(), loss
         logits = self.model(input_ids=ids, use_cache=False).logits
         lm = next_token_loss(logits, ids).mean()
@@ -196,7 +205,7 @@ class Lab:
     def _nats(self, model: nn.Module, ids: Tensor) -> float:
         """L_LM on `ids` (B, T), of this model or a view of it; no gradients."""
         if self.projects:
-            with heads.withheld(model):
+            with self._withheld(model):
                 return heads.nats(model, ids).mean().item()
         return next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).mean().item()
 
@@ -206,8 +215,7 @@ class Lab:
         """`(i, L_LM on ids with removed and i skipped)` for each i of `layers`. The way up to layer i is the same
         for all that lie above it, so it is computed once: each loss costs the layers above i alone. A few go side by
         side."""
-        quiet = heads.withheld(self.model) if self.projects else contextlib.nullcontext()
-        with torch.inference_mode(), self.skipped(removed), self.tapped(layers) as taps, quiet:
+        with torch.inference_mode(), self.skipped(removed), self.tapped(layers) as taps, self._withheld(self.model):
             self.model(input_ids=ids, use_cache=False)
             entering = {i: taps[i][0] for i in layers}
 
