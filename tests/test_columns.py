@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from trsp_core import answers as an
-from trsp_core import columns, shelf, surgery
+from trsp_core import columns, generate, shelf, surgery
 from trsp_core.answers import Generate, Variant
 from trsp_core.errors import TrspError
 
@@ -179,3 +179,25 @@ def test_every_record_survives_the_pipe():
     for line in ("", "{}", '{"ticket": "t", "kind": "Nope"}', '{"ticket": "t", "kind": "Broken", "message": 3}'):
         with pytest.raises(TrspError):
             an.unpack(line)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [48, 50, 7])
+def test_one_row_in_pieces_is_the_linear_map(bias, outputs):
+    """Also where the rows of the matrix cannot be dealt out, and where there is more than one row to read."""
+    holder = torch.nn.Sequential(torch.nn.Linear(24, outputs, bias=bias))
+    found = generate._rows(holder)
+    assert len(found) == (outputs != 7)
+    for forward in found.values():
+        for shape in [(1, 1, 24), (1, 24), (24,), (2, 3, 24), (0, 24)]:
+            x = torch.randn(shape)
+            assert torch.allclose(forward(x), holder(x), rtol=1e-5, atol=1e-6), shape
+
+
+def test_a_model_is_what_it_was_between_tokens():
+    """A reader may leave after any of them."""
+    model = tiny.build()
+    told = generate.tokens(model, tiny.ids(rows=1), 5)
+    next(told), next(told)
+    assert generate._rows(model)
+    assert not any("forward" in vars(m) for m in model.modules())

@@ -106,7 +106,7 @@ def nats(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def _before_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, nn.Linear]:
-    """What the head, which is withheld, is given at all places but each block's last, (B * (T - 1), D), and the head."""
+    """What the withheld head is given at all places but each block's last, (B * (T - 1), D), and the head."""
     head = head_of(model)
     assert head is not None
     return model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), head
@@ -164,12 +164,12 @@ class _Taught(torch.autograd.Function):
                 here, place = slice(begin, begin + part.shape[1]), wanted - begin
                 begin = here.stop
                 part.sub_(norm)
-                if teacher is not None:
-                    told = teacher[:, here]
+                told = teacher[:, here] if teacher is not None else None
+                if told is not None:
                     kl = kl + F.kl_div(part, told, reduction="none", log_target=True).sum(-1).double().sum()
                 if any(ctx.needs_input_grad[:3]):
                     part.exp_()
-                    if teacher is not None:
+                    if told is not None:
                         part.sub_(told.exp_(), alpha=share)
                     less = ((place >= 0) & (place < part.shape[1])) * (share - 1.0 if says else -1.0)
                     part.scatter_add_(1, place.clamp(0, part.shape[1] - 1), less.float()).div_(n)

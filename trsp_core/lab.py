@@ -136,7 +136,8 @@ class Lab:
             return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
 
         with self._withheld(self.model):
-            told = sum(abreast.run([functools.partial(part, rows) for rows in ids.chunk(wide)], self.device))
+            parts = abreast.run([functools.partial(part, rows) for rows in ids.chunk(wide)], self.device)
+        told = torch.stack(parts).sum(0)
         moved = weights - weights.detach()  # nought, with a gradient
         return told[0] + (moved * told[1:].view_as(weights)).sum()
 

@@ -260,13 +260,13 @@ def skipped(
 
         return hand_on
 
-    with _forwarding({stack.layers[i]: make(i) for i in sorted(layers)}):
+    with forwarding({stack.layers[i]: make(i) for i in sorted(layers)}):
         yield
 
 
 @contextlib.contextmanager
-def _forwarding(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Modules compute by other functions inside."""
+def forwarding(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Modules compute by other functions inside, by module."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.forward = forward
@@ -312,7 +312,7 @@ def recomputed(stack: Stack) -> Iterator[None]:
 
         return again
 
-    with _forwarding({layer: make(layer.forward) for layer in stack.layers}):
+    with forwarding({layer: make(layer.forward) for layer in stack.layers}):
         yield
 
 
