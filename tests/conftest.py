@@ -49,6 +49,7 @@ def page_store(tmp_path, monkeypatch) -> Store:
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
+    monkeypatch.setattr("trsp_core.jobs.Jobs.prepare", lambda jobs: None)
     streamlit.cache_resource.clear()
     return Store()
 

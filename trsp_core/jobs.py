@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -13,13 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection
-from pathlib import Path
 
 from trsp_core import housekeeping, limits, record, resume
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, refuse
 from trsp_core.events import RunCancelled
 from trsp_core.limits import Limits
+from trsp_core.spare import Spare, environment
 from trsp_core.store import Run, Store, write_atomic
 
 SWEEP = 600.0  # seconds between looks for runs to delete
@@ -52,10 +51,14 @@ class Jobs:
         self._waiting: deque[str] = deque()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._asked: dict[str, float] = {}  # run to the time at which it was told to stop
-        self._changed, self._closed = threading.Condition(), False
+        self._changed, self._closed, self._spare = threading.Condition(), False, Spare()
         self._adopt()
         self._thread = threading.Thread(target=self._serve, name="jobs", daemon=True)
         self._thread.start()
+
+    def prepare(self) -> None:
+        """Somebody may start a run soon."""
+        self._spare.prepare()
 
     def submit(self, config: RunConfig, name: str = "", mine: Collection[str] = ()) -> Run:
         """Queue a new run, in a folder of this name where one is given.
@@ -177,9 +180,11 @@ class Jobs:
                 while self._waiting and len(self._children) < self.workers and not self._closed:
                     run = Run(self.store.root / self._waiting.popleft())
                     if run.folder.is_dir():
-                        self._children[run.id] = start(run)
+                        self._children[run.id] = self._spare.take(run) or start(run)
                         self._begun[run.id] = time.monotonic()
+                self._spare.attend(bool(self._children))
             self._sweep()
+        self._spare.close()
 
     def _sweep(self) -> None:
         """Delete what is due, and give memory back, now and then."""
@@ -234,8 +239,6 @@ def finish(run: Run) -> None:
 
 def start(run: Run) -> subprocess.Popen[bytes]:
     """Run `run` in a process of its own: `python -m trsp_core run --folder ...`."""
-    here = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
     with (run.folder / "stderr.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "trsp_core", "run", "--folder", str(run.folder)],
@@ -243,5 +246,5 @@ def start(run: Run) -> subprocess.Popen[bytes]:
             stdout=subprocess.DEVNULL,
             stderr=log,
             process_group=0,  # an interrupt from the keyboard is the server's to handle
-            env=environment,
+            env=environment(),
         )

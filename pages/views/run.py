@@ -32,6 +32,7 @@ def show_form() -> None:
     st.markdown("#### More settings")
     controls.more(made.problems)
     session.write_address()
+    server.jobs().prepare()
 
 
 def show_run(run_id: str) -> None:
