@@ -183,8 +183,11 @@ def test_every_record_survives_the_pipe():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("outputs", [48, 50, 7])
-def test_one_row_in_pieces_is_the_linear_map(bias, outputs):
-    """Also where the rows of the matrix cannot be dealt out, and where there is more than one row to read."""
+@pytest.mark.parametrize("large", [0, 2**21])
+def test_one_row_in_pieces_is_the_linear_map(monkeypatch, bias, outputs, large):
+    """Also where the rows of the matrix cannot be dealt out, where more than one row is read, and on all cores."""
+    monkeypatch.setattr(generate, "LARGE", large)
+    cores = torch.get_num_threads()
     holder = torch.nn.Sequential(torch.nn.Linear(24, outputs, bias=bias))
     found = generate._rows(holder)
     assert len(found) == (outputs != 7)
@@ -192,12 +195,15 @@ def test_one_row_in_pieces_is_the_linear_map(bias, outputs):
         for shape in [(1, 1, 24), (1, 24), (24,), (2, 3, 24), (0, 24)]:
             x = torch.randn(shape)
             assert torch.allclose(forward(x), holder(x), rtol=1e-5, atol=1e-6), shape
+    assert torch.get_num_threads() == cores
 
 
 def test_a_model_is_what_it_was_between_tokens():
     """A reader may leave after any of them."""
     model = tiny.build()
     told = generate.tokens(model, tiny.ids(rows=1), 5)
+    cores = torch.get_num_threads()
     next(told), next(told)
     assert generate._rows(model)
+    assert torch.get_num_threads() == cores
     assert not any("forward" in vars(m) for m in model.modules())

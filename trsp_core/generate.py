@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 
 from trsp_core import surgery
 
-PIECES = 16  # of a matrix, through which one row goes side by side
+PIECES = 16  # of a matrix, through which one row goes
+LARGE = 2**21  # numbers of a matrix that is worth waking other cores for
 
 CACHES = ("past_key_values", "cache_params", "state")  # what models call the memory of what they have read
 
@@ -38,7 +40,8 @@ def tokens(
     draw = torch.Generator().manual_seed(seed)
     ids, cache, rows = prompt, {}, _rows(model)
     for _ in range(new_tokens):
-        with torch.inference_mode(), surgery.forwarding(rows if ids.shape[1] == 1 else {}):
+        lone = bool(rows) and ids.shape[1] == 1
+        with torch.inference_mode(), surgery.forwarding(rows if lone else {}), _cores(1 if lone else None):
             output = model(input_ids=ids, use_cache=True, **cache)
             cache = {name: output[name] for name in CACHES if name in output}
             token = choose(output.logits[0, -1], temperature, top_p, draw)
@@ -51,9 +54,33 @@ def tokens(
 
 def _rows(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """For the linear maps that can: how one row goes through them. A cached step is bound by reading the weights, and
-    torch leaves the product of a float32 matrix and one row to a single core; as a batch of its pieces, all read."""
+    torch's product of a float32 matrix and one row reads at half of a core's rate; that of a batch of its pieces at all
+    of it, and at that of all cores where the matrix is large. For smaller ones waking them costs more than it saves."""
     maps = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m) and _splits(m.weight)]
-    return {m: partial(_row, m.weight.unflatten(0, (math.gcd(len(m.weight), PIECES), -1)), m.bias) for m in maps}
+    cores = torch.get_num_threads()
+    return {
+        m: partial(
+            _row,
+            m.weight.unflatten(0, (math.gcd(len(m.weight), PIECES), -1)),
+            m.bias,
+            cores if m.weight.numel() > LARGE else None,
+        )
+        for m in maps
+    }
+
+
+@contextlib.contextmanager
+def _cores(count: int | None) -> Iterator[None]:
+    """Products are shared among so many cores inside; None changes nothing."""
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _splits(weight: Tensor) -> bool:
@@ -61,12 +88,13 @@ def _splits(weight: Tensor) -> bool:
     return plain and math.gcd(len(weight), PIECES) > 1
 
 
-def _row(pieces: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """x (..., D) through a map whose weight is in `pieces` (P, out / P, D)."""
+def _row(pieces: Tensor, bias: Tensor | None, cores: int | None, x: Tensor) -> Tensor:
+    """x (..., D) through a map whose weight is in `pieces` (P, out / P, D), on so many cores."""
     if x.numel() != pieces.shape[-1]:
         return F.linear(x, pieces.flatten(0, 1), bias)
     # the row has to stay one: with other strides torch takes a way that is five times slower
-    out = torch.bmm(pieces, x.reshape(1, -1).T.expand(len(pieces), -1, 1)).view(*x.shape[:-1], -1)
+    with _cores(cores):
+        out = torch.bmm(pieces, x.reshape(1, -1).T.expand(len(pieces), -1, 1)).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
 
 
