@@ -12,6 +12,6 @@ import os
 __version__ = "0.1.0"
 
 # Threads that wait for each other sleep instead of spinning: where two processes share the cores (a run and the app, or
-# two visitors), products are five to ten times faster; alone a product loses some 50 microseconds, which counts only for
+# two visitors), products are five to ten times faster; alone a product loses some 50 microseconds, which counts for
 # the smallest (see `generate`). OpenMP reads it when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
