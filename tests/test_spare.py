@@ -59,7 +59,7 @@ def test_what_the_run_says_goes_into_its_folder(ready, tmp_path):
     run = queue.submit(RunConfig(model=str(tmp_path / "no-such-model")))
     until(lambda: (run.folder / "exit.json").exists())
     assert run.status() == "failed"
-    assert "no-such-model" in (run.folder / "stderr.log").read_text()
+    assert "There is no model" in (run.folder / "stderr.log").read_text()
 
 
 def test_one_that_died_is_replaced_by_an_ordinary_start(ready, tmp_path, monkeypatch):

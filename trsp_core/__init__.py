@@ -1,10 +1,10 @@
 """TRSP, Two-Stage Regularization-Based Structured Pruning (arXiv:2505.18232), as a library of events.
 
 Two halves. Torch-free, imported in milliseconds: `errors`, `knobs`, `config`, `events`, `state`, `store`, `jobs`,
-`models`, `downloads`, `hub`, `forecast`, `answers`, `workbench`, `comparison`. With torch, imported only in the process
-that runs a model: `engine`, `lab`, `surgery`, `data`, `load`, `measure`, `generate`, and for the workbench's child
-`bench`, `shelf`, `columns`, `what_if`, `heads`. The interface between them is a run folder, see `store`; for the
-workbench a pipe, see `answers`.
+`spare`, `models`, `downloads`, `hub`, `forecast`, `answers`, `workbench`, `comparison`. With torch, imported only in
+the process that runs a model: `engine`, `lab`, `surgery`, `data`, `load`, `measure`, `generate`, and for the
+workbench's child `bench`, `shelf`, `columns`, `what_if`, `heads`. The interface between them is a run folder, see
+`store`; for the workbench a pipe, see `answers`.
 """
 
 import os

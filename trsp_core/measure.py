@@ -48,6 +48,7 @@ def block_losses(
 
     batches = blocks.split(_at_once(blocks))
     wide = abreast.lanes(device, len(batches))
+    wide *= 2 if sparing and wide > 1 else 1  # the lanes wait for each other half as often
     for start in range(0, len(batches), wide):
         with heads.withheld(model) if sparing else contextlib.nullcontext():
             told = abreast.run([partial(losses, b) for b in batches[start : start + wide]], device)
