@@ -19,7 +19,7 @@ PROMPT = (
     "Once upon a time, in a small town by the sea, there lived a clockmaker who repaired every clock but his own. " * 2
 )
 REMOVED = [12, 13, 14, 15, 16, 17, 18]
-NEW, REPEATS = 48, 7
+NEW, REPEATS = 48, 15
 
 
 def run() -> Iterator[Row]:

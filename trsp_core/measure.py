@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trsp_core import abreast, generate, heads, housekeeping, quantized
+from trsp_core import abreast, generate, heads, quantized
 from trsp_core.lab import next_token_loss
 
 ROWS = 64  # of logits compared at once
@@ -57,7 +57,6 @@ def block_losses(
                 with torch.inference_mode():
                     watch(logits)
             yield found
-    housekeeping.give_memory_back()
 
 
 def _at_once(blocks: Tensor) -> int:
