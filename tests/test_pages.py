@@ -570,7 +570,7 @@ def test_the_more_tabs_watch_the_less_often_each_is_drawn_again(monkeypatch):
     tabs |= {name: seen - 60 for name, seen in tabs.items()}
     assert server.beat() == 1.0
     assert len(tabs) == 1, "those that look no more are forgotten"
-    slow, fast = (fold(RunState(), [(n, n * every, Progressed(n)) for n in range(20)]) for every in (1.3, 0.1))
+    slow, fast = (fold(RunState(), [(n, n * every, Progressed(n)) for n in range(20)]) for every in (2.3, 0.1))
     assert (server.beat(slow), server.beat(fast)) == (2.0, 1.0), "no oftener than there is something new"
 
 

@@ -112,7 +112,7 @@ def beat(state: RunState | None = None) -> float:
     crowd = min(math.ceil(len(tabs) / CROWD), LONGEST_BEAT)
     times = [at for _, at, _ in state.told[-LAST:]] if state else []
     pace = statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) == LAST else 0.0
-    return float(max(crowd, min(math.ceil(pace), 3), 1))
+    return float(max(crowd, min(int(pace), 3), 1))
 
 
 def look(run: Run) -> tuple[RunState, str]:
