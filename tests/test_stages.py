@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import tiny
+from trsp_core import adapters, surgery, transfer
 from trsp_core import config as configs
-from trsp_core import surgery, transfer
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -386,3 +386,21 @@ def test_the_loss_in_parts_is_the_whole_one_with_its_gradient(model_type, rows):
     assert torch.allclose(found["parts"][1], found["whole"][1], rtol=1e-4, atol=1e-6)
     assert found["parts"][1][2] == 0
     assert all(p.grad is None for p in lab.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_an_adapter_as_one_step_is_pefts_own(kind):
+    """Values and gradients, with biases (qwen2) and without."""
+    stack, ids = surgery.find(tiny.build(kind)), tiny.ids()
+    with adapters.adapted(stack, 3, 0) as learnt:
+        with torch.no_grad():
+            for parameter in learnt:
+                parameter.normal_(std=0.1)
+        told = []
+        for _ in range(2):
+            loss = next_token_loss(stack.model(input_ids=ids, use_cache=False).logits, ids).mean()
+            told.append([loss.detach(), *torch.autograd.grad(loss, learnt)])
+            for adapter in adapters.of(stack).values():
+                adapter.__dict__.pop("forward", None)
+        for own, pefts in zip(*told, strict=True):
+            assert (own - pefts).norm() <= 1e-5 * pefts.norm() + 1e-9
