@@ -4,6 +4,7 @@ at once: a quarter less memory in training, and the same numbers."""
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor
 class EagerAdamW:
     """AdamW without weight decay over parameter groups; `backward` takes the steps. Use it as a context manager.
 
+    Args:
+        together: no parameter is stepped before `step` is called, whatever its size.
+
     Attributes:
         param_groups: dicts with `params` and `lr`, which may be changed between steps, as in torch.
     """
@@ -21,8 +25,9 @@ class EagerAdamW:
     SMALL = 2**16  # numbers; parameters of no more wait for the others and are stepped together, which is faster
     MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float):
+    def __init__(self, groups: list[dict[str, Any]], lr: float, together: bool = False):
         self.param_groups = [{"lr": lr, **group} for group in groups]
+        self._small = math.inf if together else self.SMALL
         self._own: dict[Tensor, torch.optim.Optimizer] = {}
         self._together: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
         self._held = False
@@ -32,8 +37,8 @@ class EagerAdamW:
         """While this lasts, a backward pass updates the parameters that it reaches, and drops their gradients."""
         hooks = []
         for group in self.param_groups:
-            large = [p for p in group["params"] if p.numel() > self.SMALL]
-            small = [p for p in group["params"] if p.numel() <= self.SMALL]
+            large = [p for p in group["params"] if p.numel() > self._small]
+            small = [p for p in group["params"] if p.numel() <= self._small]
             for parameters in [*([p] for p in large), *([small] if small else [])]:
                 own = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
                 for parameter in parameters:

@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import abreast, data, heads, surgery
+from trsp_core import abreast, data, heads, surgery, views
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.surgery import Stack
-from trsp_core.views import view
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -141,6 +141,22 @@ class Lab:
         moved = weights - weights.detach()  # nought, with a gradient
         return told[0] + (moved * told[1:].view_as(weights)).sum()
 
+    def lanes(self, rows: int) -> list[Lab]:
+        """This lab as several, whose passes may go side by side for a batch of `rows` blocks: on the same values, but
+        what learns gathers gradients of its own in each, which `gather` adds up. `[self]` where one pass at a time is
+        best."""
+        wide = abreast.lanes(self.device, rows)
+        return [self._lane() for _ in range(wide)] if wide > 1 else [self]
+
+    def _lane(self) -> Lab:
+        twin = copy.copy(self)
+        twin.stack = views.lane(self.stack)
+        twin.teacher = views.lane(self.teacher) if self.teacher else None
+        return twin
+
+    def gather(self, lanes: list[Lab]) -> None:
+        views.gather(self.stack, [each.stack for each in lanes])
+
     def taught_loss(
         self, ids: Tensor, share: float, joins: Callable[[], dict[int, Tensor]] | None = None
     ) -> tuple[float, Tensor]:
@@ -227,7 +243,7 @@ class Lab:
 
         layers = list(layers)
         wide = abreast.lanes(self.device, len(layers))
-        stacks = [view(self.stack) for _ in range(wide)] if wide > 1 else [self.stack]
+        stacks = [views.view(self.stack) for _ in range(wide)] if wide > 1 else [self.stack]
         for start in range(0, len(layers), wide):
             at_once = layers[start : start + wide]
             tasks = [functools.partial(loss, i, stack) for i, stack in zip(at_once, stacks, strict=False)]
@@ -249,7 +265,8 @@ class Lab:
 
         Args:
             optimizer: a torch one, or an `EagerAdamW` that is stepping.
-            loss: of a batch (B, T): the scalar to step down. It may call backward on parts of its own before.
+            loss: of a batch (B, T): the scalar to step down. It may call backward on parts of its own before, or on
+                all of it: then it has no graph.
             stage: named in the error.
             before: called with the step's number before it, to set rates.
             after: called after each step, to project parameters.
@@ -269,7 +286,8 @@ class Lab:
                         f"The loss is no longer a finite number at step {step} of {stage}.",
                         "Lower the learning rate, or the penalty, and start again; what was recorded is kept.",
                     )
-                value.backward()
+                if value.requires_grad:
+                    value.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)  # their memory is free for what happens at the yield
             if after:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from trsp_core import adapters, surgery
+from trsp_core import abreast, adapters, surgery
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.events import Event, Noted, StageTwoStepped
@@ -70,11 +71,16 @@ def transfer(
             W = kept or held.enter_context(adapters.adapted(lab.stack, config.adapter_rank, config.seed))
         optimizer = _optimizer(lab, config, W, doomed)
         held.enter_context(lab.learning(W))
+        # Gradients of all of W are too much to add up; and what is no mean over tokens has no parts.
+        labs = lab.lanes(config.batch_blocks) if config.adapter_rank and config.penalty != "sum" else [lab]
         if config.anneal:
-            held.enter_context(lab.gated(gate, "branch", doomed))
-        taps = held.enter_context(lab.tapped(_tapped(doomed, here.values(), lab.n_layers, bool(share))))
+            for each in labs:
+                held.enter_context(each.gated(gate, "branch", doomed))
+        tapped = _tapped(doomed, here.values(), lab.n_layers, bool(share))
+        taps = {each: held.enter_context(each.tapped(tapped)) for each in labs}
         if config.recompute:
-            held.enter_context(surgery.recomputed(lab.stack))
+            for each in labs:
+                held.enter_context(surgery.recomputed(each.stack))
         held.enter_context(optimizer.stepping())
         if past and past.checkpoint:
             waypoints.restore(past.checkpoint, lab.stack, optimizer)
@@ -88,37 +94,67 @@ def transfer(
             gate[doomed] = 0.0
             gate[fresh] = opening(step - span.done, config.anneal * span.steps)
             if config.anneal and doomed and not gate[doomed].any() and "shut" not in seen:
-                seen["shut"] = held.enter_context(lab.skipped(doomed))
+                seen["shut"] = [held.enter_context(each.skipped(doomed)) for each in labs]
 
-        def states() -> dict[int, Tensor]:
-            return {p: taps[lab.n_layers - 1][1] if i == lab.n_layers else taps[i][0] for p, i in here.items()}
+        def objective(lab: Lab, ids: Tensor, part: float = 1.0) -> tuple[Tensor, list[float]]:
+            """What is stepped down, of `part` of a batch; and L_LM, the penalty and the relative gaps, for the record."""
+            at = taps[lab]
 
-        def loss(ids: Tensor) -> Tensor:
-            seen["lm"], lm = lab.taught_loss(ids, share, states if config.distil_from == "states" else None)
-            terms = [penalty(*taps[i], config.penalty) for i in doomed]
-            total = torch.stack(terms).sum() if terms else lm.new_zeros(())
-            seen["penalty"] = total.item()
-            seen["gaps"] = [relative_gap(*taps[i]) for i in doomed]
+            def states() -> dict[int, Tensor]:
+                return {p: at[lab.n_layers - 1][1] if i == lab.n_layers else at[i][0] for p, i in here.items()}
+
+            lm, loss = lab.taught_loss(ids, share, states if config.distil_from == "states" else None)
+            terms = [penalty(*at[i], config.penalty) for i in doomed]
+            total = torch.stack(terms).sum() if terms else loss.new_zeros(())
+            told = [lm, total.item(), *(relative_gap(*at[i]) for i in doomed)]
             if seen["lambda_2"] == 0 or not doomed or "shut" in seen:
-                return lm
+                return loss, told
             if config.penalty_reach == "model":
-                return lm + seen["lambda_2"] * total
+                return loss + seen["lambda_2"] * total, told
             for i, term in zip(doomed, terms, strict=True):
                 own = [p for p in lab.stack.layers[i].parameters() if p.requires_grad]
                 with optimizer.held():
-                    torch.autograd.backward(seen["lambda_2"] * term, inputs=own, retain_graph=True)
+                    torch.autograd.backward(part * seen["lambda_2"] * term, inputs=own, retain_graph=True)
             # The penalty has reached its layers; adding it here as a constant shows NaN without moving anything.
-            return lm + 0.0 * total.detach()
+            return loss + 0.0 * total.detach(), told
+
+        def loss(ids: Tensor) -> Tensor:
+            if len(labs) > 1:
+                value, told = in_lanes(lab, labs, objective, ids)
+            else:
+                value, told = objective(lab, ids)
+            seen["lm"], seen["penalty"], *seen["gaps"] = told
+            return value
 
         how = {"before": before, "first": done + 1, "skip": done}
         for step in lab.fit(optimizer, loss, span.done + span.steps - done, config.seed * 1009, "stage 2", **how):
-            taps.clear()
+            for at in taps.values():
+                at.clear()
             rate = (config.adapter_lr if config.adapter_rank else config.stage2_lr) * seen["factor"]
             yield StageTwoStepped(step, seen["lm"], seen["penalty"], seen["lambda_2"], rate, seen["gaps"])
             if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, optimizer)):
                 yield Noted(refusal)
         if config.adapter_rank and not kept:
             adapters.merge(lab.stack)
+
+
+def in_lanes(
+    lab: Lab, labs: list[Lab], objective: Callable[..., tuple[Tensor, list[float]]], ids: Tensor
+) -> tuple[Tensor, list[float]]:
+    """`objective` of a batch (B, T) without its graph, since all of it has gone back already: a few rows in each of
+    `labs`, side by side."""
+
+    def part(each: Lab, rows: Tensor) -> Tensor:
+        share = len(rows) / len(ids)
+        with torch.enable_grad():
+            loss, told = objective(each, rows, share)
+            (share * loss).backward()
+        return share * torch.tensor([loss.item(), *told], dtype=torch.float64)
+
+    tasks = [partial(part, each, rows) for each, rows in zip(labs, ids.chunk(len(labs)), strict=False)]
+    value, *told = torch.stack(abreast.run(tasks, lab.device)).sum(0)
+    lab.gather(labs)
+    return value, [number.item() for number in told]
 
 
 def _optimizer(lab: Lab, config: RunConfig, W: list[nn.Parameter], doomed: list[int]) -> EagerAdamW:
@@ -129,7 +165,7 @@ def _optimizer(lab: Lab, config: RunConfig, W: list[nn.Parameter], doomed: list[
         {"params": [p for p in W if id(p) not in outputs], "base": base},
         {"params": [p for p in W if id(p) in outputs], "base": base * config.output_rate},
     ]
-    return EagerAdamW([g for g in groups if g["params"]], lr=base)
+    return EagerAdamW([g for g in groups if g["params"]], base, together=bool(config.adapter_rank))
 
 
 def _joins(chosen: list[int], n_layers: int) -> list[int]:

@@ -6,9 +6,33 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trsp_core.surgery import Stack
+
+
+def lane(stack: Stack) -> Stack:
+    """A `view` that gathers gradients of its own: what learns in `stack` is a parameter of its own here, with the same
+    values in the same memory."""
+    found = view(stack)
+    twins: dict[Tensor, nn.Parameter] = {}
+    for module in found.model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                twin = twins.setdefault(parameter, nn.Parameter(parameter.detach()))
+                module._parameters[name] = twin
+    return found
+
+
+def gather(stack: Stack, lanes: list[Stack]) -> None:
+    """Add the gradients of `lanes` to those of `stack`, in order, and drop them there."""
+    with torch.no_grad():
+        for parameter, *parts in zip(*(one.model.parameters() for one in (stack, *lanes)), strict=True):
+            for part in parts:
+                if part is not parameter and part.grad is not None:
+                    parameter.grad = part.grad if parameter.grad is None else parameter.grad.add_(part.grad)
+                    part.grad = None
 
 
 def view(stack: Stack) -> Stack:
