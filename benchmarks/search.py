@@ -4,7 +4,7 @@ The choices have to be the same. Default model, 512 tokens; each round is timed 
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +29,7 @@ TEXT = {
 
 
 def run() -> Iterator[Row]:
-    """A row each; the spread is that of the rounds."""
+    """A row each: the ratio is that of all rounds together, the spread that of single ones."""
     model, tokenizer = load.load(MODEL, device="cpu")
     model.requires_grad_(False)
     config = configs.from_values({**TEXT, "stage1_steps": STEPS})
@@ -43,17 +43,18 @@ def sleb(lab: Lab) -> Row:
     (ids,) = lab.sample(lab.config)
     chosen: list[int] = []
     times: list[tuple[float, float]] = []
+    search = lab.search([ids], rounds=ROUNDS)
     for _ in range(ROUNDS):
         free = lab.candidates(lab.config, chosen)
         naive, slow = timed(lambda free=free: {i: textbook_loss(lab.stack, [*chosen, i], ids) for i in free})
-        ours, fast = timed(lambda free=free: dict(lab.losses_without_each(free, chosen, ids)))
+        ours, fast = timed(lambda free=free: dict(search.losses(free, chosen, bounds=bool(chosen))))
         best = [min(free, key=lambda i, of=of: of[i]) for of in (naive, ours)]
         if best[0] != best[1]:
             raise RuntimeError(f"the searches differ after {chosen}: {best}")
         chosen.append(best[0])
         times.append((slow, fast))
-    facts = {"layers": chosen, **totals(times), "tokens": ids.numel(), "threads": torch.get_num_threads()}
-    return row("SLEB: naive search over ours", [slow / fast for slow, fast in times], 2.5, "higher", **facts)
+    facts = {"layers": chosen, "tokens": ids.numel(), "threads": torch.get_num_threads()}
+    return whole("SLEB: naive search over ours", times, 2.5, **facts)
 
 
 def textbook_loss(stack: Stack, removed: list[int], ids: torch.Tensor) -> float:
@@ -87,9 +88,9 @@ def stage_one(lab: Lab) -> Iterator[Row]:
         raise RuntimeError(f"the choices differ: {chosen}")
     for name in ("plain", "unfrozen"):
         times = list(zip(rounds[name], rounds["ours"], strict=True))
-        facts = {"layers": chosen["ours"], **totals(times), "steps_a_round": STEPS}
+        facts = {"layers": chosen["ours"], "steps_a_round": STEPS}
         aim = 1.5 if name == "plain" else None
-        yield row(f"stage 1, whole: {name} rounds over ours", [a / b for a, b in times], aim, "higher", **facts)
+        yield whole(f"stage 1, whole: {name} rounds over ours", times, aim, **facts)
 
 
 def _steps(
@@ -114,6 +115,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.perf_counter() - began
 
 
-def totals(times: list[tuple[float, float]]) -> dict[str, float]:
-    slow, fast = (round(sum(part), 2) for part in zip(*times, strict=True))
-    return {"seconds_theirs": slow, "seconds_ours": fast, "ratio_of_sums": round(statistics.fmean([slow / fast]), 3)}
+def whole(name: str, times: list[tuple[float, float]], aim: float | None, **facts: Any) -> Row:
+    """A row of a search, from the seconds of each round, theirs and ours."""
+    theirs, ours = (sum(part) for part in zip(*times, strict=True))
+    facts |= {"seconds_theirs": round(theirs, 2), "seconds_ours": round(ours, 2)}
+    told = row(name, [a / b for a, b in times], aim, "higher", **facts)
+    return dataclasses.replace(told, ratio=round(theirs / ours, 3))

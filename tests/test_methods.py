@@ -10,7 +10,7 @@ import torch
 
 from tests import tiny
 from trsp_core import config as configs
-from trsp_core import methods, surgery
+from trsp_core import methods, search, surgery
 from trsp_core.errors import TrspError
 from trsp_core.events import LayerChosen, LayersScored, Noted, Progressed, StageOneStepped
 from trsp_core.lab import Lab
@@ -211,14 +211,44 @@ def test_magnitude_by_hand():
     assert chosen == [4]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "opt"])
-def test_losses_that_reuse_the_way_up_equal_the_whole_way(model_type):
+@pytest.mark.parametrize("room", [2**29, 2**18, 1], ids=["every layer", "some", "few"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "opt", "qwen2"])
+def test_a_search_that_reuses_what_holds_equals_whole_passes(monkeypatch, model_type, room):
+    """Also where layers come back, or two go at once; over batches of different widths; however little is kept."""
+    monkeypatch.setattr(search, "SEARCH_ROOM", room)
     lab, _ = lab_of("sleb", tiny.build(model_type, n_layers=DEPTH))
-    ids = tiny.ids()
-    for removed in ([], [3], [1, 4]):
+    batches = [tiny.ids(3), tiny.ids(1, seed=5)]
+    looking = lab.search(batches, rounds=5)
+    for removed in ([], [3], [3, 1], [3, 1, 4], [0, 3], [0, 3, 2, DEPTH - 1]):
         free = [i for i in range(DEPTH) if i not in removed]
-        got = dict(lab.losses_without_each(free, removed, ids))
-        assert got == pytest.approx({i: lab.loss_without([*removed, i], ids) for i in free}, rel=1e-6)
+        got = dict(looking.losses(free, removed))
+        costs = {i: [lab.loss_without([*removed, i], ids) for ids in batches] for i in free}
+        assert got == pytest.approx({i: (3 * a + b) / 4 for i, (a, b) in costs.items()}, rel=1e-6)
+    assert all(len(states) <= DEPTH for ways in looking._ways for states in ways.values())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi", "gemma2"])
+def test_bounds_are_below_the_loss_and_the_lowest_two_are_losses(monkeypatch, model_type):
+    """phi's head has a bias; gemma2's logits are no plain projection, and are told whole."""
+    monkeypatch.setattr(search, "AT_ONCE", 20)  # of 128
+    lab, _ = lab_of("sleb", tiny.build(model_type, n_layers=DEPTH))
+    ids, looking = tiny.ids(3), lab.search([tiny.ids(3)], rounds=3)
+    for removed in ([], [3], [3, 0]):
+        free = [i for i in range(DEPTH) if i not in removed]
+        words: dict[int, list[float]] = {i: [] for i in free}
+        for i, loss in looking.losses(free, removed, bounds=True):
+            words[i].append(loss)
+        losses = {i: lab.loss_without([*removed, i], ids) for i in free}
+        assert all(a <= b for told in words.values() for a, b in itertools.pairwise(told))
+        last = {i: told[-1] for i, told in words.items()}
+        assert all(last[i] <= losses[i] + 1e-5 for i in free)
+        lowest = sorted(free, key=last.__getitem__)[:2]
+        assert lowest == sorted(free, key=losses.__getitem__)[:2]
+        assert [last[i] for i in lowest] == pytest.approx([losses[i] for i in lowest], rel=1e-6)
+        if model_type == "gemma2":
+            assert all(len(told) == 1 for told in words.values())
+        else:
+            assert any(len(told) < 7 for told in words.values()), "no candidate was given up early"
 
 
 def test_sleb_is_the_naive_greedy_search():

@@ -423,7 +423,7 @@ def test_an_adapter_as_one_step_is_pefts_own(kind):
     ids=str,
 )
 def test_adapters_learn_in_lanes_what_they_learn_in_one_pass(monkeypatch, settings):
-    """Three blocks a step, so that the lanes differ in width; of large adapters too none is stepped by one lane alone."""
+    """Three blocks a step, so that lanes differ in width; of large adapters too none is stepped by one lane alone."""
     cores = torch.get_num_threads()
     settings = {"batch_blocks": 3, "adapter_rank": 2, "lambda_2": 2.0} | settings
     kind, found = settings.pop("model_type", "llama"), []
@@ -451,25 +451,25 @@ def test_adapters_learn_in_lanes_what_they_learn_in_one_pass(monkeypatch, settin
         assert (learnt[name] - value).norm() <= 2e-2 * value.norm(), name
 
 
-def test_lanes_end_the_same_whichever_is_first(monkeypatch):
+@pytest.mark.parametrize("slow", [0, 1])
+def test_lanes_end_the_same_whichever_is_first(monkeypatch, slow):
     """Gradients are added up in order, so a run can be repeated to the bit."""
-    cores = torch.get_num_threads()
+    cores, run = torch.get_num_threads(), abreast.run
+
+    def late(task):
+        time.sleep(0.05)
+        return task()
+
+    def one_late(tasks, device):
+        return run([partial(late, t) if i == slow else t for i, t in enumerate(tasks)], device)
+
     torch.set_num_threads(2)
     try:
         ends = []
-        for slow in (0, 1):
-            run = abreast.run
-            late = lambda task: (time.sleep(0.05), task())[1]  # noqa: E731
-            monkeypatch.setattr(
-                transfer.abreast,
-                "run",
-                lambda tasks, device, slow=slow: run(
-                    [partial(late, t) if i == slow else t for i, t in enumerate(tasks)], device
-                ),
-            )
+        for how in (run, one_late):
+            monkeypatch.setattr(abreast, "run", how)
             lab, config = lab_of(adapter_rank=2, lambda_2=2.0)
             drain(transfer.transfer(lab, config, [1, 3]))
-            monkeypatch.undo()
             ends.append([p.detach() for p in lab.model.parameters()])
         assert all(map(torch.equal, *ends))
     finally:

@@ -148,7 +148,7 @@ class _Cost:
         penalty's own way back, the teacher's way forward."""
         c = self.config
         local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
-        own = 2.4 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
+        own = 2.0 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
         deep = self.step(own + local, 0, not c.adapter_rank)
         short = self.step(own, self.removed, not c.adapter_rank)
         at_depth = 0.0 if c.control == "delete_first" else c.anneal or 1.0
@@ -238,8 +238,12 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     elif learns:
         learnt = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers  # in and out of a layer's maps
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
+    states = 0.0
+    if methods.get(config.method).passes.keeps:
+        scored = config.score_blocks * config.block_length * facts.width * size
+        states = min(methods.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
     kept = facts.parameters * 2 if packed and config.save_model and config.save_as == "merged" else 0
-    return int(BASE + weights + teacher + twins + max(learnt + activations + logits, kept))
+    return int(BASE + weights + teacher + twins + max(learnt + activations + logits, states + logits, kept))
 
 
 def check_memory(expected: Forecast) -> None:

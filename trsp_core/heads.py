@@ -97,12 +97,49 @@ def taught(model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, shar
 def nats(model: nn.Module, ids: Tensor) -> Tensor:
     """Nats of each predicted token (B, T - 1) of `ids` (B, T), by a model whose head is `withheld`, without gradients:
     `lab.next_token_loss` with a slice of logits at a time."""
-    states, head = _before_head(model, ids)
-    targets, found = ids[:, 1:].flatten(), []
-    for rows, wanted in zip(states.split(READ), targets.split(READ), strict=True):
-        norms = [part.logsumexp(-1) for part in _logits(rows, head.weight, head.bias)]
-        found.append(torch.stack(norms).logsumexp(0) - _logit(rows, head.weight, head.bias, wanted))
+    return nats_given(model, model(input_ids=ids, use_cache=False).logits, ids)
+
+
+def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
+    """`nats` from what the head is given (B, T, D)."""
+    head, found = head_of(model), []
+    assert head is not None
+    rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    for some, wanted in zip(rows.split(READ), targets.split(READ), strict=True):
+        norms = [part.logsumexp(-1) for part in _logits(some, head.weight, head.bias)]
+        found.append(torch.stack(norms).logsumexp(0) - _logit(some, head.weight, head.bias, wanted))
     return torch.cat(found).view(len(ids), -1)
+
+
+class Bound:
+    """The mean nats of `ids` (B, T) from below, given what the head is (B, T, D): over some tokens of the vocabulary
+    alone it is too low, since fewer exponentials are summed, and rises as `read` adds more. Over all it is the loss."""
+
+    def __init__(self, model: nn.Module, states: Tensor, ids: Tensor):
+        head = head_of(model)
+        assert head is not None
+        self._weight, self._bias, self._rows = head.weight, head.bias, states[:, :-1].flatten(0, 1)
+        self._wanted = _logit(self._rows, self._weight, self._bias, ids[:, 1:].flatten())
+        self._norms = torch.full_like(self._wanted, -torch.inf)
+
+    def read(self, tokens: Tensor) -> None:
+        """Add `tokens` (N,) of the vocabulary, each of them once."""
+        for some in tokens.split(_size(self._weight, 0)):
+            logits = F.linear(self._rows, self._weight[some], None if self._bias is None else self._bias[some])
+            self._norms = torch.logaddexp(self._norms, logits.float().logsumexp(-1))
+
+    @property
+    def nats(self) -> float:
+        return (self._norms - self._wanted).double().mean().item()
+
+
+def likeliest(model: nn.Module, states: Tensor) -> Tensor:
+    """All V tokens of the vocabulary, those first that get the most of exp(logit) in sum, given what the head is
+    (B, T, D)."""
+    head = head_of(model)
+    assert head is not None
+    sums = [part.logsumexp(0) for part in _logits(states.flatten(0, 1), head.weight, head.bias)]
+    return torch.cat(sums).argsort(descending=True)
 
 
 def _before_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, nn.Linear]:

@@ -17,6 +17,7 @@ from trsp_core import abreast, data, heads, surgery, views
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
+from trsp_core.search import Search
 from trsp_core.surgery import Stack
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Lab:
 
     def lm_loss(self, ids: Tensor) -> Tensor:
         """L_LM: mean nats per predicted token of `ids` (B, T)."""
-        with self._withheld(self.model):
+        with self.withheld(self.model):
             return self._lm_loss(ids)
 
     def _lm_loss(self, ids: Tensor) -> Tensor:
@@ -114,8 +115,8 @@ class Lab:
             return heads.taught(self.model, ids)[1]
         return next_token_loss(self.model(input_ids=ids, use_cache=False).logits, ids).mean()
 
-    def _withheld(self, *models: nn.Module) -> AbstractContextManager[Any]:
-        """Heads hand on what they are given inside, if their projection is all there is."""
+    def withheld(self, *models: nn.Module) -> AbstractContextManager[Any]:
+        """Heads hand on what they are given inside, (B, T, D), if their projection is all there is."""
         held = contextlib.ExitStack()
         for model in models if self.projects else ():
             held.enter_context(heads.withheld(model))
@@ -135,7 +136,7 @@ class Lab:
                 (gradient,) = torch.autograd.grad(loss, weights)
             return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
 
-        with self._withheld(self.model):
+        with self.withheld(self.model):
             parts = abreast.run([functools.partial(part, rows) for rows in ids.chunk(wide)], self.device)
         told = torch.stack(parts).sum(0)
         moved = weights - weights.detach()  # nought, with a gradient
@@ -172,7 +173,7 @@ class Lab:
             lm = self.lm_loss(ids)
             return lm.item(), lm
         if self.projects and not joins:
-            with self._withheld(self.model, self.teacher.model):
+            with self.withheld(self.model, self.teacher.model):
                 lm, loss = heads.taught(self.model, ids, self.teacher.model, share)
             return lm.item(), loss
         logits = self.model(input_ids=ids, use_cache=False).logits
@@ -216,38 +217,18 @@ class Lab:
 
     def loss_without(self, layers: Collection[int], ids: Tensor) -> float:
         """L_LM on `ids` (B, T) with `layers` skipped."""
-        with torch.inference_mode(), self.skipped(layers):
-            return self._nats(self.model, ids)
+        with torch.inference_mode(), self.skipped(layers), self.withheld(self.model):
+            return self.loss_given(self.model(input_ids=ids, use_cache=False).logits, ids)
 
-    def _nats(self, model: nn.Module, ids: Tensor) -> float:
-        """L_LM on `ids` (B, T), of this model or a view of it; no gradients."""
-        if self.projects:
-            with self._withheld(model):
-                return heads.nats(model, ids).mean().item()
-        return next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).mean().item()
+    def loss_given(self, states: Tensor, ids: Tensor) -> float:
+        """L_LM on `ids` (B, T), from what a head that is `withheld` is given (B, T, D), or where none can be from the
+        logits (B, T, V); without gradients."""
+        nats = heads.nats_given(self.model, states, ids) if self.projects else next_token_loss(states, ids)
+        return nats.mean().item()
 
-    def losses_without_each(
-        self, layers: Sequence[int], removed: Collection[int], ids: Tensor
-    ) -> Iterator[tuple[int, float]]:
-        """`(i, L_LM on ids with removed and i skipped)` for each i of `layers`. The way up to layer i is the same
-        for all that lie above it, so it is computed once: each loss costs the layers above i alone. A few go side by
-        side."""
-        with torch.inference_mode(), self.skipped(removed), self.tapped(layers) as taps, self._withheld(self.model):
-            self.model(input_ids=ids, use_cache=False)
-            entering = {i: taps[i][0] for i in layers}
-
-        def loss(layer: int, stack: Stack) -> float:
-            skipped = surgery.skipped(stack, {*range(layer + 1), *removed}, {layer: entering[layer]})
-            with torch.inference_mode(), skipped:
-                return self._nats(stack.model, ids)
-
-        layers = list(layers)
-        wide = abreast.lanes(self.device, len(layers))
-        stacks = [views.view(self.stack) for _ in range(wide)] if wide > 1 else [self.stack]
-        for start in range(0, len(layers), wide):
-            at_once = layers[start : start + wide]
-            tasks = [functools.partial(loss, i, stack) for i, stack in zip(at_once, stacks, strict=False)]
-            yield from zip(at_once, abreast.run(tasks, self.device), strict=True)
+    def search(self, batches: Sequence[Tensor], rounds: int = 1) -> Search:
+        """The losses of `batches` (B, T) without each layer, for a greedy search of so many rounds."""
+        return Search(self, batches, rounds)
 
     def fit(
         self,

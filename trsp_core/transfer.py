@@ -97,7 +97,7 @@ def transfer(
                 seen["shut"] = [held.enter_context(each.skipped(doomed)) for each in labs]
 
         def objective(lab: Lab, ids: Tensor, part: float = 1.0) -> tuple[Tensor, list[float]]:
-            """What is stepped down, of `part` of a batch; and L_LM, the penalty and the relative gaps, for the record."""
+            """What is stepped down, of `part` of a batch; for the record L_LM, the penalty and the relative gaps."""
             at = taps[lab]
 
             def states() -> dict[int, Tensor]:

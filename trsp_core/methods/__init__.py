@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Narrowing = Generator[Event, None, tuple[list[nn.Module], dict[str, int]]]
     Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
 
+SEARCH_ROOM = 2**29  # bytes of hidden states that a search may keep from round to round
 UNITS = 100  # of the choosing phase for a method that scores: `Progressed` tells hundredths
 
 
@@ -39,12 +40,14 @@ class Passes:
         once, each_layer, each_pair: passes over the scored blocks: in all, for each of the L layers, and for each of
             the L layers in each of the K rounds.
         pool: passes over all calibration blocks.
+        keeps: hidden states of the scored blocks are kept, up to `SEARCH_ROOM`.
     """
 
     once: float = 0.0
     each_layer: float = 0.0
     each_pair: float = 0.0
     pool: float = 0.0
+    keeps: bool = False
 
     def over_sample(self, n_layers: int, count: int) -> float:
         """Passes over the scored blocks for K = `count` of L = `n_layers`."""

@@ -13,13 +13,10 @@ from trsp_core.methods import Method, Passes, pick_all, progressed
 
 def choose(lab, config, count):
     """The K layers of lowest loss when left out alone."""
-    free, batches = lab.unprotected(config), lab.sample(config)
-    tokens, scores, done = sum(ids.numel() for ids in batches), [0.0] * lab.n_layers, 0
-    for ids in batches:
-        for layer, loss in lab.losses_without_each(free, [], ids):
-            scores[layer] += loss * ids.numel() / tokens
-            done += 1
-            yield progressed(done, len(free) * len(batches))
+    free, scores = lab.unprotected(config), [0.0] * lab.n_layers
+    for done, (layer, loss) in enumerate(lab.search(lab.sample(config)).losses(free, []), 1):
+        scores[layer] = loss
+        yield progressed(done, len(free))
     return (yield from pick_all(lab, config, "oneshot_ppl", scores, count))
 
 

@@ -3,7 +3,7 @@
     repeat K times:  P gets the candidate i with the smallest  L_LM(W without P and i; X)
 
 Greedy, so a layer is judged beside the removals made before it. The original computes every candidate from the input
-up; here the way up to the candidate is computed once a round.
+up; `search` computes nothing twice, and stops at a bound where a candidate cannot be the best.
 """
 
 from __future__ import annotations
@@ -13,18 +13,13 @@ from trsp_core.methods import Method, Passes, pick, progressed, tell
 
 def choose(lab, config, count):
     """P in order of choice. The first round's losses are told as scores."""
-    batches = lab.sample(config)
-    tokens, chosen, done = sum(ids.numel() for ids in batches), [], 0
+    chosen, search = [], lab.search(lab.sample(config), rounds=count)
     for round_ in range(1, count + 1):
         free = lab.candidates(config, chosen)
         scores = [float("nan")] * lab.n_layers
-        for i in free:
-            scores[i] = 0.0
-        for ids in batches:
-            for layer, loss in lab.losses_without_each(free, chosen, ids):
-                scores[layer] += loss * ids.numel() / tokens
-                done += 1 / (len(free) * len(batches))
-                yield progressed(done, count)
+        for done, (layer, loss) in enumerate(search.losses(free, chosen, bounds=round_ > 1), 1):
+            scores[layer] = loss
+            yield progressed(round_ - 1 + min(done / len(free), 1), count)
         if round_ == 1:
             yield from tell(lab, config, "sleb", scores)
         yield pick(lab, config, scores, chosen, round_)
@@ -37,5 +32,5 @@ METHOD = Method(
     paper="SLEB: Streamlining LLMs through Redundancy Verification and Elimination, arXiv:2402.09025",
     summary="One layer at a time, the one whose removal raises the loss least beside those already gone.",
     choose=choose,
-    passes=Passes(each_pair=0.5),
+    passes=Passes(each_layer=0.25, each_pair=0.33, keeps=True),
 )
