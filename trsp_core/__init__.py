@@ -2,8 +2,8 @@
 
 Two halves. Torch-free, imported in milliseconds: `errors`, `knobs`, `config`, `events`, `state`, `store`, `jobs`,
 `spare`, `models`, `downloads`, `hub`, `forecast`, `answers`, `workbench`, `comparison`. With torch, imported only in
-the process that runs a model: `engine`, `lab`, `surgery`, `data`, `load`, `measure`, `generate`, and for the
-workbench's child `bench`, `shelf`, `columns`, `what_if`, `heads`. The interface between them is a run folder, see
+the process that runs a model: `engine`, `lab`, `surgery`, `search`, `data`, `load`, `measure`, `generate`, and for
+the workbench's child `bench`, `shelf`, `columns`, `what_if`, `heads`. The interface between them is a run folder, see
 `store`; for the workbench a pipe, see `answers`.
 """
 

@@ -224,7 +224,7 @@ class Lab:
         """L_LM on `ids` (B, T), from what a head that is `withheld` is given (B, T, D), or where none can be from the
         logits (B, T, V); without gradients."""
         nats = heads.nats_given(self.model, states, ids) if self.projects else next_token_loss(states, ids)
-        return nats.mean().item()
+        return nats.double().mean().item()
 
     def search(self, batches: Sequence[Tensor], rounds: int = 1) -> Search:
         """The losses of `batches` (B, T) without each layer, for a greedy search of so many rounds."""
