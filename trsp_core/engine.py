@@ -37,6 +37,7 @@ from trsp_core import (
     proof,
     quantized,
     surgery,
+    what_if,
 )
 from trsp_core import config as configs
 from trsp_core import events as ev
@@ -93,7 +94,7 @@ def execute(
             twin = copy.deepcopy(model)
             lab.teacher = dataclasses.replace(stack, model=twin, parent=_twin_of(stack.parent, model, twin))
         if config.stage2_steps and not first and "importance" not in past.done:
-            yield from _weighed(config, lab, texts, "dense", "importance")
+            yield from _weighed(config, stack, texts, "dense", "importance")
 
         method = methods.get(config.method)
         count, chosen = configs.layers_to_remove(config.ratio, lab.n_layers), []
@@ -138,7 +139,7 @@ def execute(
         if config.stage2_steps and not first and "trained" not in past.done:
             yield from _measured(config, lab, texts, tokenizer, reference, ("trained",), sample=False)
         if config.stage2_steps and not first and "importance after" not in past.done:
-            yield from _weighed(config, lab, texts, "trained", "importance after")
+            yield from _weighed(config, stack, texts, "trained", "importance after")
 
         before = _size(stack)
         with cut():
@@ -266,15 +267,19 @@ def _measured(
             yield ev.TextGenerated(state, config.prompt, text)
 
 
-def _weighed(config: RunConfig, lab: Lab, texts: data.Texts, state: str, phase: str) -> Iterator[Event]:
-    """How much the loss rises without each layer alone, on the first measured blocks of the calibration domain."""
-    blocks = texts.measure["calibration"][: config.importance_blocks].to(lab.device)
+def _weighed(config: RunConfig, stack: Stack, texts: data.Texts, state: str, phase: str) -> Iterator[Event]:
+    """How much the loss rises without each layer alone, on the first measured blocks of the calibration domain; from
+    the top down, so that what lies below a layer is computed once."""
+    blocks = texts.measure["calibration"][: config.importance_blocks]
     if not len(blocks):
         return
-    yield ev.PhaseStarted(phase, lab.n_layers)
-    dense, rises = lab.loss_without([], blocks), [0.0] * lab.n_layers
-    for done, (layer, loss) in enumerate(lab.search([blocks]).losses(range(lab.n_layers), []), 1):
-        rises[layer] = loss - dense
+    n_layers = len(stack.layers)
+    yield ev.PhaseStarted(phase, n_layers)
+    path = what_if.Path(stack, blocks.to(next(stack.model.parameters()).device))
+    dense = path.figures(frozenset()).loss
+    rises = [0.0] * n_layers
+    for done, layer in enumerate(reversed(range(n_layers)), 1):
+        rises[layer] = path.figures(frozenset([layer])).loss - dense
         yield ev.Progressed(done)
     tokens = blocks.shape[0] * (blocks.shape[1] - 1)
     yield ev.ImportanceMeasured(state, rises, dense, texts.names["calibration"], len(blocks), tokens)

@@ -46,9 +46,7 @@ class Search:
         self._vocabulary: Sequence[Tensor] = ()  # the likeliest tokens first
         tokens = sum(ids.numel() for ids in batches)
         self._shares = [ids.numel() / tokens for ids in batches]
-        state = tokens * lab.stack.text_config.hidden_size * next(lab.model.parameters()).element_size()
-        pairs = lab.n_layers**2 / 2  # of a candidate and a layer above it
-        self._every = math.ceil(pairs * state / SEARCH_ROOM) if rounds > 1 else lab.n_layers
+        self._rounds, self._every = rounds, lab.n_layers  # of the layers' states one in so many is kept
 
     def losses(
         self, layers: Sequence[int], removed: Collection[int], bounds: bool = False
@@ -61,6 +59,9 @@ class Search:
         lab, batches = self._lab, self._batches
         self._drop(set(removed))
         dense = [self._climb(lab.stack, ways, None, ids) for ids, ways in zip(batches, self._ways, strict=True)]
+        if self._rounds > 1:
+            state = sum(x.nbytes for ways in self._ways for x in list(ways[None].values())[-1:])
+            self._every = math.ceil(max(state, 1) * lab.n_layers**2 / 2 / SEARCH_ROOM)  # a candidate, a layer above it
         if bounds and lab.projects and not self._vocabulary:
             with torch.inference_mode():
                 self._vocabulary = heads.likeliest(lab.model, dense[0]).split(AT_ONCE)
