@@ -27,7 +27,7 @@ def run() -> Iterator[Row]:
     model, tokenizer = load.load(MODEL, device="cpu")
     whole = Model(MODEL, find(model), tokenizer, 0, 0, 0.0)
     thin = without(whole, REMOVED)
-    shelf = Shelf()
+    shelf = Shelf(device="cpu")
     shelf.models[MODEL] = whole
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids[:, :40]
     to_generate, to_dense, first, rates = [], [], [], []

@@ -7,7 +7,6 @@ back to the layer weights or adapters, a third for the gradients of W. The optim
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +32,8 @@ def run() -> Iterator[Row]:
     model, tokenizer = load.load(MODEL, device="cpu")
     config = configs.from_values(TEXT | {"stage1_steps": STEPS, "stage2_steps": STEPS})
     texts = data.prepare(config, tokenizer)
-    found = timed(surgery.find(model), config, texts.calibration, texts.measure["calibration"], measure.matrix_rate)
+    blocks, measured = texts.calibration, texts.measure["calibration"]
+    found = dict(timed(surgery.find(model), config, blocks, measured, measure.matrix_rate))
     plain = textbook(MODEL, texts.calibration)
     aims = {"stage 1": 0.8, "stage 2": 0.8, "perplexity": 0.85}
     facts = {"tokens": 4 * LENGTH, "threads": torch.get_num_threads()}
@@ -49,8 +49,9 @@ def run() -> Iterator[Row]:
 
 def timed(
     stack: Stack, config: configs.RunConfig, blocks: torch.Tensor, measured: torch.Tensor, rate: Callable[[], float]
-) -> dict[str, list[tuple[float, float]]]:
-    """By kind of step: of each, the share of the matrix rate and the seconds. The weights are put back.
+) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Each kind of step, and of each step the share of the matrix rate and the seconds. The last kind, on all of W,
+    changes the weights; packed ones have none to learn.
 
     Args:
         rate: GFLOP/s of matrix products in the number format at hand, measured when it is called.
@@ -62,18 +63,15 @@ def timed(
     kinds: dict[str, Any] = {
         "stage 1": lambda: trsp.choose(lab, config, 1),
         "stage 2, LoRA": lambda: transfer(lab, adapted, chosen),
-        "stage 2": lambda: transfer(lab, config, chosen),
         "perplexity": lambda: (list(measure.block_losses(stack.model, measured)) for _ in range(STEPS)),
+        "stage 2": lambda: transfer(lab, config, chosen),
     }
     if getattr(stack.model, "is_quantized", False):
         del kinds["stage 2"]
-    found = {}
     for name, make in kinds.items():
         ids = measured if name == "perplexity" else blocks[: config.batch_blocks]
         needed = operations(stack, ids.numel(), ids.shape[1]) * PASSES[name] / 1e9
-        with surgery.restored(stack.model) if name == "stage 2" else contextlib.nullcontext():
-            found[name] = [(needed / (seconds * gflops), seconds) for seconds, gflops in _each(make(), rate)]
-    return found
+        yield name, [(needed / (seconds * gflops), seconds) for seconds, gflops in _each(make(), rate)]
 
 
 def _each(steps: Any, rate: Callable[[], float]) -> Iterator[tuple[float, float]]:

@@ -36,13 +36,23 @@ def plain(model, ids, teacher=None, share=0.0):
     return lm, (1 - share) * lm + share * F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
+@pytest.fixture(params=[False, True], ids=["in slices", "whole rows"])
+def whole(request, monkeypatch) -> bool:
+    """Logits in slices of the vocabulary, as on a CPU, and in whole rows, as on a GPU; a few rows at once."""
+    monkeypatch.setattr(heads, "SLICE", 40)
+    monkeypatch.setattr(heads, "READ", 16)
+    if request.param:
+        monkeypatch.setattr(heads, "_whole", lambda table: True)
+        monkeypatch.setattr(heads, "ROOM", 9 * 4 * tiny.V)
+    return request.param
+
+
 @pytest.mark.parametrize("rows", [5, 128])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_values_and_gradients_are_those_of_the_plain_loss(monkeypatch, rows, tied, bias, share):
+def test_values_and_gradients_are_those_of_the_plain_loss(monkeypatch, whole, rows, tied, bias, share):
     monkeypatch.setattr(heads, "ROWS", rows)
-    monkeypatch.setattr(heads, "SLICE", 40)
     model, teacher, ids = built(torch.float32, bias, tied), built(torch.float32, seed=1), tiny.ids(3, 14)
     assert heads.projects(model, ids)
     found, wanted = taught(model, ids, teacher, share), plain(model, ids, teacher, share)
@@ -85,7 +95,7 @@ def test_a_head_that_does_more_than_project_is_seen():
     assert not heads.projects(model, ids)
 
 
-def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_loss():
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_loss(whole):
     ids, exact = tiny.ids(3, 14), built(torch.float64)
     truth = plain(exact, ids)[0].item()
     half = built(torch.bfloat16)
@@ -95,10 +105,9 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_loss():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gradient_before_a_frozen_head_needs_no_logits_at_all(monkeypatch, bias, dtype):
+def test_the_gradient_before_a_frozen_head_needs_no_logits_at_all(monkeypatch, whole, bias, dtype):
     """Against the plain loss, with rows and slices that do not divide their tables, and a logit beyond exp's range."""
     monkeypatch.setattr(heads, "READ", 7)
-    monkeypatch.setattr(heads, "SLICE", 40)
     model, ids = built(dtype, tied=False), tiny.ids(3, 14)
     layer = surgery.find(model).layers[0]
     with torch.no_grad():
@@ -118,9 +127,8 @@ def test_the_gradient_before_a_frozen_head_needs_no_logits_at_all(monkeypatch, b
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_nats_of_each_token_are_those_of_the_plain_loss(monkeypatch, bias):
+def test_nats_of_each_token_are_those_of_the_plain_loss(monkeypatch, whole, bias):
     monkeypatch.setattr(heads, "READ", 7)
-    monkeypatch.setattr(heads, "SLICE", 40)
     model, ids = built(torch.float32, bias), tiny.ids(3, 14)
     with torch.inference_mode():
         wanted = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids)

@@ -245,6 +245,7 @@ def test_eager_steps_are_those_of_adamw_to_the_bit(monkeypatch, small):
             for optimizer in (plain, eager):
                 for group, rate in zip(optimizer.param_groups, (1e-3, 1e-2), strict=True):
                     group["lr"] = rate / (step + 1)
+            eager.pace()
             for model, held in ((models[0], contextlib.nullcontext()), (models[1], eager.held())):
                 loss = next_token_loss(model(input_ids=tiny.ids(seed=step), use_cache=False).logits, tiny.ids()).mean()
                 own = list(model.model.layers[2].parameters())

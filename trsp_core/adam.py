@@ -19,7 +19,7 @@ class EagerAdamW:
         together: no parameter is stepped before `step` is called, whatever its size.
 
     Attributes:
-        param_groups: dicts with `params` and `lr`, which may be changed between steps, as in torch.
+        param_groups: dicts with `params` and `lr`, which may be changed between steps, before `pace` is called.
     """
 
     SMALL = 2**16  # numbers; parameters of no more wait for the others and are stepped together, which is faster
@@ -29,7 +29,8 @@ class EagerAdamW:
         self.param_groups = [{"lr": lr, **group} for group in groups]
         self._small = math.inf if together else self.SMALL
         self._own: dict[Tensor, torch.optim.Optimizer] = {}
-        self._together: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
+        self._rates: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
+        self._together: list[torch.optim.Optimizer] = []
         self._held = False
 
     @contextlib.contextmanager
@@ -37,10 +38,13 @@ class EagerAdamW:
         """While this lasts, a backward pass updates the parameters that it reaches, and drops their gradients."""
         hooks = []
         for group in self.param_groups:
+            rate = self._rate(group)
             large = [p for p in group["params"] if p.numel() > self._small]
             small = [p for p in group["params"] if p.numel() <= self._small]
             for parameters in [*([p] for p in large), *([small] if small else [])]:
-                own = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
+                on_gpu = isinstance(rate, Tensor)
+                own = torch.optim.AdamW(parameters, rate, weight_decay=0.0, fused=True, capturable=on_gpu)
+                self._rates.append((own, group))
                 for parameter in parameters:
                     own.state[parameter] = {
                         "step": torch.zeros((), device=parameter.device),
@@ -49,9 +53,9 @@ class EagerAdamW:
                     }
                     self._own[parameter] = own
                 if parameters is small:
-                    self._together.append((own, group))
+                    self._together.append(own)
                 else:
-                    hooks.append(parameters[0].register_post_accumulate_grad_hook(self._stepper(own, group)))
+                    hooks.append(parameters[0].register_post_accumulate_grad_hook(self._stepper(own)))
         try:
             yield
         finally:
@@ -67,10 +71,20 @@ class EagerAdamW:
         finally:
             self._held = False
 
+    def pace(self) -> None:
+        """The groups' rates hold from now on."""
+        told = set()
+        for own, group in self._rates:
+            rate = own.param_groups[0]["lr"]
+            if not isinstance(rate, Tensor):
+                own.param_groups[0]["lr"] = group["lr"]
+            elif id(rate) not in told:
+                told.add(id(rate))
+                rate.fill_(group["lr"])
+
     def step(self) -> None:
         """Step the small parameters: backward took the steps of the others."""
-        for own, group in self._together:
-            own.param_groups[0]["lr"] = group["lr"]
+        for own in self._together:
             own.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -89,10 +103,14 @@ class EagerAdamW:
             if parameter in self._own:
                 self._own[parameter].state[parameter][kind].copy_(value)
 
-    def _stepper(self, own: torch.optim.Optimizer, group: dict[str, Any]) -> Any:
+    def _rate(self, group: dict[str, Any]) -> float | Tensor:
+        """On a GPU a tensor, one for the group, which steps that were recorded read (`graphs`)."""
+        device = group["params"][0].device
+        return torch.tensor(group["lr"], device=device) if device.type == "cuda" else group["lr"]
+
+    def _stepper(self, own: torch.optim.Optimizer) -> Any:
         def step(parameter: Tensor) -> None:
             if not self._held:
-                own.param_groups[0]["lr"] = group["lr"]
                 own.step()
                 parameter.grad = None
 

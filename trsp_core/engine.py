@@ -220,7 +220,8 @@ def _look_again(config: RunConfig, lab: Lab, texts: data.Texts, reference: measu
     for domain in ev.DOMAINS:
         blocks = texts.measure[domain]
         watch, _ = reference.watch(domain)
-        for _ in measure.block_losses(lab.model, blocks[: measure.whole_batches(blocks, config.kl_blocks)], watch):
+        first = blocks[: measure.whole_batches(blocks, config.kl_blocks, lab.device)]
+        for _ in measure.block_losses(lab.model, first, watch):
             pass
 
 

@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SLICE = 1024  # tokens of the vocabulary at once, on a CPU
-ROWS = 256  # places in the text whose logits are held at once while a gradient is taken
+ROWS = 256  # places in the text whose logits are held at once while a gradient is taken, on a CPU
 READ = 512  # and where a slice of them at a time will do
+ROOM = 2**29  # bytes of logits that are held at once elsewhere
 _asked: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -105,7 +106,11 @@ def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
     head, found = head_of(model), []
     assert head is not None
     rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    for some, wanted in zip(rows.split(READ), targets.split(READ), strict=True):
+    at_once = _rows(states, head.weight, READ)
+    for some, wanted in zip(rows.split(at_once), targets.split(at_once), strict=True):
+        if _whole(some):
+            found.append(-_log_probabilities(some, head.weight, head.bias).gather(1, wanted[:, None]).squeeze(1))
+            continue
         norms = [part.logsumexp(-1) for part in _logits(some, head.weight, head.bias)]
         found.append(torch.stack(norms).logsumexp(0) - _logit(some, head.weight, head.bias, wanted))
     return torch.cat(found).view(len(ids), -1)
@@ -156,8 +161,14 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states, weight, bias, targets):  # type: ignore[override]
-        nats, slopes = [], []
-        for rows, wanted in zip(states.split(READ), targets.split(READ), strict=True):
+        nats, slopes, at_once = [], [], _rows(states, weight, READ)
+        for rows, wanted in zip(states.split(at_once), targets.split(at_once), strict=True):
+            if _whole(rows):
+                logs = _log_probabilities(rows, weight, bias)
+                nats.append(-logs.gather(1, wanted[:, None]).squeeze(1))
+                mean = torch.exp(logs, out=torch.empty_like(logs, dtype=rows.dtype)) @ weight
+                slopes.append((mean - weight[wanted]).div_(len(targets)))
+                continue
             top = rows.new_full((len(rows), 1), -torch.inf, dtype=torch.float32)
             total, mean = torch.zeros_like(top), torch.zeros_like(rows, dtype=torch.float32)
             for part, weights in zip(_logits(rows, weight, bias), weight.split(_size(weight, 0)), strict=True):
@@ -188,19 +199,25 @@ class _Taught(torch.autograd.Function):
         if ctx.grads[0] is not None:
             ctx.grads[0] = ctx.grads[0].float()  # slices add up in it
         lm = kl = torch.zeros((), dtype=torch.float64, device=states.device)
-        room = states.new_empty(min(ROWS, n), len(weight), dtype=torch.float32)
-        for start in range(0, n, ROWS):
-            rows = slice(start, start + ROWS)
+        at_once = _rows(states, weight, ROWS)
+        room = None if _whole(states) else states.new_empty(min(ROWS, n), len(weight), dtype=torch.float32)
+        for start in range(0, n, at_once):
+            rows = slice(start, start + at_once)
             wanted, teacher = targets[rows, None], says(rows) if says else None
-            logits = room[: len(wanted)]
-            norms = [part.logsumexp(-1) for part in _logits(states[rows], weight, bias, logits)]
-            norm = torch.stack(norms).logsumexp(0).unsqueeze(1)
-            lm = lm + (norm - logits.gather(1, wanted)).double().sum()
+            if room is None:
+                logits, norm = _log_probabilities(states[rows], weight, bias), None
+                lm = lm - logits.gather(1, wanted).double().sum()
+            else:
+                logits = room[: len(wanted)]
+                norms = [part.logsumexp(-1) for part in _logits(states[rows], weight, bias, logits)]
+                norm = torch.stack(norms).logsumexp(0).unsqueeze(1)
+                lm = lm + (norm - logits.gather(1, wanted)).double().sum()
             begin = 0
             for part in _sliced(logits):  # of the loss's slope by the logits: probabilities less the wanted ones
                 here, place = slice(begin, begin + part.shape[1]), wanted - begin
                 begin = here.stop
-                part.sub_(norm)
+                if norm is not None:
+                    part.sub_(norm)
                 told = teacher[:, here] if teacher is not None else None
                 if told is not None:
                     kl = kl + F.kl_div(part, told, reduction="none", log_target=True).sum(-1).double().sum()
@@ -221,8 +238,8 @@ class _Taught(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, upstream: Tensor):  # type: ignore[override]
-        factor = upstream.item()
-        found = [g if g is None or factor == 1.0 else g * factor for g in ctx.grads]
+        same = not upstream.is_cuda and upstream.item() == 1.0  # asking a GPU would mean to wait for it
+        found = [g if g is None or same else g * upstream.to(g.dtype) for g in ctx.grads]
         return (*found, None, None, None)
 
 
@@ -307,6 +324,21 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | 
         yield part if whole is None or whole is out else whole.copy_(part)
 
 
+def _whole(table: Tensor) -> bool:
+    """Whether a device reads and writes so fast that logits are best taken whole; on a CPU slices stay near."""
+    return table.device.type != "cpu"
+
+
+def _rows(states: Tensor, weight: Tensor, near: int) -> int:
+    """How many of states (N, D) are projected by the weight (V, D) at once: `near` on a CPU."""
+    return max(ROOM // (4 * len(weight)), 1) if _whole(states) else near
+
+
+def _log_probabilities(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N, V) in float32, from states (N, D): two kernels, however narrow the logits."""
+    return F.linear(states, weight, bias).log_softmax(-1, dtype=torch.float32)
+
+
 def _logit(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Logits (N,) of `targets` (N,) from states (N, D), in float32."""
     found = (states * weight[targets]).sum(-1).float()
@@ -325,4 +357,4 @@ def _sliced(table: Tensor) -> tuple[Tensor, ...]:
 
 def _size(table: Tensor, dim: int) -> int:
     """Tokens of the vocabulary in a slice: on a CPU as many as stay near, elsewhere all."""
-    return SLICE if table.device.type == "cpu" else table.shape[dim]
+    return table.shape[dim] if _whole(table) else SLICE

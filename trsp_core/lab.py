@@ -7,13 +7,13 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import abreast, data, heads, surgery, views
+from trsp_core import abreast, data, graphs, heads, surgery, views
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -22,6 +22,8 @@ from trsp_core.surgery import Stack
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+Opened = TypeVar("Opened")
 
 
 class Lab:
@@ -42,6 +44,8 @@ class Lab:
         self.teacher: Stack | None = None
         self.gone: list[int] = []
         self.projects = heads.projects(stack.model, blocks[:1, :8].to(self.device))
+        self._open: list[object] = []  # a mark for each context that changes what a pass does
+        self._recorded: tuple[list[object], graphs.Recorded] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -124,10 +128,8 @@ class Lab:
 
     def gate_loss(self, weights: Tensor, ids: Tensor) -> Tensor:
         """L_LM on `ids` (B, T), whose gradient reaches the `weights` of what is gated, and nothing else: `lm_loss` in
-        parts side by side, a few rows of the batch each."""
+        parts side by side, a few rows of the batch each; on a GPU in one part, recorded and replayed."""
         wide = abreast.lanes(self.device, len(ids))
-        if wide < 2:
-            return self.lm_loss(ids)
 
         def part(rows: Tensor) -> Tensor:
             """The part's share of the loss and of its gradient, in one row."""
@@ -137,10 +139,32 @@ class Lab:
             return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
 
         with self.withheld(self.model):
-            parts = abreast.run([functools.partial(part, rows) for rows in ids.chunk(wide)], self.device)
-        told = torch.stack(parts).sum(0)
+            if wide > 1:
+                parts = abreast.run([functools.partial(part, rows) for rows in ids.chunk(wide)], self.device)
+                told = torch.stack(parts).sum(0)
+            else:
+                told = self._replay([*self._open, weights], part)(ids)
         moved = weights - weights.detach()  # nought, with a gradient
         return told[0] + (moved * told[1:].view_as(weights)).sum()
+
+    def _replay(self, known: list[object], part: Callable[[Tensor], Tensor]) -> graphs.Recorded:
+        """`part`, recorded once for all calls that find the same objects `known`."""
+        if self._recorded is None or [id(x) for x in self._recorded[0]] != [id(x) for x in known]:
+            self._recorded = known, graphs.Recorded(part, self.model)
+        return self._recorded[1]
+
+    @contextlib.contextmanager
+    def _opened(self, context: AbstractContextManager[Opened]) -> Iterator[Opened]:
+        """`context`, which changes what a pass does: what is recorded inside ends with it."""
+        mark = object()
+        with context as found:
+            self._open.append(mark)
+            try:
+                yield found
+            finally:
+                self._open.remove(mark)
+                if self._recorded and mark in self._recorded[0][:-1]:
+                    self._recorded = None
 
     def lanes(self, rows: int) -> list[Lab]:
         """This lab as several, whose passes may go side by side for a batch of `rows` blocks: on the same values, but
@@ -160,8 +184,8 @@ class Lab:
 
     def taught_loss(
         self, ids: Tensor, share: float, joins: Callable[[], dict[int, Tensor]] | None = None
-    ) -> tuple[float, Tensor]:
-        """L_LM on `ids` (B, T), and (1 - share) L_LM + share distance(teacher, model).
+    ) -> tuple[Tensor, Tensor]:
+        """L_LM on `ids` (B, T), without a gradient, and (1 - share) L_LM + share distance(teacher, model).
 
         Args:
             share: 0 to 1; above 0 there has to be a teacher.
@@ -171,11 +195,11 @@ class Lab:
         """
         if not share or self.teacher is None:
             lm = self.lm_loss(ids)
-            return lm.item(), lm
+            return lm.detach(), lm
         if self.projects and not joins:
             with self.withheld(self.model, self.teacher.model):
                 lm, loss = heads.taught(self.model, ids, self.teacher.model, share)
-            return lm.item(), loss
+            return lm, loss
         logits = self.model(input_ids=ids, use_cache=False).logits
         lm = next_token_loss(logits, ids).mean()
         if joins:
@@ -189,16 +213,16 @@ class Lab:
                 p = logits_there[:, :-1].flatten(0, 1).float().log_softmax(-1)
             q = logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
             distance = F.kl_div(q, p, reduction="batchmean", log_target=True)
-        return lm.item(), (1 - share) * lm + share * distance
+        return lm.detach(), (1 - share) * lm + share * distance
 
     def gated(self, weights: Tensor, kind: str, layers: Collection[int]) -> AbstractContextManager[None]:
-        return surgery.gated(self.stack, weights, kind, layers)
+        return self._opened(surgery.gated(self.stack, weights, kind, layers))
 
     def skipped(self, layers: Collection[int]) -> AbstractContextManager[None]:
-        return surgery.skipped(self.stack, layers)
+        return self._opened(surgery.skipped(self.stack, layers))
 
     def tapped(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, tuple[Tensor, Tensor]]]:
-        return surgery.tapped(self.stack, layers)
+        return self._opened(surgery.tapped(self.stack, layers))
 
     def rewritten(self, edits: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
         return surgery.rewritten(edits)

@@ -54,10 +54,15 @@ class Model:
 
 
 class Shelf:
-    """Models by name, the last used at the end."""
+    """Models by name, the last used at the end.
 
-    def __init__(self, most: int = MOST_MODELS):
-        self.most = most
+    Args:
+        most: models at once.
+        device: where they are held: "cpu", "cuda", or "auto" for a GPU where there is one.
+    """
+
+    def __init__(self, most: int = MOST_MODELS, device: str = "auto"):
+        self.most, self.device = most, load.pick_device(device)
         self.models: OrderedDict[str, Model] = OrderedDict()
 
     def take(self, variant: Variant, beside: Collection[str] = ()) -> Model:
@@ -88,7 +93,7 @@ class Shelf:
         facts = models.facts(name)
         numbers = facts.parameters + WORKING_ROWS * facts.vocabulary
         self._make_room(numbers * BYTES_EACH + WORKING_BYTES, name, beside)
-        loaded, tokenizer = load.load(name, device="cpu")
+        loaded, tokenizer = load.load(name, device=self.device)
         loaded.requires_grad_(False)
         stack = surgery.find(loaded)
         base = self.models.get(variant.base)
@@ -99,18 +104,26 @@ class Shelf:
 
     def _make_room(self, need: int, name: str, beside: set[str]) -> None:
         """Drop models, least used first, until `need` bytes are free."""
-        while self.models and (len(self.models) >= self.most or forecast.available_memory() < need):
+        while self.models and (len(self.models) >= self.most or self._free() < need):
             spare = next((n for n in self.models if n not in beside), None)
             if spare is None:
                 break
             del self.models[spare]
             gc.collect()
-        free = forecast.available_memory()
+        free = self._free()
         if free < need:
+            where = " on the GPU" if self.device == "cuda" else ""
             raise TrspError(
-                f"The workbench needs {need / 1e9:.1f} GB for {name}, and {free / 1e9:.1f} GB are free.",
+                f"The workbench needs {need / 1e9:.1f} GB for {name}, and {free / 1e9:.1f} GB are free{where}.",
                 "Wait for runs to end, or take fewer or smaller models.",
             )
+
+    def _free(self) -> int:
+        """Bytes that another model can take."""
+        if self.device != "cuda":
+            return forecast.available_memory()
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
 
 
 def without(model: Model, removed: Collection[int]) -> Model:

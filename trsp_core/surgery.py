@@ -308,7 +308,7 @@ def recomputed(stack: Stack) -> Iterator[None]:
 
     def make(forward: Any) -> Any:
         def again(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
         return again
 

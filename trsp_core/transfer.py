@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trsp_core import abreast, adapters, surgery
+from trsp_core import abreast, adapters, graphs, surgery
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.events import Event, Noted, StageTwoStepped
@@ -61,7 +61,7 @@ def transfer(
     doomed = [] if deleted else chosen
     share, places = config.distil, _joins(chosen, lab.n_layers + (len(chosen) if deleted else 0))
     here = {place: place - (sum(i < place for i in chosen) if deleted else 0) for place in places}
-    gate = torch.ones(lab.n_layers, device=lab.device)
+    gate, weight = torch.ones(lab.n_layers, device=lab.device), torch.zeros((), device=lab.device)
     seen: dict = {}
 
     with contextlib.ExitStack() as held:
@@ -88,43 +88,48 @@ def transfer(
         def before(step: int) -> None:
             seen["lambda_2"] = config.lambda_2 * ramp(step, config.stage2_steps, config.lambda_2_schedule)
             seen["factor"] = rate_factor(step, config.stage2_steps, config.lr_schedule)
+            weight.fill_(seen["lambda_2"])
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * seen["factor"]
+            optimizer.pace()
             fresh = [i for i in doomed if i not in lab.gone]
             gate[doomed] = 0.0
             gate[fresh] = opening(step - span.done, config.anneal * span.steps)
             if config.anneal and doomed and not gate[doomed].any() and "shut" not in seen:
                 seen["shut"] = [held.enter_context(each.skipped(doomed)) for each in labs]
+                seen.pop("pass", None)
+            if "pass" not in seen:
+                seen["pass"] = graphs.Recorded(partial(taken, lab, labs, objective), lab.model, W)
 
-        def objective(lab: Lab, ids: Tensor, part: float = 1.0) -> tuple[Tensor, list[float]]:
-            """What is stepped down, of `part` of a batch; for the record L_LM, the penalty and the relative gaps."""
+        def objective(lab: Lab, ids: Tensor, part: float) -> tuple[Tensor, Tensor]:
+            """What is stepped down, of `part` of a batch; for the record L_LM, the penalty and the K relative gaps:
+            (2 + K,)."""
             at = taps[lab]
 
             def states() -> dict[int, Tensor]:
                 return {p: at[lab.n_layers - 1][1] if i == lab.n_layers else at[i][0] for p, i in here.items()}
 
             lm, loss = lab.taught_loss(ids, share, states if config.distil_from == "states" else None)
-            terms = [penalty(*at[i], config.penalty) for i in doomed]
+            terms = [penalty(*at[i], config.penalty).to(loss.device) for i in doomed]
             total = torch.stack(terms).sum() if terms else loss.new_zeros(())
-            told = [lm, total.item(), *(relative_gap(*at[i]) for i in doomed)]
-            if seen["lambda_2"] == 0 or not doomed or "shut" in seen:
+            with torch.no_grad():
+                gaps = [penalty(*at[i], "relative").to(loss.device) for i in doomed]
+                told = torch.stack([lm, total, *gaps])
+            if config.lambda_2 == 0 or not doomed or "shut" in seen:
                 return loss, told
+            lambda_2 = weight.to(loss.device)
             if config.penalty_reach == "model":
-                return loss + seen["lambda_2"] * total, told
+                return loss + lambda_2 * total, told
             for i, term in zip(doomed, terms, strict=True):
                 own = [p for p in lab.stack.layers[i].parameters() if p.requires_grad]
                 with optimizer.held():
-                    torch.autograd.backward(part * seen["lambda_2"] * term, inputs=own, retain_graph=True)
+                    torch.autograd.backward(part * lambda_2 * term, inputs=own, retain_graph=True)
             # The penalty has reached its layers; adding it here as a constant shows NaN without moving anything.
             return loss + 0.0 * total.detach(), told
 
         def loss(ids: Tensor) -> Tensor:
-            if len(labs) > 1:
-                value, told = in_lanes(lab, labs, objective, ids)
-            else:
-                value, told = objective(lab, ids)
-            seen["lm"], seen["penalty"], *seen["gaps"] = told
-            return value
+            value, seen["lm"], seen["penalty"], *seen["gaps"] = seen["pass"](ids).tolist()
+            return torch.tensor(value)
 
         how = {"before": before, "first": done + 1, "skip": done}
         for step in lab.fit(optimizer, loss, span.done + span.steps - done, config.seed * 1009, "stage 2", **how):
@@ -138,23 +143,21 @@ def transfer(
             adapters.merge(lab.stack)
 
 
-def in_lanes(
-    lab: Lab, labs: list[Lab], objective: Callable[..., tuple[Tensor, list[float]]], ids: Tensor
-) -> tuple[Tensor, list[float]]:
-    """`objective` of a batch (B, T) without its graph, since all of it has gone back already: a few rows in each of
-    `labs`, side by side."""
+def taken(lab: Lab, labs: list[Lab], objective: Callable[..., tuple[Tensor, Tensor]], ids: Tensor) -> Tensor:
+    """`objective` of a batch (B, T), and what it tells beside, in one row; all of it has gone back already. Where there
+    are several `labs` each takes a few rows, side by side."""
 
     def part(each: Lab, rows: Tensor) -> Tensor:
         share = len(rows) / len(ids)
         with torch.enable_grad():
             loss, told = objective(each, rows, share)
             (share * loss).backward()
-        return share * torch.tensor([loss.item(), *told], dtype=torch.float64)
+        return share * torch.cat([loss.detach().view(1), told]).double()
 
     tasks = [partial(part, each, rows) for each, rows in zip(labs, ids.chunk(len(labs)), strict=False)]
-    value, *told = torch.stack(abreast.run(tasks, lab.device)).sum(0)
+    parts = abreast.run(tasks, lab.device)
     lab.gather(labs)
-    return value, [number.item() for number in told]
+    return torch.stack(parts).sum(0)
 
 
 def _optimizer(lab: Lab, config: RunConfig, W: list[nn.Parameter], doomed: list[int]) -> EagerAdamW:
@@ -190,12 +193,6 @@ def penalty(x_in: Tensor, x_out: Tensor, kind: str) -> Tensor:
     if kind == "relative":
         return (norms / x_in.detach().float().norm(dim=-1).clamp(min=1e-6)).mean()
     return norms.sum() if kind == "sum" else norms.mean()
-
-
-def relative_gap(x_in: Tensor, x_out: Tensor) -> float:
-    """Mean over tokens of |X_out - X_in| / |X_in|, the size of what a layer does, free of the model's scale."""
-    with torch.no_grad():
-        return penalty(x_in, x_out, "relative").item()
 
 
 def opening(step: float, closing: float) -> float:

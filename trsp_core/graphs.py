@@ -1,0 +1,78 @@
+"""Passes as CUDA graphs: what a GPU is asked for is recorded once, and asked for again in one piece.
+
+A step is some thousand small kernels, and unless the model is large Python takes longer to ask for them than the GPU to
+run them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+
+class Recorded:
+    """`work`, a function of token ids (B, T) that gives a tensor: on a GPU recorded at its second call and replayed
+    from then on, elsewhere called as it is.
+
+    What else `work` reads has to be tensors that change in place, and what it does in Python alone happens no more once
+    it is recorded. Batches of another shape are not replayed, and what cannot be recorded (it waits for the GPU, or
+    there is no memory for a second copy of its tables) is not either.
+
+    Args:
+        model: what it passes through; one that is spread over several devices is not recorded.
+        learns: parameters whose `grad`, None before, it leaves behind.
+
+    Attributes:
+        refusal: why it is not recorded; "" where it is, or was not tried.
+    """
+
+    def __init__(self, work: Callable[[Tensor], Tensor], model: nn.Module, learns: Collection[nn.Parameter] = ()):
+        self._work, self._learns = work, list(learns)
+        devices = {p.device for p in model.parameters()}
+        self.refusal = "" if len(devices) == 1 and next(iter(devices)).type == "cuda" else "no single CUDA device"
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._ids = self._told = torch.empty(0)
+        self._grads: list[Tensor | None] = []
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        if self.refusal or (self._graph and ids.shape != self._ids.shape):
+            return self._work(ids)
+        self._calls += 1
+        if self._calls == 1:
+            return self._beside(ids)
+        if self._graph is None:
+            self._record(ids)
+        if self._graph is None:
+            return self._work(ids)
+        self._ids.copy_(ids)
+        self._graph.replay()
+        for parameter, grad in zip(self._learns, self._grads, strict=True):
+            parameter.grad = grad
+        return self._told.clone()
+
+    def _beside(self, ids: Tensor) -> Tensor:
+        """The work itself, on a stream beside the usual one; what the libraries set up at first is not recorded."""
+        stream = torch.cuda.Stream(ids.device)
+        stream.wait_stream(torch.cuda.current_stream(ids.device))
+        with torch.cuda.stream(stream):
+            told = self._work(ids)
+        torch.cuda.current_stream(ids.device).wait_stream(stream)
+        return told
+
+    def _record(self, ids: Tensor) -> None:
+        graph = torch.cuda.CUDAGraph()
+        self._ids = ids.clone()
+        try:
+            with torch.cuda.graph(graph):
+                self._told = self._work(self._ids)
+        except RuntimeError as error:  # torch's own are of this class, lack of memory too
+            self.refusal = str(error).partition("\n")[0] or type(error).__name__
+            for parameter in self._learns:
+                parameter.grad = None
+            del graph
+            torch.cuda.empty_cache()
+            return
+        self._graph, self._grads = graph, [parameter.grad for parameter in self._learns]
