@@ -6,10 +6,14 @@ run them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
+
+WAITS = "called a synchronizing CUDA operation"  # torch's words
+NOT_WHILE_RECORDING = "masking_utils.py"  # where transformers asks the GPU a question, but not while it is recorded
 
 
 class Recorded:
@@ -54,16 +58,28 @@ class Recorded:
         return self._told.clone()
 
     def _beside(self, ids: Tensor) -> Tensor:
-        """The work itself, on a stream beside the usual one; what the libraries set up at first is not recorded."""
-        stream = torch.cuda.Stream(ids.device)
+        """The work itself, on a stream beside the usual one: what the libraries set up at first is not recorded. Looks
+        whether it waits for the GPU."""
+        stream, mode = torch.cuda.Stream(ids.device), torch.cuda.get_sync_debug_mode()
         stream.wait_stream(torch.cuda.current_stream(ids.device))
-        with torch.cuda.stream(stream):
-            told = self._work(ids)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                with torch.cuda.stream(stream):
+                    found = self._work(ids)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream(ids.device).wait_stream(stream)
-        return told
+        for one in told:
+            if WAITS not in str(one.message):
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+            elif not one.filename.endswith(NOT_WHILE_RECORDING):
+                self.refusal = f"{one.filename}, line {one.lineno}, waits for the GPU"
+        return found
 
     def _record(self, ids: Tensor) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(ids.device)
         self._ids = ids.clone()
         try:
             with torch.cuda.graph(graph):
@@ -72,7 +88,15 @@ class Recorded:
             self.refusal = str(error).partition("\n")[0] or type(error).__name__
             for parameter in self._learns:
                 parameter.grad = None
-            del graph
+            torch.cuda.set_stream(stream)  # torch leaves it at the recording's, and its random numbers in one
+            _end_recording(ids)
             torch.cuda.empty_cache()
             return
         self._graph, self._grads = graph, [parameter.grad for parameter in self._learns]
+
+
+def _end_recording(ids: Tensor) -> None:
+    """After a recording that failed the device's random numbers wait for its end, of which torch tells them only where
+    one succeeds. So here is one."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        ids.clone()

@@ -293,6 +293,7 @@ class Lab:
                     )
                 if value.requires_grad:
                     value.backward()
+                del value  # what is recorded (`graphs`) may meet nothing of an earlier pass
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)  # their memory is free for what happens at the yield
             if after:

@@ -34,11 +34,12 @@ def choose(lab, config, count):
             free = [i for i in lab.unprotected(config) if i not in P]
 
             def loss(ids, free=free):
-                seen["lm"] = lab.lm_loss(ids) if W else lab.gate_loss(s, ids)
-                seen["l1"] = s[free].abs().sum()
+                lm = lab.lm_loss(ids) if W else lab.gate_loss(s, ids)
+                l1 = s[free].abs().sum()
+                seen["lm"], seen["l1"] = lm.detach(), l1.detach()
                 if config.l1 == "proximal":  # the l1 term acts after the step instead
-                    return seen["lm"]
-                return seen["lm"] + config.lambda_1 * seen["l1"]
+                    return lm
+                return lm + config.lambda_1 * l1
 
             def project(free=free):
                 if config.l1 == "proximal":
