@@ -1,5 +1,6 @@
 """The same steps on a GPU: Llama-shaped models of 1 and 8 billion parameters, built from a config with random weights,
-in bfloat16 and in 4-bit. Share of the device's bfloat16 matrix rate, tokens per second, memory.
+in bfloat16, with fused layers and without, and in 4-bit. Share of the device's bfloat16 matrix rate, tokens per second,
+memory.
 
     python -m benchmarks gpu --json
 """
@@ -33,11 +34,11 @@ def run() -> Iterator[Row]:
     if not torch.cuda.is_available():
         raise TrspError("This benchmark needs a CUDA device, and torch sees none.", "Run it on a machine with a GPU.")
     for size, shape in SIZES.items():
-        for precision in ("bfloat16", "nf4"):
-            yield from measured(size, SHAPE | shape, precision, "cuda")
+        for precision, fuse in (("bfloat16", False), ("bfloat16", True), ("nf4", False)):
+            yield from measured(size, SHAPE | shape, precision, "cuda", fuse)
 
 
-def measured(size: str, shape: dict[str, Any], precision: str, device: str) -> Iterator[Row]:
+def measured(size: str, shape: dict[str, Any], precision: str, device: str, fuse: bool = False) -> Iterator[Row]:
     """The steps of one model; the aim is half of the matrix rate."""
     with tempfile.TemporaryDirectory() as folder:
         model, seconds = built(shape, precision, device, Path(folder))
@@ -48,10 +49,12 @@ def measured(size: str, shape: dict[str, Any], precision: str, device: str) -> I
             "batch_blocks": BLOCKS,
             "stage1_steps": steps.STEPS,
             "stage2_steps": steps.STEPS,
+            "fuse": fuse,
         }
     )
     blocks = torch.randint(0, shape["vocab_size"], (16, LENGTH))
     parameters, held = measure.parameter_bytes(model)
+    how = f"{precision}, fused" if fuse else precision
     _peak(device)
     for name, each in steps.timed(stack, config, blocks, blocks, lambda: rate(device)):
         tokens = (len(blocks) if name == "perplexity" else BLOCKS) * LENGTH
@@ -64,7 +67,9 @@ def measured(size: str, shape: dict[str, Any], precision: str, device: str) -> I
             "device": torch.cuda.get_device_name() if device == "cuda" else device,
             "teraflops_of_products": round(rate(device) / 1e3),
         }
-        yield row(f"{size} {precision}, {name}: share of the matrix rate", [s for s, _ in each], 0.5, "higher", **facts)
+        if fuse and name == "perplexity":  # nothing is fused there
+            continue
+        yield row(f"{size} {how}, {name}: share of the matrix rate", [s for s, _ in each], 0.5, "higher", **facts)
 
 
 def _peak(device: str) -> int:

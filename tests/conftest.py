@@ -31,6 +31,12 @@ hypothesis.settings.register_profile("here", deadline=None, max_examples=50)  # 
 hypothesis.settings.load_profile("here")
 
 
+def pytest_configure(config) -> None:
+    """Tests are the same on a machine with a GPU and on one without, but for those marked so: `-m gpu`."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """The folder of a tiny random Llama with its tokenizer."""

@@ -88,6 +88,9 @@ STAGE_2 = [
     {"penalty_reach": "model"},
     {"distil": 0.5},
     {"distil": 0.5, "distil_from": "states"},
+    {"fuse": True},
+    {"fuse": True, "adapter_rank": 2},
+    {"fuse": True, "recompute": True},
 ]
 
 
@@ -130,6 +133,16 @@ def test_every_family_goes_through_both_stages_alike_on_both_devices(family):
     """Also those that cannot be recorded, since they wait for the GPU to say where tokens go."""
     settings = {"stage1_steps": 3, "stage2_steps": 3}
     found = [two_stages(tiny.build(family).to(device), settings) for device in ("cpu", "cuda")]
+    assert found[0][0] == pytest.approx(found[1][0], rel=5e-3, abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "qwen3_moe"])
+def test_fused_layers_go_the_same_way(family):
+    found = [
+        two_stages(tiny.build(family).to("cuda"), {"stage1_steps": 3, "stage2_steps": 3, "fuse": fuse})
+        for fuse in (False, True)
+    ]
     assert found[0][0] == pytest.approx(found[1][0], rel=5e-3, abs=1e-4)
 
 

@@ -3,6 +3,8 @@ kept of them; and layers that are computed again on the way back."""
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -154,6 +156,25 @@ def test_layers_computed_again_give_the_same_gradients(family, text):  # noqa: F
         found.append((steps, [p.detach().clone() for p in stack.model.parameters()]))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("settings", [{}, {"adapter_rank": 2}, {"recompute": True, "anneal": 0.5}], ids=str)
+def test_fused_layers_give_the_same_gradients(family, settings, monkeypatch):
+    """As on a GPU, but for the last stage of compiling, which is for devices; and in one pass."""
+    fused, found = surgery.fused, []
+    monkeypatch.setattr(lab.Lab, "lanes", lambda self, rows: [self])
+    for wanted in (lambda self: contextlib.nullcontext(), lambda self: fused(self.stack, "aot_eager")):
+        monkeypatch.setattr(lab.Lab, "fused", wanted)
+        config = configs.from_values({**TINY, "lambda_2": 1.0, **settings})
+        bench = lab.Lab(surgery.find(tiny.build(family)), tiny.ids(8, 16), config)
+        s = torch.full((bench.n_layers,), 0.9, requires_grad=True)
+        with bench.learning([]), bench.fused(), bench.gated(s, "branch", [0, 1, 3]), bench.skipped([2]):
+            (slope,) = torch.autograd.grad(bench.lm_loss(tiny.ids()), s)
+        steps = list(transfer(bench, config, [1, 3]))
+        assert not any("forward" in vars(layer) for layer in bench.stack.layers)
+        found.append([*slope.tolist(), *(n for e in steps for n in (e.lm_loss, e.penalty, *e.gaps))])
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("save_as", ["merged", "adapters"])

@@ -470,6 +470,14 @@ class RunConfig:
         help="When on, stage 2 keeps each layer's input alone and computes the rest again on the way back (gradient "
         "checkpointing): less memory a step, about a third more time.",
     )
+    fuse: bool = knob(
+        False,
+        label="Fuse kernels on a GPU",
+        group="machine",
+        help="When on, each layer is compiled (torch.compile) for the steps of both stages: the first step of each "
+        "takes some ten seconds, the others less time than without. For a GPU, which needs a C compiler beside it; a "
+        "CPU takes no notice.",
+    )
     save_as: str = knob(
         "merged",
         label="How a packed model is kept",

@@ -6,6 +6,7 @@ run them.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Collection
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 WAITS = "called a synchronizing CUDA operation"  # torch's words
-NOT_WHILE_RECORDING = "masking_utils.py"  # where transformers asks the GPU a question, but not while it is recorded
+NOT_WHILE_RECORDING = ("masking_utils.py", "_inductor")  # where libraries wait for it, but not while it is recorded
 
 
 class Recorded:
@@ -47,10 +48,9 @@ class Recorded:
         self._calls += 1
         if self._calls == 1:
             return self._beside(ids)
-        if self._graph is None:
-            self._record(ids)
-        if self._graph is None:
+        if self._graph is None and not self._record(ids):
             return self._work(ids)
+        assert self._graph is not None
         self._ids.copy_(ids)
         self._graph.replay()
         for parameter, grad in zip(self._learns, self._grads, strict=True):
@@ -74,29 +74,31 @@ class Recorded:
         for one in told:
             if WAITS not in str(one.message):
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-            elif not one.filename.endswith(NOT_WHILE_RECORDING):
+            elif not any(part in one.filename for part in NOT_WHILE_RECORDING):
                 self.refusal = f"{one.filename}, line {one.lineno}, waits for the GPU"
         return found
 
-    def _record(self, ids: Tensor) -> None:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(ids.device)
-        self._ids = ids.clone()
+    def _record(self, ids: Tensor) -> bool:
+        """Whether it could be recorded; if not, all is as before."""
+        stream, self._ids = torch.cuda.current_stream(ids.device), ids.clone()
         try:
-            with torch.cuda.graph(graph):
-                self._told = self._work(self._ids)
+            self._graph = self._recording()
         except RuntimeError as error:  # torch's own are of this class, lack of memory too
             self.refusal = str(error).partition("\n")[0] or type(error).__name__
+        self._grads = [parameter.grad for parameter in self._learns]
+        if self.refusal:
+            self._grads = []
             for parameter in self._learns:
                 parameter.grad = None
-            torch.cuda.set_stream(stream)  # torch leaves it at the recording's, and its random numbers in one
-            _end_recording(ids)
+            torch.cuda.set_stream(stream)  # torch leaves it at the recording's,
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):  # and random numbers waiting for the end of one
+                ids.clone()
+            gc.collect()
             torch.cuda.empty_cache()
-            return
-        self._graph, self._grads = graph, [parameter.grad for parameter in self._learns]
+        return not self.refusal
 
-
-def _end_recording(ids: Tensor) -> None:
-    """After a recording that failed the device's random numbers wait for its end, of which torch tells them only where
-    one succeeds. So here is one."""
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):
-        ids.clone()
+    def _recording(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._told = self._work(self._ids)
+        return graph

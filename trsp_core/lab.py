@@ -224,6 +224,11 @@ class Lab:
     def tapped(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, tuple[Tensor, Tensor]]]:
         return self._opened(surgery.tapped(self.stack, layers))
 
+    def fused(self) -> AbstractContextManager[None]:
+        """Layers are compiled inside, where that is wanted and there is a GPU."""
+        wanted = self.config.fuse and self.device.type == "cuda"
+        return self._opened(surgery.fused(self.stack)) if wanted else contextlib.nullcontext()
+
     def rewritten(self, edits: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
         return surgery.rewritten(edits)
 

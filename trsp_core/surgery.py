@@ -317,6 +317,29 @@ def recomputed(stack: Stack) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
+    """Each layer is compiled for passes with gradients: on a GPU its small kernels become few. Gates and taps see what
+    they always see; other passes, whose shapes vary, are as before.
+
+    Args:
+        backend: of torch.compile.
+    """
+    from torch._functorch import config as compiling
+
+    def make(forward: Any) -> Any:
+        compiled = torch.compile(forward, dynamic=False, backend=backend)
+
+        def through(*args: Any, **kwargs: Any) -> Any:
+            return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+        return through
+
+    keeps = compiling.patch(donated_buffer=False)  # some pass back goes over its tables twice
+    with keeps, forwarding({layer: make(layer.forward) for layer in stack.layers}):
+        yield
+
+
+@contextlib.contextmanager
 def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
     """The model without `layers`: gone from the list, and with the config and every layer's number as if it had never
     had them, so that it caches, saves and reloads like any other. On exit all of it is put back.

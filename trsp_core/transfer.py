@@ -65,6 +65,7 @@ def transfer(
     seen: dict = {}
 
     with contextlib.ExitStack() as held:
+        held.callback(seen.clear)  # what is recorded, and its memory, ends here
         W = list(lab.model.parameters())
         kept = adapters.learnable(lab.stack)  # those of packed weights, which outlive stage 2
         if config.adapter_rank:
@@ -78,6 +79,8 @@ def transfer(
                 held.enter_context(each.gated(gate, "branch", doomed))
         tapped = _tapped(doomed, here.values(), lab.n_layers, bool(share))
         taps = {each: held.enter_context(each.tapped(tapped)) for each in labs}
+        for each in labs:
+            held.enter_context(each.fused())
         if config.recompute:
             for each in labs:
                 held.enter_context(surgery.recomputed(each.stack))
@@ -105,6 +108,7 @@ def transfer(
             """What is stepped down, of `part` of a batch; for the record L_LM, the penalty and the K relative gaps:
             (2 + K,)."""
             at = taps[lab]
+            at.clear()
 
             def states() -> dict[int, Tensor]:
                 return {p: at[lab.n_layers - 1][1] if i == lab.n_layers else at[i][0] for p, i in here.items()}
