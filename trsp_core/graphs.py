@@ -38,6 +38,7 @@ class Recorded:
         devices = {p.device for p in model.parameters()}
         self.refusal = "" if len(devices) == 1 and next(iter(devices)).type == "cuda" else "no single CUDA device"
         self._calls = 0
+        self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._ids = self._told = torch.empty(0)
         self._grads: list[Tensor | None] = []
@@ -61,6 +62,7 @@ class Recorded:
         """The work itself, on a stream beside the usual one: what the libraries set up at first is not recorded. Looks
         whether it waits for the GPU."""
         stream, mode = torch.cuda.Stream(ids.device), torch.cuda.get_sync_debug_mode()
+        self._stream = stream
         stream.wait_stream(torch.cuda.current_stream(ids.device))
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -99,6 +101,6 @@ class Recorded:
 
     def _recording(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=self._stream):
             self._told = self._work(self._ids)
         return graph

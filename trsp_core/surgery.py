@@ -227,11 +227,12 @@ def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> 
     def make(i: int) -> Any:
         def gate(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
             x_out = _hidden(output)
-            x_in, s = (
-                _entering(args, kwargs).to(x_out.device),
-                weights[i].to(x_out),
-            )  # a layer may be the first on its GPU
-            return _with_hidden(output, torch.lerp(x_in, x_out, s) if kind == "branch" else s * x_out)
+            x_in = _entering(args, kwargs).to(x_out.device)  # a layer may be the first on its GPU
+            # In bfloat16 the numbers below 1 are 0.004 apart, and the steps of s would be lost: so not in its format.
+            wide = torch.promote_types(x_out.dtype, weights.dtype)
+            s = weights[i].to(x_out.device, wide)
+            gated = torch.lerp(x_in.to(wide), x_out.to(wide), s) if kind == "branch" else s * x_out.to(wide)
+            return _with_hidden(output, gated.to(x_out.dtype))
 
         return gate
 
