@@ -33,8 +33,8 @@ def run() -> Iterator[Row]:
     """Both sizes; stage 2 on all of W where it is not packed."""
     if not torch.cuda.is_available():
         raise TrspError("This benchmark needs a CUDA device, and torch sees none.", "Run it on a machine with a GPU.")
-    for size, shape in SIZES.items():
-        for precision, fuse in (("bfloat16", False), ("bfloat16", True), ("nf4", False)):
+    for precision, fuse in (("bfloat16", False), ("nf4", False), ("bfloat16", True)):
+        for size, shape in SIZES.items():
             yield from measured(size, SHAPE | shape, precision, "cuda", fuse)
 
 

@@ -36,6 +36,16 @@ def test_the_benchmark_times_every_kind_of_step(precision, monkeypatch):
     assert all(r.ratio > 0 and r.facts["tokens_per_second"] > 0 for r in found)
 
 
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_a_block_is_one_sequence_for_every_family(family):
+    model = tiny.build(family)
+    with torch.no_grad():
+        asked = model(input_ids=tiny.ids(), use_cache=False).logits
+        with graphs._one_sequence_a_row():
+            told = model(input_ids=tiny.ids(), use_cache=False).logits
+    assert torch.equal(asked, told)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "nf4", "int8"])
 def test_a_whole_run_on_the_gpu(precision, text, tmp_path):  # noqa: F811
@@ -147,12 +157,16 @@ def test_fused_layers_go_the_same_way(family):
 
 
 @pytest.mark.gpu
-def test_what_waits_for_the_gpu_is_not_recorded_and_goes_on():
+def test_what_waits_for_the_gpu_is_not_recorded_and_goes_on(monkeypatch):
+    monkeypatch.setattr(graphs.Recorded, "spoiled", "")
     model, ids = tiny.build().to("cuda"), tiny.ids().to("cuda")
     recorded = graphs.Recorded(lambda ids: torch.full((1,), float(ids.sum().item()), device="cuda"), model)
     assert [recorded(ids + n).item() for n in range(4)] == [(ids + n).sum().item() for n in range(4)]
     assert "test_gpu.py" in recorded.refusal
     assert torch.randn(3, device="cuda").isfinite().all(), "the device's random numbers go on too"
+    again = graphs.Recorded(lambda ids: ids.sum().view(1), model)
+    assert [again(ids + n).item() for n in range(4)] == [(ids + n).sum().item() for n in range(4)]
+    assert not again.refusal
 
     def fails(ids):
         return ids.sum().view(1) * (2 if torch.cuda.is_current_stream_capturing() and ids.sum().item() else 1)
@@ -162,9 +176,8 @@ def test_what_waits_for_the_gpu_is_not_recorded_and_goes_on():
     assert unforeseen.refusal
     assert torch.cuda.current_stream() == stream
     assert torch.randn(3, device="cuda").isfinite().all(), "after a recording that failed too"
-    again = graphs.Recorded(lambda ids: ids.sum().view(1), model)
-    assert [again(ids + n).item() for n in range(4)] == [(ids + n).sum().item() for n in range(4)]
-    assert not again.refusal
+    assert graphs.Recorded(fails, model)(ids) == ids.sum()
+    assert graphs.Recorded.spoiled
 
 
 @pytest.mark.gpu

@@ -6,15 +6,16 @@ run them.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 
 WAITS = "called a synchronizing CUDA operation"  # torch's words
-NOT_WHILE_RECORDING = ("masking_utils.py", "_inductor")  # where libraries wait for it, but not while it is recorded
+COMPILES = "_inductor"  # where that is done once, before anything is recorded
 
 
 class Recorded:
@@ -31,7 +32,11 @@ class Recorded:
 
     Attributes:
         refusal: why it is not recorded; "" where it is, or was not tried.
+        spoiled: why nothing is recorded any more in this process: after a recording that failed torch gives no memory
+            back.
     """
+
+    spoiled = ""
 
     def __init__(self, work: Callable[[Tensor], Tensor], model: nn.Module, learns: Collection[nn.Parameter] = ()):
         self._work, self._learns = work, list(learns)
@@ -44,6 +49,8 @@ class Recorded:
         self._grads: list[Tensor | None] = []
 
     def __call__(self, ids: Tensor) -> Tensor:
+        if self._graph is None:
+            self.refusal = self.refusal or Recorded.spoiled
         if self.refusal or (self._graph and ids.shape != self._ids.shape):
             return self._work(ids)
         self._calls += 1
@@ -68,7 +75,7 @@ class Recorded:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                with torch.cuda.stream(stream):
+                with torch.cuda.stream(stream), _one_sequence_a_row():
                     found = self._work(ids)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
@@ -76,7 +83,7 @@ class Recorded:
         for one in told:
             if WAITS not in str(one.message):
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-            elif not any(part in one.filename for part in NOT_WHILE_RECORDING):
+            elif COMPILES not in one.filename:
                 self.refusal = f"{one.filename}, line {one.lineno}, waits for the GPU"
         return found
 
@@ -86,7 +93,7 @@ class Recorded:
         try:
             self._graph = self._recording()
         except RuntimeError as error:  # torch's own are of this class, lack of memory too
-            self.refusal = str(error).partition("\n")[0] or type(error).__name__
+            self.refusal = Recorded.spoiled = str(error).partition("\n")[0] or type(error).__name__
         self._grads = [parameter.grad for parameter in self._learns]
         if self.refusal:
             self._grads = []
@@ -101,6 +108,21 @@ class Recorded:
 
     def _recording(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=self._stream), _one_sequence_a_row():
             self._told = self._work(self._ids)
         return graph
+
+
+@contextlib.contextmanager
+def _one_sequence_a_row() -> Iterator[None]:
+    """transformers asks of each pass whether several texts are packed into a row, which means to wait for the GPU;
+    while it is recorded it takes that for granted, and other kernels. In a block there is one, so its answer is None.
+    """
+    from transformers import masking_utils
+
+    asked = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = asked
