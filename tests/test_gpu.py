@@ -26,6 +26,11 @@ SHAPE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_failed_recording_before(monkeypatch):
+    monkeypatch.setattr(graphs.Recorded, "spoiled", "")
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
 def test_the_benchmark_times_every_kind_of_step(precision, monkeypatch):
     monkeypatch.setattr(gpu, "LENGTH", 16)
@@ -157,8 +162,7 @@ def test_fused_layers_go_the_same_way(family):
 
 
 @pytest.mark.gpu
-def test_what_waits_for_the_gpu_is_not_recorded_and_goes_on(monkeypatch):
-    monkeypatch.setattr(graphs.Recorded, "spoiled", "")
+def test_what_waits_for_the_gpu_is_not_recorded_and_goes_on():
     model, ids = tiny.build().to("cuda"), tiny.ids().to("cuda")
     recorded = graphs.Recorded(lambda ids: torch.full((1,), float(ids.sum().item()), device="cuda"), model)
     assert [recorded(ids + n).item() for n in range(4)] == [(ids + n).sum().item() for n in range(4)]

@@ -337,7 +337,10 @@ def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
 
     keeps = compiling.patch(donated_buffer=False)  # some pass back goes over its tables twice
     with keeps, forwarding({layer: make(layer.forward) for layer in stack.layers}):
-        yield
+        try:
+            yield
+        finally:
+            torch.compiler.reset()  # torch compiles a function for few cases; those of the next stage are others
 
 
 @contextlib.contextmanager
