@@ -1,4 +1,5 @@
-"""`python -m benchmarks._table`: writes the rows of `benchmarks/results.jsonl` into the README, between two marks.
+"""`python -m benchmarks._table`: writes the rows of `benchmarks/results.jsonl`, and those of a GPU in
+`benchmarks/gpu.jsonl`, into the README, each between two marks.
 
 The last row of each name counts, so that a benchmark that was run again can be appended.
 """
@@ -7,40 +8,55 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results.jsonl"
-MARKS = "<!-- benchmarks: made by `make bench` -->", "<!-- end of benchmarks -->"
+END = "<!-- end of benchmarks -->"
 
 
-def table(lines: list[str]) -> str:
+def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown, a line a benchmark that has an aim."""
-    rows = {row["benchmark"]: row for row in map(json.loads, lines)}
     told = ["| benchmark | ratio | spread | aim | reached |", "|---|---|---|---|---|"]
+    return told + [f"| {name} | {_figures(row)} |" for name, row in rows.items() if row["aim"] is not None]
+
+
+def gpu_table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The same of a GPU, with tokens a second, and memory over that of the weights."""
+    told = ["| model and step | share | spread | aim | reached | tokens/s | peak, GB | over the weights |", "|---" * 8 + "|"]
     for name, row in rows.items():
-        if row["aim"] is None:
-            continue
-        lower = row["better"] == "lower"
-        reached = row["ratio"] <= row["aim"] if lower else row["ratio"] >= row["aim"]
-        low, high = row["spread"]
-        aim = f"{'at most' if lower else 'at least'} {row['aim']}"
-        told.append(f"| {name} | {row['ratio']} | {low} to {high} | {aim} | {'yes' if reached else '**no**'} |")
-    return "\n".join(told)
+        facts = row["facts"]
+        peak, held = facts["peak_gb"], facts["weights_gb"]
+        seen = f"{facts['tokens_per_second']:,} | {peak:.1f} | {peak / held:.1f}"
+        told.append(f"| {name.removesuffix(': share of the matrix rate')} | {_figures(row)} | {seen} |")
+    return told
+
+
+def _figures(row: dict[str, Any]) -> str:
+    lower = row["better"] == "lower"
+    reached = row["ratio"] <= row["aim"] if lower else row["ratio"] >= row["aim"]
+    low, high = row["spread"]
+    aim = f"{'at most' if lower else 'at least'} {row['aim']}"
+    return f"{row['ratio']} | {low} to {high} | {aim} | {'yes' if reached else '**no**'}"
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, dict[str, Any]]], list[str]]]] = {
+    "results.jsonl": ("<!-- benchmarks: made by `make bench` -->", table),
+    "gpu.jsonl": ("<!-- benchmarks: made by `python -m benchmarks gpu` -->", gpu_table),
+}
 
 
 def main() -> None:
-    """Put the table into the README."""
+    """Put the tables into the README."""
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
-    inside = table(RESULTS.read_text("utf-8").splitlines())
-    new = re.sub(
-        re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]),
-        lambda _: f"{MARKS[0]}\n{inside}\n{MARKS[1]}",
-        text,
-        flags=re.S,
-    )
-    readme.write_text(new, "utf-8")
+    for name, (mark, make) in TABLES.items():
+        lines = (ROOT / "benchmarks" / name).read_text("utf-8").splitlines()
+        inside = "\n".join([mark, *make({row["benchmark"]: row for row in map(json.loads, lines)}), END])
+        pattern = re.escape(mark) + ".*?" + re.escape(END)
+        text = re.sub(pattern, lambda _, inside=inside: inside, text, flags=re.S)
+    readme.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

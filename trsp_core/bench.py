@@ -27,7 +27,7 @@ from trsp_core.what_if import study_of
 
 Answers = Iterator[Answer | None]
 WAITED = 1.5  # wall clock over its own time of a step that had to wait for the cores
-REST, LONGEST_REST = 2.5, 12.0  # times the step, and seconds
+REST, LONGEST_REST = 3.0, 12.0  # times the step, and seconds
 LAST_CALL = 8.0  # seconds to end by itself once nobody listens any more
 
 
