@@ -24,7 +24,8 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def gpu_table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """The same of a GPU, with tokens a second, and memory over that of the weights."""
-    told = ["| model and step | share | spread | aim | reached | tokens/s | peak, GB | over the weights |", "|---" * 8 + "|"]
+    heads = "model and step | share | spread | aim | reached | tokens/s | peak, GB | over the weights"
+    told = [f"| {heads} |", "|---" * 8 + "|"]
     for name, row in rows.items():
         facts = row["facts"]
         peak, held = facts["peak_gb"], facts["weights_gb"]
