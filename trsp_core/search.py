@@ -2,9 +2,9 @@
 computed twice that still holds, and nothing that cannot change the choice; what this stands for is
 `Lab.loss_without`.
 
-1. The way up to a layer is the same for all candidates that lie above it: it is computed once a round.
-2. A candidate's own way, up to the layer that was chosen last, is what it was: the candidate goes on from there.
-3. The loss over a part of the vocabulary is too low, since fewer exponentials are summed. So it is raised part by part,
+1. A state on the way up holds until a layer below it goes (`states`): a candidate shares its way with all others up to
+   its own place, and from round to round up to the layer that was chosen last.
+2. The loss over a part of the vocabulary is too low, since fewer exponentials are summed. So it is raised part by part,
    the likeliest tokens first, and only for candidates that are among the lowest still.
 """
 
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trsp_core import abreast, heads, surgery, views
+from trsp_core import abreast, heads, views
 from trsp_core.methods import SEARCH_ROOM
+from trsp_core.states import Key, States, key
 from trsp_core.surgery import Stack
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 AT_ONCE = 4096  # tokens of the vocabulary that a bound is raised by
 LOWEST = 2  # losses that a choice is told with: the winner's and the runner-up's
-
-Ways = dict[int | None, dict[int, Tensor]]  # by candidate, and None for none: what enters some layers (B, T, D)
 
 
 class Search:
@@ -40,13 +39,13 @@ class Search:
     """
 
     def __init__(self, lab: Lab, batches: Sequence[Tensor], rounds: int):
-        self._lab, self._batches = lab, list(batches)
-        self._ways: list[Ways] = [{} for _ in batches]
-        self._removed: set[int] = set()
+        self._lab, self._rounds = lab, rounds
+        self._texts = [States(ids, self._wanted) for ids in batches]
+        self._removed: frozenset[int] = frozenset()
+        self._every = lab.n_layers  # of a candidate's own states one in so many layers is kept
         self._vocabulary: Sequence[Tensor] = ()  # the likeliest tokens first
         tokens = sum(ids.numel() for ids in batches)
         self._shares = [ids.numel() / tokens for ids in batches]
-        self._rounds, self._every = rounds, lab.n_layers  # of the layers' states one in so many is kept
 
     def losses(
         self, layers: Sequence[int], removed: Collection[int], bounds: bool = False
@@ -56,15 +55,11 @@ class Search:
         Args:
             bounds: tell lower bounds, and raise the lowest until the LOWEST of the last words are losses.
         """
-        lab, batches = self._lab, self._batches
-        self._drop(set(removed))
-        dense = [self._climb(lab.stack, ways, None, ids) for ids, ways in zip(batches, self._ways, strict=True)]
-        if self._rounds > 1:
-            state = sum(x.nbytes for ways in self._ways for x in list(ways[None].values())[-1:])
-            self._every = math.ceil(max(state, 1) * lab.n_layers**2 / 2 / SEARCH_ROOM)  # a candidate, a layer above it
+        lab = self._lab
+        dense = self._begin(frozenset(removed))
         if bounds and lab.projects and not self._vocabulary:
             with torch.inference_mode():
-                self._vocabulary = heads.likeliest(lab.model, dense[0]).split(AT_ONCE)
+                self._vocabulary = heads.likeliest(lab.model, dense).split(AT_ONCE)
         parts = self._vocabulary if bounds else ()
         wide = abreast.lanes(lab.device, len(layers))
         stacks = [views.view(lab.stack) for _ in range(wide)]
@@ -72,10 +67,11 @@ class Search:
 
         @torch.inference_mode()
         def without(i: int, stack: Stack) -> float:
-            given = [self._climb(stack, ways, i, ids) for ids, ways in zip(batches, self._ways, strict=True)]
+            given = [self._climb(text, stack, self._removed | {i}) for text in self._texts]
+            pairs = [(x, text.ids) for x, text in zip(given, self._texts, strict=True)]
             if not parts:
-                return self._mean([lab.loss_given(x, ids) for x, ids in zip(given, batches, strict=True)])
-            rising[i] = [heads.Bound(lab.model, x, ids) for x, ids in zip(given, batches, strict=True)]
+                return self._mean([lab.loss_given(x, ids) for x, ids in pairs])
+            rising[i] = [heads.Bound(lab.model, x, ids) for x, ids in pairs]
             return rise(i, parts[0])
 
         @torch.inference_mode()
@@ -102,29 +98,28 @@ class Search:
             for i in some:
                 read[i] += 1
 
-    def _drop(self, removed: set[int]) -> None:
-        """Forget what no longer holds: what enters layers above the lowest one that has come or gone."""
-        lowest = min(removed ^ self._removed, default=self._lab.n_layers)
-        for ways in self._ways:
-            for i in ways:
-                ways[i] = {} if i in removed else {j: x for j, x in ways[i].items() if j <= lowest}
+    def _begin(self, removed: frozenset[int]) -> Tensor:
+        """A round without `removed`: what no longer holds is forgotten, the way that all candidates share is computed.
+        What the head is given of the first text (B, T, D)."""
         self._removed = removed
+        for text in self._texts:
+            text.forget(lambda at: not key(at[0], removed)[1] <= at[1])
+        dense = [self._climb(text, self._lab.stack, removed) for text in self._texts]
+        if self._rounds > 1:
+            state = sum(next(reversed(text.kept.values())).nbytes for text in self._texts if text.kept)
+            # a candidate, a layer above it
+            self._every = math.ceil(max(state, 1) * self._lab.n_layers**2 / 2 / SEARCH_ROOM)
+        return dense[0]
 
-    @torch.inference_mode()
-    def _climb(self, stack: Stack, ways: Ways, i: int | None, ids: Tensor) -> Tensor:
-        """What the head of a model without layer i and those removed is given (B, T, D), or its logits where there is
-        more to it. The way begins at the highest state that holds, and leaves some to go on from."""
-        own = ways.setdefault(i, {})
-        shared = {j: x for j, x in ways.get(None, {}).items() if i is None or j <= i}
-        start, state = max({0: None, **shared, **own}.items())
-        every = self._every if i is not None else 1
-        above = [j for j in range(max(start, -1 if i is None else i) + 1, self._lab.n_layers) if j % every == 0]
-        gone = {*range(start), *self._removed} | ({i} if i is not None else set())
-        held = surgery.skipped(stack, gone, {start - 1: state} if state is not None else {})
-        with held, surgery.tapped(stack, above) as taps, self._lab.withheld(stack.model):
-            given = stack.model(input_ids=ids, use_cache=False).logits
-            own.update({j: taps[j][0] for j in above})
-            return given
+    def _wanted(self, at: Key) -> bool:
+        layer, below = at
+        shared = below == key(layer, self._removed)[1]
+        return layer < self._lab.n_layers and (shared or layer % self._every == 0)
+
+    def _climb(self, text: States, stack: Stack, removed: frozenset[int]) -> Tensor:
+        """What the head of a model without `removed` is given (B, T, D), or its logits where there is more to it."""
+        with self._lab.withheld(stack.model):
+            return text.climb(stack, removed)[0]
 
     def _mean(self, losses: Sequence[float]) -> float:
         return sum(share * loss for share, loss in zip(self._shares, losses, strict=True))

@@ -1,24 +1,19 @@
-"""What a set of removed layers costs, computed from the lowest change upwards.
-
-The hidden state that enters layer i depends on the removed layers below i alone. So every state that was computed is
-kept under (i, removed below i), as far as memory goes, and a new set starts at the highest layer whose state is there.
-"""
+"""What a set of removed layers costs, computed from the lowest change upwards: states that were computed for earlier
+sets are kept as far as memory goes (`states`)."""
 
 from __future__ import annotations
 
 import functools
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trsp_core import abreast, data, generate, heads, measure, surgery
+from trsp_core import abreast, data, generate, heads, measure
 from trsp_core import answers as an
 from trsp_core.answers import Answer, Importance, Influence, WhatIf
 from trsp_core.columns import Decoder, ends
@@ -27,6 +22,7 @@ from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
 from trsp_core.heads import Reference
 from trsp_core.shelf import Model, without
+from trsp_core.states import States, key
 from trsp_core.surgery import Stack
 from trsp_core.views import view
 
@@ -49,12 +45,12 @@ class Path:
 
     Attributes:
         ids: (B, T) token ids, on the model's device.
-        states: hidden states (B, T, D) by (layer entered, removed layers below it), least used first.
+        states: what was computed on the way.
     """
 
     def __init__(self, stack: Stack, ids: Tensor, most_bytes: int = STATE_BYTES):
         self.stack, self.ids, self.most_bytes = stack, ids, most_bytes
-        self.states: OrderedDict[tuple[int, frozenset[int]], Tensor] = OrderedDict()
+        self.states = States(ids)
         self._tried: dict[frozenset[int], Figures] = {}
         self._dense: Reference | None = None
 
@@ -79,13 +75,12 @@ class Path:
 
     def start(self, removed: frozenset[int]) -> int:
         """The highest layer whose entering state for this set is kept; 0 where none is."""
-        highest = len(self.stack.layers)
-        return next((i for i in range(highest, 0, -1) if _key(i, removed) in self.states), 0)
+        return self.states.start(removed, len(self.stack.layers))
 
     def influence(self, layer: int) -> float:
         """1 - mean cosine of X_in and X_out of `layer` in the dense model."""
         self.figures(frozenset())
-        states = [self.states[_key(i, frozenset())] for i in (layer, layer + 1)]
+        states = [self.states.kept[key(i, frozenset())] for i in (layer, layer + 1)]
         return float(1 - F.cosine_similarity(states[0], states[1], dim=-1).mean())
 
     @property
@@ -101,33 +96,11 @@ class Path:
     def _logits(self, removed: frozenset[int]) -> tuple[Tensor, int]:
         """What the model puts out at the N = B (T - 1) places that predict a token, (N, V) where its head is not
         withheld, and how many layers were computed."""
-        first, n_layers = self.start(removed), len(self.stack.layers)
-        instead: dict[int, Tensor] = {}
-        if first:
-            self.states.move_to_end(_key(first, removed))
-            instead[first - 1] = self.states[_key(first, removed)]
-        idle = {*range(first), *removed}
-        running = list(range(first, n_layers))
-        with torch.inference_mode(), surgery.skipped(self.stack, idle, instead):
-            with surgery.tapped(self.stack, running) if running else nullcontext({}) as taps:
-                logits = self.stack.model(input_ids=self.ids, use_cache=False).logits
-                for i in running:
-                    self._keep(i, removed, taps[i][0])
-                    self._keep(i + 1, removed, taps[i][1])
-            return logits[:, :-1].flatten(0, 1), len(set(running) - removed)
-
-    def _keep(self, layer: int, removed: frozenset[int], state: Tensor) -> None:
-        key = _key(layer, removed)
-        self.states.pop(key, None)
-        self.states[key] = state
-        size = state.numel() * state.element_size()
+        given, layers_run = self.states.climb(self.stack, removed)
+        size = next(iter(self.states.kept.values())).nbytes
         dense = len(self.stack.layers) + 1  # states of the dense model, which always stay
-        while len(self.states) > max(self.most_bytes // size, dense + 2):
-            del self.states[next(k for k in self.states if k[1])]
-
-
-def _key(layer: int, removed: frozenset[int]) -> tuple[int, frozenset[int]]:
-    return layer, frozenset(r for r in removed if r < layer)
+        self.states.bound(max(self.most_bytes // size, dense + 2))
+        return given[:, :-1].flatten(0, 1), layers_run
 
 
 class Study:
