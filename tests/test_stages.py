@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import tiny
-from trsp_core import abreast, adapters, surgery, transfer
+from trsp_core import abreast, adapters, forecast, surgery, transfer
 from trsp_core import config as configs
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
@@ -424,11 +424,13 @@ def test_an_adapter_as_one_step_is_pefts_own(kind):
     ids=str,
 )
 def test_adapters_learn_in_lanes_what_they_learn_in_one_pass(monkeypatch, settings):
-    """Three blocks a step, so that lanes differ in width; of large adapters too none is stepped by one lane alone."""
+    """Three blocks a step, each a pass of its own, so that lanes differ in width; of large adapters too none is stepped
+    by one lane alone."""
     cores = torch.get_num_threads()
     settings = {"batch_blocks": 3, "adapter_rank": 2, "lambda_2": 2.0} | settings
     kind, found = settings.pop("model_type", "llama"), []
     monkeypatch.setattr(EagerAdamW, "SMALL", 0)
+    monkeypatch.setattr(forecast, "LANE_TOKENS", 16)
     torch.set_num_threads(2)
     try:
         for lanes in (Lab.lanes, lambda self, rows: [self]):

@@ -27,6 +27,7 @@ BANDWIDTH = 10e9  # bytes/s of memory, for what is bound by it: the optimiser, t
 NOMINAL_CORE, NOMINAL_GPU = 80.0, 20_000.0  # GFLOP/s where nothing was measured
 UNPACKING = {"nf4": 30.0, "int8": 3.0}  # bytes of memory traffic that spelling a packed number out takes as long as
 KEPT = 5  # measured rates; their median counts, so that one busy moment does not
+LANE_TOKENS = 128  # of a pass in one of stage 2's lanes, see `transfer`
 MEASURED_AT_ONCE = 512  # tokens of a measuring pass, see `measure`
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.516, "int8": 1.0}  # of a number, its share of the scales included
 
@@ -148,7 +149,7 @@ class _Cost:
         penalty's own way back, the teacher's way forward."""
         c = self.config
         local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
-        own = 2.0 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
+        own = 2.2 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
         deep = self.step(own + local, 0, not c.adapter_rank)
         short = self.step(own, self.removed, not c.adapter_rank)
         at_depth = 0.0 if c.control == "delete_first" else c.anneal or 1.0
@@ -228,7 +229,11 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     held_layers = 1 if again else facts.n_layers
     activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
     if config.adapter_rank and config.stage2_steps:
-        activations *= 1.5  # what adapters keep beside the maps that they sit on
+        adapted = 1.5 * activations  # what adapters keep beside the maps that they sit on
+        if not (on_gpu(config) or packed or config.penalty == "sum"):  # its parts go side by side, one after the other
+            wide = min(config.threads or os.cpu_count() or 1, config.batch_blocks)
+            adapted *= min(1.0, wide * max(LANE_TOKENS // config.block_length, 1) / config.batch_blocks)
+        activations = max(adapted, activations if methods.get(config.method).trains else 0)
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0

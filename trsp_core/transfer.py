@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trsp_core import abreast, adapters, graphs, surgery
+from trsp_core import abreast, adapters, forecast, graphs, quantized, surgery
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.events import Event, Noted, StageTwoStepped
@@ -74,6 +74,8 @@ def transfer(
         held.enter_context(lab.learning(W))
         # Gradients of all of W are too much to add up; and what is no mean over tokens has no parts.
         labs = lab.lanes(config.batch_blocks) if config.adapter_rank and config.penalty != "sum" else [lab]
+        few = max(forecast.LANE_TOKENS // config.block_length, 1)  # for a lane's way back holds less so
+        at_once = few if len(labs) > 1 and not quantized.is_packed(lab.model) else config.batch_blocks
         if config.anneal:
             for each in labs:
                 held.enter_context(each.gated(gate, "branch", doomed))
@@ -102,7 +104,7 @@ def transfer(
                 seen["shut"] = [held.enter_context(each.skipped(doomed)) for each in labs]
                 seen.pop("pass", None)
             if "pass" not in seen:
-                seen["pass"] = graphs.Recorded(partial(taken, lab, labs, objective), lab.model, W)
+                seen["pass"] = graphs.Recorded(partial(taken, lab, labs, objective, at_once), lab.model, W)
 
         def objective(lab: Lab, ids: Tensor, part: float) -> tuple[Tensor, Tensor]:
             """What is stepped down, of `part` of a batch; for the record L_LM, the penalty and the K relative gaps:
@@ -147,9 +149,11 @@ def transfer(
             adapters.merge(lab.stack)
 
 
-def taken(lab: Lab, labs: list[Lab], objective: Callable[..., tuple[Tensor, Tensor]], ids: Tensor) -> Tensor:
+def taken(
+    lab: Lab, labs: list[Lab], objective: Callable[..., tuple[Tensor, Tensor]], at_once: int, ids: Tensor
+) -> Tensor:
     """`objective` of a batch (B, T), and what it tells beside, in one row; all of it has gone back already. Where there
-    are several `labs` each takes a few rows, side by side."""
+    are several `labs` each takes a few rows, side by side, `at_once` of them in a pass."""
 
     def part(each: Lab, rows: Tensor) -> Tensor:
         share = len(rows) / len(ids)
@@ -158,7 +162,10 @@ def taken(lab: Lab, labs: list[Lab], objective: Callable[..., tuple[Tensor, Tens
             (share * loss).backward()
         return share * torch.cat([loss.detach().view(1), told]).double()
 
-    tasks = [partial(part, each, rows) for each, rows in zip(labs, ids.chunk(len(labs)), strict=False)]
+    def lane(each: Lab, rows: Tensor) -> Tensor:
+        return torch.stack([part(each, few) for few in rows.split(at_once)]).sum(0)
+
+    tasks = [partial(lane, each, rows) for each, rows in zip(labs, ids.chunk(len(labs)), strict=False)]
     parts = abreast.run(tasks, lab.device)
     lab.gather(labs)
     return torch.stack(parts).sum(0)
