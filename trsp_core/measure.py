@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -158,8 +159,15 @@ def matrix_rate(seconds: float = 0.3) -> float:
 def peak_bytes() -> int:
     """The most memory that this process has held: resident bytes, or on a GPU its allocated bytes where they are
     more."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return max(resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+    return max(_resident(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def _resident() -> int:
+    """Where Linux tells: what getrusage has there is no less than the process that started this one had held."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def parameter_bytes(model: nn.Module) -> tuple[int, int]:
