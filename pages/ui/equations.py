@@ -90,7 +90,7 @@ EQUATIONS = (
             *("stage2_steps", "stage2_lr", "output_rate", "anneal"),
         ),
         "“Stage 2”: the gap of each chosen layer, and the perplexity if they were deleted now",
-        (("transfer.py", "transfer"), ("transfer.py", "penalty"), ("transfer.py", "relative_gap")),
+        (("transfer.py", "transfer"), ("transfer.py", "penalty")),
     ),
     Equation(
         "Delete",
