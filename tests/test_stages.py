@@ -231,6 +231,19 @@ class TestStageOne:
             assert all(p.requires_grad for p in lab.model.parameters())
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_nothing_is_stepped_on_a_loss_that_is_no_number(rank, monkeypatch):
+    monkeypatch.setattr(EagerAdamW, "SMALL", 0)
+    lab, config = lab_of(adapter_rank=rank)
+    with torch.no_grad():
+        lab.model.model.norm.weight[0] = torch.nan
+    before = {name: p.detach().clone() for name, p in lab.model.named_parameters()}
+    with pytest.raises(TrspError, match="no longer a finite number at step 1"):
+        drain(transfer.transfer(lab, config, [1, 3]))
+    after = dict(lab.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before if "norm" not in name)
+
+
 @pytest.mark.parametrize("small", [0, 600, 10**6])
 def test_eager_steps_are_those_of_adamw_to_the_bit(monkeypatch, small):
     """Also where a part of the gradient comes from a pass of its own, and rates differ and change; whether all

@@ -37,6 +37,36 @@ def test_gates_at_one_leave_logits_bit_identical(stack):
             assert torch.equal(logits(stack.model, ids), before), kind
 
 
+@pytest.mark.parametrize("kind", ["branch", "output"])
+def test_a_gate_works_in_float32_whatever_the_models_format(kind):
+    """In bfloat16 0.997 would be 0.99609, and the steps of the layer weights would be lost."""
+    model, weights, seen = tiny.build().to(torch.bfloat16), torch.full((tiny.L,), 0.997), {}
+    stack, layer = surgery.find(model), model.model.layers[2]
+    raw = layer.register_forward_hook(lambda _, given, out: seen.update(x_in=given[0], x_out=out))
+    with surgery.gated(stack, weights, kind, [2]):
+        gated = layer.register_forward_hook(lambda _, given, out: seen.update(gated=out))
+        logits(model, tiny.ids())
+    raw.remove(), gated.remove()
+
+    def gate(dtype):
+        x_in, x_out, s = (x.to(dtype) for x in (seen["x_in"], seen["x_out"], weights[2]))
+        return (torch.lerp(x_in, x_out, s) if kind == "branch" else s * x_out).bfloat16()
+
+    assert torch.equal(seen["gated"], gate(torch.float32))
+    assert not torch.equal(seen["gated"], gate(torch.bfloat16))
+
+
+def test_layers_that_cannot_be_fused_are_told():
+    def fails(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    stack = surgery.find(tiny.build())
+    with pytest.raises(TrspError, match="no compiler") as told, surgery.fused(stack, fails):
+        stack.model(input_ids=tiny.ids(), use_cache=False)
+    assert "--fuse false" in told.value.remedy
+    assert not any("forward" in vars(layer) for layer in stack.layers)
+
+
 def test_a_branch_gate_at_zero_is_removal(stack):
     ids, weights = tiny.ids(), torch.ones(tiny.L)
     weights[GONE] = 0

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor, nn
 
+from trsp_core.errors import TrspError
+
 WAITS = "called a synchronizing CUDA operation"  # torch's words
 COMPILES = "_inductor"  # where that is done once, before anything is recorded
 
@@ -92,7 +94,7 @@ class Recorded:
         stream, self._ids = torch.cuda.current_stream(ids.device), ids.clone()
         try:
             self._graph = self._recording()
-        except RuntimeError as error:  # torch's own are of this class, lack of memory too
+        except (RuntimeError, TrspError) as error:  # torch's own are of the first, lack of memory too
             self.refusal = Recorded.spoiled = str(error).partition("\n")[0] or type(error).__name__
         self._grads = [parameter.grad for parameter in self._learns]
         if self.refusal:

@@ -324,14 +324,26 @@ def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
 
     Args:
         backend: of torch.compile.
+
+    Raises:
+        TrspError: at the first pass, where torch cannot compile them.
     """
+    from torch._dynamo.exc import TorchDynamoException
     from torch._functorch import config as compiling
 
     def make(forward: Any) -> Any:
         compiled = torch.compile(forward, dynamic=False, backend=backend)
 
         def through(*args: Any, **kwargs: Any) -> Any:
-            return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            try:
+                return compiled(*args, **kwargs)
+            except TorchDynamoException as error:
+                raise TrspError(
+                    f"The layers could not be fused: {str(error)[:300]}",
+                    "Set --fuse false, or see that there is a C compiler.",
+                ) from error
 
         return through
 

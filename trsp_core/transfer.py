@@ -159,7 +159,8 @@ def taken(
         share = len(rows) / len(ids)
         with torch.enable_grad():
             loss, told = objective(each, rows, share)
-            (share * loss).backward()
+            if loss.is_cuda or torch.isfinite(loss):  # else nothing is stepped on it; to ask a GPU is to wait for it
+                (share * loss).backward()
         return share * torch.cat([loss.detach().view(1), told]).double()
 
     def lane(each: Lab, rows: Tensor) -> Tensor:
