@@ -33,11 +33,20 @@ ON_LIGHT_BLUE = (  # white letters, which Streamlit puts there, could not be rea
     "[data-testid=stMultiSelect] [data-tag] button {color:#14181D}"
 )
 
+STILL = (  # a page that is drawn again each second or so would fade, and its bar glide, most of the time
+    "[data-stale] {transition:none !important;opacity:1 !important} [data-testid=stProgress] * {transition:none}"
+)
+
 
 def dress() -> None:
     """What the configured theme cannot say."""
     if mode() == "dark":
         st.html(f"<style>{ON_LIGHT_BLUE}</style>")
+
+
+def keep_still() -> None:
+    """Nothing on this page moves but what is redrawn: each frame of a fade costs a run a part of its cores."""
+    st.html(f"<style>{STILL}</style>")
 
 
 def mode() -> str:

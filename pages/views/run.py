@@ -14,6 +14,7 @@ from pages.ui import (
     session,
     stages,
     takeaway,
+    theme,
     words,
 )
 from trsp_core.errors import TrspError
@@ -55,6 +56,8 @@ def show_run(run_id: str) -> None:
         planner.start(config)
     active = status in ("queued", "running")
     beat = server.beat(state) if active else None
+    if active:
+        theme.keep_still()
     st.fragment(watch, run_every=beat)(run_id, status, beat)
 
 
@@ -66,7 +69,7 @@ def watch(run_id: str, known: str, beat: float | None) -> None:
     except TrspError:  # deleted in another tab
         st.rerun()
     state, status = server.look(run)
-    if status != known or (beat and beat != server.beat(state)):
+    if status != known or (beat and not 0.7 < server.beat(state) / beat < 1.4):  # not for a little
         st.rerun()
     # Each part has its place from the first moment on, filled or not: one that came later would push the charts below
     # it to other nodes, and a browser would draw them anew.
