@@ -126,6 +126,25 @@ def test_the_gradient_before_a_frozen_head_needs_no_logits_at_all(monkeypatch, w
         assert (a - b).norm() <= 10 * near * b.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_slopes_by_the_logits_are_autograds_and_the_same_compiled(teacher, dtype):
+    torch.manual_seed(0)
+    logits, wanted = (3 * torch.randn(5, 40)).to(dtype), torch.tensor([0, 39, 7, 7, 1])
+    says, share = (torch.randn(5, 40).log_softmax(-1), 0.3) if teacher else (None, 0.0)
+    exact = logits.float().clone().requires_grad_()
+    logs = exact.log_softmax(-1)
+    nats = -logs.gather(1, wanted[:, None]).squeeze(1)
+    apart = F.kl_div(logs, says, reduction="none", log_target=True).sum(-1) if teacher else 0 * nats
+    ((1 - share) * nats + share * apart).sum().backward()
+    for how in (heads.slopes, surgery.compiled(heads.slopes, "aot_eager")):
+        found = how(logits.clone(), wanted, says, share)
+        assert torch.allclose(found[0], nats, rtol=1e-5)
+        assert torch.allclose(found[1], apart, atol=1e-6)
+        assert found[2].dtype == dtype
+        assert torch.allclose(found[2].float(), exact.grad, rtol=0.005 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_nats_of_each_token_are_those_of_the_plain_loss(monkeypatch, whole, bias):
     monkeypatch.setattr(heads, "READ", 7)

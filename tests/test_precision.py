@@ -21,6 +21,7 @@ from trsp_core import (
     lab,
     load,
     measure,
+    methods,
     quantized,
     record,
     state,
@@ -158,18 +159,49 @@ def test_layers_computed_again_give_the_same_gradients(family, text):  # noqa: F
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
+@pytest.mark.parametrize("method", ["trsp", "masks"])
+def test_layers_computed_again_are_chosen_alike(method, monkeypatch):
+    """To the bit; and they are computed again on the way back, so that the pass keeps little."""
+    kept, told = [], []
+    for recompute in (False, True):
+        config = configs.from_values({**TINY, "method": method, "stage1_steps": 4, "recompute": recompute})
+        bench, most = lab.Lab(surgery.find(tiny.build()), tiny.ids(8, 16), config), [0]
+        real = bench._lm_loss
+
+        def measured(ids, real=real, most=most):
+            held = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t.numel()), t)[1], lambda t: t):
+                value = real(ids)
+            most[0] = max(most[0], sum(held))
+            return value
+
+        monkeypatch.setattr(bench, "_lm_loss", measured)
+        told.append(list(methods.get(method).choose(bench, config, 2)))
+        kept.append(most[0])
+        assert not any("forward" in vars(layer) for layer in bench.stack.layers)
+    assert told[0] == told[1]
+    assert kept[1] < kept[0] / 3
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("settings", [{}, {"adapter_rank": 2}, {"recompute": True, "anneal": 0.5}], ids=str)
 def test_fused_layers_give_the_same_gradients(family, settings, monkeypatch):
     """As on a GPU, but for the last stage of compiling, which is for devices; and in one pass."""
     fused, found = surgery.fused, []
     monkeypatch.setattr(lab.Lab, "lanes", lambda self, rows: [self])
-    for wanted in (lambda self: contextlib.nullcontext(), lambda self: fused(self.stack, "aot_eager")):
-        monkeypatch.setattr(lab.Lab, "fused", wanted)
+    step = lab.Lab.stepping
+    for wanted in (contextlib.nullcontext, lambda stack: fused(stack, "aot_eager")):
+
+        @contextlib.contextmanager
+        def stepping(self, wanted=wanted):
+            with wanted(self.stack), step(self):
+                yield
+
+        monkeypatch.setattr(lab.Lab, "stepping", stepping)
         config = configs.from_values({**TINY, "lambda_2": 1.0, **settings})
         bench = lab.Lab(surgery.find(tiny.build(family)), tiny.ids(8, 16), config)
         s = torch.full((bench.n_layers,), 0.9, requires_grad=True)
-        with bench.learning([]), bench.fused(), bench.gated(s, "branch", [0, 1, 3]), bench.skipped([2]):
+        with bench.learning([]), bench.stepping(), bench.gated(s, "branch", [0, 1, 3]), bench.skipped([2]):
             (slope,) = torch.autograd.grad(bench.lm_loss(tiny.ids()), s)
         steps = list(transfer(bench, config, [1, 3]))
         assert not any("forward" in vars(layer) for layer in bench.stack.layers)

@@ -467,8 +467,8 @@ class RunConfig:
         False,
         label="Recompute activations on the way back",
         group="machine",
-        help="When on, stage 2 keeps each layer's input alone and computes the rest again on the way back (gradient "
-        "checkpointing): less memory a step, about a third more time.",
+        help="When on, a step of either stage keeps each layer's input alone and computes the rest again on the way "
+        "back (gradient checkpointing): less memory, about a third more time.",
     )
     fuse: bool = knob(
         False,

@@ -110,6 +110,9 @@ class _Cost:
         """One training step: `passes` forward passes' worth, and the optimiser's traffic where W learns."""
         tokens = self.config.batch_blocks * self.config.block_length
         traffic = 7 * 4 * self.facts.parameters / self.bandwidth if learning else 0.0
+        if self.config.recompute:  # the layers once more, the head not
+            layers, head = sum(self.facts.layer_parameters), self.facts.vocabulary * self.facts.width
+            passes += layers / (layers + head)
         return passes * self.forward(tokens, self.config.block_length, skipped) + traffic + 0.05
 
     def measured(self, skipped: int = 0, sample: bool = True) -> float:
@@ -153,7 +156,7 @@ class _Cost:
         deep = self.step(own + local, 0, not c.adapter_rank)
         short = self.step(own, self.removed, not c.adapter_rank)
         at_depth = 0.0 if c.control == "delete_first" else c.anneal or 1.0
-        teacher = self.step(1) if c.distil else 0.0
+        teacher = self.forward(c.batch_blocks * c.block_length, c.block_length) if c.distil else 0.0
         return at_depth * deep + (1 - at_depth) * short + teacher
 
     def transferred(self) -> float:
@@ -206,6 +209,11 @@ def how_many(config: RunConfig, n_layers: int) -> int:
     return min(configs.layers_to_remove(config.ratio, n_layers), n_layers - 1)
 
 
+def at_once(config: RunConfig) -> int:
+    """How many blocks a lane takes in a pass where that has to hold little."""
+    return max(LANE_TOKENS // config.block_length, 1)
+
+
 def weight_bytes(facts: Facts, precision: str, compute: str = "float32") -> int:
     """Bytes of the weights in memory. Only the layers are packed; the rest stays in the format of the products."""
     if precision not in PACKED:
@@ -225,14 +233,13 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     tokens = config.batch_blocks * config.block_length
     a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # numbers kept for the way back
     steps = learns or methods.get(config.method).trains
-    again = config.recompute and not methods.get(config.method).trains  # stage 1 keeps its activations
-    held_layers = 1 if again else facts.n_layers
+    held_layers = 1 if config.recompute else facts.n_layers
     activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
     if config.adapter_rank and config.stage2_steps:
         adapted = 1.5 * activations  # what adapters keep beside the maps that they sit on
         if not (on_gpu(config) or packed or config.penalty == "sum"):  # its parts go side by side, one after the other
             wide = min(config.threads or os.cpu_count() or 1, config.batch_blocks)
-            adapted *= min(1.0, wide * max(LANE_TOKENS // config.block_length, 1) / config.batch_blocks)
+            adapted *= min(1.0, wide * at_once(config) / config.batch_blocks)
         activations = max(adapted, activations if methods.get(config.method).trains else 0)
     widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4

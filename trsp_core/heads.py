@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -75,12 +76,20 @@ def projects(model: nn.Module, ids: Tensor) -> bool:
     return _asked[model]
 
 
-def taught(model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, share: float = 0.0) -> list[Tensor]:
+Slopes = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor, Tensor]]
+
+
+def taught(
+    model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, share: float = 0.0, how: Slopes | None = None
+) -> list[Tensor]:
     """Mean nats per predicted token of `ids` (B, T), which has no gradient, and (1 - share) of that +
     share KL(teacher, model), whose gradient is worked out on the way: no more than ROWS rows of logits are ever held.
 
     For models whose logits are a plain projection (`projects`), and whose heads are `withheld`. Elsewhere, and in
     tests, what this stands for is `lab.next_token_loss(model(ids).logits, ids).mean()`, equal within rounding.
+
+    Args:
+        how: `slopes`, as it is or compiled; used where logits are taken whole.
     """
     states, head = _before_head(model, ids)
     says = None
@@ -89,6 +98,8 @@ def taught(model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, shar
             hidden, other = _before_head(teacher, ids)
         says = lambda rows: F.linear(hidden[rows], other.weight, other.bias).float().log_softmax(-1)  # noqa: E731
     targets, learns = ids[:, 1:].flatten(), any(p.requires_grad for p in head.parameters())
+    if _whole(states):
+        return _Whole.apply(states, head.weight, head.bias, targets, share, says, how or slopes)  # type: ignore[return-value]
     if says is None and not learns:
         loss = _Streamed.apply(states, head.weight, head.bias, targets)
         return [loss.detach(), loss]  # type: ignore[union-attr, list-item]
@@ -161,14 +172,8 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states, weight, bias, targets):  # type: ignore[override]
-        nats, slopes, at_once = [], [], _rows(states, weight, READ)
-        for rows, wanted in zip(states.split(at_once), targets.split(at_once), strict=True):
-            if _whole(rows):
-                logs = _log_probabilities(rows, weight, bias)
-                nats.append(-logs.gather(1, wanted[:, None]).squeeze(1))
-                mean = torch.exp(logs, out=torch.empty_like(logs, dtype=rows.dtype)) @ weight
-                slopes.append((mean - weight[wanted]).div_(len(targets)))
-                continue
+        nats, slopes = [], []
+        for rows, wanted in zip(states.split(READ), targets.split(READ), strict=True):
             top = rows.new_full((len(rows), 1), -torch.inf, dtype=torch.float32)
             total, mean = torch.zeros_like(top), torch.zeros_like(rows, dtype=torch.float32)
             for part, weights in zip(_logits(rows, weight, bias), weight.split(_size(weight, 0)), strict=True):
@@ -194,30 +199,21 @@ class _Taught(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states, weight, bias, targets, share, says):  # type: ignore[override]
-        inputs, n = (states, weight, bias), len(targets)
-        ctx.grads = [torch.zeros_like(x) if w else None for x, w in zip(inputs, ctx.needs_input_grad, strict=False)]
-        if ctx.grads[0] is not None:
-            ctx.grads[0] = ctx.grads[0].float()  # slices add up in it
-        lm = kl = torch.zeros((), dtype=torch.float64, device=states.device)
-        at_once = _rows(states, weight, ROWS)
-        room = None if _whole(states) else states.new_empty(min(ROWS, n), len(weight), dtype=torch.float32)
-        for start in range(0, n, at_once):
-            rows = slice(start, start + at_once)
+        ctx.grads, n = _room_for_gradients(ctx, states, weight, bias), len(targets)
+        lm = kl = torch.zeros((), dtype=torch.float64)
+        room = states.new_empty(min(ROWS, n), len(weight), dtype=torch.float32)
+        for start in range(0, n, ROWS):
+            rows = slice(start, start + ROWS)
             wanted, teacher = targets[rows, None], says(rows) if says else None
-            if room is None:
-                logits, norm = _log_probabilities(states[rows], weight, bias), None
-                lm = lm - logits.gather(1, wanted).double().sum()
-            else:
-                logits = room[: len(wanted)]
-                norms = [part.logsumexp(-1) for part in _logits(states[rows], weight, bias, logits)]
-                norm = torch.stack(norms).logsumexp(0).unsqueeze(1)
-                lm = lm + (norm - logits.gather(1, wanted)).double().sum()
+            logits = room[: len(wanted)]
+            norms = [part.logsumexp(-1) for part in _logits(states[rows], weight, bias, logits)]
+            norm = torch.stack(norms).logsumexp(0).unsqueeze(1)
+            lm = lm + (norm - logits.gather(1, wanted)).double().sum()
             begin = 0
-            for part in _sliced(logits):  # of the loss's slope by the logits: probabilities less the wanted ones
+            for part in logits.split(SLICE, dim=-1):  # of the loss's slope by the logits: probabilities less the wanted
                 here, place = slice(begin, begin + part.shape[1]), wanted - begin
                 begin = here.stop
-                if norm is not None:
-                    part.sub_(norm)
+                part.sub_(norm)
                 told = teacher[:, here] if teacher is not None else None
                 if told is not None:
                     kl = kl + F.kl_div(part, told, reduction="none", log_target=True).sum(-1).double().sum()
@@ -226,34 +222,90 @@ class _Taught(torch.autograd.Function):
                     if told is not None:
                         part.sub_(told.exp_(), alpha=share)
                     less = ((place >= 0) & (place < part.shape[1])) * (share - 1.0 if says else -1.0)
-                    part.scatter_add_(1, place.clamp(0, part.shape[1] - 1), less.float()).div_(n)
-                    _add_gradients(ctx.grads, rows, here, part.to(states.dtype), states, weight)
-        if ctx.grads[0] is not None:
-            ctx.grads[0] = ctx.grads[0].to(states.dtype)
-        lm, kl = lm.float() / n, kl.float() / n
-        loss = (1 - share) * lm + share * kl if says else lm.clone()
-        ctx.mark_non_differentiable(lm)
-        return lm, loss
+                    part.scatter_add_(1, place.clamp(0, part.shape[1] - 1), less.float())
+                    _add_gradients(ctx.grads, rows, here, part.to(states.dtype), states, weight, n)
+        return _losses(ctx, states, lm, kl, share if says else 0.0, n)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, upstream: Tensor):  # type: ignore[override]
-        same = not upstream.is_cuda and upstream.item() == 1.0  # asking a GPU would mean to wait for it
-        found = [g if g is None or same else g * upstream.to(g.dtype) for g in ctx.grads]
-        return (*found, None, None, None)
+        return (*_gradients(ctx, upstream), None, None, None)
+
+
+class _Whole(torch.autograd.Function):
+    """`_Taught` where logits are best taken whole, with `slopes` or what was compiled from it."""
+
+    @staticmethod
+    def forward(ctx: Any, states, weight, bias, targets, share, says, slopes):  # type: ignore[override]
+        ctx.grads, n = _room_for_gradients(ctx, states, weight, bias), len(targets)
+        lm = kl = torch.zeros((), dtype=torch.float64, device=states.device)
+        at_once = _rows(states, weight, n)
+        for start in range(0, n, at_once):
+            rows = slice(start, start + at_once)
+            logits, teacher = F.linear(states[rows], weight, bias), says(rows) if says else None
+            nats, apart, slope = slopes(logits, targets[rows], teacher, share)
+            lm, kl = lm + nats.double().sum(), kl + apart.double().sum()
+            if any(ctx.needs_input_grad[:3]):
+                _add_gradients(ctx.grads, rows, slice(None), slope, states, weight, n)
+        return _losses(ctx, states, lm, kl, share if says else 0.0, n)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, upstream: Tensor):  # type: ignore[override]
+        return (*_gradients(ctx, upstream), None, None, None, None)
+
+
+def slopes(logits: Tensor, wanted: Tensor, teacher: Tensor | None, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (N, V): nats of the wanted tokens (N,), KL(teacher, model) (N,), and how fast (1 - share) of the one +
+    share of the other rises with each logit (N, V), in their format. `teacher`: its log-probabilities (N, V)."""
+    logs, wanted = logits.log_softmax(-1, dtype=torch.float32), wanted[:, None]
+    nats = -logs.gather(1, wanted)
+    if teacher is None:
+        slope, at = torch.exp(logs, out=torch.empty_like(logs, dtype=logits.dtype)), torch.expm1(-nats)
+        apart = torch.zeros_like(nats)
+    else:
+        apart = F.kl_div(logs, teacher, reduction="none", log_target=True).sum(-1)
+        slope = logs.exp_().sub_(teacher.exp(), alpha=share)
+        at = slope.gather(1, wanted) - (1 - share)
+        slope = slope.to(logits.dtype)
+    return nats.squeeze(1), apart, slope.scatter_(1, wanted, at.to(logits.dtype))
+
+
+def _room_for_gradients(ctx: Any, *inputs: Tensor | None) -> list[Tensor | None]:
+    """For those of states, weight and bias that want one; in float32 for states, since slices add up in it."""
+    wants = zip(inputs, ctx.needs_input_grad, strict=False)
+    found = [torch.zeros_like(x) if x is not None and wanted else None for x, wanted in wants]
+    return [found[0].float() if found[0] is not None else None, *found[1:]]
 
 
 def _add_gradients(
-    grads: list[Tensor | None], rows: slice, here: slice, slope: Tensor, states: Tensor, weight: Tensor
+    grads: list[Tensor | None], rows: slice, here: slice, slope: Tensor, states: Tensor, weight: Tensor, n: int
 ) -> None:
-    """Those of states, weight and bias, where they are wanted, from the loss's slope by some places' logits of a
-    slice of the vocabulary."""
+    """Those of states, weight and bias, where they are wanted, from the slope by some places' logits of a slice of the
+    vocabulary; the loss is the mean over n places."""
     if grads[0] is not None:
-        grads[0][rows] += slope @ weight[here]
+        grads[0][rows].add_(slope @ weight[here], alpha=1 / n)
     if grads[1] is not None:
-        grads[1][here].addmm_(slope.T, states[rows])
+        grads[1][here].addmm_(slope.T, states[rows], alpha=1 / n)
     if grads[2] is not None:
-        grads[2][here] += slope.sum(0)
+        grads[2][here].add_(slope.sum(0), alpha=1 / n)
+
+
+def _losses(ctx: Any, states: Tensor, lm: Tensor, kl: Tensor, share: float, n: int) -> tuple[Tensor, Tensor]:
+    """What `_Taught` and `_Whole` return, from sums over n places."""
+    if ctx.grads[0] is not None:
+        ctx.grads[0] = ctx.grads[0].to(states.dtype)
+    lm, kl = lm.float() / n, kl.float() / n
+    loss = (1 - share) * lm + share * kl if share else lm.clone()
+    ctx.mark_non_differentiable(lm)
+    return lm, loss
+
+
+def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """Once, and let go of: what comes from a tied embedding is then added in place."""
+    grads, ctx.grads = ctx.grads, None
+    same = not upstream.is_cuda and upstream.item() == 1.0  # asking a GPU would mean to wait for it
+    return [g if g is None or same else g * upstream.to(g.dtype) for g in grads]
 
 
 class Reference:
@@ -330,8 +382,11 @@ def _whole(table: Tensor) -> bool:
 
 
 def _rows(states: Tensor, weight: Tensor, near: int) -> int:
-    """How many of states (N, D) are projected by the weight (V, D) at once: `near` on a CPU."""
-    return max(ROOM // (4 * len(weight)), 1) if _whole(states) else near
+    """How many of states (N, D) are projected by the weight (V, D) at once: `near` on a CPU, elsewhere equal parts."""
+    if not _whole(states):
+        return near
+    parts = math.ceil(len(states) * 4 * len(weight) / ROOM)
+    return math.ceil(len(states) / max(parts, 1)) or 1
 
 
 def _log_probabilities(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

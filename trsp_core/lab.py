@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import abreast, data, graphs, heads, surgery, views
+from trsp_core import abreast, data, forecast, graphs, heads, surgery, views
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -44,6 +44,7 @@ class Lab:
         self.teacher: Stack | None = None
         self.gone: list[int] = []
         self.projects = heads.projects(stack.model, blocks[:1, :8].to(self.device))
+        self._slopes: heads.Slopes = heads.slopes
         self._open: list[object] = []  # a mark for each context that changes what a pass does
         self._recorded: tuple[list[object], graphs.Recorded] | None = None
 
@@ -116,7 +117,7 @@ class Lab:
 
     def _lm_loss(self, ids: Tensor) -> Tensor:
         if self.projects:
-            return heads.taught(self.model, ids)[1]
+            return heads.taught(self.model, ids, how=self._slopes)[1]
         return next_token_loss(self.model(input_ids=ids, use_cache=False).logits, ids).mean()
 
     def withheld(self, *models: nn.Module) -> AbstractContextManager[Any]:
@@ -138,9 +139,13 @@ class Lab:
                 (gradient,) = torch.autograd.grad(loss, weights)
             return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
 
+        def lane(rows: Tensor) -> Tensor:
+            few = forecast.at_once(self.config) if self.config.recompute else len(rows)
+            return torch.stack([part(some) for some in rows.split(few)]).sum(0)
+
         with self.withheld(self.model):
             if wide > 1:
-                parts = abreast.run([functools.partial(part, rows) for rows in ids.chunk(wide)], self.device)
+                parts = abreast.run([functools.partial(lane, rows) for rows in ids.chunk(wide)], self.device)
                 told = torch.stack(parts).sum(0)
             else:
                 told = self._replay([*self._open, weights], part)(ids)
@@ -198,7 +203,7 @@ class Lab:
             return lm.detach(), lm
         if self.projects and not joins:
             with self.withheld(self.model, self.teacher.model):
-                lm, loss = heads.taught(self.model, ids, self.teacher.model, share)
+                lm, loss = heads.taught(self.model, ids, self.teacher.model, share, self._slopes)
             return lm, loss
         logits = self.model(input_ids=ids, use_cache=False).logits
         lm = next_token_loss(logits, ids).mean()
@@ -224,10 +229,18 @@ class Lab:
     def tapped(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, tuple[Tensor, Tensor]]]:
         return self._opened(surgery.tapped(self.stack, layers))
 
-    def fused(self) -> AbstractContextManager[None]:
-        """Layers are compiled inside, where that is wanted and there is a GPU."""
-        wanted = self.config.fuse and self.device.type == "cuda"
-        return self._opened(surgery.fused(self.stack)) if wanted else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """For steps inside, as the config wants it: layers and the loss are compiled where there is a GPU, and layers
+        computed again on the way back."""
+        with contextlib.ExitStack() as held:
+            if self.config.fuse and self.device.type == "cuda":
+                held.callback(setattr, self, "_slopes", heads.slopes)
+                self._slopes = surgery.compiled(heads.slopes)
+                held.enter_context(self._opened(surgery.fused(self.stack)))
+            if self.config.recompute:
+                held.enter_context(self._opened(surgery.recomputed(self.stack)))
+            yield
 
     def rewritten(self, edits: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
         return surgery.rewritten(edits)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trsp_core import adapters
+from trsp_core import adapters, housekeeping
 from trsp_core.surgery import Stack
+
+AT_ONCE = 2**26  # bytes of a mapped file that are held beside their copies
 
 
 def recipe(precision: str, compute: torch.dtype) -> Any:
@@ -39,9 +41,14 @@ def settle(model: nn.Module) -> None:
     lays them out anew at the first pass without gradients, and from then on sends silently wrong gradients back. Its
     remark on rounding inputs to float16, once a product, is left out."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.device.type == "cpu":
-            parameter.data = parameter.data.clone()  # out of the mapped file, which can then be let go
+    copied = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()  # out of the mapped file, which somebody may write to
+            copied += tensor.nbytes
+            if copied > AT_ONCE:
+                housekeeping.let_go_of_files(".safetensors")
+                copied = 0
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

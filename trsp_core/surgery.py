@@ -10,7 +10,7 @@ import collections
 import contextlib
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -328,24 +328,11 @@ def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
     Raises:
         TrspError: at the first pass, where torch cannot compile them.
     """
-    from torch._dynamo.exc import TorchDynamoException
     from torch._functorch import config as compiling
 
     def make(forward: Any) -> Any:
-        compiled = torch.compile(forward, dynamic=False, backend=backend)
-
-        def through(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            try:
-                return compiled(*args, **kwargs)
-            except TorchDynamoException as error:
-                raise TrspError(
-                    f"The layers could not be fused: {str(error)[:300]}",
-                    "Set --fuse false, or see that there is a C compiler.",
-                ) from error
-
-        return through
+        fast = compiled(forward, backend)
+        return lambda *args, **kwargs: (fast if torch.is_grad_enabled() else forward)(*args, **kwargs)
 
     keeps = compiling.patch(donated_buffer=False)  # some pass back goes over its tables twice
     with keeps, forwarding({layer: make(layer.forward) for layer in stack.layers}):
@@ -353,6 +340,28 @@ def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
             yield
         finally:
             torch.compiler.reset()  # torch compiles a function for few cases; those of the next stage are others
+
+
+def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """`function` by torch.compile, for one shape after the other.
+
+    Raises:
+        TrspError: when it is called, where torch cannot compile it.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    fast = torch.compile(function, dynamic=False, backend=backend)
+
+    def through(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fast(*args, **kwargs)
+        except TorchDynamoException as error:
+            raise TrspError(
+                f"The layers could not be fused: {str(error)[:300]}",
+                "Set --fuse false, or see that there is a C compiler.",
+            ) from error
+
+    return through
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trsp_core import abreast, adapters, forecast, graphs, quantized, surgery
+from trsp_core import abreast, adapters, forecast, graphs, quantized
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.events import Event, Noted, StageTwoStepped
@@ -74,7 +74,7 @@ def transfer(
         held.enter_context(lab.learning(W))
         # Gradients of all of W are too much to add up; and what is no mean over tokens has no parts.
         labs = lab.lanes(config.batch_blocks) if config.adapter_rank and config.penalty != "sum" else [lab]
-        few = max(forecast.LANE_TOKENS // config.block_length, 1)  # for a lane's way back holds less so
+        few = forecast.at_once(config)  # for a lane's way back holds less so
         at_once = few if len(labs) > 1 and not quantized.is_packed(lab.model) else config.batch_blocks
         if config.anneal:
             for each in labs:
@@ -82,10 +82,7 @@ def transfer(
         tapped = _tapped(doomed, here.values(), lab.n_layers, bool(share))
         taps = {each: held.enter_context(each.tapped(tapped)) for each in labs}
         for each in labs:
-            held.enter_context(each.fused())
-        if config.recompute:
-            for each in labs:
-                held.enter_context(surgery.recomputed(each.stack))
+            held.enter_context(each.stepping())
         held.enter_context(optimizer.stepping())
         if past and past.checkpoint:
             waypoints.restore(past.checkpoint, lab.stack, optimizer)

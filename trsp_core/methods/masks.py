@@ -46,7 +46,7 @@ def choose(lab, config, count):
     def forget():
         z.detach_()
 
-    with lab.learning([]), lab.fused(), lab.gated(z, "branch", free):
+    with lab.learning([]), lab.stepping(), lab.gated(z, "branch", free):
         for step in lab.fit(optimizer, loss, steps, config.seed * 1009 + 1, "stage 1", after=forget):
             still = gate(a.detach())[free]
             weights = [1.0] * n

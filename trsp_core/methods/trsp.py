@@ -29,7 +29,7 @@ def choose(lab, config, count):
     with torch.no_grad():
         s[lab.gone] = 0.0
     rounds = 1 if config.one_shot else count
-    with lab.learning(W), lab.fused():
+    with lab.learning(W), lab.stepping():
         for round_ in range(len(lab.gone) + 1, len(lab.gone) + rounds + 1):
             free = [i for i in lab.unprotected(config) if i not in P]
 
