@@ -117,7 +117,7 @@ def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
     head, found = head_of(model), []
     assert head is not None
     rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    at_once = _rows(states, head.weight, READ)
+    at_once = _rows(rows, head.weight, READ)
     for some, wanted in zip(rows.split(at_once), targets.split(at_once), strict=True):
         if _whole(some):
             found.append(-_log_probabilities(some, head.weight, head.bias).gather(1, wanted[:, None]).squeeze(1))

@@ -24,6 +24,7 @@ from trsp_core.lab import next_token_loss
 ROWS = 64  # of logits compared at once
 TOKENS_AT_ONCE = 256  # of a measuring pass: wide enough for the matrix units; the logits of a large V stay small
 TOKENS_ON_GPU = 2048  # the same: Python asks for fewer passes
+SPARING_ON_GPU = 8192  # and where not all logits are held
 
 
 def block_losses(
@@ -48,7 +49,7 @@ def block_losses(
             found = next_token_loss(logits, ids).double().mean(dim=1).tolist()
             return found, logits if watch else None
 
-    batches = blocks.split(_at_once(blocks, device))
+    batches = blocks.split(_at_once(blocks, device, sparing))
     wide = abreast.lanes(device, len(batches))
     wide *= 2 if sparing and wide > 1 else 1  # the lanes wait for each other half as often
     for start in range(0, len(batches), wide):
@@ -61,15 +62,16 @@ def block_losses(
             yield found
 
 
-def _at_once(blocks: Tensor, device: torch.device) -> int:
+def _at_once(blocks: Tensor, device: torch.device, sparing: bool) -> int:
     """How many of `blocks` (N, T) go through a model on `device` together."""
-    return max(1, (TOKENS_AT_ONCE if device.type == "cpu" else TOKENS_ON_GPU) // blocks.shape[1])
+    on_gpu = SPARING_ON_GPU if sparing else TOKENS_ON_GPU
+    return max(1, (TOKENS_AT_ONCE if device.type == "cpu" else on_gpu) // blocks.shape[1])
 
 
 def whole_batches(blocks: Tensor, count: int, device: torch.device) -> int:
     """The least number of first blocks that hold `count`, and that pass through a model on `device` as they would among
-    all of `blocks` (N, T)."""
-    wide = _at_once(blocks, device)
+    all of `blocks` (N, T), where they are watched."""
+    wide = _at_once(blocks, device, sparing=False)
     return min(-(-count // wide) * wide, len(blocks))
 
 
