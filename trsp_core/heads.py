@@ -272,10 +272,11 @@ def slopes(logits: Tensor, wanted: Tensor, teacher: Tensor | None, share: float)
 
 
 def _room_for_gradients(ctx: Any, *inputs: Tensor | None) -> list[Tensor | None]:
-    """For those of states, weight and bias that want one; in float32 for states, since slices add up in it."""
-    wants = zip(inputs, ctx.needs_input_grad, strict=False)
-    found = [torch.zeros_like(x) if x is not None and wanted else None for x, wanted in wants]
-    return [found[0].float() if found[0] is not None else None, *found[1:]]
+    """For those of states, weight and bias that want one; in float32 for states, since slices add up in it. That of the
+    weight is written before it is read."""
+    make = (lambda x: torch.zeros_like(x, dtype=torch.float32), torch.empty_like, torch.zeros_like)
+    wants = zip(make, inputs, ctx.needs_input_grad, strict=False)
+    return [fresh(x) if x is not None and wanted else None for fresh, x, wanted in wants]
 
 
 def _add_gradients(
@@ -286,7 +287,7 @@ def _add_gradients(
     if grads[0] is not None:
         grads[0][rows].add_(slope @ weight[here], alpha=1 / n)
     if grads[1] is not None:
-        grads[1][here].addmm_(slope.T, states[rows], alpha=1 / n)
+        grads[1][here].addmm_(slope.T, states[rows], alpha=1 / n, beta=0 if rows.start == 0 else 1)
     if grads[2] is not None:
         grads[2][here].add_(slope.sum(0), alpha=1 / n)
 
