@@ -53,11 +53,12 @@ def grown(name: str) -> tuple[int, int]:
     import torch
 
     from trsp_core import config as configs
-    from trsp_core import data, housekeeping, load, measure, surgery
+    from trsp_core import data, load, measure, memory, surgery
     from trsp_core.lab import Lab
     from trsp_core.methods import trsp
     from trsp_core.transfer import transfer
 
+    memory.share_heaps()  # as a run does, and what it does before it trains
     load.load_tokenizer(load.models.locate(MODEL))
     from transformers.models.llama import modeling_llama  # noqa: F401 - what a model's class brings along
 
@@ -66,7 +67,7 @@ def grown(name: str) -> tuple[int, int]:
     model.requires_grad_(False)
     config = configs.from_values({**TEXT, "stage1_steps": STEPS, "stage2_steps": STEPS, **KINDS[name]})
     lab = Lab(surgery.find(model), data.prepare(config, tokenizer).calibration, config)
-    housekeeping.give_memory_back()  # as a run does before it trains
+    memory.give_back()
     torch.set_num_threads(measure.os.cpu_count() or 1)
     steps = trsp.choose(lab, config, 1) if name.startswith("stage 1") else transfer(lab, config, list(range(14, 21)))
     for _ in steps:

@@ -26,6 +26,7 @@ from trsp_core import (
     grids,
     jobs,
     limits,
+    memory,
     methods,
     models,
     plans,
@@ -119,6 +120,7 @@ def _execute(made: Run) -> Generator[Event, None, None]:
     past = resume.find(made)
     from trsp_core import engine  # torch comes in here
 
+    memory.share_heaps()
     yield from engine.execute(settings, made.folder, past=past)
 
 

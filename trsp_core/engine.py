@@ -29,9 +29,9 @@ from trsp_core import (
     downloads,
     forecast,
     generate,
-    housekeeping,
     load,
     measure,
+    memory,
     methods,
     models,
     proof,
@@ -261,7 +261,7 @@ def _measured(
                 tokens = len(divergences) * (blocks.shape[1] - 1)
                 kl = statistics.fmean(divergences)
                 yield ev.DivergenceMeasured(state, domain, kl, list(divergences), len(divergences), tokens)
-    housekeeping.give_memory_back()  # training needs it; after a probe it would be asked for again at once
+    memory.give_back()  # training needs it; after a probe it would be asked for again at once
     if sample and config.sample_tokens:
         text = generate.continuation(lab.model, tokenizer, config.prompt, config.sample_tokens)
         for state in states:

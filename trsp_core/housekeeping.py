@@ -4,45 +4,15 @@ that waits or runs, that somebody watches, or that is kept. Only where `Limits` 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import shutil
 import time
 from collections.abc import Collection
-from pathlib import Path
 
 from trsp_core.errors import TrspError
 from trsp_core.limits import Limits
 from trsp_core.store import Run, Store
 
 DAY = 86400.0  # seconds
-MMAP_THRESHOLD, ARENA_MAX = -3, -8  # as malloc.h calls them, after M_
-DONTNEED = 4  # as mman.h calls it, after MADV_
-
-
-def hold_memory_steady() -> None:
-    """Take every block of 64 kB or more from the system, which gets it back as soon as it is free, and let all threads
-    share two heaps, where the C library can: a page's charts come and go, and would leave holes of their size. For a
-    server; a training step would pay."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
-        ctypes.CDLL(None).mallopt(ARENA_MAX, 2)
-
-
-def give_memory_back() -> None:
-    """Return the memory that was freed in small pieces to the system, where the C library can."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def let_go_of_files(ending: str) -> None:
-    """Mapped files whose names end so take no memory of this process any more, until it reads them again. For private
-    mappings that nobody has written to; where the system does not tell of them nothing happens."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            span, access, *_ = line.split()
-            if line.endswith(ending) and access.endswith("p"):
-                start, end = (int(address, 16) for address in span.split("-"))
-                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)
 
 
 def sweep(store: Store, limits: Limits, watched: Collection[str] = (), now: float | None = None) -> list[str]:

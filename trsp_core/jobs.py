@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Collection
 
-from trsp_core import housekeeping, limits, record, resume
+from trsp_core import housekeeping, limits, memory, record, resume
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, refuse
 from trsp_core.events import RunCancelled
@@ -191,7 +191,7 @@ class Jobs:
         now = time.monotonic()
         if now - self._trimmed > TRIM:
             self._trimmed = now
-            housekeeping.give_memory_back()
+            memory.give_back()
         if now - self._swept < SWEEP:
             return
         self._swept = now

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trsp_core import adapters, housekeeping
+from trsp_core import adapters, memory
 from trsp_core.surgery import Stack
 
 AT_ONCE = 2**26  # bytes of a mapped file that are held beside their copies
@@ -47,7 +47,7 @@ def settle(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()  # out of the mapped file, which somebody may write to
             copied += tensor.nbytes
             if copied > AT_ONCE:
-                housekeeping.let_go_of_files(".safetensors")
+                memory.let_go_of_files(".safetensors")
                 copied = 0
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -20,7 +20,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import session
-from trsp_core import downloads, housekeeping, models, replay
+from trsp_core import downloads, memory, models, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
 from trsp_core.errors import TrspError
@@ -70,7 +70,7 @@ def agenda() -> Agenda:
 async def life(app: Any) -> AsyncIterator[None]:
     """From the server's start to its end. When it is told to end (SIGTERM: a container goes down), its runs are stopped
     at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
-    housekeeping.hold_memory_steady()
+    memory.hold_steady()
     agenda()  # with the queue; takes over what an earlier server left
     usual, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=jobs().interrupt, name="last words")
 
