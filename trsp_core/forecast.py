@@ -241,7 +241,7 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
             wide = min(config.threads or os.cpu_count() or 1, config.batch_blocks)
             adapted *= min(1.0, wide * at_once(config) / config.batch_blocks)
         activations = max(adapted, activations if methods.get(config.method).trains else 0)
-    widest = max(4 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
+    widest = max(3 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0
     learnt = 0.0  # gradients and both moments
