@@ -451,9 +451,10 @@ class RunConfig:
         label="Precision",
         group="machine",
         choices=("float32", "bfloat16", *PACKED),
-        help="Number format of the weights. float32 is exact. bfloat16 halves the memory. nf4 packs the layers' linear "
-        "maps into four bits, int8 into eight (bitsandbytes): least memory, slower passes on a CPU, and a dense model "
-        "that is a little worse; stage 2 then trains LoRA adapters alone.",
+        help="Number format of the weights. float32 is exact. bfloat16 halves the memory, and rounding decides between "
+        "layers that are nearly tied: look at the margins. nf4 packs the layers' linear maps into four bits, int8 into "
+        "eight (bitsandbytes): least memory, slower passes on a CPU, and a dense model that is a little worse; stage 2 "
+        "then trains LoRA adapters alone.",
     )
     compute_dtype: str = knob(
         "float32",
