@@ -54,9 +54,8 @@ def show_run(run_id: str) -> None:
         again = panels.actions(run, config, state, status)
     if again:
         planner.start(config)
-    active = status in ("queued", "running")
-    beat = server.beat(state) if active else None
-    if active:
+    beat = server.beat(state) if status in ("queued", "running") else None
+    if beat:
         theme.keep_still()
     st.fragment(watch, run_every=beat)(run_id, status, beat)
 
