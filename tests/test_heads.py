@@ -163,3 +163,27 @@ def test_measuring_holds_no_logits_unless_somebody_watches_them():
     alone = list(measure.block_losses(model, ids))
     assert [x for part in alone for x in part] == pytest.approx([x for part in watched for x in part], rel=1e-6)
     assert sum(len(logits) for logits in seen) == 6
+
+
+@pytest.mark.parametrize(("room", "passes"), [(100, 1), (39, 1), (20, 2), (13, 3), (1, 39)])
+def test_whole_rows_are_taken_as_many_at_once_as_there_is_room_for(monkeypatch, room, passes):
+    """For a figure and for a gradient: 3 blocks of 14 tokens are 39 rows."""
+    monkeypatch.setattr(heads, "_whole", lambda table: True)
+    monkeypatch.setattr(heads, "ROOM", room * 4 * tiny.V)
+    model, ids = built(torch.float32), tiny.ids(3, 14)
+    asked, real = [], heads.F.linear
+
+    def counted(rows, weight, bias=None):
+        if weight is model.lm_head.weight:
+            asked.append(len(rows))
+        return real(rows, weight, bias)
+
+    with heads.withheld(model):
+        states = model(input_ids=ids, use_cache=False).logits.detach().requires_grad_()
+        monkeypatch.setattr(heads.F, "linear", counted)
+        heads.nats_given(model, states.detach(), ids)
+        assert (len(asked), sum(asked)) == (passes, 39)
+        asked.clear()
+        rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        heads._Whole.apply(rows, model.lm_head.weight, None, targets, 0.0, None, heads.slopes)
+        assert (len(asked), sum(asked)) == (passes, 39)
