@@ -469,7 +469,7 @@ class RunConfig:
         label="Recompute activations on the way back",
         group="machine",
         help="When on, a step of either stage keeps each layer's input alone and computes the rest again on the way "
-        "back (gradient checkpointing): less memory, about a third more time.",
+        "back (gradient checkpointing): less memory, and a step takes 1.3 to 1.4 times as long.",
     )
     fuse: bool = knob(
         False,
