@@ -182,8 +182,8 @@ def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
 
 
 def _device(recorded: str, folder: Path) -> str:
-    """Where the fresh process computes: where the model in memory did; on the CPU where the GPU, which may hold that one
-    still, has no room for another."""
+    """Where the fresh process computes: where the model in memory did; on the CPU where the GPU, which may hold that
+    one still, has no room for another."""
     if recorded != "cuda":
         return recorded
     import torch
@@ -231,7 +231,7 @@ def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None
 
 def _not_loaded(code: int, complaints: str) -> TrspError:
     lines = complaints.strip().splitlines()
-    if code == -signal.SIGKILL or any(word in complaints for word in ("MemoryError", "OutOfMemory")):
+    if code == -signal.SIGKILL or any(word in complaints for word in ("MemoryError", "OutOfMemory", "allocate memory")):
         return TrspError(
             "A fresh process that was to load the model ran out of memory.", "Free some memory, then try again."
         )

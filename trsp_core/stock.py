@@ -1,8 +1,8 @@
 """What a stranger computes from a checkpoint: imports torch and transformers (and peft where there are adapters beside
 packed weights), and nothing of ours.
 
-`proof` runs this file as a fresh, isolated process (`python -I stock.py FOLDER LOGITS`, the question as a line of JSON on
-stdin, the answer as JSON on stdout), and calls the same functions on the model in memory, so that both answer one
+`proof` runs this file as a fresh, isolated process (`python -I stock.py FOLDER LOGITS`, the question as a line of JSON
+on stdin, the answer as JSON on stdout), and calls the same functions on the model in memory, so that both answer one
 question. When stdin ends, nobody waits for the answer.
 """
 

@@ -25,7 +25,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trsp_core import families
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, is_ours, is_short_memory
 
 MEMORIES = (CacheLayerMixin, LinearAttentionCacheLayerMixin)
 DEPTHS = (12, 24)  # of configs made to see what grows with the layers; patterns of 2, 3, 4 and 6 layers fit in
@@ -145,6 +145,8 @@ def _three_tokens(model: nn.Module, last: int) -> Tensor:
             ids = torch.tensor([[0, 0, last]], device=next(model.parameters()).device)
             return model(input_ids=ids, use_cache=False).logits
     except Exception as error:
+        if is_ours(error) or is_short_memory(error):
+            raise
         raise TrspError(
             f"{type(model).__name__} does not run on three plain tokens: {type(error).__name__}: {str(error)[:200]}",
             "Choose a causal language model that takes text alone.",
@@ -439,8 +441,8 @@ def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int)
 
 
 def _is_per_layer(config_class: type, name: str) -> bool:
-    """Whether the config's list `name` has one entry a layer. Its length says nothing: token ids, multipliers and limits
-    may happen to be as many."""
+    """Whether the config's list `name` has one entry a layer. Its length says nothing: token ids, multipliers and
+    limits may happen to be as many."""
     return name in families.LISTS or name in _growing(config_class)
 
 

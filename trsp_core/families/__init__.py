@@ -25,7 +25,8 @@ LISTS = (  # one entry a layer; besides those that grow with the depth when a co
     "no_rope_layers", "num_experts", "num_shared_expert", "swiglu_limits", "swiglu_limits_shared",
 )  # fmt: skip
 INDICES = (  # those of one kind
-    "attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "local_layer_ids", "mlp_only_layers", "moe_layers",
+    "attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "local_layer_ids", "mlp_only_layers",
+    "moe_layers",
 )  # fmt: skip
 ORDINALS = ("ple_layer_ids",)  # the same, counted from 1
 PATTERNS = ("block_types",)  # kinds, taken in turn
@@ -104,6 +105,12 @@ def recorded() -> Sweep:
     """The sweep whose result comes with the program."""
     told = json.loads(RECORD.read_text("utf-8"))
     return Sweep(told["transformers"], tuple(Outcome(**o) for o in told["outcomes"]))
+
+
+@cache
+def native() -> dict[str, str]:
+    """The causal language models that transformers loads with its own code: architecture by model type."""
+    return {outcome.model_type: outcome.architecture for outcome in recorded().outcomes}
 
 
 @cache
