@@ -42,7 +42,7 @@ from trsp_core import (
 from trsp_core import config as configs
 from trsp_core import events as ev
 from trsp_core.config import RunConfig
-from trsp_core.errors import refuse
+from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
 from trsp_core.resume import Past, ends
@@ -154,11 +154,12 @@ def execute(
             yield from _speeds(config, stack, texts, cut)
         trained = config.save_trained and config.stage2_steps and not first
         if folder and (config.save_model or trained):
-            yield ev.PhaseStarted("save")
-            size = save(config, stack, tokenizer, folder / "trained-model") if trained else 0
+            keep = partial(_keep, config, stack, tokenizer, Run(folder))
+            yield ev.PhaseStarted("save", 2 * (config.save_model + trained))
+            size = (yield from keep("trained-model", 0)) if trained else 0
             if config.save_model:
                 with cut():
-                    size += save(config, stack, tokenizer, folder / "model", folder / "proof.safetensors")
+                    size += yield from keep("model", 2 * trained)
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
     if folder:
@@ -327,6 +328,61 @@ def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, cut: Callable[[]
             config.speed_repeats,
             *measure.spread(prefill),
             *measure.spread(decode),
+        )
+
+
+def _keep(
+    config: RunConfig, stack: Stack, tokenizer: Any, run: Run, name: str, done: int
+) -> Generator[Event, None, int]:
+    """Write the model at hand into the run's folder `name`, where it lies only once a fresh process with stock
+    transformers has computed the same from it; returns its bytes.
+
+    Args:
+        done: units of the phase that are done.
+
+    Raises:
+        TrspError: it cannot be loaded, or computes something else. It is left in `unproved-NAME`.
+    """
+    unproved, computed = run.folder / f"unproved-{name}", run.folder / f".{name}-proof.partial"
+    try:
+        size = save(config, stack, tokenizer, unproved, computed)
+        yield ev.Progressed(done + 1)
+        memory.give_back()
+        torch.cuda.empty_cache()
+        yield from _proved(run, unproved, computed, ev.Progressed(done + 1))
+        if name == run.model_folder.name:
+            computed.replace(run.proof_file)  # exports are compared with it
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+        unproved.replace(run.folder / name)
+    except (GeneratorExit, KeyboardInterrupt):
+        shutil.rmtree(unproved, ignore_errors=True)
+        raise
+    finally:
+        computed.unlink(missing_ok=True)
+    yield ev.Progressed(done + 2)
+    return size
+
+
+def _proved(run: Run, unproved: Path, computed: Path, now: ev.Progressed) -> Iterator[Event]:
+    """Let a fresh process load the checkpoint in `unproved` and compare it with what `proof.keep` wrote to `computed`.
+    Tells `now` again where the run is to stop meanwhile."""
+    files = f"The files are in {unproved.name}, unproved."
+    again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
+    with contextlib.closing(proof.checking(unproved, computed)) as waiting:
+        while True:
+            try:
+                next(waiting)
+            except StopIteration as end:
+                problems = end.value.problems
+                break
+            except TrspError as error:
+                raise TrspError(f"{error.message} {files}", f"{error.remedy} {again}") from error
+            if run.cancelled():
+                yield now
+    if problems:
+        raise TrspError(
+            f"The model that stock transformers loads is not the one of this run: {'; '.join(problems)}. {files}",
+            f"Please report this. {again}",
         )
 
 
