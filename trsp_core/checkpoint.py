@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import families
 from trsp_core.errors import TrspError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
@@ -249,15 +250,13 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
             )
         return value
 
-    context = next((text[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if k in text), None)
-    known = isinstance(context, int) and not isinstance(context, bool) and context > 0
     return {
         "architecture": config["architectures"][0],
         "model_type": str(config.get("model_type", ""))[:60],
         "n_layers": number("number of layers", MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
-        "max_length": context if known else None,
+        "max_length": families.context(text),
     }
 
 
