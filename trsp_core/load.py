@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     pass
 
 MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
+ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 JOINED = "joined.gguf"  # beside the model that is made of it, for a while
 
 
@@ -68,6 +69,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **ANSWERS,
             **how,
         )
         model, report = loaded
