@@ -254,15 +254,12 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
             )
         return value
 
-    lengths = ("max_position_embeddings", "n_positions", "n_ctx")
-    context = next((text[key] for key in lengths if text.get(key) is not None), None)
-    known = isinstance(context, int) and not isinstance(context, bool) and context > 0
     return {
         "model_type": str(config.get("model_type", ""))[:60],
         "n_layers": number("number of layers", MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
-        "max_length": context if known else None,
+        "max_length": families.context(text),
     }
 
 

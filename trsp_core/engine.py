@@ -81,7 +81,7 @@ def execute(
             undo.enter_context(surgery.restored(model))
         undo.enter_context(surgery.learning(model, []))
 
-        texts = yield from _told(fresh, _texts(config, tokenizer))
+        texts = yield from _told(fresh, _texts(config, tokenizer, stack.context))
         lab = Lab(stack, texts.calibration, config)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
 
@@ -200,18 +200,25 @@ def _opened(
     if note and not loaded:
         yield ev.Noted(note)
     stack = surgery.find(model)
-    refuse(configs.check(config, len(stack.layers), getattr(stack.text_config, "max_position_embeddings", None)))
+    refuse(configs.check(config, len(stack.layers), stack.context))
     if not plan:
         yield _planned(forecast.forecast(config, _facts(config, stack), rate))
     yield _model_loaded(config, stack)
     return model, tokenizer, stack
 
 
-def _texts(config: RunConfig, tokenizer: Any) -> Generator[Event, None, data.Texts]:
+def _texts(config: RunConfig, tokenizer: Any, context: int | None) -> Generator[Event, None, data.Texts]:
     yield ev.PhaseStarted("text")
     texts = data.prepare(config, tokenizer)
     for note in texts.notes:
         yield ev.Noted(note)
+    wanted = len(tokenizer(config.prompt).input_ids), config.sample_tokens
+    fits = generate.fitted(context, *wanted)
+    if config.sample_tokens and fits != wanted:
+        yield ev.Noted(
+            f"This model reads {context} tokens at most: a sample is the last {fits[0]} of the prompt's {wanted[0]} "
+            f"tokens and {fits[1]} of {wanted[1]} new ones."
+        )
     yield from texts.events
     return texts
 
@@ -264,9 +271,11 @@ def _measured(
                 yield ev.DivergenceMeasured(state, domain, kl, list(divergences), len(divergences), tokens)
     memory.give_back()  # training needs it; after a probe it would be asked for again at once
     if sample and config.sample_tokens:
-        text = generate.continuation(lab.model, tokenizer, config.prompt, config.sample_tokens)
+        prompt, text = generate.continuation(
+            lab.model, tokenizer, config.prompt, config.sample_tokens, lab.stack.context
+        )
         for state in states:
-            yield ev.TextGenerated(state, config.prompt, text)
+            yield ev.TextGenerated(state, prompt, text)
 
 
 def _weighed(config: RunConfig, stack: Stack, texts: data.Texts, state: str, phase: str) -> Iterator[Event]:
@@ -305,26 +314,28 @@ def _probe(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int]
 
 def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, cut: Callable[[], Any]) -> Iterator[Event]:
     """Prefill and decode of both models, in turn, so that a change of the machine's pace meets both; the first is a
-    warm-up. Training has not changed the shapes, so the dense ones are timed on the model at hand.
+    warm-up. Training has not changed the shapes, so the dense ones are timed on the model at hand. Where the context is
+    short, less is read and less is written.
 
     Args:
         cut: context in which the model is the pruned one.
     """
     yield ev.PhaseStarted("speed", config.speed_repeats)
-    prompt = texts.measure["calibration"].flatten()[:SPEED_PROMPT].view(1, -1)
+    read, written = generate.fitted(stack.context, SPEED_PROMPT, SPEED_NEW)
+    prompt = texts.measure["calibration"].flatten()[:read].view(1, -1)
     prompt = prompt.to(next(stack.model.parameters()).device)
     dense, pruned = [], []
     for repeat in range(config.speed_repeats + 1):
-        dense.append(measure.time_once(stack.model, prompt, SPEED_NEW))
+        dense.append(measure.time_once(stack.model, prompt, written))
         with cut():
-            pruned.append(measure.time_once(stack.model, prompt, SPEED_NEW))
+            pruned.append(measure.time_once(stack.model, prompt, written))
         yield ev.Progressed(repeat)
     for state, timings in (("dense", dense[1:]), ("pruned", pruned[1:])):
         prefill, decode = ([t[i] for t in timings] for i in (0, 1))
         yield ev.SpeedMeasured(
             state,
             prompt.shape[1],
-            SPEED_NEW,
+            written,
             config.speed_repeats,
             *measure.spread(prefill),
             *measure.spread(decode),
@@ -446,7 +457,7 @@ def _facts(config: RunConfig, stack: Stack) -> models.Facts:
         n_layers=len(stack.layers),
         width=text.hidden_size,
         vocabulary=text.vocab_size,
-        max_length=getattr(text, "max_position_embeddings", None),
+        max_length=stack.context,
         parameters=parameters,
         layer_parameters=[measure.parameter_bytes(layer)[0] for layer in stack.layers],
         bytes=size,

@@ -22,6 +22,7 @@ from trsp_core.errors import TrspError, is_short_memory
 from trsp_core.hub import Say, download
 
 MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
+ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 JOINED = "joined.gguf"  # beside the model that is made of it, for a while
 ARCHITECTURE = "Choose a model whose architecture this version of transformers knows."
 TOKENIZER = "Save its tokenizer again with this version of transformers, or choose another model."
@@ -67,6 +68,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **ANSWERS,
             **how,
         )
     model, report = loaded
