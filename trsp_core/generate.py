@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import surgery
+from trsp_core import openings, surgery
 
 PIECES = 16  # of a matrix, through which one row goes
 LARGE = 2**21  # numbers of a matrix that is worth waking other cores for
@@ -110,5 +110,5 @@ def choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generat
 
 def continuation(model: nn.Module, tokenizer: Any, prompt: str, new_tokens: int) -> str:
     """The likeliest continuation of `prompt` as text, without the prompt."""
-    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(model.parameters()).device)
+    ids = torch.tensor([openings.begun(tokenizer, prompt)], device=next(model.parameters()).device)
     return tokenizer.decode(list(tokens(model, ids, new_tokens)), skip_special_tokens=True)
