@@ -68,7 +68,7 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         problem, text = error, ""
     if problem is None and "\0" not in text.strip(MARK + "\0"):
-        if "\x1b$" in text:  # seven bits, so it passes for ASCII
+        if "\x1b$" in text and text.isascii():  # seven bits, so it passes for ASCII
             raise TrspError(f"{name} is not UTF-8: it looks like ISO-2022, as in Japanese mail.", _SAVE)
         return _cleaned(text, name, "")
     for title, codec in (("UTF-32", "utf-32-le"), ("UTF-32", "utf-32-be"), ("UTF-16", "utf-16-le"),
@@ -103,7 +103,7 @@ def _cleaned(text: str, name: str, title: str, dropped: int = 0) -> tuple[str, s
     marks = text.lstrip("\0").removeprefix(MARK).count(MARK)
     told = [f"{name} was read as {title}."] if title else []
     if nulls:
-        told.append(f"{nulls:,} NUL {'byte' if nulls == 1 else 'bytes'} at an end of {name} were left out.")
+        told.append(f"{nulls:,} NUL {'character' if nulls == 1 else 'characters'} at an end of {name} were left out.")
     if marks:
         told.append(f"{marks:,} byte-order {'mark' if marks == 1 else 'marks'} inside {name} were left out.")
     return bare.replace(MARK, ""), " ".join(told)
@@ -120,7 +120,7 @@ def _wide(content: bytes, codec: str) -> str | None:
     except UnicodeDecodeError:
         return None
     counts = Counter(text)
-    if any(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") and c not in "\t\n\r\f" for c in counts):
+    if any(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") and c not in "\t\n\r\f\x85" for c in counts):
         return None
     blanks = sum(counts[c] for c in " \n\u3000\u3002")
     pairs = sum(n for c, n in counts.items() if _two_letters(ord(c)))
