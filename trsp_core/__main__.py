@@ -326,7 +326,8 @@ def _write(found: points.Sweep, places: list[Path]) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Zero-shot tasks on one model."""
-    name, limit = _model_of(arguments.model), arguments.limit and whole("--limit", arguments.limit)
+    name = _model_of(arguments.model)
+    limit = None if arguments.limit is None else whole("--limit", arguments.limit)
     sets = {
         task: tasks.read(task, limit) if task in tasks.TASKS else questions.read(task, arguments.text, limit)
         for task in arguments.task

@@ -93,7 +93,7 @@ def writable(text: str, makes_folders: bool = False) -> Path:
         makes_folders: whoever writes makes the folders above it.
 
     Raises:
-        TrspError: no path, a folder, or in a folder that is not there or cannot be written.
+        TrspError: no path, a folder or a device, or in a folder that is not there or cannot be written.
     """
     path = named(text, "place")
     try:
@@ -111,8 +111,8 @@ def _unwritable(path: Path, makes_folders: bool) -> str:
     Raises:
         OSError: it cannot even be looked at.
     """
-    if path.is_dir():
-        return "it is a folder"
+    if path.exists() and not path.is_file():  # a device would be replaced by the file
+        return "it is a folder or a device"
     above = path.parent
     while makes_folders and not above.exists():
         above = above.parent
