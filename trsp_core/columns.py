@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trsp_core import answers as an
-from trsp_core import generate, templates
+from trsp_core import generate, openings, templates
 from trsp_core.answers import Answer, Generate, Trace, Variant
 from trsp_core.errors import TrspError
 from trsp_core.shelf import Model, Shelf
@@ -189,7 +189,7 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
         made = templates.render(tokenizer, [{"role": "user", "content": prompt}])
         ids = tokenizer(made, add_special_tokens=False).input_ids
     else:
-        ids = tokenizer(prompt).input_ids
+        ids = openings.begun(tokenizer, prompt)
     if not ids:
         raise TrspError("The prompt holds no token.", "Write a prompt.")
     return torch.tensor([ids], device=device), chat

@@ -28,6 +28,7 @@ from trsp_core.checkpoint import Facts
 from trsp_core.errors import TrspError
 from trsp_core.models import Card, FetchProgress, Found, Source
 
+MOST_WORDS = 200  # letters of a search
 PATIENCE = 60.0  # seconds for a search or a look at one model
 
 Tell = Callable[..., None]
@@ -62,9 +63,11 @@ def search(words: str) -> list[Found]:
     """Models of the hub whose ids hold `words`; see `hub.search`.
 
     Raises:
-        TrspError: the hub cannot be reached, or does not answer in time.
+        TrspError: no words to search for, the hub cannot be reached, or does not answer in time.
     """
     limits.current().refuse_hub()
+    if not words.isprintable() or len(words) > MOST_WORDS:
+        raise TrspError(f"{words[:40]!r} is nothing to search for.", f"Write at most {MOST_WORDS} letters.")
     return [Found(**values) for values in _ask("search", words)]
 
 

@@ -21,7 +21,7 @@ from trsp_core import card, errands, events, forecast, limits, proof, upload
 from trsp_core import config as configs
 from trsp_core.config import RunConfig
 from trsp_core.errands import Step
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, disk_full
 from trsp_core.proof import Proof
 from trsp_core.state import RunState
 from trsp_core.store import Run
@@ -229,9 +229,12 @@ def _pack(folder: Path, file: Path) -> None:
 def _told(target: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or disk_full(error)):
+            raise
+        why = "the disk is full" if disk_full(error) else getattr(error, "strerror", "") or error
         raise TrspError(
-            f"The export could not be written to {target}: {error.strerror or error}.",
+            f"The export could not be written to {target}: {why}.",
             "Free some space, or choose another folder.",
         ) from error
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from trsp_core import downloads, forecast, models
 from trsp_core.config import PACKED
-from trsp_core.errors import TrspError, is_short_memory
+from trsp_core.errors import TrspError, disk_full, is_short_memory
 from trsp_core.hub import Say, download
 
 MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
@@ -212,7 +212,9 @@ def convert(source: models.Source, pieces: Sequence[Path], say: Say) -> Path:
             shutil.rmtree(target)
         with contextlib.suppress(OSError):  # another process was faster: then its folder is as good
             scratch.rename(target)
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or disk_full(error)):
+            raise
         raise TrspError(
             f"The converted model could not be written: {error}.", "Free some space, or set TRSP_HOME elsewhere."
         ) from error

@@ -17,7 +17,7 @@ from importlib import metadata
 
 from trsp_core import events as ev
 from trsp_core import state
-from trsp_core.errors import TrspError, is_short_memory
+from trsp_core.errors import TrspError, disk_full, is_short_memory
 from trsp_core.events import Event
 from trsp_core.state import RunState
 from trsp_core.store import Run, write_atomic
@@ -70,7 +70,7 @@ def record(
             write(OUT_OF_MEMORY)
         except Exception as error:  # a bug, unless the disk is full: its trace belongs to the run
             generator.close()
-            write(_full_disk(run) if "No space left" in str(error) else _bug(error))
+            write(_full_disk(run) if disk_full(error) else _bug(error))
         finally:
             generator.close()
             (run.folder / ".reserve").unlink(missing_ok=True)

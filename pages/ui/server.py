@@ -20,7 +20,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import session
-from trsp_core import downloads, memory, models, replay
+from trsp_core import downloads, memory, models, paths, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
 from trsp_core.errors import TrspError
@@ -168,7 +168,7 @@ def facts(model: str) -> Facts | TrspError:
 @st.cache_resource(show_spinner=False, ttl=30, max_entries=1)
 def models_here() -> dict[str, Facts]:
     """The models that could be loaded now, by name; the folders of late runs among them."""
-    folders = [name for name in store().models() if Path(name).is_dir()]
+    folders = [name for name in store().models() if paths.folder(name)]
     return {found.name: found for found in models.here(folders)}
 
 
