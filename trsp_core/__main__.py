@@ -326,6 +326,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     model, tokenizer = load.load(_model_of(arguments.model))
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2048
+    for asked in sets.values():
+        scoring.refuse(tokenizer, asked, model.config.get_text_config(decoder=True).vocab_size)
     rows = []
     for task, asked in sets.items():
         answers = []

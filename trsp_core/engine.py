@@ -37,6 +37,7 @@ from trsp_core import (
     proof,
     quantized,
     surgery,
+    vocabulary,
     what_if,
 )
 from trsp_core import config as configs
@@ -81,7 +82,7 @@ def execute(
             undo.enter_context(surgery.restored(model))
         undo.enter_context(surgery.learning(model, []))
 
-        texts = yield from _told(fresh, _texts(config, tokenizer))
+        texts = yield from _told(fresh, _texts(config, tokenizer, stack.text_config.vocab_size))
         lab = Lab(stack, texts.calibration, config)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
 
@@ -206,9 +207,11 @@ def _opened(
     return model, tokenizer, stack
 
 
-def _texts(config: RunConfig, tokenizer: Any) -> Generator[Event, None, data.Texts]:
+def _texts(config: RunConfig, tokenizer: Any, rows: int) -> Generator[Event, None, data.Texts]:
     yield ev.PhaseStarted("text")
-    texts = data.prepare(config, tokenizer)
+    with vocabulary.panics_refused(config.model):
+        texts = data.prepare(config, tokenizer)
+        vocabulary.refuse_texts(texts, tokenizer, config, rows)
     for note in texts.notes:
         yield ev.Noted(note)
     yield from texts.events

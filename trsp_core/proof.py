@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import leash
 from trsp_core.errors import TrspError
 
 TEXT = (
@@ -168,7 +169,7 @@ def check(folder: Path, kept: Path) -> Proof:
 def _ask(folder: Path, target: Path, question: dict[str, Any]) -> dict[str, Any]:
     """The answer of a fresh process that sees no code of ours and no network."""
     done = subprocess.run(
-        [sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)],
+        leash.held([sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)]),
         input=json.dumps(question),
         capture_output=True,
         text=True,
