@@ -335,7 +335,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from trsp_core import load, scoring  # torch comes in here
 
     model, tokenizer = load.load(name)
-    longest = families.context(model.config.get_text_config(decoder=True)) or 2048
+    text_config = model.config.get_text_config(decoder=True)
+    longest = families.context(text_config) or 2048
+    for asked in sets.values():
+        scoring.refuse(tokenizer, asked, text_config.vocab_size)
     rows = []
     for task, asked in sets.items():
         answers = []

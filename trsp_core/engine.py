@@ -37,6 +37,7 @@ from trsp_core import (
     proof,
     quantized,
     surgery,
+    vocabulary,
     what_if,
 )
 from trsp_core import config as configs
@@ -81,7 +82,7 @@ def execute(
             undo.enter_context(surgery.restored(model))
         undo.enter_context(surgery.learning(model, []))
 
-        texts = yield from _told(fresh, _texts(config, tokenizer, stack.context))
+        texts = yield from _told(fresh, _texts(config, tokenizer, stack))
         lab = Lab(stack, texts.calibration, config)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
 
@@ -207,17 +208,19 @@ def _opened(
     return model, tokenizer, stack
 
 
-def _texts(config: RunConfig, tokenizer: Any, context: int | None) -> Generator[Event, None, data.Texts]:
+def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, None, data.Texts]:
     yield ev.PhaseStarted("text")
-    texts = data.prepare(config, tokenizer)
+    with vocabulary.panics_refused(config.model):
+        texts = data.prepare(config, tokenizer)
+        vocabulary.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
     wanted = len(tokenizer(config.prompt).input_ids), config.sample_tokens
-    fits = generate.fitted(context, *wanted)
+    fits = generate.fitted(stack.context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
-            f"This model reads {context} tokens at most: a sample is the last {fits[0]} of the prompt's {wanted[0]} "
-            f"tokens and {fits[1]} of {wanted[1]} new ones."
+            f"This model reads {stack.context} tokens at most: a sample is the last {fits[0]} of the prompt's "
+            f"{wanted[0]} tokens and {fits[1]} of {wanted[1]} new ones."
         )
     yield from texts.events
     return texts

@@ -69,7 +69,8 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
     target = target or run.exports_folder / title
     _check_target(target)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    with _told(target):
+    ours = target.parent == run.exports_folder
+    with _told(target), run.exporting() if ours else contextlib.nullcontext():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_room(run, target)

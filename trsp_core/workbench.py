@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trsp_core import answers as an
-from trsp_core import limits
+from trsp_core import leash, limits
 from trsp_core.answers import Answer, Request
 from trsp_core.errors import TrspError
 from trsp_core.store import runs_root
@@ -258,7 +258,7 @@ class _Child:
         here = Path(__file__).resolve().parent.parent
         path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
-            command,
+            leash.held(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -287,7 +287,7 @@ class _Child:
             self.process.stdin.flush()
 
     def kill(self) -> None:
-        self.process.kill()
+        leash.end(self.process)
 
     def close(self) -> None:
         """Close its input, which lets it end by itself; kill it if it does not."""
@@ -297,8 +297,7 @@ class _Child:
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            leash.end(self.process)
 
     def epitaph(self) -> str:
         """How it ended, in words that follow "ended"."""

@@ -23,6 +23,7 @@ from pages.ui import session
 from trsp_core import downloads, memory, models, paths, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
+from trsp_core.errands import Errands
 from trsp_core.errors import TrspError
 from trsp_core.jobs import Jobs
 from trsp_core.models import Card, Facts
@@ -64,6 +65,12 @@ def jobs() -> Jobs:
 def agenda() -> Agenda:
     """The plans that are worked through; it goes on with those that an earlier server left."""
     return Agenda(store(), jobs())
+
+
+@st.cache_resource(show_spinner=False)
+def errands() -> Errands:
+    """What is being made to be taken away, for all tabs."""
+    return Errands(jobs().limits)
 
 
 @contextlib.asynccontextmanager
