@@ -122,7 +122,7 @@ def _add_eval_flags(command: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help=f"JSONL files of questions, last_word, or from the hub {', '.join(tasks.TASKS)}",
     )
-    command.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
+    command.add_argument("--limit", metavar="N", help="only the first N questions of each task, 1 or more")
     command.add_argument("--text", default=text.default, help=f"where last words are taken from ({text.default})")
 
 

@@ -4,7 +4,8 @@ and where it was asked for `trained-model/` (after stage 2, before deletion).
 `proof.safetensors` holds what the model in memory computed (`proof`), `exports/` what was made to be taken away.
 Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
 so that its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the
-events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server goes on with it).
+events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server goes on with it),
+`exports.lock` (held by the process that makes something in `exports/`).
 """
 
 from __future__ import annotations
@@ -53,6 +54,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _locked(file: Path) -> bool:
+    """Whether a living process holds the lock on `file`."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none yet, or it is no file
+        return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -138,14 +151,7 @@ class Run:
 
     def held(self) -> bool:
         """Whether a living process runs this run (on this machine, or through a file system with locks)."""
-        try:
-            with (self.folder / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # none yet, or it is no file
-            return False
-        return False
+        return _locked(self.folder / "lock")
 
     def hint(self) -> str:
         """Why a lost run ended, as far as it is known: a sentence."""
@@ -158,8 +164,8 @@ class Run:
         return f"Its process ended with code {code}; stderr.log in the run folder may say why."
 
     def busy(self) -> bool:
-        """Whether it waits or runs."""
-        return self.held() or (self.folder / "queued").exists()
+        """Whether it waits or runs, or something of it is being exported."""
+        return self.held() or (self.folder / "queued").exists() or self.exported()
 
     def kept(self) -> bool:
         """Whether somebody wants it to stay, however old it gets."""
@@ -209,6 +215,45 @@ class Run:
     def tidy(self) -> None:
         """Remove what a killed process left half-written; for a run that no process is at."""
         for part in [p for pattern in _SCRAPS for p in self.folder.glob(pattern)]:
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
+
+    def exported(self) -> bool:
+        """Whether a living process makes something in `exports/`."""
+        return _locked(self.folder / "exports.lock")
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Hold the lock of `exports/`, which is made where there is none; what a killed process left there is removed.
+
+        Raises:
+            TrspError: another process holds it.
+        """
+        with (self.folder / "exports.lock").open("wb") as file:
+            for attempt in range(20):  # as in `hold`
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if attempt == 19:
+                        raise TrspError(
+                            f"Something of run {self.id} is being exported already.", "Wait for it, or stop it."
+                        ) from error
+                    time.sleep(0.05)
+            self.exports_folder.mkdir(exist_ok=True)
+            self._remove_partial_exports()
+            yield
+
+    def tidy_exports(self) -> None:
+        """Remove what a killed process left half-written in `exports/`, unless a living one is at it."""
+        if any(self.exports_folder.glob(".*")):
+            with contextlib.suppress(TrspError, OSError), self.exporting():  # who holds it tidies up
+                pass
+
+    def _remove_partial_exports(self) -> None:
+        for part in self.exports_folder.glob(".*"):
             if part.is_dir() and not part.is_symlink():
                 shutil.rmtree(part, ignore_errors=True)
             else:
@@ -337,6 +382,8 @@ class Store:
         run = self.get(run_id)
         if run.held():
             raise TrspError(f"Run {run_id} is running.", "Stop it first.")
+        if run.exported():
+            raise TrspError(f"Something of run {run_id} is being exported.", "Wait for it, or stop it.")
         doomed = self.root / f".deleted-{run_id}"
         run.folder.rename(doomed)  # gone from every list at once, whatever happens to the rest
         shutil.rmtree(doomed)

@@ -14,7 +14,7 @@ import torch
 from trsp_core import quantized
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, disk_full
 from trsp_core.resume import STEP
 from trsp_core.surgery import Stack
 
@@ -59,7 +59,9 @@ class Waypoints:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(self._file)
-        except OSError:
+        except Exception as error:
+            if not (isinstance(error, OSError) or disk_full(error)):
+                raise
             self._next = float("inf")
             return NO_ROOM
         finally:
