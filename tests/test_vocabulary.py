@@ -166,6 +166,27 @@ def grown(tiny_model, tmp_path):
     return folder
 
 
+def rewrite(file: Path, **changes) -> None:
+    before = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(before | changes), "utf-8")
+
+
+BESIDE = {
+    "added_tokens.json": {"Zanzibar": tiny.V},
+    "tokenizer_config.json": {"extra_special_tokens": ["Zanzibar"]},
+    "tokenizer_config.json, by id": {"added_tokens_decoder": {str(tiny.V): {"content": "Zanzibar", "special": False}}},
+}
+
+
+@pytest.mark.parametrize("place", BESIDE)
+def test_a_token_that_is_added_beside_the_tokenizer_counts(place, model, text):
+    rewrite(model / place.partition(",")[0], **BESIDE[place])
+    assert load.load_tokenizer(model)("Zanzibar").input_ids == [tiny.V]
+    assert models.preflight(settings(model, text)).seconds > 0
+    with pytest.raises(TrspError, match=f"token id {tiny.V}"):
+        models.preflight(settings(model, with_the_word(text)))
+
+
 def with_the_word(text: Path) -> Path:
     """The text with the added token in the midst of each paragraph."""
     other = text.with_name("other.txt")
