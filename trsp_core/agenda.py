@@ -140,7 +140,7 @@ class Agenda:
             said = f"{why.message} {why.remedy}" if why else "Open it to see why, then run the missing ones again."
             raise TrspError(f"“{missing[0].title}” did not finish.", said)
         models.preflight(config)
-        if before and before.status() in ("cancelled", "lost"):
+        if before and before.status() in ("cancelled", "lost", "damaged"):
             made = self.jobs.resume(before.id)
         else:
             if before:
