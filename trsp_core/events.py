@@ -1,7 +1,8 @@
 """What a run tells: frozen events, each one line of `events.jsonl`. Past tense; values only.
 
-A line is `{"n": 12, "at": 3.41, "event": "LayerChosen", ...fields, "crc": "5f0c81d2"}`: `n` counts from 0, `at` is seconds
-since the run began, `crc` is the CRC-32 of what stands before it (older runs have none). Fields marked volatile are measured times or memory; all others are equal for equal seed and machine.
+A line is `{"n": 12, "at": 3.41, "event": "LayerChosen", ...fields, "crc": "5f0c81d2"}`: `n` counts from 0, `at` is
+seconds since the run began, `crc` is the CRC-32 of what stands before it (older runs have none). Fields marked volatile
+are measured times or memory; all others are equal for equal seed and machine.
 """
 
 from __future__ import annotations

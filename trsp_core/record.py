@@ -91,7 +91,7 @@ def _record(
             )
         except Exception as error:  # a bug, unless the disk is full: its trace belongs to the run
             generator.close()
-            write(_full_disk(run) if "No space left" in str(error) else _bug(error))
+            write(_full_disk(run) if "No space left" in str(error) else bug(error))
         finally:
             generator.close()
             (run.folder / ".reserve").unlink(missing_ok=True)
@@ -134,7 +134,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def _bug(error: Exception) -> ev.RunFailed:
+def bug(error: Exception) -> ev.RunFailed:
+    """The end of a run that met an error of this program."""
     trace = "".join(traceback.format_exception(error))[-20_000:]
     return ev.RunFailed(f"{type(error).__name__}: {error}", "This is a bug: please report it with the trace.", trace)
 

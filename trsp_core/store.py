@@ -3,8 +3,9 @@ and where it was asked for `trained-model/` (after stage 2, before deletion).
 
 `proof.safetensors` holds what the model in memory computed (`proof`), `exports/` what was made to be taken away.
 Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
-so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process ended), `summary.json` (made from the
-events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server goes on with it).
+so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process ended),
+`summary.json` (made from the events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server
+goes on with it).
 """
 
 from __future__ import annotations
@@ -313,10 +314,11 @@ class Run:
         return total
 
     def summary(self) -> dict[str, Any]:
-        """`state.summary`, from `summary.json` where the run has ended and it is there."""
+        """`state.summary`, from `summary.json` where the run has ended, it is there, and no event was touched since."""
         try:
-            kept = json.loads((self.folder / "summary.json").read_text("utf-8"))
-            if state.is_summary(kept):
+            file = self.folder / "summary.json"
+            kept = json.loads(file.read_text("utf-8"))
+            if state.is_summary(kept) and self.events_file.stat().st_mtime_ns <= file.stat().st_mtime_ns:
                 return kept
         except (OSError, ValueError, RecursionError):
             pass

@@ -68,9 +68,8 @@ def work(plan: Plan, store: Store, crew: Crew) -> Iterator[Told]:
                 yield Told("left out", *place, None, None, clock.gone(name))
             elif needed <= set(done):
                 config = plans.config_of(plan, place[1], done)
-                if config in known and (there := known[config].state()).ended != "finished":
-                    del known[config]  # what it told has been damaged since
-                elif config in known:
+                there = known[config].state() if config in known else RunState()
+                if there.ended == "finished":  # and its record has not been damaged since
                     del waiting[name]
                     done[name] = there
                     yield Told("found", *place, known[config], done[name], clock.gone(name))
