@@ -47,10 +47,10 @@ from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
 from trsp_core.resume import Past, ends
-from trsp_core.store import Run
+from trsp_core.store import Run, sync, sync_all
 from trsp_core.surgery import Stack
 from trsp_core.transfer import Span, transfer
-from trsp_core.waypoint import Waypoints
+from trsp_core.waypoint import Rounds, Waypoints
 
 T = TypeVar("T")
 Events = Generator[Event, None, None]
@@ -74,7 +74,8 @@ def execute(
         TrspError: what was asked cannot be done; the message says why and what to do.
     """
     past = past or Past()
-    fresh, waypoints = not past.place, Waypoints(Run(folder).checkpoint_file if folder else None, config)
+    run = Run(folder) if folder else None
+    fresh, waypoints = not past.place, Waypoints(run, config)
     model, tokenizer, stack = yield from _told(fresh, _opened(config, loaded))
 
     with contextlib.ExitStack() as undo:
@@ -84,6 +85,7 @@ def execute(
 
         texts = yield from _told(fresh, _texts(config, tokenizer, stack))
         lab = Lab(stack, texts.calibration, config)
+        lab.rounds = Rounds(run, config, past)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
 
         reference = measure.Reference(config.kl_blocks)
@@ -104,7 +106,8 @@ def execute(
         for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
             new = cycle > len(past.choices)
             if new:
-                yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
+                if not past.round or cycle > len(past.choices) + 1:
+                    yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
                 with surgery.skipped(stack, lab.gone):
                     chosen = [*lab.gone, *(yield from method.choose(lab, config, part.steps))]
                 yield ev.LayersChosen(method.name, chosen)
@@ -163,8 +166,9 @@ def execute(
                     size += yield from keep("model", 2 * trained)
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
-    if folder:
-        Run(folder).checkpoint_file.unlink(missing_ok=True)
+    if run:
+        run.checkpoint_file.unlink(missing_ok=True)
+        run.rounds_file.unlink(missing_ok=True)
 
 
 def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
@@ -423,9 +427,12 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
         adapters.save(stack, temporary / "adapter", config.model)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
+    sync_all(temporary)
     temporary.replace(target)
     if reference:
         proof.keep(model, tokenizer, reference)
+        sync(reference)
+    sync(target.parent)
     return downloads.folder_size(target)
 
 
