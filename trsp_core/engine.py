@@ -372,6 +372,7 @@ def _keep(
             computed.replace(run.proof_file)  # exports are compared with it
         shutil.rmtree(run.folder / name, ignore_errors=True)
         unproved.replace(run.folder / name)
+        sync(run.folder)
     except (GeneratorExit, KeyboardInterrupt):
         shutil.rmtree(unproved, ignore_errors=True)
         raise
