@@ -211,7 +211,7 @@ def test_a_download_that_stalls_is_given_up_with_a_sentence(hub):
 
 
 def test_what_cannot_be_used_is_refused_before_a_byte_of_the_weights(hub):
-    reconfigured(hub, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    reconfigured(hub, auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil")
     assert "auto_map" in refused(models.fetch, ID).message
     reconfigured(hub, auto_map=None)
     (hub.models[ID] / "config.json").write_text(json.dumps({"is_encoder_decoder": True}))

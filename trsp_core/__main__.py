@@ -335,7 +335,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from trsp_core import load, scoring  # torch comes in here
 
     model, tokenizer = load.load(name)
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2048
+    longest = families.context(model.config.get_text_config(decoder=True)) or 2048
     rows = []
     for task, asked in sets.items():
         answers = []

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import families
 from trsp_core.errors import TrspError
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
@@ -75,9 +76,9 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     config = _json(folder, "config.json", inside, name)
     tokenizer_config = folder / "tokenizer_config.json"
     extra = _json(folder, "tokenizer_config.json", inside, name) if tokenizer_config.exists() else {}
-    if "auto_map" in config or "auto_map" in extra:
+    if (config.get("auto_map") or extra.get("auto_map")) and str(config.get("model_type")) not in families.native():
         raise TrspError(
-            f"{name} brings its own code (auto_map), which is never run here.",
+            f"{name} brings its own code (auto_map), which is never run here, and transformers has none for it.",
             "Choose a model whose architecture is part of transformers.",
         )
     if (folder / "adapter_config.json").exists():
@@ -85,7 +86,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     for entry in os.scandir(folder):
         if entry.is_symlink():
             _inside(Path(entry.path), inside)
-    _refuse_other_tasks(config, name)
+    architecture = _architecture(config, name)
     sizes = _sizes(config, name)
     _refuse_absurd(config, name)
     files = [_inside(folder / shard, inside) for shard in shards(folder, inside, name)]
@@ -97,6 +98,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     return Facts(
         name=name,
         folder=folder,
+        architecture=architecture,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         layer_parameters=_layers(shapes, sizes["n_layers"], name),
         bytes=sum(file.stat().st_size for file in files),
@@ -202,22 +204,25 @@ def shards(folder: Path, inside: Path, name: str) -> list[str]:
     return files
 
 
-def _refuse_other_tasks(config: dict[str, Any], name: str) -> None:
-    """Raise unless the config may be that of a decoder-only language model."""
+def _architecture(config: dict[str, Any], name: str) -> str:
+    """The config's architecture, by its model type where it names none. Raises unless it may be a decoder-only language
+    model."""
     remedy = "Choose a decoder-only language model: its architecture ends in ForCausalLM."
     if config.get("is_encoder_decoder") is True:
         raise TrspError(f"{name} is an encoder-decoder model, which has no single stack of layers.", remedy)
-    named = config.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else ""
+    known = families.native().get(str(config.get("model_type")), "")
+    named = config.get("architectures") or [known]
+    architecture = named[0] if isinstance(named, list) else ""
     if not isinstance(architecture, str) or not architecture:
         raise TrspError(f"{name}: config.json names no architecture.", remedy)
     if not re.search(r"(CausalLM|LMHeadModel|ForConditionalGeneration)$", architecture):
         raise TrspError(f"{name} is a {architecture[:60]}, which does not predict the next token.", remedy)
-    if "quantization_config" in config:
+    if config.get("quantization_config"):
         raise TrspError(
             f"{name} is stored in a quantized form, whose weights cannot be trained.",
             "Choose the same model with ordinary weights (float32, float16 or bfloat16).",
         )
+    return architecture
 
 
 def _refuse_absurd(config: dict[str, Any], name: str) -> None:
@@ -236,12 +241,12 @@ def _refuse_absurd(config: dict[str, Any], name: str) -> None:
 
 
 def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """L, D, V, context length and names from the config; those of the text part where there are several."""
+    """L, D, V, context length and model type from the config; those of the text part where there are several."""
     inner = config.get("text_config")
     text: dict[str, Any] = inner if isinstance(inner, dict) else config
 
     def number(what: str, most: int, *keys: str) -> int:
-        value = next((text[key] for key in keys if key in text), None)
+        value = next((text[key] for key in keys if text.get(key) is not None), None)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise TrspError(
                 f"{name}: config.json gives {str(value)[:40]} as its {what}, expected 1 to {most:,}.",
@@ -249,15 +254,12 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
             )
         return value
 
-    context = next((text[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if k in text), None)
-    known = isinstance(context, int) and not isinstance(context, bool) and context > 0
     return {
-        "architecture": config["architectures"][0],
         "model_type": str(config.get("model_type", ""))[:60],
         "n_layers": number("number of layers", MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
-        "max_length": context if known else None,
+        "max_length": families.context(text),
     }
 
 

@@ -197,7 +197,7 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
 
 def room(model: Model, tokens: int) -> None:
     """Raise TrspError if `tokens` are more than the model can read."""
-    most = getattr(model.stack.text_config, "max_position_embeddings", None)
+    most = model.stack.context
     if most and tokens > most:
         raise TrspError(
             f"Prompt and new text are {tokens:,} tokens together, {model.name} reads {most:,}.",
@@ -206,11 +206,11 @@ def room(model: Model, tokens: int) -> None:
 
 
 def ends(model: Model) -> frozenset[int]:
-    """Tokens that end a text."""
+    """Tokens that end a text, as the tokenizer and the model's generation config name them; what is no id ends none."""
     config = getattr(model.stack.model, "generation_config", None)
     named = [getattr(config, "eos_token_id", None), getattr(model.tokenizer, "eos_token_id", None)]
     flat = [i for entry in named for i in (entry if isinstance(entry, list | tuple) else [entry])]
-    return frozenset(int(i) for i in flat if i is not None)
+    return frozenset(i for i in flat if isinstance(i, int))
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,19 @@ class TrspError(Exception):
 def _showable(text: str) -> str:
     """`text` as a page and a terminal can show it: JSON can spell halves of letters, which no encoding can."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this program's own code raised `error`, rather than a library that it had called: then it is a bug, and
+    nothing that a person can change. What the system refuses (OSError) never is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not isinstance(error, OSError) and bool(frames) and Path(frames[-1].filename).is_relative_to(HERE)
+
+
+def is_short_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: torch has no one type for it, on a CPU not even one of its own."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def refuse(problems: Sequence[Problem]) -> None:

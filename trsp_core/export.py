@@ -59,7 +59,7 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
         upload.check_name(push)
     config, state = run.config(), run.state()
     kept = _kept_dtype(run, state)
-    quantized = "quantization_config" in _model_config(run)
+    quantized = bool(_model_config(run).get("quantization_config"))
     if dtype not in ("", *DTYPES):
         raise TrspError(f"There is no number format {dtype!r}.", f"Take one of {', '.join(DTYPES)}.")
     if quantized and dtype:
@@ -110,7 +110,7 @@ def formats(run: Run) -> tuple[str, ...]:
         found = _model_config(run)
     except (OSError, ValueError):  # the export itself will say what is wrong
         return DTYPES
-    if "quantization_config" in found:
+    if found.get("quantization_config"):
         return ()
     own = str(found.get("dtype") or "float32")
     return (own, *(d for d in DTYPES if d != own))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trsp_core import checkpoint, downloads, models
-from trsp_core.errors import TrspError, disk_full
+from trsp_core.errors import TrspError, disk_full, is_ours
 from trsp_core.models import Card, Found
 
 SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # wanted beside the weights; never code
@@ -172,6 +172,8 @@ def _told(what: str) -> Iterator[None]:
     except TrspError:
         raise
     except Exception as error:
+        if is_ours(error):
+            raise
         raise _refusal(what, error) from error
 
 

@@ -161,8 +161,9 @@ class Study:
             return
         thinned = without(self.model, removed) if removed else self.model
         ids, _ = encode(self.model, prompt, chat=False)
+        read, written = generate.fitted(self.model.stack.context, ids.shape[1], new_tokens)
         decoder, text, began = Decoder(self.model.tokenizer), "", time.perf_counter()
-        for token in generate.tokens(thinned.stack.model, ids, new_tokens, stop=ends(self.model)):
+        for token in generate.tokens(thinned.stack.model, ids[:, -read:], written, stop=ends(self.model)):
             piece = decoder.add(token)
             text += piece
             yield an.TokenGenerated(0, token, piece, round(time.perf_counter() - began, 3))
@@ -194,7 +195,7 @@ class Study:
 
 
 def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
-    """The study of `model` on the texts of `request`; kept with the model."""
+    """The study of `model` on the texts of `request`, in blocks that it can read; kept with the model."""
     key = (request.text, request.heldout, request.seed)
     if key not in model.studies:
         config = RunConfig(
@@ -202,7 +203,7 @@ def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
             heldout=request.heldout,
             seed=request.seed,
             measure_blocks=1,
-            measure_length=an.QUICK_TOKENS,
+            measure_length=min(an.QUICK_TOKENS, model.stack.context or an.QUICK_TOKENS),
             calibration_blocks=1,
             block_length=8,
         )

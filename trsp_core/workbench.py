@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +180,8 @@ class Workbench:
             try:
                 self._work(self._working)
             except Exception as error:  # a bug here must not leave a reader waiting
-                self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this."))
+                trace = "".join(traceback.format_exception(error))[-20_000:]
+                self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
                 self._let_go()
             with self._changed:
                 self._working = None
