@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 import os
 import shutil
 import statistics
@@ -46,10 +45,11 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
-from trsp_core.resume import Past, ends
+from trsp_core.resume import Past
+from trsp_core.schedules import shared_out
 from trsp_core.store import Run, sync, sync_all
 from trsp_core.surgery import Stack
-from trsp_core.transfer import Span, transfer
+from trsp_core.transfer import transfer
 from trsp_core.waypoint import Rounds, Waypoints
 
 T = TypeVar("T")
@@ -435,11 +435,6 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
         sync(reference)
     sync(target.parent)
     return downloads.folder_size(target)
-
-
-def shared_out(whole: int, parts: int) -> list[Span]:
-    """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
 
 
 def _twin_of(module: nn.Module, model: nn.Module, twin: nn.Module) -> nn.Module:
