@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from trsp_core import schedules
+from trsp_core import outlets, schedules
 from trsp_core.config import RunConfig
 from trsp_core.events import DOMAINS
 from trsp_core.state import RunState
@@ -22,7 +22,7 @@ def table(config: RunConfig, state: RunState) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
-    writer.writerows(_rows(config, state))
+    writer.writerows(map(outlets.csv, row) for row in _rows(config, state))
     return text.getvalue()
 
 
