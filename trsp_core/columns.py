@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trsp_core import answers as an
-from trsp_core import generate, templates, vocabulary
+from trsp_core import generate, openings, templates, vocabulary
 from trsp_core.answers import Answer, Generate, Trace, Variant
 from trsp_core.errors import TrspError
 from trsp_core.shelf import Model, Shelf
@@ -190,7 +190,7 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
         made = templates.render(tokenizer, [{"role": "user", "content": prompt}])
         ids = tokenizer(made, add_special_tokens=False).input_ids
     else:
-        ids = tokenizer(prompt).input_ids
+        ids = openings.begun(tokenizer, prompt)
     if not ids:
         raise TrspError("The prompt holds no token.", "Write a prompt.")
     vocabulary.refuse(ids, model.stack.text_config.vocab_size, "The prompt")
@@ -199,7 +199,7 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
 
 def room(model: Model, tokens: int) -> None:
     """Raise TrspError if `tokens` are more than the model can read."""
-    most = getattr(model.stack.text_config, "max_position_embeddings", None)
+    most = model.stack.context
     if most and tokens > most:
         raise TrspError(
             f"Prompt and new text are {tokens:,} tokens together, {model.name} reads {most:,}.",
@@ -208,11 +208,11 @@ def room(model: Model, tokens: int) -> None:
 
 
 def ends(model: Model) -> frozenset[int]:
-    """Tokens that end a text."""
+    """Tokens that end a text, as the tokenizer and the model's generation config name them; what is no id ends none."""
     config = getattr(model.stack.model, "generation_config", None)
     named = [getattr(config, "eos_token_id", None), getattr(model.tokenizer, "eos_token_id", None)]
     flat = [i for entry in named for i in (entry if isinstance(entry, list | tuple) else [entry])]
-    return frozenset(int(i) for i in flat if i is not None)
+    return frozenset(i for i in flat if isinstance(i, int))
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -30,6 +30,7 @@ from trsp_core.errands import Ended
 from trsp_core.errors import TrspError
 from trsp_core.models import Card, FetchProgress, Found, Source
 
+MOST_WORDS = 200  # letters of a search
 PATIENCE = 60.0  # seconds for a search or a look at one model
 
 Tell = Callable[..., None]
@@ -64,9 +65,11 @@ def search(words: str) -> list[Found]:
     """Models of the hub whose ids hold `words`; see `hub.search`.
 
     Raises:
-        TrspError: the hub cannot be reached, or does not answer in time.
+        TrspError: no words to search for, the hub cannot be reached, or does not answer in time.
     """
     limits.current().refuse_hub()
+    if not words.isprintable() or len(words) > MOST_WORDS:
+        raise TrspError(f"{words[:40]!r} is nothing to search for.", f"Write at most {MOST_WORDS} letters.")
     return [Found(**values) for values in _ask("search", words)]
 
 
@@ -117,8 +120,9 @@ class Fetches:
         with self._lock:
             now = self._all.get(name)
             if now is None or not now.running:
-                self._all[name] = Fetching(FetchProgress("Starting", 0.0))
-                threading.Thread(target=self._work, args=(name, accepted, self._all[name]), daemon=True).start()
+                begun = Fetching(FetchProgress("Starting", 0.0))
+                threading.Thread(target=self._work, args=(name, accepted, begun), daemon=True).start()
+                self._all[name] = begun
 
     def look(self, name: str) -> Fetching | None:
         """The fetch of `name`, going on or ended; None where there was none."""
@@ -140,8 +144,8 @@ class Fetches:
         except Exception as error:  # a bug, and nobody else to tell of it
             now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
         finally:
-            self._ended()
             now.running = False
+            self._ended()
 
 
 def _fetch_from_hub(hub_id: str) -> Iterator[FetchProgress]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trsp_core import checkpoint, families
+from trsp_core import checkpoint, families, paths
 from trsp_core import config as configs
 from trsp_core.checkpoint import Facts
 from trsp_core.config import RunConfig
@@ -191,9 +191,8 @@ def locate(name: str) -> Path:
         if snapshot is None:
             raise _not_here(name, "from the model hub, which has to be reachable")
         return snapshot
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path.absolute()
+    if folder := paths.folder(name):
+        return folder
     near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
     raise TrspError(
         f"There is no model {name[:80]!r}." + (f" Did you mean {near[0]}?" if near else ""),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trsp_core import intervals, vocabulary
+from trsp_core import intervals, openings, vocabulary
 from trsp_core.intervals import Interval
 from trsp_core.questions import Question
 
@@ -64,10 +64,7 @@ def refuse(tokenizer: Any, questions: Sequence[Question], rows: int) -> None:
 def encode(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
     """Token ids of both together, with what the tokenizer puts before every text, and how many of them are the
     continuation's: those beyond the context's own."""
-    before, whole = (tokenizer(text, verbose=False).input_ids for text in (context, context + continuation))
-    end = tokenizer.eos_token_id
-    if before and before[-1] == end:  # some tokenizers close every text
-        before, whole = before[:-1], whole[:-1]
+    before, whole = (openings.begun(tokenizer, text) for text in (context, context + continuation))
     return whole, max(len(whole) - len(before), 1)
 
 
