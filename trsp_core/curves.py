@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from trsp_core import schedules
+from trsp_core import outlets, schedules
 from trsp_core.config import RunConfig
 from trsp_core.events import DOMAINS
 from trsp_core.state import RunState
@@ -22,7 +22,7 @@ def table(config: RunConfig, state: RunState) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
-    writer.writerows(_rows(config, state))
+    writer.writerows(map(outlets.csv, row) for row in _rows(config, state))
     return text.getvalue()
 
 
@@ -59,6 +59,8 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
     for found in state.measured:
         for block, loss in enumerate(found.losses):
             yield f"loss, {found.state}", found.domain, "", block, "measured block", loss, "nats per token"
+    for stretch in state.missing:
+        yield "cannot be read", "", "", stretch.first, "number of the event", stretch.count, "events"
 
 
 def _times(factor: float | None, value: float | None) -> float | None:

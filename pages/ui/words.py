@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 
+from trsp_core import outlets
+
 PHASES = {
     "load": "Loading the model",
     "text": "Reading the texts",
@@ -61,6 +63,7 @@ STATUSES = {
     "cancelled": "Stopped",
     "failed": "Failed",
     "lost": "Lost",
+    "damaged": "Damaged",
 }
 
 
@@ -81,9 +84,9 @@ def lines(text: str) -> str:
 
 
 def letters(text: str) -> str:
-    """Escaped for Markdown. Icons, addresses and arrows are looked for after a backslash has done its work, so a sign
-    without width parts them."""
-    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", text))
+    """Escaped for Markdown, each letter visible. Icons, addresses and arrows are looked for after a backslash has done
+    its work, so a sign without width parts them."""
+    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", outlets.lines(text)))
 
 
 def phase(name: str) -> str:
