@@ -34,6 +34,7 @@ from trsp_core import (
     memory,
     methods,
     models,
+    openings,
     proof,
     quantized,
     surgery,
@@ -212,7 +213,9 @@ def _texts(config: RunConfig, tokenizer: Any, context: int | None) -> Generator[
     texts = data.prepare(config, tokenizer)
     for note in texts.notes:
         yield ev.Noted(note)
-    wanted = len(tokenizer(config.prompt).input_ids), config.sample_tokens
+    wanted = len(openings.begun(tokenizer, config.prompt)), config.sample_tokens
+    if config.sample_tokens and not wanted[0]:
+        raise TrspError("The sample prompt holds no token.", "Write another one, or set --sample-tokens to 0.")
     fits = generate.fitted(context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
