@@ -249,7 +249,7 @@ def test_the_fresh_process_imports_nothing_of_ours():
     tree = ast.parse(Path(stock.__file__).read_text("utf-8"))
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert names == {"pathlib", "peft", "json", "sys", "torch", "transformers"}
+    assert names == {"pathlib", "peft", "json", "os", "sys", "threading", "torch", "transformers"}
 
 
 def test_an_export_that_is_closed_or_has_no_place_leaves_nothing(no_child, deleted, tmp_path):

@@ -56,6 +56,8 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
     for found in state.measured:
         for block, loss in enumerate(found.losses):
             yield f"loss, {found.state}", found.domain, "", block, "measured block", loss, "nats per token"
+    for stretch in state.missing:
+        yield "cannot be read", "", "", stretch.first, "number of the event", stretch.count, "events"
 
 
 def _times(factor: float | None, value: float | None) -> float | None:

@@ -37,19 +37,20 @@ from trsp_core import (
     proof,
     quantized,
     surgery,
+    vocabulary,
     what_if,
 )
 from trsp_core import config as configs
 from trsp_core import events as ev
 from trsp_core.config import RunConfig
-from trsp_core.errors import refuse
+from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
 from trsp_core.resume import Past, ends
-from trsp_core.store import Run
+from trsp_core.store import Run, sync, sync_all
 from trsp_core.surgery import Stack
 from trsp_core.transfer import Span, transfer
-from trsp_core.waypoint import Waypoints
+from trsp_core.waypoint import Rounds, Waypoints
 
 T = TypeVar("T")
 Events = Generator[Event, None, None]
@@ -73,7 +74,8 @@ def execute(
         TrspError: what was asked cannot be done; the message says why and what to do.
     """
     past = past or Past()
-    fresh, waypoints = not past.place, Waypoints(Run(folder).checkpoint_file if folder else None, config)
+    run = Run(folder) if folder else None
+    fresh, waypoints = not past.place, Waypoints(run, config)
     model, tokenizer, stack = yield from _told(fresh, _opened(config, loaded))
 
     with contextlib.ExitStack() as undo:
@@ -81,8 +83,9 @@ def execute(
             undo.enter_context(surgery.restored(model))
         undo.enter_context(surgery.learning(model, []))
 
-        texts = yield from _told(fresh, _texts(config, tokenizer, stack.context))
+        texts = yield from _told(fresh, _texts(config, tokenizer, stack))
         lab = Lab(stack, texts.calibration, config)
+        lab.rounds = Rounds(run, config, past)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
 
         reference = measure.Reference(config.kl_blocks)
@@ -103,7 +106,8 @@ def execute(
         for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
             new = cycle > len(past.choices)
             if new:
-                yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
+                if not past.round or cycle > len(past.choices) + 1:
+                    yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
                 with surgery.skipped(stack, lab.gone):
                     chosen = [*lab.gone, *(yield from method.choose(lab, config, part.steps))]
                 yield ev.LayersChosen(method.name, chosen)
@@ -154,15 +158,17 @@ def execute(
             yield from _speeds(config, stack, texts, cut)
         trained = config.save_trained and config.stage2_steps and not first
         if folder and (config.save_model or trained):
-            yield ev.PhaseStarted("save")
-            size = save(config, stack, tokenizer, folder / "trained-model") if trained else 0
+            keep = partial(_keep, config, stack, tokenizer, Run(folder))
+            yield ev.PhaseStarted("save", 2 * (config.save_model + trained))
+            size = (yield from keep("trained-model", 0)) if trained else 0
             if config.save_model:
                 with cut():
-                    size += save(config, stack, tokenizer, folder / "model", folder / "proof.safetensors")
+                    size += yield from keep("model", 2 * trained)
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
-    if folder:
-        Run(folder).checkpoint_file.unlink(missing_ok=True)
+    if run:
+        run.checkpoint_file.unlink(missing_ok=True)
+        run.rounds_file.unlink(missing_ok=True)
 
 
 def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
@@ -206,17 +212,19 @@ def _opened(
     return model, tokenizer, stack
 
 
-def _texts(config: RunConfig, tokenizer: Any, context: int | None) -> Generator[Event, None, data.Texts]:
+def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, None, data.Texts]:
     yield ev.PhaseStarted("text")
-    texts = data.prepare(config, tokenizer)
+    with vocabulary.panics_refused(config.model):
+        texts = data.prepare(config, tokenizer)
+        vocabulary.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
     wanted = len(tokenizer(config.prompt).input_ids), config.sample_tokens
-    fits = generate.fitted(context, *wanted)
+    fits = generate.fitted(stack.context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
-            f"This model reads {context} tokens at most: a sample is the last {fits[0]} of the prompt's {wanted[0]} "
-            f"tokens and {fits[1]} of {wanted[1]} new ones."
+            f"This model reads {stack.context} tokens at most: a sample is the last {fits[0]} of the prompt's "
+            f"{wanted[0]} tokens and {fits[1]} of {wanted[1]} new ones."
         )
     yield from texts.events
     return texts
@@ -341,6 +349,62 @@ def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, cut: Callable[[]
         )
 
 
+def _keep(
+    config: RunConfig, stack: Stack, tokenizer: Any, run: Run, name: str, done: int
+) -> Generator[Event, None, int]:
+    """Write the model at hand into the run's folder `name`, where it lies only once a fresh process with stock
+    transformers has computed the same from it; returns its bytes.
+
+    Args:
+        done: units of the phase that are done.
+
+    Raises:
+        TrspError: it cannot be loaded, or computes something else. It is left in `unproved-NAME`.
+    """
+    unproved, computed = run.folder / f"unproved-{name}", run.folder / f".{name}-proof.partial"
+    try:
+        size = save(config, stack, tokenizer, unproved, computed)
+        yield ev.Progressed(done + 1)
+        memory.give_back()
+        torch.cuda.empty_cache()
+        yield from _proved(run, unproved, computed, ev.Progressed(done + 1))
+        if name == run.model_folder.name:
+            computed.replace(run.proof_file)  # exports are compared with it
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+        unproved.replace(run.folder / name)
+        sync(run.folder)
+    except (GeneratorExit, KeyboardInterrupt):
+        shutil.rmtree(unproved, ignore_errors=True)
+        raise
+    finally:
+        computed.unlink(missing_ok=True)
+    yield ev.Progressed(done + 2)
+    return size
+
+
+def _proved(run: Run, unproved: Path, computed: Path, now: ev.Progressed) -> Iterator[Event]:
+    """Let a fresh process load the checkpoint in `unproved` and compare it with what `proof.keep` wrote to `computed`.
+    Tells `now` again where the run is to stop meanwhile."""
+    files = f"The files are in {unproved.name}, unproved."
+    again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
+    with contextlib.closing(proof.checking(unproved, computed)) as waiting:
+        while True:
+            try:
+                next(waiting)
+            except StopIteration as end:
+                problems = end.value.problems
+                break
+            except TrspError as error:
+                raise TrspError(f"{error.message} {files}", f"{error.remedy} {again}") from error
+            if run.cancelled():
+                yield now
+    if problems:
+        raise TrspError(
+            f"The model that stock transformers loads is not the one of this run: {'; '.join(problems)}. {files}",
+            f"Please report this. {again}",
+        )
+
+
 def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, reference: Path | None = None) -> int:
     """Write an ordinary checkpoint (safetensors) to `target`, whole or not at all; returns its bytes. A packed model is
     spelled out in bfloat16 with its adapters merged, or, as `config.save_as` says, written as it is, with its adapters
@@ -364,9 +428,12 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
         adapters.save(stack, temporary / "adapter", config.model)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
+    sync_all(temporary)
     temporary.replace(target)
     if reference:
         proof.keep(model, tokenizer, reference)
+        sync(reference)
+    sync(target.parent)
     return downloads.folder_size(target)
 
 

@@ -188,7 +188,7 @@ def load(path: Path) -> Record:
         TrspError: it cannot be read.
     """
     try:
-        given = json.loads(path.read_text("utf-8"))
+        given = json.loads(path.read_bytes())
         if given.pop("schema") > SCHEMA:
             raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
         rows = [_sound(ev.build(Row, row)) for row in given.pop("rows")]

@@ -21,7 +21,7 @@ from trsp_core import card, errands, events, forecast, gguf, limits, proof, uplo
 from trsp_core import config as configs
 from trsp_core.config import RunConfig
 from trsp_core.errands import Step
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, disk_full
 from trsp_core.proof import Proof
 from trsp_core.state import RunState
 from trsp_core.store import Run
@@ -59,7 +59,7 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
         upload.check_name(push)
     config, state = run.config(), run.state()
     kept = _kept_dtype(run, state)
-    quantized = "quantization_config" in _model_config(run)
+    quantized = bool(_model_config(run).get("quantization_config"))
     if dtype not in ("", *DTYPES):
         raise TrspError(f"There is no number format {dtype!r}.", f"Take one of {', '.join(DTYPES)}.")
     if quantized and dtype:
@@ -69,7 +69,8 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
     target = target or run.exports_folder / title
     _check_target(target)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    with _told(target):
+    ours = target.parent == run.exports_folder
+    with _told(target), run.exporting() if ours else contextlib.nullcontext():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_room(run, target)
@@ -110,7 +111,7 @@ def formats(run: Run) -> tuple[str, ...]:
         found = _model_config(run)
     except (OSError, ValueError):  # the export itself will say what is wrong
         return DTYPES
-    if "quantization_config" in found:
+    if found.get("quantization_config"):
         return ()
     own = str(found.get("dtype") or "float32")
     return (own, *(d for d in DTYPES if d != own))
@@ -155,6 +156,8 @@ def _kept_dtype(run: Run, state: RunState) -> str:
         TrspError: the run is not finished, or kept no model.
     """
     if state.ended != "finished" or not (run.model_folder / "config.json").is_file():
+        if state.ended == "damaged":
+            raise TrspError(f"The record of run {run.id} is damaged.", "Resume it: that tells what is missing again.")
         what = "kept no model" if state.ended == "finished" else "has not finished"
         raise TrspError(f"Run {run.id} {what}, so there is nothing to export.", "Run it with --save-model true.")
     return str(_model_config(run).get("dtype") or "float32")
@@ -244,9 +247,12 @@ def _pack(folder: Path, file: Path) -> None:
 def _told(target: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or disk_full(error)):
+            raise
+        why = "the disk is full" if disk_full(error) else getattr(error, "strerror", "") or error
         raise TrspError(
-            f"The export could not be written to {target}: {error.strerror or error}.",
+            f"The export could not be written to {target}: {why}.",
             "Free some space, or choose another folder.",
         ) from error
 

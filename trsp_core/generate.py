@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import surgery
+from trsp_core import openings, surgery
 
 PIECES = 16  # of a matrix, through which one row goes
 LARGE = 2**21  # numbers of a matrix that is worth waking other cores for
@@ -126,7 +126,7 @@ def continuation(
     Args:
         context: the most tokens that prompt and continuation may be together.
     """
-    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(model.parameters()).device)
+    ids = torch.tensor([openings.begun(tokenizer, prompt)], device=next(model.parameters()).device)
     read, written = fitted(context, ids.shape[1], new_tokens)
     if read < ids.shape[1]:
         ids = ids[:, -read:]

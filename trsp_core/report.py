@@ -17,6 +17,7 @@ import vl_convert
 from trsp_core import card, drawings, errands, methods, series, shell
 from trsp_core.config import RunConfig
 from trsp_core.errands import Step
+from trsp_core.errors import TrspError
 from trsp_core.events import plain
 from trsp_core.state import RunState
 from trsp_core.store import Run, write_atomic
@@ -152,8 +153,11 @@ def _safe(text: str) -> str:
 
 def _asked(run: str, target: str) -> Iterator[Step]:
     yield Step("Drawing the charts", 0.1)
-    Path(target).parent.mkdir(exist_ok=True)
-    write_atomic(Path(target), html(Run(Path(run))))
+    try:
+        with Run(Path(run)).exporting():
+            write_atomic(Path(target), html(Run(Path(run))))
+    except OSError as error:
+        raise TrspError(f"The report could not be written: {error.strerror or error}.", "Free some space.") from error
     yield Step("Done", 1.0)
 
 

@@ -102,9 +102,10 @@ def _switch(knob: Knob, key: str) -> bool:
 
 
 def _number(knob: Knob, key: str) -> Any:
-    """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way."""
+    """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way. A
+    whole number is typed into a field for any: one for whole numbers ends the page where 1e999 is."""
     if knob.kind is int:
-        return st.number_input(_label(knob), step=1, key=key, help=_help(knob))
+        return session.whole(st.number_input(_label(knob), step=1.0, format="%.0f", key=key, help=_help(knob)))
     step = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1
     return st.number_input(_label(knob), step=step, format="%.6g", key=key, help=_help(knob))
 
@@ -146,7 +147,8 @@ def _upload() -> None:
     """A text of one's own."""
     with st.popover("Use your own text", icon=":material/upload_file:"):
         st.caption(
-            "A .txt file with an empty line between articles, or a .jsonl file with a “text” field in each line. "
+            "A .txt file with an empty line between articles, or a .jsonl file with a “text”, a “content” or chat "
+            "“messages” in each line. "
             "Or type the path of a file into the field above."
         )
         st.file_uploader(
@@ -158,14 +160,18 @@ def _upload() -> None:
         )
         if session.get("upload_error"):
             st.error(words.plain(session.get("upload_error")))
+        if session.get("upload_note"):
+            st.info(words.plain(session.get("upload_note")))
 
 
 def _uploaded() -> None:
     brought = session.get("upload")
     session.put("upload_error", "")
+    session.put("upload_note", "")
     if brought is None:
         return
     try:
+        session.put("upload_note", uploads.how_read(brought.getvalue(), brought.name))
         session.fill({"text": str(uploads.keep(brought.getvalue(), brought.name, server.store().root))})
     except TrspError as error:
         session.put("upload_error", str(error))

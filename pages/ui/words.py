@@ -59,6 +59,7 @@ STATUSES = {
     "cancelled": "Stopped",
     "failed": "Failed",
     "lost": "Lost",
+    "damaged": "Damaged",
 }
 
 
