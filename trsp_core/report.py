@@ -99,7 +99,8 @@ def _figure(title: str, description: str, caption: str, spec: drawings.Spec, fra
     whole = {**spec, "data": {"values": rows}, "width": WIDTH, "background": "transparent"}
     picture = vl_convert.vegalite_to_svg(json.loads(json.dumps(whole, default=float)), vl_version=VEGA_LITE)
     return (
-        f'<h2>{outlets.html(title)}</h2><figure><div role="img" aria-label="{outlets.html(description)}">{picture}</div>'
+        f"<h2>{outlets.html(title)}</h2>"
+        f'<figure><div role="img" aria-label="{outlets.html(description)}">{picture}</div>'
         f"<figcaption>{outlets.html(caption)}</figcaption></figure>"
     )
 
