@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests import story
 from tests.test_jobs import go, runs, until  # noqa: F401 - a fixture
 from tests.test_pages import open_page
 from trsp_core import answers as an
-from trsp_core import bench, downloads, export, housekeeping, limits
+from trsp_core import bench, downloads, export, housekeeping, limits, models
 from trsp_core import config as configs
 from trsp_core.agenda import Agenda
 from trsp_core.config import RunConfig
@@ -23,7 +24,7 @@ from trsp_core.errands import Errands
 from trsp_core.errors import TrspError
 from trsp_core.jobs import Jobs
 from trsp_core.limits import DEMO, OPEN
-from trsp_core.store import Store
+from trsp_core.store import Store, runs_root
 from trsp_core.workbench import Workbench
 
 
@@ -204,7 +205,7 @@ def test_a_full_quota_takes_the_oldest_first_and_stops_when_it_is_enough(tmp_pat
     for run in many:
         (run.folder / "weights").write_bytes(b"x" * 100_000)
     many[0].keep(True)
-    assert housekeeping.sweep(store, dataclasses.replace(OPEN, disk_bytes=350_000)) == [many[1].id, many[2].id]
+    assert housekeeping.sweep(store, dataclasses.replace(OPEN, disk_bytes=360_000)) == [many[1].id, many[2].id]
 
 
 def test_the_open_mode_deletes_no_run(tmp_path):
@@ -472,3 +473,10 @@ def test_a_text_that_is_brought_again_is_not_swept_as_an_old_one(tmp_path):
     assert uploads.keep(b"some text", "a.txt", tmp_path) == file
     housekeeping.clear_uploads(Store(tmp_path), 3600, time.time())
     assert file.is_file()
+
+
+def test_an_empty_name_of_a_folder_is_none(monkeypatch):
+    for name in ("TRSP_RUNS", "TRSP_HOME"):
+        monkeypatch.setenv(name, "")
+    assert runs_root() == Path("runs").absolute()
+    assert models.home() != Path.cwd()

@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
 def resume_run(arguments: argparse.Namespace) -> int:
     """Go on with a run that was stopped, lost or failed."""
     found = _find(arguments.run)
-    past = resume.reopen(found)
-    where = f"behind step {past.step} of stage 2" if past.step else f"behind event {past.place}"
-    _say(f"Run {found.id} goes on {where if past.place else 'from its beginning'}. Ctrl-C stops.")
+    outlook = resume.outlook(found)
+    resume.reopen(found)
+    _say(f"Run {found.id}. {outlook} Ctrl-C stops.")
     return _drive(found, arguments.json)
 
 
@@ -181,6 +181,8 @@ def show(arguments: argparse.Namespace) -> int:
         _print_json(figures | {"config": found.config().as_dict()})
     else:
         _print(shell.account(figures), found.config().as_command())
+        if resume.can(found.state(), figures["status"]):
+            _print(f"python -m trsp_core resume {found.id}: {resume.outlook(found)}")
     return 0
 
 

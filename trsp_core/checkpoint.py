@@ -26,6 +26,8 @@ MAX_CONFIG, MAX_JSON = 4_000_000, 32_000_000  # bytes of config.json, and of a s
 MAX_COUNT, MAX_SIZE = 100_000, 2**40  # of heads, experts and the like; of any other number
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1_000_000, 20_000_000
 
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")  # what configs call L
+
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -257,8 +259,10 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
     inner = config.get("text_config")
     text: dict[str, Any] = inner if isinstance(inner, dict) else config
 
-    def number(what: str, most: int, *keys: str) -> int:
+    def number(what: str, most: int, *keys: str, listed: str = "") -> int:
         value = next((text[key] for key in keys if text.get(key) is not None), None)
+        if value is None and isinstance(text.get(listed), list):
+            value = len(text[listed])
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise TrspError(
                 f"{name}: config.json gives {str(value)[:40]} as its {what}, expected 1 to {most:,}.",
@@ -268,7 +272,7 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
 
     return {
         "model_type": str(config.get("model_type", ""))[:60],
-        "n_layers": number("number of layers", MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        "n_layers": number("number of layers", MAX_LAYERS, *DEPTHS, listed="layers_block_type"),
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
         "max_length": families.context(text),
@@ -276,14 +280,19 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], n_layers: int, name: str) -> tuple[int, ...]:
-    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside."""
+    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside; of one
+    with as many members as there are layers, if there is one."""
     groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for tensor, shape in shapes.items():
         found = _LAYER_NAME.match(tensor)
         if found and "vision" not in found[1] and len(found[2]) <= 6:
             groups[found[1]][int(found[2])] += math.prod(shape)
-    stack = max(groups.values(), key=lambda group: sum(group.values()), default={})
-    if sorted(stack) != list(range(n_layers)):
+
+    def is_whole(group: dict[int, int]) -> bool:
+        return sorted(group) == list(range(n_layers))
+
+    stack = max(groups.values(), key=lambda group: (is_whole(group), sum(group.values())), default={})
+    if not is_whole(stack):
         raise TrspError(
             f"{name}: config.json speaks of {n_layers} layers, the weights hold {len(stack)}.",
             "Check that config.json and the weights belong together.",

@@ -120,8 +120,9 @@ class Fetches:
         with self._lock:
             now = self._all.get(name)
             if now is None or not now.running:
-                self._all[name] = Fetching(FetchProgress("Starting", 0.0))
-                threading.Thread(target=self._work, args=(name, accepted, self._all[name]), daemon=True).start()
+                begun = Fetching(FetchProgress("Starting", 0.0))
+                threading.Thread(target=self._work, args=(name, accepted, begun), daemon=True).start()
+                self._all[name] = begun
 
     def look(self, name: str) -> Fetching | None:
         """The fetch of `name`, going on or ended; None where there was none."""
@@ -143,8 +144,8 @@ class Fetches:
         except Exception as error:  # a bug, and nobody else to tell of it
             now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
         finally:
-            self._ended()
             now.running = False
+            self._ended()
 
 
 def _fetch_from_hub(hub_id: str) -> Iterator[FetchProgress]:

@@ -56,11 +56,10 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
     for mark, title, codec in _MARKED:
         if content.startswith(mark):
             try:
-                return _cleaned(content[len(mark) :].decode(codec), name, title)
+                return _cleaned(content.decode(codec), name, title)
             except UnicodeDecodeError as error:
-                where = error.start + len(mark)
                 raise TrspError(
-                    f"{name} is not UTF-8: it begins as {title}, and its byte {where:,} cannot be read.", _SAVE
+                    f"{name} is not UTF-8: it begins as {title}, and its byte {error.start:,} cannot be read.", _SAVE
                 ) from error
     problem: UnicodeDecodeError | None = None
     try:

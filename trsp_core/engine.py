@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 import os
 import shutil
 import statistics
@@ -34,6 +33,7 @@ from trsp_core import (
     memory,
     methods,
     models,
+    openings,
     proof,
     quantized,
     surgery,
@@ -46,11 +46,12 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
-from trsp_core.resume import Past, ends
-from trsp_core.store import Run
+from trsp_core.resume import Past
+from trsp_core.schedules import shared_out
+from trsp_core.store import Run, sync, sync_all
 from trsp_core.surgery import Stack
-from trsp_core.transfer import Span, transfer
-from trsp_core.waypoint import Waypoints
+from trsp_core.transfer import transfer
+from trsp_core.waypoint import Rounds, Waypoints
 
 T = TypeVar("T")
 Events = Generator[Event, None, None]
@@ -74,7 +75,8 @@ def execute(
         TrspError: what was asked cannot be done; the message says why and what to do.
     """
     past = past or Past()
-    fresh, waypoints = not past.place, Waypoints(Run(folder).checkpoint_file if folder else None, config)
+    run = Run(folder) if folder else None
+    fresh, waypoints = not past.place, Waypoints(run, config)
     model, tokenizer, stack = yield from _told(fresh, _opened(config, loaded))
 
     with contextlib.ExitStack() as undo:
@@ -84,6 +86,7 @@ def execute(
 
         texts = yield from _told(fresh, _texts(config, tokenizer, stack))
         lab = Lab(stack, texts.calibration, config)
+        lab.rounds = Rounds(run, config, past)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
 
         reference = measure.Reference(config.kl_blocks)
@@ -104,7 +107,8 @@ def execute(
         for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
             new = cycle > len(past.choices)
             if new:
-                yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
+                if not past.round or cycle > len(past.choices) + 1:
+                    yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
                 with surgery.skipped(stack, lab.gone):
                     chosen = [*lab.gone, *(yield from method.choose(lab, config, part.steps))]
                 yield ev.LayersChosen(method.name, chosen)
@@ -163,8 +167,9 @@ def execute(
                     size += yield from keep("model", 2 * trained)
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
-    if folder:
-        Run(folder).checkpoint_file.unlink(missing_ok=True)
+    if run:
+        run.checkpoint_file.unlink(missing_ok=True)
+        run.rounds_file.unlink(missing_ok=True)
 
 
 def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
@@ -215,7 +220,9 @@ def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, 
         vocabulary.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
-    wanted = len(tokenizer(config.prompt).input_ids), config.sample_tokens
+    wanted = len(openings.begun(tokenizer, config.prompt)), config.sample_tokens
+    if config.sample_tokens and not wanted[0]:
+        raise TrspError("The sample prompt holds no token.", "Write another one, or set --sample-tokens to 0.")
     fits = generate.fitted(stack.context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
@@ -368,6 +375,7 @@ def _keep(
             computed.replace(run.proof_file)  # exports are compared with it
         shutil.rmtree(run.folder / name, ignore_errors=True)
         unproved.replace(run.folder / name)
+        sync(run.folder)
     except (GeneratorExit, KeyboardInterrupt):
         shutil.rmtree(unproved, ignore_errors=True)
         raise
@@ -382,6 +390,12 @@ def _proved(run: Run, unproved: Path, computed: Path, now: ev.Progressed) -> Ite
     Tells `now` again where the run is to stop meanwhile."""
     files = f"The files are in {unproved.name}, unproved."
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
+    if (free := forecast.available_memory()) < forecast.BASE:
+        raise TrspError(
+            f"The model is not proved: a fresh process to load it takes {forecast.BASE / 1e6:.0f} MB of memory, "
+            f"{free / 1e6:.0f} MB are free. {files}",
+            f"Free some memory. {again}",
+        )
     with contextlib.closing(proof.checking(unproved, computed)) as waiting:
         while True:
             try:
@@ -423,15 +437,13 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
         adapters.save(stack, temporary / "adapter", config.model)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
+    sync_all(temporary)
     temporary.replace(target)
     if reference:
         proof.keep(model, tokenizer, reference)
+        sync(reference)
+    sync(target.parent)
     return downloads.folder_size(target)
-
-
-def shared_out(whole: int, parts: int) -> list[Span]:
-    """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
 
 
 def _twin_of(module: nn.Module, model: nn.Module, twin: nn.Module) -> nn.Module:

@@ -90,7 +90,7 @@ def _describe(model: Any, tokenizer: Any) -> None:
     another, is not tied to it, whatever the config said; and no code of the model's own was run."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        if head is not None and head.weight is not embedding.weight:
+        if head is not None and head.weight is not embedding.weight and getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
         vars(config).pop("auto_map", None)
     tokenizer.init_kwargs.pop("auto_map", None)

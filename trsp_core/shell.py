@@ -17,7 +17,7 @@ from trsp_core.models import Card, Found
 from trsp_core.state import RunState
 from trsp_core.sweep import Told
 
-CODES = {"finished": 0, "failed": 3, "cancelled": 130}  # exit codes by how a run ended; 2 is bad input
+CODES = {"finished": 0, "failed": 3, "damaged": 3, "cancelled": 130}  # exit codes by how a run ended; 2 is bad input
 EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 cancelled."
 COMMANDS = {
     "run": "prune a model, and write all that happens into a run folder",
@@ -210,6 +210,8 @@ def account(figures: dict[str, Any]) -> str:
         if speeds:
             lines.append(f"{kind}, tokens/s: " + ", ".join(f"{s} {number(v)}" for s, v in speeds.items()))
     lines.append(f"seconds {figures['seconds']['total']:g}")
+    if missing := figures.get("missing_events"):
+        lines.append(f"{missing} events cannot be read, so that figures may be missing: events.jsonl is damaged")
     if figures["failure"]:
         lines += [f"failed: {figures['failure']['message']}", figures["failure"]["remedy"]]
     return "\n".join(map(outlets.line, lines))

@@ -260,11 +260,13 @@ def _said(entry: Any) -> str | None:
     None where there is none."""
     if not isinstance(entry, dict):
         return None
-    given = next((entry[k] for k in ("text", "content", "messages") if entry.get(k) is not None), None)
-    if not isinstance(given, list):
-        return given if isinstance(given, str) else None
-    said = [_message(message) for message in given]
-    return None if None in said or "messages" not in entry else "\n\n".join(filter(None, said))
+    for name in ("text", "content"):
+        if entry.get(name) is not None:
+            return entry[name] if isinstance(entry[name], str) else None
+    if not isinstance(entry.get("messages"), list):
+        return None
+    said = [_message(message) for message in entry["messages"]]
+    return None if None in said else "\n\n".join(filter(None, said))
 
 
 def _message(message: Any) -> str | None:

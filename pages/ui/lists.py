@@ -86,9 +86,9 @@ def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size:
 
 def _actions(run: Run, config: RunConfig | None, status: str) -> None:
     if status in ("queued", "running"):
-        st.button("Stop", icon=":material/stop:", key=f"stop-{run.id}", on_click=panels.stop, args=(run.id,))
-    elif config and status in ("cancelled", "failed", "lost"):
-        panels.resume_button(run, f"resume-{run.id}")
+        panels.stop_button(run, "Stop", f"stop-{run.id}")
+    elif config and status in ("cancelled", "failed", "lost", "damaged"):
+        panels.resume_button(run, server.look(run)[0], f"resume-{run.id}")
     with st.popover("More", icon=":material/more_horiz:", key=f"more-{run.id}"):
         if config:
             st.caption("The same run from a shell:")
