@@ -20,9 +20,9 @@ from typing import Any
 from trsp_core import families
 from trsp_core.errors import TrspError
 
-MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
+MAX_HEADERS = 32_000_000  # bytes of all headers of a model; those of 100,000 tensors have some 15 MB
 LONGEST_NAME = 255  # bytes of a file name; no usual file system takes more
-MAX_JSON = 50_000_000  # bytes of config.json or of a shard index
+MAX_CONFIG, MAX_JSON = 4_000_000, 32_000_000  # bytes of config.json, and of a shard index or the like
 MAX_COUNT, MAX_SIZE = 100_000, 2**40  # of heads, experts and the like; of any other number
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1_000_000, 20_000_000
 
@@ -75,7 +75,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     if not folder.is_dir():
         raise TrspError(f"{name}: there is no folder {folder}.", "Check the path, or choose a model of the catalogue.")
     inside = (boundary or folder).resolve()
-    config = _json(folder, "config.json", inside, name)
+    config = _json(folder, "config.json", inside, name, MAX_CONFIG)
     tokenizer_config = folder / "tokenizer_config.json"
     extra = _json(folder, "tokenizer_config.json", inside, name) if tokenizer_config.exists() else {}
     if (config.get("auto_map") or extra.get("auto_map")) and str(config.get("model_type")) not in families.native():
@@ -94,6 +94,12 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     files = [_inside(folder / shard, inside) for shard in shards(folder, inside, name)]
     if not any((folder / tokenizer).exists() for tokenizer in _TOKENIZERS):
         raise TrspError(f"{name} has no tokenizer beside its weights.", "Save the tokenizer into the same folder.")
+    lengths = [_header_length(file) for file in files]
+    if max(lengths) <= MAX_HEADERS < sum(lengths):
+        raise TrspError(
+            f"{name}: the headers of its weight files have more than {MAX_HEADERS / 1e6:.0f} MB.",
+            "Download or save the model again.",
+        )
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes |= header(file)
@@ -114,15 +120,14 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         TrspError: the file is cut short, or is no safetensors file.
     """
-    size = file.stat().st_size
+    size, length = file.stat().st_size, _header_length(file)
     broken = TrspError(f"{file.name} is no safetensors file.", "Download or save the model again.")
+    if not 2 <= length <= MAX_HEADERS:
+        raise broken
+    if 8 + length > size:
+        raise _cut(file, 8 + length, size)
     with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= MAX_HEADER:
-            raise broken
-        if 8 + length > size:
-            raise _cut(file, 8 + length, size)
+        stream.seek(8)
         raw = stream.read(length)
     try:
         entries = json.loads(raw)
@@ -143,6 +148,13 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _header_length(file: Path) -> int:
+    """Bytes of a safetensors file's header, as its beginning says; 0 where it has none."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    return struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+
+
 def _cut(file: Path, expected: int, size: int) -> TrspError:
     return TrspError(
         f"{file.name} is cut short: {size:,} bytes are there, its header speaks of {expected:,}.",
@@ -150,7 +162,7 @@ def _cut(file: Path, expected: int, size: int) -> TrspError:
     )
 
 
-def _json(folder: Path, file: str, inside: Path, name: str) -> dict[str, Any]:
+def _json(folder: Path, file: str, inside: Path, name: str, most: int = MAX_JSON) -> dict[str, Any]:
     path = folder / file
     if not path.is_file():
         raise TrspError(
@@ -158,7 +170,7 @@ def _json(folder: Path, file: str, inside: Path, name: str) -> dict[str, Any]:
         )
     path = _inside(path, inside)
     try:
-        if path.stat().st_size > MAX_JSON:
+        if path.stat().st_size > most:
             raise ValueError("too large")
         document = json.loads(path.read_text("utf-8"))
         if not isinstance(document, dict):
@@ -258,15 +270,12 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
             )
         return value
 
-    lengths = ("max_position_embeddings", "n_positions", "n_ctx")
-    context = next((text[key] for key in lengths if text.get(key) is not None), None)
-    known = isinstance(context, int) and not isinstance(context, bool) and context > 0
     return {
         "model_type": str(config.get("model_type", ""))[:60],
         "n_layers": number("number of layers", MAX_LAYERS, *DEPTHS, listed="layers_block_type"),
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
-        "max_length": context if known else None,
+        "max_length": families.context(text),
     }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,4 +70,24 @@ def refuse(problems: Sequence[Problem]) -> None:
         f"{len(problems)} settings cannot be used: " + " ".join(p.message for p in problems),
         " ".join(dict.fromkeys(p.remedy for p in problems)),
         problems,
+    )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, in one's share of it, or in a file
+_FULL_IN_TEXT = re.compile(
+    "|".join([rf"(?:os error |\[Errno )(?:{'|'.join(map(str, _FULL))})\b", *(re.escape(os.strerror(n)) for n in _FULL)])
+)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether `error`, or one behind it, is that of a full disk: by its number, or, where a library tells the system's
+    error in a text of its own as safetensors does, by the number or the words in that."""
+    chain: list[BaseException] = []
+    behind: BaseException | None = error
+    while behind is not None and behind not in chain:
+        chain.append(behind)
+        behind = behind.__cause__ or behind.__context__
+    return any(
+        one.errno in _FULL if isinstance(one, OSError) and one.errno else bool(_FULL_IN_TEXT.search(str(one)))
+        for one in chain
     )

@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trsp_core import downloads, forecast, models
+from trsp_core import downloads, forecast, models, vocabulary
 from trsp_core.config import PACKED
-from trsp_core.errors import TrspError, is_short_memory
+from trsp_core.errors import TrspError, disk_full, is_short_memory
 from trsp_core.hub import Say, download
 
 MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
+ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 JOINED = "joined.gguf"  # beside the model that is made of it, for a while
 ARCHITECTURE = "Choose a model whose architecture this version of transformers knows."
 TOKENIZER = "Save its tokenizer again with this version of transformers, or choose another model."
@@ -51,6 +52,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
 
     from trsp_core import quantized
 
+    vocabulary.check(facts)
     tokenizer = load_tokenizer(facts.folder)
     packed = precision in PACKED
     dtype = getattr(torch, compute if packed else precision)
@@ -67,6 +69,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **ANSWERS,
             **how,
         )
     model, report = loaded
@@ -139,7 +142,7 @@ def settle_precision(precision: str, device: str) -> tuple[str, str]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's folder.
+    """The tokenizer in a model's folder; one that nobody has looked at goes through `vocabulary.check` first.
 
     Raises:
         TrspError: there is none that transformers can read.
@@ -210,7 +213,9 @@ def convert(source: models.Source, pieces: Sequence[Path], say: Say) -> Path:
             shutil.rmtree(target)
         with contextlib.suppress(OSError):  # another process was faster: then its folder is as good
             scratch.rename(target)
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or disk_full(error)):
+            raise
         raise TrspError(
             f"The converted model could not be written: {error}.", "Free some space, or set TRSP_HOME elsewhere."
         ) from error

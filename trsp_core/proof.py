@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import leash
 from trsp_core.errors import TrspError
 
 TEXT = (
@@ -104,17 +105,19 @@ class Proof:
 
 
 def keep(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all."""
+    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. In a
+    short context it is on less of the text."""
     import torch
     from safetensors.torch import save_file
 
-    from trsp_core import stock
+    from trsp_core import families, generate, stock
 
-    ids = stock.tokens(tokenizer, TEXT, TOKENS)
+    read, written = generate.fitted(families.context(model.config.get_text_config(decoder=True)), TOKENS, NEW_TOKENS)
+    ids = stock.tokens(tokenizer, TEXT, read)
     answer = {
         "ids": ids[0],
         "logits": stock.logits(model, ids),
-        "text": torch.tensor(stock.continuation(model, ids, NEW_TOKENS, cached=True)),
+        "text": torch.tensor(stock.continuation(model, ids, written, cached=True)),
     }
     facts = {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -155,7 +158,7 @@ def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
             "This run kept no record of what its model computed, so nothing could be proved.",
             "Run it again with this version and --save-model true.",
         ) from error
-    question = {"text": TEXT, "tokens": TOKENS, "new_tokens": NEW_TOKENS, "device": _device(facts["device"], folder)}
+    question = {"text": TEXT, "tokens": len(ids), "new_tokens": len(text), "device": _device(facts["device"], folder)}
     with tempfile.TemporaryDirectory() as scratch:
         answer = yield from _ask(folder, Path(scratch) / "logits", question | {"threads": int(facts["threads"])})
         found = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
@@ -195,7 +198,7 @@ def _device(recorded: str, folder: Path) -> str:
 
 def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
     """The answer of a fresh process that sees no code of ours and no network, and ends when this one does."""
-    command = [sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)]
+    command = leash.held([sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
     with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as complaints:
         child = subprocess.Popen(

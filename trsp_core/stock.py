@@ -28,12 +28,16 @@ def logits(model, ids):
 
 
 def continuation(model, ids, count, cached):
-    """The ids of the likeliest `count` tokens after ids (1, T), with a key-value cache or without."""
-    ids = ids.to(model.device)
-    length = {"max_new_tokens": count, "min_new_tokens": count}
-    how = {"do_sample": False, "num_beams": 1, **length, "pad_token_id": 0}  # nosec B105 - a number of a token
-    with torch.inference_mode():
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
+    """The ids of the likeliest `count` tokens after ids (1, T), with a key-value cache or without. What the model's own
+    generation config says plays no part: no token ends the text, none is barred or favoured, nothing is drawn."""
+    ids, own = ids.to(model.device), model.generation_config
+    how = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}  # nosec B105 - a number of a token
+    model.generation_config = type(own)()
+    try:
+        with torch.inference_mode():
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
+    finally:
+        model.generation_config = own
     return made[0, ids.shape[1] :].tolist()
 
 

@@ -58,6 +58,11 @@ class Stack:
     def text_config(self) -> Any:
         return _text_config(self.model)
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model reads; None where its config names no limit."""
+        return families.context(self.text_config)
+
     def writers(self, layer: int) -> list[nn.Module]:
         """Layer `layer`'s modules that write into the residual stream: attention's first, the MLP's last."""
         named = self.layers[layer].named_modules()

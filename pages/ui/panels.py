@@ -47,6 +47,9 @@ def when(run: Run) -> str:
 
 def progress(run: Run, state: RunState, status: str) -> None:
     """The bar with the phase in words and the time left, and the strip of all phases."""
+    if status == "queued" and (trouble := server.jobs().trouble(run.id)):
+        st.error(f"**This run could not be started.** {words.plain(trouble)}", icon=":material/error:")
+        return
     if status == "queued":
         place = server.jobs().place(run.id)
         ahead = f"place {place} in the queue" if place > 1 else "next in the queue"
@@ -74,9 +77,13 @@ def strip(state: RunState) -> None:
     st.markdown(" ".join(marks) or ":gray[The plan follows in a moment]")
 
 
-def figures(state: RunState, config: RunConfig) -> None:
-    """The numbers of the moment."""
-    by = {s: values.get("calibration") for s, values in state.perplexity.items()}
+def figures(state: RunState, config: RunConfig, live: bool) -> None:
+    """The numbers of the moment: of all measured blocks, where a tile does not say otherwise."""
+    by = state.figures("calibration")
+
+    def shown(name: str) -> str:
+        return words.measured(by, name, live) if name in by or state.phase == name else "–"
+
     total = series.planned_removals(state, config)
     with st.container(horizontal=True, key="figures"):
         if methods.get(config.method).narrow:
@@ -84,19 +91,16 @@ def figures(state: RunState, config: RunConfig) -> None:
             st.metric("Layers narrowed", f"{depth if state.narrowed else 0} of {depth}")
         else:
             st.metric("Layers chosen", f"{len(state.chosen)} of {total}" if total else "0")
-        st.metric("Perplexity, dense", _shown(by, "dense"))
+        st.metric("Perplexity, dense", shown("dense"))
         at_once = "Narrowed, not trained" if methods.get(config.method).narrow else "Layers deleted at once"
-        st.metric(at_once, _shown(by, "direct"))
+        st.metric(at_once, shown("direct"))
         if "pruned" in by or not state.probes:
-            st.metric("Pruned", _shown(by, "pruned"))
+            st.metric("Pruned", shown("pruned"))
         else:
-            probe = state.probes[-1]
-            st.metric(f"If deleted now, on {probe.blocks} blocks", words.perplexity(probe.perplexity))
+            (_, now), (few, whole) = series.times_dense(state, config)[1][-1], series.compared(state, config)
+            value = "not a number" if now is None else f"{words.times(now)} dense"
+            st.metric(f"If deleted now, on {few} of {whole} blocks", value)
         st.metric("Time so far" if not state.ended else "Time", words.duration(state.at))
-
-
-def _shown(by: dict[str, float | None], name: str) -> str:
-    return words.perplexity(by[name]) if name in by else "–"
 
 
 def config_of(run: Run) -> RunConfig | None:
@@ -113,13 +117,10 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
     again = False
     with st.container(horizontal=True, gap="xsmall", key="actions", width="content"):
         if status in ("queued", "running"):
-            label = "Take out of the queue" if status == "queued" else "Stop"
-            st.button(
-                label, icon=":material/stop:", key="stop", disabled=run.cancelled(), on_click=stop, args=(run.id,)
-            )
+            stop_button(run, "Take out of the queue" if status == "queued" else "Stop", "stop")
         else:
             if resume.can(state, status):
-                resume_button(run, "resume")
+                resume_button(run, state, "resume")
             again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
             st.button("Change", icon=":material/tune:", key="change", on_click=planner.change, args=(config,))
         if server.jobs().limits.sweeps:
@@ -132,9 +133,16 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
     return again
 
 
-def resume_button(run: Run, key: str) -> None:
-    """A button that puts a run which broke off into the queue again."""
-    tip = "Go on where it broke off, to the end that it would have had."
+def stop_button(run: Run, label: str, key: str) -> None:
+    """A button that stops a run; it has stopped once its process has let go of it."""
+    asked = run.cancelled()
+    label = "Stopping…" if asked else label
+    st.button(label, icon=":material/stop:", key=key, disabled=asked, on_click=stop, args=(run.id,))
+
+
+def resume_button(run: Run, state: RunState, key: str) -> None:
+    """A button that puts a run which broke off into the queue again; it says before what that repeats."""
+    tip = f"To the end that it would have had. {resume.outlook(run, state)}"
     st.button("Resume", icon=":material/resume:", key=key, help=tip, on_click=go_on, args=(run.id,))
 
 

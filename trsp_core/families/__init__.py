@@ -13,6 +13,7 @@ import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 RECORD = Path(__file__).resolve().parent.parent.parent / "assets" / "families.json"
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
@@ -33,6 +34,7 @@ PATTERNS = ("block_types",)  # kinds, taken in turn
 DIVIDED = {"scale_depth": 0.5}  # a scale, divided by this power of the number of layers
 COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")  # how many there are
 NUMBERS = ("layer_idx", "layer_id", "layer_number")  # a module's own, counted from 0
+CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")  # the most tokens that can be read
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ class Sweep:
     def share(self) -> float:
         """How many of the decoder-only models that could be built are supported."""
         return len(self.of("supported")) / max(sum(len(self.of(o)) for o in ("supported", "refused", "failed")), 1)
+
+
+def context(config: Any) -> int | None:
+    """The most tokens that a model reads, from its config as an object or as decoded JSON; None where it names none."""
+    values = config if isinstance(config, dict) else {name: getattr(config, name, None) for name in CONTEXTS}
+    named = next((values[name] for name in CONTEXTS if values.get(name) is not None), None)
+    return named if isinstance(named, int) and not isinstance(named, bool) and named > 0 else None
 
 
 def recorded() -> Sweep:
