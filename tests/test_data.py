@@ -43,7 +43,7 @@ class Words:
         self.ids: dict[str, int] = {}
         self.bos = [7] if bos else []
 
-    def __call__(self, text, add_special_tokens=True, verbose=True):
+    def __call__(self, text, add_special_tokens=True, split_special_tokens=False, verbose=True):
         found = [self.ids.setdefault(word, 1000 + len(self.ids)) for word in text.split()]
         return type("Encoding", (), {"input_ids": (self.bos if add_special_tokens else []) + found})
 
@@ -162,7 +162,7 @@ def test_json_lines_hold_one_article_each_and_repeats_count_once(file):
         (b"", "a.txt", "empty"),
         (b" \n\n \t", "a.txt", "empty"),
         (b"caf\xe9 au lait", "a.txt", "not UTF-8: byte 3"),
-        (b"\xff\xfea\x00b\x00", "a.txt", "not UTF-8"),
+        (b"\xff\xfea\x00b", "a.txt", "not UTF-8: it begins as UTF-16"),
         (b"text", "a.pdf", "'.pdf'"),
         (b'{"text": "a"}\n{"txt": "b"}', "a.jsonl", "line 2"),
         (b'{"text": "a"}\n{"text": 3}', "a.jsonl", "line 2"),

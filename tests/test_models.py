@@ -18,6 +18,7 @@ CONFIG = {
     "vocab_size": 10,
     "max_position_embeddings": 64,
 }
+TOKENIZER = {"model": {"type": "BPE", "vocab": {"<unk>": 0, "a": 1, "b": 2}, "merges": [], "unk_token": "<unk>"}}
 
 
 def shard(file: Path, tensors: dict[str, list[int]], missing: int = 0) -> None:
@@ -43,7 +44,7 @@ def folder(tmp_path):
     made = tmp_path / "model"
     made.mkdir()
     (made / "config.json").write_text(json.dumps(CONFIG))
-    (made / "tokenizer.json").write_text("{}")
+    (made / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     shard(made / "model.safetensors", weights())
     return made
 
@@ -98,10 +99,13 @@ def test_gpt2_names_its_sizes_in_its_own_way(folder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "auto_map"),
+        ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}, "model_type": "evil"}, "auto_map"),
+        ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}, "model_type": ["llama"]}, "auto_map"),
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
         ({"architectures": ["LlamaModel"]}, "LlamaModel"),
-        ({"architectures": []}, "no architecture"),
+        ({"architectures": [], "model_type": "evil"}, "no architecture"),
+        ({"architectures": ..., "model_type": ...}, "no architecture"),
+        ({"architectures": [None]}, "no architecture"),
         ({"architectures": "LlamaForCausalLM"}, "no architecture"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"num_hidden_layers": 10**9}, "number of layers"),
@@ -118,6 +122,29 @@ def test_gpt2_names_its_sizes_in_its_own_way(folder):
 )
 def test_a_config_that_cannot_be_used_is_refused_by_name(folder, changes, said):
     assert said in refusal(reconfigured(folder, **changes)).message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"auto_map": {"AutoConfig": "configuration_llama.Config", "AutoModelForCausalLM": "modeling_llama.Model"}},
+        {"auto_map": None, "model_type": "evil"},
+        {"quantization_config": None},
+        {"architectures": ...},
+        {"architectures": None},
+        {"architectures": []},
+        {"max_position_embeddings": None, "n_positions": 64},
+    ],
+)
+def test_a_config_is_read_by_what_it_means(folder, changes):
+    facts = models.facts(str(reconfigured(folder, **changes)))
+    assert (facts.architecture, facts.n_layers, facts.max_length) == ("LlamaForCausalLM", 3, 64)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_taken_where_transformers_has_one(folder):
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Slow", null]}}')
+    assert models.facts(str(folder)).n_layers == 3
+    assert "auto_map" in refusal(reconfigured(folder, model_type="evil")).message
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1', "\xff", "[" * 100_000])

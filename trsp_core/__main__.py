@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import signal
@@ -29,6 +28,8 @@ from trsp_core import (
     memory,
     methods,
     models,
+    outlets,
+    paths,
     plans,
     points,
     questions,
@@ -44,6 +45,7 @@ from trsp_core import (
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import Event, PhaseStarted, plain
+from trsp_core.knobs import whole
 from trsp_core.state import RunState
 from trsp_core.store import Run, Store, runs_root, write_atomic
 
@@ -69,14 +71,15 @@ def main(words: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Prune. All that can be refused is refused before there is a run folder, except for a run that `jobs` made."""
     if arguments.folder:
-        if not (Path(arguments.folder) / "config.json").is_file():
-            raise TrspError(f"{arguments.folder} holds no run.", "Start one with --out instead.")
-        return _drive(Run(Path(arguments.folder).absolute()), arguments.json)
+        made = _run_in(arguments.folder)
+        if made is None:
+            raise TrspError(f"{arguments.folder[:80]} holds no run.", "Start one with --out instead.")
+        return _drive(made, arguments.json)
     settings = config.from_values(shell.given(arguments), arguments.preset)
     if not models.is_ready(settings.model) and models.is_fetchable(settings.model):
         _fetch(settings.model, False, False)
     expected = models.preflight(settings)
-    made = Store().create(settings, Path(arguments.out).absolute() if arguments.out else None)
+    made = Store().create(settings, paths.named(arguments.out, "place") if arguments.out else None)
     roughly = " (a rough figure: nothing was timed on this machine yet)" if expected.rough else ""
     _say(f"Run {made.id} in {made.folder}")
     _say(f"About {shell.clock(expected.seconds)}{roughly}, {expected.peak_bytes / 1e9:.1f} GB of memory. Ctrl-C stops.")
@@ -108,9 +111,9 @@ def _drive(made: Run, as_json: bool) -> int:
     if as_json:
         _print_json(figures)
     else:
-        print(shell.account(figures))
+        _print(shell.account(figures))
     if ended.failure:
-        _say(ended.failure.message, ended.failure.remedy, ended.failure.trace)
+        _say(ended.failure.message, ended.failure.remedy, *ended.failure.trace.splitlines())
     return shell.CODES[ended.ended]
 
 
@@ -142,6 +145,7 @@ class _Line:
 
     def say(self, line: str, passing: bool) -> None:
         if self.live:
+            line = outlets.line(line)
             print("\r" + line.ljust(self.width), end="" if passing else "\n", file=sys.stderr, flush=True)
             self.width = len(line) if passing else 0
         elif not passing or time.monotonic() - self.last > SPARSE:
@@ -166,9 +170,9 @@ def list_runs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(rows)
     elif not rows:
-        print(f"No runs in {runs_root()} yet. Start one: python -m trsp_core run --preset quick")
+        _print(f"No runs in {runs_root()} yet. Start one: python -m trsp_core run --preset quick")
     else:
-        print(shell.table([_row(figures) for figures in rows]))
+        _print(shell.table([_row(figures) for figures in rows]))
     return 0
 
 
@@ -179,24 +183,24 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(figures | {"config": found.config().as_dict()})
     else:
-        print(shell.account(figures), found.config().as_command(), sep="\n")
+        _print(shell.account(figures), found.config().as_command())
         if resume.can(found.state(), figures["status"]):
-            print(f"python -m trsp_core resume {found.id}: {resume.outlook(found)}")
+            _print(f"python -m trsp_core resume {found.id}: {resume.outlook(found)}")
     return 0
 
 
 def export_model(arguments: argparse.Namespace) -> int:
     """A run's model to take away, with progress; the token for the hub is read here and passed on in memory alone."""
     found, token = _find(arguments.run), upload.own_token() if arguments.push else ""
-    target = Path(arguments.out).absolute() if arguments.out else None
+    target = paths.named(arguments.out, "place") if arguments.out else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for step in export.export(found, target, arguments.dtype, arguments.push, token):
         if arguments.json:
-            print(json.dumps({"message": step.message, "fraction": round(step.fraction, 3)}), flush=True)
+            _print(outlets.json({"message": step.message, "fraction": round(step.fraction, 3)}))
         elif step.fraction < 1:
             _say(f"[{step.fraction:4.0%}] {step.message}")
         else:
-            print(step.message)
+            _print(step.message)
     return 0
 
 
@@ -204,25 +208,25 @@ def write_report(arguments: argparse.Namespace) -> int:
     """A run as one HTML file."""
     from trsp_core import report  # altair and its renderer come in here
 
-    return _written(arguments, report.html(_find(arguments.run)))
+    found, target = _find(arguments.run), paths.writable(arguments.out)
+    return _written(target, report.html(found), arguments.json)
 
 
 def write_curves(arguments: argparse.Namespace) -> int:
     """A run's curves as CSV."""
-    found = _find(arguments.run)
-    return _written(arguments, curves.table(found.config(), found.state()))
+    found, target = _find(arguments.run), paths.writable(arguments.out)
+    return _written(target, curves.table(found.config(), found.state()), arguments.json)
 
 
-def _written(arguments: argparse.Namespace, text: str) -> int:
-    target = Path(arguments.out).absolute()
+def _written(target: Path, text: str, as_json: bool) -> int:
     try:
         write_atomic(target, text)
     except OSError as error:
         raise TrspError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error
-    if arguments.json:
+    if as_json:
         _print_json({"file": str(target), "bytes": target.stat().st_size})
     else:
-        print(target)
+        _print(str(target))
     return 0
 
 
@@ -232,8 +236,13 @@ def _find(name: str) -> Run:
     Raises:
         TrspError: there is none.
     """
-    folder = Path(name)
-    return Run(folder.absolute()) if (folder / "config.json").is_file() else Store().get(name)
+    return _run_in(name) or Store().get(name)
+
+
+def _run_in(name: str) -> Run | None:
+    """The run in the folder `name`; None where there is no such folder, or no config in it."""
+    folder = paths.folder(name)
+    return Run(folder) if folder and (folder / "config.json").is_file() else None
 
 
 def list_methods(arguments: argparse.Namespace) -> int:
@@ -256,13 +265,14 @@ def list_families(arguments: argparse.Namespace) -> int:
         outcomes = [vars(o) for o in found.outcomes]
         _print_json({"families": rows, "sweep": {"transformers": found.transformers, "outcomes": outcomes}})
         return 0
-    print(shell.table(shell.swept(found)), "", sep="\n")
+    _print(shell.table(shell.swept(found)), "")
     return _listing(rows, False)
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Run what is missing of a plan, one after the other, each in a process of its own; then the table."""
     plan, store, done = plans.read(arguments.plan), Store(), {}
+    out = paths.writable(arguments.out) if arguments.out else None
     for number, variation in enumerate(plan.variations, 1):
         settings = plans.config_of(plan, variation, done)
         made = plans.find(store, plan, variation, settings)
@@ -283,12 +293,12 @@ def compare(arguments: argparse.Namespace) -> int:
             _say(*([failure.message, failure.remedy] if failure else [f"Run {made.id} did not finish."]))
             return shell.CODES.get(made.status(), 3)
     found = evidence.gather(plan.name, store.runs(), plan)
-    if arguments.out:
-        write_atomic(Path(arguments.out), evidence.to_json(found))
+    if out:
+        write_atomic(out, evidence.to_json(found))
     if arguments.json:
-        print(evidence.to_json(found))
+        _print(outlets.written_json(evidence.to_json(found)))
     else:
-        print(shell.table(evidence.cells(found)))
+        _print(shell.table(evidence.cells(found)))
     return 0
 
 
@@ -297,7 +307,8 @@ def sweep_grid(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     grid, store, finished, bad = grids.read(arguments.grid), Store(), {}, 0
     total, shown = len(grid.plan.variations), _Line()
-    places = [points.local(store.root) / f"{grid.plan.name}.json"] + ([Path(arguments.out)] if arguments.out else [])
+    out = [paths.writable(arguments.out, makes_folders=True)] if arguments.out else []
+    places = [points.local(store.root) / f"{grid.plan.name}.json", *out]
     with crew.Cluster(arguments.scheduler) if arguments.scheduler else crew.Here() as workers:
         for told in sweep.work(grid.plan, store, workers):
             shown.say(shell.point(told, total), told.what == "going")
@@ -310,7 +321,8 @@ def sweep_grid(arguments: argparse.Namespace) -> int:
     found = points.gather(grid, finished) if finished else None
     if found:
         _write(found, places)
-        print(points.to_json(found) if arguments.json else shell.table(points.cells(found)))
+        as_json = arguments.json
+        _print(outlets.written_json(points.to_json(found)) if as_json else shell.table(points.cells(found)))
     return 3 if bad else 0
 
 
@@ -321,16 +333,19 @@ def _write(found: points.Sweep, places: list[Path]) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Zero-shot tasks on one model."""
+    name = _model_of(arguments.model)
+    limit = None if arguments.limit is None else whole("--limit", arguments.limit)
     sets = {
-        task: tasks.read(task, arguments.limit)
-        if task in tasks.TASKS
-        else questions.read(task, arguments.text, arguments.limit)
+        task: tasks.read(task, limit) if task in tasks.TASKS else questions.read(task, arguments.text, limit)
         for task in arguments.task
     }
     from trsp_core import load, scoring  # torch comes in here
 
-    model, tokenizer = load.load(_model_of(arguments.model))
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2048
+    model, tokenizer = load.load(name)
+    text_config = model.config.get_text_config(decoder=True)
+    longest = families.context(text_config) or 2048
+    for asked in sets.values():
+        scoring.refuse(tokenizer, asked, text_config.vocab_size)
     rows = []
     for task, asked in sets.items():
         answers = []
@@ -344,18 +359,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(rows)
     else:
-        print(shell.table(shell.accuracies(rows)))
+        _print(shell.table(shell.accuracies(rows)))
     return 0
 
 
 def _model_of(name: str) -> str:
-    """The folder of a run's model, or the name itself.
+    """The folder of the model of a run, which is named by its id or its folder; or the name itself.
 
     Raises:
         TrspError: the run kept no model.
     """
     try:
-        run = Store().get(name)
+        run = _find(name)
+        run.config()  # a model's folder has a config.json too, of another kind
     except TrspError:
         return name
     if not run.model_folder.is_dir():
@@ -384,7 +400,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         return 0
     report["machine"]["gflops"] = report["machine"]["gflops"] or "not measured yet"
     for part, values in report.items():
-        print(part, *(f"  {name}: {value}" for name, value in values.items()), sep="\n")
+        _print(part, *(f"  {name}: {value}" for name, value in values.items()))
     return 0
 
 
@@ -404,14 +420,14 @@ def list_models(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(shown)
     else:
-        print(text)
+        _print(text)
     return 0
 
 
 def _models_here() -> list[dict[str, Any]]:
     """The models that could be loaded now, and the rest of the catalogue."""
     rows = {name: _catalogued(source) for name, source in models.CATALOGUE.items()}
-    for facts in models.here(folder for folder in Store().models() if Path(folder).is_dir()):
+    for facts in models.here(filter(paths.folder, Store().models())):
         found = {"here": True, "n_layers": facts.n_layers, "parameters": facts.parameters, "bytes": facts.bytes}
         rows[facts.name] = rows.get(facts.name, {"name": facts.name, "licence": None, "download_bytes": 0}) | found
     return list(rows.values())
@@ -435,7 +451,7 @@ def _fetch(name: str, accepted: bool, as_json: bool) -> None:
             continue
         last = step
         if as_json:
-            print(json.dumps({"message": step.message, "fraction": round(step.fraction, 3)}), flush=True)
+            _print(outlets.json({"message": step.message, "fraction": round(step.fraction, 3)}))
         else:
             _say(f"[{step.fraction:4.0%}] {step.message}")
 
@@ -478,7 +494,7 @@ def _listing(rows: list[dict[str, Any]], as_json: bool) -> int:
         _print_json(rows)
     else:
         cells = [[row["name"], " ".join(_plain(v) for k, v in row.items() if k != "name" and v)] for row in rows]
-        print(shell.table(cells))
+        _print(shell.table(cells))
     return 0
 
 
@@ -499,12 +515,18 @@ def _refused(error: TrspError) -> None:
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(plain(values), indent=1, ensure_ascii=False, default=str))
+    _print(outlets.json(plain(values), 1))
+
+
+def _print(*blocks: str) -> None:
+    """Blocks of lines on stdout, each letter visible."""
+    for block in blocks:
+        print(outlets.lines(block), flush=True)
 
 
 def _say(*lines: str) -> None:
     for line in lines:
-        print(line, file=sys.stderr, flush=True)
+        print(outlets.line(line), file=sys.stderr, flush=True)
 
 
 _COMMANDS = {

@@ -303,7 +303,9 @@ def check(request: Request) -> None:
 
     def within(name: str, words: str, given: float | None, low: float, high: float, unit: str = "") -> None:
         if given is None or not low <= given <= high:  # null is what JSON has for what is no number
-            span, said = f"{low:g} to {high:,g}{unit}", "no number" if given is None else f"{given:,g}{unit}"
+            span, said = f"{low:g} to {high:,g}{unit}", "no number"
+            if given is not None and given == given:
+                said = f"{given:,g}{unit}" if abs(given) < 1e300 else "a number without end"
             problems.append(Problem(name, f"{words}: {said} was given, {span} is possible.", f"Take {span}."))
 
     if isinstance(request, Generate):
@@ -328,6 +330,9 @@ def check(request: Request) -> None:
         within("prompt", "Prompt", len(request.prompt), 1, MAX_PROMPT, " characters")
         if request.prompt and not request.prompt.strip():
             problems.append(Problem("prompt", "The prompt is empty.", "Write a prompt."))
+        halves = [c for c in request.prompt + getattr(request, "text", "") if "\ud800" <= c <= "\udfff"]
+        if halves:
+            problems.append(Problem("prompt", "Half of a letter was given, which no text can hold.", "Leave it out."))
     refuse(problems)
 
 

@@ -21,7 +21,7 @@ import psutil
 from trsp_core import answers as an
 from trsp_core import columns, forecast
 from trsp_core.answers import Answer, Request, Variant
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, is_short_memory
 from trsp_core.shelf import Model, Shelf
 from trsp_core.what_if import study_of
 
@@ -123,7 +123,7 @@ class Loop:
         except TrspError as error:
             return an.Refused(error.message, error.remedy)
         except Exception as error:
-            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            if is_short_memory(error):
                 self._bench.forget()
                 return an.Refused("The machine ran out of memory.", "Take fewer or smaller models, then ask again.")
             trace = "".join(traceback.format_exception(error))[-20_000:]

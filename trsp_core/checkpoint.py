@@ -17,13 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import families
 from trsp_core.errors import TrspError
 
-MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
+MAX_HEADERS = 32_000_000  # bytes of all headers of a model; those of 100,000 tensors have some 15 MB
 LONGEST_NAME = 255  # bytes of a file name; no usual file system takes more
-MAX_JSON = 50_000_000  # bytes of config.json or of a shard index
+MAX_CONFIG, MAX_JSON = 4_000_000, 32_000_000  # bytes of config.json, and of a shard index or the like
 MAX_COUNT, MAX_SIZE = 100_000, 2**40  # of heads, experts and the like; of any other number
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1_000_000, 20_000_000
+
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")  # what configs call L
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -72,12 +75,12 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     if not folder.is_dir():
         raise TrspError(f"{name}: there is no folder {folder}.", "Check the path, or choose a model of the catalogue.")
     inside = (boundary or folder).resolve()
-    config = _json(folder, "config.json", inside, name)
+    config = _json(folder, "config.json", inside, name, MAX_CONFIG)
     tokenizer_config = folder / "tokenizer_config.json"
     extra = _json(folder, "tokenizer_config.json", inside, name) if tokenizer_config.exists() else {}
-    if "auto_map" in config or "auto_map" in extra:
+    if (config.get("auto_map") or extra.get("auto_map")) and str(config.get("model_type")) not in families.native():
         raise TrspError(
-            f"{name} brings its own code (auto_map), which is never run here.",
+            f"{name} brings its own code (auto_map), which is never run here, and transformers has none for it.",
             "Choose a model whose architecture is part of transformers.",
         )
     if (folder / "adapter_config.json").exists():
@@ -85,18 +88,25 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     for entry in os.scandir(folder):
         if entry.is_symlink():
             _inside(Path(entry.path), inside)
-    _refuse_other_tasks(config, name)
+    architecture = _architecture(config, name)
     sizes = _sizes(config, name)
     _refuse_absurd(config, name)
     files = [_inside(folder / shard, inside) for shard in shards(folder, inside, name)]
     if not any((folder / tokenizer).exists() for tokenizer in _TOKENIZERS):
         raise TrspError(f"{name} has no tokenizer beside its weights.", "Save the tokenizer into the same folder.")
+    lengths = [_header_length(file) for file in files]
+    if max(lengths) <= MAX_HEADERS < sum(lengths):
+        raise TrspError(
+            f"{name}: the headers of its weight files have more than {MAX_HEADERS / 1e6:.0f} MB.",
+            "Download or save the model again.",
+        )
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes |= header(file)
     return Facts(
         name=name,
         folder=folder,
+        architecture=architecture,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         layer_parameters=_layers(shapes, sizes["n_layers"], name),
         bytes=sum(file.stat().st_size for file in files),
@@ -110,15 +120,14 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         TrspError: the file is cut short, or is no safetensors file.
     """
-    size = file.stat().st_size
+    size, length = file.stat().st_size, _header_length(file)
     broken = TrspError(f"{file.name} is no safetensors file.", "Download or save the model again.")
+    if not 2 <= length <= MAX_HEADERS:
+        raise broken
+    if 8 + length > size:
+        raise _cut(file, 8 + length, size)
     with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= MAX_HEADER:
-            raise broken
-        if 8 + length > size:
-            raise _cut(file, 8 + length, size)
+        stream.seek(8)
         raw = stream.read(length)
     try:
         entries = json.loads(raw)
@@ -139,6 +148,13 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _header_length(file: Path) -> int:
+    """Bytes of a safetensors file's header, as its beginning says; 0 where it has none."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    return struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+
+
 def _cut(file: Path, expected: int, size: int) -> TrspError:
     return TrspError(
         f"{file.name} is cut short: {size:,} bytes are there, its header speaks of {expected:,}.",
@@ -146,7 +162,7 @@ def _cut(file: Path, expected: int, size: int) -> TrspError:
     )
 
 
-def _json(folder: Path, file: str, inside: Path, name: str) -> dict[str, Any]:
+def _json(folder: Path, file: str, inside: Path, name: str, most: int = MAX_JSON) -> dict[str, Any]:
     path = folder / file
     if not path.is_file():
         raise TrspError(
@@ -154,7 +170,7 @@ def _json(folder: Path, file: str, inside: Path, name: str) -> dict[str, Any]:
         )
     path = _inside(path, inside)
     try:
-        if path.stat().st_size > MAX_JSON:
+        if path.stat().st_size > most:
             raise ValueError("too large")
         document = json.loads(path.read_text("utf-8"))
         if not isinstance(document, dict):
@@ -202,22 +218,25 @@ def shards(folder: Path, inside: Path, name: str) -> list[str]:
     return files
 
 
-def _refuse_other_tasks(config: dict[str, Any], name: str) -> None:
-    """Raise unless the config may be that of a decoder-only language model."""
+def _architecture(config: dict[str, Any], name: str) -> str:
+    """The config's architecture, by its model type where it names none. Raises unless it may be a decoder-only language
+    model."""
     remedy = "Choose a decoder-only language model: its architecture ends in ForCausalLM."
     if config.get("is_encoder_decoder") is True:
         raise TrspError(f"{name} is an encoder-decoder model, which has no single stack of layers.", remedy)
-    named = config.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else ""
+    known = families.native().get(str(config.get("model_type")), "")
+    named = config.get("architectures") or [known]
+    architecture = named[0] if isinstance(named, list) else ""
     if not isinstance(architecture, str) or not architecture:
         raise TrspError(f"{name}: config.json names no architecture.", remedy)
     if not re.search(r"(CausalLM|LMHeadModel|ForConditionalGeneration)$", architecture):
         raise TrspError(f"{name} is a {architecture[:60]}, which does not predict the next token.", remedy)
-    if "quantization_config" in config:
+    if config.get("quantization_config"):
         raise TrspError(
             f"{name} is stored in a quantized form, whose weights cannot be trained.",
             "Choose the same model with ordinary weights (float32, float16 or bfloat16).",
         )
+    return architecture
 
 
 def _refuse_absurd(config: dict[str, Any], name: str) -> None:
@@ -236,12 +255,14 @@ def _refuse_absurd(config: dict[str, Any], name: str) -> None:
 
 
 def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """L, D, V, context length and names from the config; those of the text part where there are several."""
+    """L, D, V, context length and model type from the config; those of the text part where there are several."""
     inner = config.get("text_config")
     text: dict[str, Any] = inner if isinstance(inner, dict) else config
 
-    def number(what: str, most: int, *keys: str) -> int:
-        value = next((text[key] for key in keys if key in text), None)
+    def number(what: str, most: int, *keys: str, listed: str = "") -> int:
+        value = next((text[key] for key in keys if text.get(key) is not None), None)
+        if value is None and isinstance(text.get(listed), list):
+            value = len(text[listed])
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise TrspError(
                 f"{name}: config.json gives {str(value)[:40]} as its {what}, expected 1 to {most:,}.",
@@ -249,27 +270,29 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
             )
         return value
 
-    context = next((text[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if k in text), None)
-    known = isinstance(context, int) and not isinstance(context, bool) and context > 0
     return {
-        "architecture": config["architectures"][0],
         "model_type": str(config.get("model_type", ""))[:60],
-        "n_layers": number("number of layers", MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        "n_layers": number("number of layers", MAX_LAYERS, *DEPTHS, listed="layers_block_type"),
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
-        "max_length": context if known else None,
+        "max_length": families.context(text),
     }
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], n_layers: int, name: str) -> tuple[int, ...]:
-    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside."""
+    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside; of one
+    with as many members as there are layers, if there is one."""
     groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for tensor, shape in shapes.items():
         found = _LAYER_NAME.match(tensor)
         if found and "vision" not in found[1] and len(found[2]) <= 6:
             groups[found[1]][int(found[2])] += math.prod(shape)
-    stack = max(groups.values(), key=lambda group: sum(group.values()), default={})
-    if sorted(stack) != list(range(n_layers)):
+
+    def is_whole(group: dict[int, int]) -> bool:
+        return sorted(group) == list(range(n_layers))
+
+    stack = max(groups.values(), key=lambda group: (is_whole(group), sum(group.values())), default={})
+    if not is_whole(stack):
         raise TrspError(
             f"{name}: config.json speaks of {n_layers} layers, the weights hold {len(stack)}.",
             "Check that config.json and the weights belong together.",

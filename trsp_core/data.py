@@ -2,8 +2,9 @@
 
 Sides are filled in a seeded order of the articles. Measurement comes first, from several articles, each giving a part
 of what is needed at most; calibration gets blocks from the articles that are left. Blocks are cut out of the
-concatenation of one side's articles, a blank line ("\\n\\n") between two. Where the tokenizer puts a token before every
-text by default (BOS in Gemma, OPT and others) each block begins with it.
+concatenation of one side's articles, a blank line ("\\n\\n") between two. Each block begins as the tokenizer begins a
+text (`openings`: with BOS in Gemma, OPT and others), and none holds the end of one: names of special tokens that stand
+in an article are read as the letters they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trsp_core import texts
+from trsp_core import openings, paths, texts
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import TextPrepared
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SPREAD = 16  # a side takes at most this part (1/16) of its need from one article, as long as there are others
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[[str], list[int]]  # the tokens of an article alone
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
     Raises:
         TrspError: unknown, missing, empty, wrongly encoded, or too short.
     """
-    corpora = {t: texts.parse(texts.open_text(t), Path(t)) for t in _paths(config)}
+    corpora = {t: texts.own(t) for t in _paths(config)}
     needed = config.block_length + config.measure_length
     for text, corpus in corpora.items():
         size = sum(len(article.encode()) for article in corpus.articles)
@@ -82,10 +83,11 @@ def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
         fast = Tokenizer.from_file(str(tokenizer_file))
         fast.no_truncation()
         fast.no_padding()
-        encode, prefix = _fast_encode(fast)
+        fast.encode_special_tokens = True
+        prefix, _ = openings.around(lambda text, around: fast.encode(text, add_special_tokens=around).ids)
         for text in short:
-            own = [d for d in ("calibration", "heldout") if _text_of(config, d) == text]
-            _cut(config, {d: corpora[text] for d in own}, encode, prefix)
+            own = {d: corpora[text] for d in ("calibration", "heldout") if _text_of(config, d) == text}
+            _cut(config, own, lambda article: fast.encode(article, add_special_tokens=False).ids, prefix)
 
 
 def prepare(config: RunConfig, tokenizer: Any) -> Texts:
@@ -101,10 +103,9 @@ def prepare(config: RunConfig, tokenizer: Any) -> Texts:
     corpora["heldout"] = corpora["calibration"] if same else texts.read(config.heldout)
 
     def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
 
-    with_special, plain = tokenizer("a").input_ids, encode("a")
-    prefix = with_special[: len(with_special) - len(plain)] if with_special[-len(plain) :] == plain else []
+    prefix, _ = openings.around(openings.encoder(tokenizer))
     sides = _cut(config, corpora, encode, prefix)
     tensors = {(s.domain, s.role): torch.tensor(s.blocks, dtype=torch.int64) for s in sides}
     names = {domain: _name(_text_of(config, domain)) for domain in corpora}
@@ -149,6 +150,11 @@ def _cut(config: RunConfig, corpora: dict[str, Corpus], encode: Encode, prefix: 
         limit = sum(map(len, pool)) // (later + 1) if later else None
         wanted = config.measure_blocks if role == "measure" else config.calibration_blocks
         length = config.measure_length if role == "measure" else config.block_length
+        if length <= len(prefix) + 1:
+            raise TrspError(
+                f"This model's tokenizer puts {len(prefix)} tokens before each text; blocks of {length} have no room.",
+                "Set --block-length and --measure-length higher, or choose another model.",
+            )
         blocks, used, found = _fill(pool, wanted, length, limit, encode, prefix)
         if not blocks:
             raise _too_short(_text_of(config, domain), found, length, f"tokens for {_ROLES[role]}")
@@ -199,14 +205,6 @@ def _shuffled(articles: Sequence[str], seed: int) -> list[str]:
     return random.Random(seed).sample(list(articles), len(articles))  # noqa: S311 - a reproducible split, no secret
 
 
-def _fast_encode(fast: Any) -> tuple[Encode, list[int]]:
-    def encode(text: str) -> list[int]:
-        return fast.encode(text, add_special_tokens=False).ids
-
-    with_special, plain = fast.encode("a").ids, encode("a")
-    return encode, with_special[: len(with_special) - len(plain)] if with_special[-len(plain) :] == plain else []
-
-
 def _paths(config: RunConfig) -> list[str]:
     """The texts that are files of the person, each once."""
     return [t for t in dict.fromkeys([config.text, config.heldout]) if not texts.is_named(t)]
@@ -217,8 +215,9 @@ def _text_of(config: RunConfig, domain: str) -> str:
 
 
 def _same(one: str, other: str) -> bool:
-    named = texts.is_named(one) or texts.is_named(other)
-    return one == other or (not named and Path(one).expanduser().resolve() == Path(other).expanduser().resolve())
+    if one == other or texts.is_named(one) or texts.is_named(other):
+        return one == other
+    return paths.named(one, "text").resolve() == paths.named(other, "text").resolve()
 
 
 def _name(text: str) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 import os
 import shutil
 import statistics
@@ -34,21 +33,24 @@ from trsp_core import (
     memory,
     methods,
     models,
+    openings,
     proof,
     quantized,
     surgery,
+    vocabulary,
     what_if,
 )
 from trsp_core import config as configs
 from trsp_core import events as ev
 from trsp_core.config import RunConfig
-from trsp_core.errors import refuse
+from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
-from trsp_core.resume import Past, ends
+from trsp_core.resume import Past
+from trsp_core.schedules import shared_out
 from trsp_core.store import Run, sync, sync_all
 from trsp_core.surgery import Stack
-from trsp_core.transfer import Span, transfer
+from trsp_core.transfer import transfer
 from trsp_core.waypoint import Rounds, Waypoints
 
 T = TypeVar("T")
@@ -82,7 +84,7 @@ def execute(
             undo.enter_context(surgery.restored(model))
         undo.enter_context(surgery.learning(model, []))
 
-        texts = yield from _told(fresh, _texts(config, tokenizer))
+        texts = yield from _told(fresh, _texts(config, tokenizer, stack))
         lab = Lab(stack, texts.calibration, config)
         lab.rounds = Rounds(run, config, past)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
@@ -157,11 +159,12 @@ def execute(
             yield from _speeds(config, stack, texts, cut)
         trained = config.save_trained and config.stage2_steps and not first
         if folder and (config.save_model or trained):
-            yield ev.PhaseStarted("save")
-            size = save(config, stack, tokenizer, folder / "trained-model") if trained else 0
+            keep = partial(_keep, config, stack, tokenizer, Run(folder))
+            yield ev.PhaseStarted("save", 2 * (config.save_model + trained))
+            size = (yield from keep("trained-model", 0)) if trained else 0
             if config.save_model:
                 with cut():
-                    size += save(config, stack, tokenizer, folder / "model", folder / "proof.safetensors")
+                    size += yield from keep("model", 2 * trained)
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
     if run:
@@ -203,18 +206,29 @@ def _opened(
     if note and not loaded:
         yield ev.Noted(note)
     stack = surgery.find(model)
-    refuse(configs.check(config, len(stack.layers), getattr(stack.text_config, "max_position_embeddings", None)))
+    refuse(configs.check(config, len(stack.layers), stack.context))
     if not plan:
         yield _planned(forecast.forecast(config, _facts(config, stack), rate))
     yield _model_loaded(config, stack)
     return model, tokenizer, stack
 
 
-def _texts(config: RunConfig, tokenizer: Any) -> Generator[Event, None, data.Texts]:
+def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, None, data.Texts]:
     yield ev.PhaseStarted("text")
-    texts = data.prepare(config, tokenizer)
+    with vocabulary.panics_refused(config.model):
+        texts = data.prepare(config, tokenizer)
+        vocabulary.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
+    wanted = len(openings.begun(tokenizer, config.prompt)), config.sample_tokens
+    if config.sample_tokens and not wanted[0]:
+        raise TrspError("The sample prompt holds no token.", "Write another one, or set --sample-tokens to 0.")
+    fits = generate.fitted(stack.context, *wanted)
+    if config.sample_tokens and fits != wanted:
+        yield ev.Noted(
+            f"This model reads {stack.context} tokens at most: a sample is the last {fits[0]} of the prompt's "
+            f"{wanted[0]} tokens and {fits[1]} of {wanted[1]} new ones."
+        )
     yield from texts.events
     return texts
 
@@ -267,9 +281,11 @@ def _measured(
                 yield ev.DivergenceMeasured(state, domain, kl, list(divergences), len(divergences), tokens)
     memory.give_back()  # training needs it; after a probe it would be asked for again at once
     if sample and config.sample_tokens:
-        text = generate.continuation(lab.model, tokenizer, config.prompt, config.sample_tokens)
+        prompt, text = generate.continuation(
+            lab.model, tokenizer, config.prompt, config.sample_tokens, lab.stack.context
+        )
         for state in states:
-            yield ev.TextGenerated(state, config.prompt, text)
+            yield ev.TextGenerated(state, prompt, text)
 
 
 def _weighed(config: RunConfig, stack: Stack, texts: data.Texts, state: str, phase: str) -> Iterator[Event]:
@@ -308,29 +324,93 @@ def _probe(config: RunConfig, stack: Stack, texts: data.Texts, chosen: list[int]
 
 def _speeds(config: RunConfig, stack: Stack, texts: data.Texts, cut: Callable[[], Any]) -> Iterator[Event]:
     """Prefill and decode of both models, in turn, so that a change of the machine's pace meets both; the first is a
-    warm-up. Training has not changed the shapes, so the dense ones are timed on the model at hand.
+    warm-up. Training has not changed the shapes, so the dense ones are timed on the model at hand. Where the context is
+    short, less is read and less is written.
 
     Args:
         cut: context in which the model is the pruned one.
     """
     yield ev.PhaseStarted("speed", config.speed_repeats)
-    prompt = texts.measure["calibration"].flatten()[:SPEED_PROMPT].view(1, -1)
+    read, written = generate.fitted(stack.context, SPEED_PROMPT, SPEED_NEW)
+    prompt = texts.measure["calibration"].flatten()[:read].view(1, -1)
     prompt = prompt.to(next(stack.model.parameters()).device)
     dense, pruned = [], []
     for repeat in range(config.speed_repeats + 1):
-        dense.append(measure.time_once(stack.model, prompt, SPEED_NEW))
+        dense.append(measure.time_once(stack.model, prompt, written))
         with cut():
-            pruned.append(measure.time_once(stack.model, prompt, SPEED_NEW))
+            pruned.append(measure.time_once(stack.model, prompt, written))
         yield ev.Progressed(repeat)
     for state, timings in (("dense", dense[1:]), ("pruned", pruned[1:])):
         prefill, decode = ([t[i] for t in timings] for i in (0, 1))
         yield ev.SpeedMeasured(
             state,
             prompt.shape[1],
-            SPEED_NEW,
+            written,
             config.speed_repeats,
             *measure.spread(prefill),
             *measure.spread(decode),
+        )
+
+
+def _keep(
+    config: RunConfig, stack: Stack, tokenizer: Any, run: Run, name: str, done: int
+) -> Generator[Event, None, int]:
+    """Write the model at hand into the run's folder `name`, where it lies only once a fresh process with stock
+    transformers has computed the same from it; returns its bytes.
+
+    Args:
+        done: units of the phase that are done.
+
+    Raises:
+        TrspError: it cannot be loaded, or computes something else. It is left in `unproved-NAME`.
+    """
+    unproved, computed = run.folder / f"unproved-{name}", run.folder / f".{name}-proof.partial"
+    try:
+        size = save(config, stack, tokenizer, unproved, computed)
+        yield ev.Progressed(done + 1)
+        memory.give_back()
+        torch.cuda.empty_cache()
+        yield from _proved(run, unproved, computed, ev.Progressed(done + 1))
+        if name == run.model_folder.name:
+            computed.replace(run.proof_file)  # exports are compared with it
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+        unproved.replace(run.folder / name)
+        sync(run.folder)
+    except (GeneratorExit, KeyboardInterrupt):
+        shutil.rmtree(unproved, ignore_errors=True)
+        raise
+    finally:
+        computed.unlink(missing_ok=True)
+    yield ev.Progressed(done + 2)
+    return size
+
+
+def _proved(run: Run, unproved: Path, computed: Path, now: ev.Progressed) -> Iterator[Event]:
+    """Let a fresh process load the checkpoint in `unproved` and compare it with what `proof.keep` wrote to `computed`.
+    Tells `now` again where the run is to stop meanwhile."""
+    files = f"The files are in {unproved.name}, unproved."
+    again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
+    if (free := forecast.available_memory()) < forecast.BASE:
+        raise TrspError(
+            f"The model is not proved: a fresh process to load it takes {forecast.BASE / 1e6:.0f} MB of memory, "
+            f"{free / 1e6:.0f} MB are free. {files}",
+            f"Free some memory. {again}",
+        )
+    with contextlib.closing(proof.checking(unproved, computed)) as waiting:
+        while True:
+            try:
+                next(waiting)
+            except StopIteration as end:
+                problems = end.value.problems
+                break
+            except TrspError as error:
+                raise TrspError(f"{error.message} {files}", f"{error.remedy} {again}") from error
+            if run.cancelled():
+                yield now
+    if problems:
+        raise TrspError(
+            f"The model that stock transformers loads is not the one of this run: {'; '.join(problems)}. {files}",
+            f"Please report this. {again}",
         )
 
 
@@ -366,11 +446,6 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
     return downloads.folder_size(target)
 
 
-def shared_out(whole: int, parts: int) -> list[Span]:
-    """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
-
-
 def _twin_of(module: nn.Module, model: nn.Module, twin: nn.Module) -> nn.Module:
     """The module of `twin`, a copy of `model`, that stands where `module` stands."""
     return twin.get_submodule(next(name for name, m in model.named_modules() if m is module))
@@ -397,7 +472,7 @@ def _facts(config: RunConfig, stack: Stack) -> models.Facts:
         n_layers=len(stack.layers),
         width=text.hidden_size,
         vocabulary=text.vocab_size,
-        max_length=getattr(text, "max_position_embeddings", None),
+        max_length=stack.context,
         parameters=parameters,
         layer_parameters=[measure.parameter_bytes(layer)[0] for layer in stack.layers],
         bytes=size,

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,19 @@ def _showable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether this program's own code raised `error`, rather than a library that it had called: then it is a bug, and
+    nothing that a person can change. What the system refuses (OSError) never is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not isinstance(error, OSError) and bool(frames) and Path(frames[-1].filename).is_relative_to(HERE)
+
+
+def is_short_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: torch has no one type for it, on a CPU not even one of its own."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
 def refuse(problems: Sequence[Problem]) -> None:
     """Raise one `TrspError` that carries all `problems`; return quietly where there is none."""
     if not problems:
@@ -50,4 +70,24 @@ def refuse(problems: Sequence[Problem]) -> None:
         f"{len(problems)} settings cannot be used: " + " ".join(p.message for p in problems),
         " ".join(dict.fromkeys(p.remedy for p in problems)),
         problems,
+    )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, in one's share of it, or in a file
+_FULL_IN_TEXT = re.compile(
+    "|".join([rf"(?:os error |\[Errno )(?:{'|'.join(map(str, _FULL))})\b", *(re.escape(os.strerror(n)) for n in _FULL)])
+)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether `error`, or one behind it, is that of a full disk: by its number, or, where a library tells the system's
+    error in a text of its own as safetensors does, by the number or the words in that."""
+    chain: list[BaseException] = []
+    behind: BaseException | None = error
+    while behind is not None and behind not in chain:
+        chain.append(behind)
+        behind = behind.__cause__ or behind.__context__
+    return any(
+        one.errno in _FULL if isinstance(one, OSError) and one.errno else bool(_FULL_IN_TEXT.search(str(one)))
+        for one in chain
     )

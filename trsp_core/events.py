@@ -189,7 +189,8 @@ class LayersChosen(Event):
 @dataclass(frozen=True)
 class StageTwoStepped(Event):
     """One step of stage 2. `gaps` are the relative gaps of the chosen layers (mean over tokens of
-    |X_out - X_in| / |X_in|), in the order of `LayersChosen`; `penalty` is the sum of R before lambda_2."""
+    |X_out - X_in| / |X_in|), in the order of `LayersChosen`; `penalty` is the sum of R before lambda_2, which is
+    0 where it does not act: behind a gate that is shut, and after deletion."""
 
     step: int
     lm_loss: float

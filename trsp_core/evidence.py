@@ -188,7 +188,7 @@ def load(path: Path) -> Record:
         TrspError: it cannot be read.
     """
     try:
-        given = json.loads(path.read_text("utf-8"))
+        given = json.loads(path.read_bytes())
         if given.pop("schema") > SCHEMA:
             raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
         rows = [_sound(ev.build(Row, row)) for row in given.pop("rows")]
@@ -257,4 +257,6 @@ def with_interval(found: Interval) -> str:
 
 
 def _figure(value: float) -> str:
+    if not math.isfinite(value):
+        return "not a number"
     return f"{value:.1f}" if value < 1e4 else f"{value:.1e}"

@@ -187,7 +187,8 @@ class _Cost:
         if c.speed_repeats:
             seconds["speed"] = (c.speed_repeats + 1) * both
         if kept := c.save_model + (c.save_trained and trained and before):
-            seconds["save"] = kept * (0.5 + stored / 0.4e9)
+            proved = 5 + self.forward(32, 32) + self.written(48)  # by a fresh process that loads it
+            seconds["save"] = kept * (0.5 + stored / 0.4e9 + proved)
         return seconds
 
     def in_order(self) -> list[tuple[str, float]]:
@@ -225,7 +226,7 @@ def weight_bytes(facts: Facts, precision: str, compute: str = "float32") -> int:
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
     """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, a teacher's
     weights where one is distilled, narrowed layers beside the whole ones, and the activations and logits of one step
-    or one measuring pass."""
+    or one measuring pass; and of the fresh process that proves what is kept, which maps its weights from the file."""
     packed = config.precision in PACKED
     size = BYTES[config.compute_dtype if packed else config.precision]
     weights = weight_bytes(facts, config.precision, config.compute_dtype)
@@ -254,7 +255,9 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     if methods.get(config.method).passes.keeps:
         scored = config.score_blocks * config.block_length * facts.width * size
         states = min(methods.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
-    kept = facts.parameters * 2 if packed and config.save_model and config.save_as == "merged" else 0
+    kept = BASE if config.save_model or config.save_trained else 0
+    if packed and kept:  # spelled out in bfloat16 beside the packed ones, or packed a second time
+        kept += facts.parameters * 2 if config.save_as == "merged" else weights
     return int(BASE + weights + teacher + twins + max(learnt + activations + logits, states + logits, kept))
 
 

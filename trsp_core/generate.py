@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trsp_core import surgery
+from trsp_core import openings, surgery
 
 PIECES = 16  # of a matrix, through which one row goes
 LARGE = 2**21  # numbers of a matrix that is worth waking other cores for
@@ -108,7 +108,28 @@ def choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generat
     return int(order[torch.multinomial(ranked / ranked.sum(), 1, generator=draw)])
 
 
-def continuation(model: nn.Module, tokenizer: Any, prompt: str, new_tokens: int) -> str:
-    """The likeliest continuation of `prompt` as text, without the prompt."""
-    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(model.parameters()).device)
-    return tokenizer.decode(list(tokens(model, ids, new_tokens)), skip_special_tokens=True)
+def fitted(context: int | None, read: int, written: int) -> tuple[int, int]:
+    """How many tokens to read and to write where `read` and `written` are wanted, so that both fit into `context`
+    together: first fewer are written, down to half of it, then fewer are read. None is a context without end."""
+    if context is None:
+        return read, written
+    written = min(written, max(context - read, context // 2))
+    return min(read, context - written), written
+
+
+def continuation(
+    model: nn.Module, tokenizer: Any, prompt: str, new_tokens: int, context: int | None = None
+) -> tuple[str, str]:
+    """The likeliest continuation of `prompt` as text, without the prompt; and the prompt as it was read: its end, where
+    not all of it fits.
+
+    Args:
+        context: the most tokens that prompt and continuation may be together.
+    """
+    ids = torch.tensor([openings.begun(tokenizer, prompt)], device=next(model.parameters()).device)
+    read, written = fitted(context, ids.shape[1], new_tokens)
+    if read < ids.shape[1]:
+        opening = min(len(openings.around(openings.encoder(tokenizer))[0]), read - 1)
+        prompt = tokenizer.decode(ids[0, opening - read :])
+        ids = torch.cat([ids[:, :opening], ids[:, opening - read :]], dim=1)
+    return prompt, tokenizer.decode(list(tokens(model, ids, written)), skip_special_tokens=True)

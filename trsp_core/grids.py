@@ -20,10 +20,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from trsp_core import plans
+from trsp_core import paths, plans
 from trsp_core.config import KNOBS
 from trsp_core.errors import TrspError
 from trsp_core.plans import Plan
@@ -64,10 +63,9 @@ def read(path: str) -> Grid:
     Raises:
         TrspError: no such file, no JSON, or something in it that cannot be used.
     """
+    file = paths.file(path, "grid", "Name the path of a JSON file.")
     try:
-        return parse(json.loads(Path(path).read_text("utf-8")))
-    except OSError as error:
-        raise TrspError(f"There is no grid {path[:80]!r}.", "Name the path of a JSON file.") from error
+        return parse(json.loads(paths.content(file)))
     except (ValueError, RecursionError) as error:
         raise TrspError(f"The grid {path[:80]} is no JSON: {error}.", "Mend the file.") from error
 

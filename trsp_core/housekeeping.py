@@ -53,6 +53,7 @@ def clear_up(store: Store) -> None:
                 shutil.rmtree(part, ignore_errors=True)
     for run in store.runs():
         with contextlib.suppress(OSError):
+            run.tidy_exports()
             if not run.busy() and run.litter():
                 with run.at_rest() as free:
                     if free:

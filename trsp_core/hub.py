@@ -8,7 +8,6 @@ imported, and a child can be ended whatever it waits for.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import struct
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trsp_core import checkpoint, downloads, models
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, disk_full, is_ours
 from trsp_core.models import Card, Found
 
 SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # wanted beside the weights; never code
@@ -111,7 +110,7 @@ def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Pat
     def draw(name: str) -> None:
         content = write(name, START)
         length = 8 + struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else 0
-        if len(content) < length <= checkpoint.MAX_HEADER:
+        if len(content) < length <= checkpoint.MAX_HEADERS:
             write(name, length)
         os.truncate(outline / name, sizes[name])
 
@@ -173,6 +172,8 @@ def _told(what: str) -> Iterator[None]:
     except TrspError:
         raise
     except Exception as error:
+        if is_ours(error):
+            raise
         raise _refusal(what, error) from error
 
 
@@ -198,7 +199,7 @@ def _refusal(what: str, error: BaseException) -> TrspError:
             f"{what} could not be had from the hub: it has no such model, or a private one.",
             "Check the id; for a private model set HF_TOKEN.",
         )
-    if any(isinstance(reason, OSError) and reason.errno == errno.ENOSPC for reason in reasons):
+    if disk_full(error):
         return TrspError(f"The disk ran full while {what} came.", "Free some space, or set HF_HOME to another disk.")
     if any_is(httpx2.TimeoutException):
         return TrspError(f"{what} could not be had from the hub: it did not answer in time.", network)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trsp_core.errors import Problem
+from trsp_core.errors import Problem, TrspError
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,8 @@ class Knob:
         return above and (self.high is None or value <= self.high)
 
     def _problem(self, value: Any, expected: str) -> Problem:
-        given = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
         return Problem(
-            self.name, f"{self.label}: {given} was given, {expected}.", f"Set {self.flag} to {self._remedy()}."
+            self.name, f"{self.label}: {_given(value)} was given, {expected}.", f"Set {self.flag} to {self._remedy()}."
         )
 
     def _remedy(self) -> str:
@@ -126,6 +125,35 @@ def _read_str(value: Any) -> str:
         raise ValueError(value)
     value.encode()
     return value
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number from a flag, a control or JSON.
+
+    Args:
+        name: what it is, for the refusal.
+
+    Raises:
+        TrspError: it is none; infinity and what is no number are none.
+    """
+    return _number(name, value, _read_int, "a whole number")
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number; else as `whole`."""
+    return _number(name, value, _read_float, "a number")
+
+
+def _number(name: str, value: Any, read: Callable[[Any], Any], wanted: str) -> Any:
+    try:
+        return read(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TrspError(f"{name}: {_given(value)} was given, expected {wanted}.", "Give another value.") from error
+
+
+def _given(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**70 else "a number of more than 70 digits"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 _READERS: dict[type, Callable[[Any], Any]] = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}

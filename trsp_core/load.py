@@ -14,18 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trsp_core import downloads, forecast, models
+from trsp_core import downloads, forecast, models, vocabulary
 from trsp_core.config import PACKED
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, disk_full, is_short_memory
 from trsp_core.hub import Say, download
 
-if TYPE_CHECKING:
-    pass
-
 MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
+ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 JOINED = "joined.gguf"  # beside the model that is made of it, for a while
+ARCHITECTURE = "Choose a model whose architecture this version of transformers knows."
+TOKENIZER = "Save its tokenizer again with this version of transformers, or choose another model."
 
 
 def load(name: str, precision: str = "float32", device: str = "auto", compute: str = "float32") -> tuple[Any, Any]:
@@ -52,14 +52,15 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
 
     from trsp_core import quantized
 
+    vocabulary.check(facts)
     tokenizer = load_tokenizer(facts.folder)
     packed = precision in PACKED
     dtype = getattr(torch, compute if packed else precision)
     how: dict[str, Any] = {"quantization_config": quantized.recipe(precision, dtype)} if packed else {}
     if packed or where != "cpu":
         how["device_map"] = {"": where} if fits_one(forecast.weight_bytes(facts, precision, compute), where) else "auto"
+    refuse_claims(facts)
     with _quiet(), _told_as(name):
-        refuse_claims(facts)
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a folder of this machine
             facts.folder,
             dtype=dtype,
@@ -68,16 +69,31 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            **ANSWERS,
             **how,
         )
-        model, report = loaded
-        quantized.settle(model)
-    if report["missing_keys"] or report["mismatched_keys"]:
-        missing = sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]])
-        raise TrspError(
-            f"{name} lacks {len(missing)} of its weights, {missing[0]} among them.", "Download or save the model again."
-        )
+    model, report = loaded
+    lacking = sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]])
+    if lacking:
+        head = model.get_output_embeddings()
+        remedy = "Download or save the model again."
+        if lacking == [key for key, weight in model.named_parameters() if head is not None and weight is head.weight]:
+            remedy = "If its head is its embedding, write tie_word_embeddings true in config.json; else save it again."
+        raise TrspError(f"{name} lacks {len(lacking)} of its weights, {lacking[0]} among them.", remedy)
+    quantized.settle(model)
+    _describe(model, tokenizer)
     return model.eval(), tokenizer
+
+
+def _describe(model: Any, tokenizer: Any) -> None:
+    """Let the config say what was loaded, so that it can be saved: a head that was stored beside the embedding, and is
+    another, is not tied to it, whatever the config said; and no code of the model's own was run."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        if head is not None and head.weight is not embedding.weight and getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+        vars(config).pop("auto_map", None)
+    tokenizer.init_kwargs.pop("auto_map", None)
 
 
 def refuse_claims(facts: models.Facts) -> None:
@@ -87,11 +103,12 @@ def refuse_claims(facts: models.Facts) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(  # nosec B615 - a folder of this machine
-        facts.folder, trust_remote_code=False, local_files_only=True
-    )
-    with torch.device("meta"):
-        built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with _quiet(), _told_as(facts.name):
+        config = AutoConfig.from_pretrained(  # nosec B615 - a folder of this machine
+            facts.folder, trust_remote_code=False, local_files_only=True
+        )
+        with torch.device("meta"):
+            built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     claimed = sum(p.numel() for p in built.parameters())
     buffers = sum(b.numel() * b.element_size() for b in built.buffers())
     if claimed > 2 * facts.parameters or buffers > MOST_BUFFER_BYTES:
@@ -125,14 +142,14 @@ def settle_precision(precision: str, device: str) -> tuple[str, str]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's folder.
+    """The tokenizer in a model's folder; one that nobody has looked at goes through `vocabulary.check` first.
 
     Raises:
         TrspError: there is none that transformers can read.
     """
     from transformers import AutoTokenizer
 
-    with _quiet(), _told_as(f"The tokenizer in {folder}"):
+    with _quiet(), _told_as(f"The tokenizer in {folder}", TOKENIZER):
         return AutoTokenizer.from_pretrained(  # nosec B615 - a folder of this machine
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -196,7 +213,9 @@ def convert(source: models.Source, pieces: Sequence[Path], say: Say) -> Path:
             shutil.rmtree(target)
         with contextlib.suppress(OSError):  # another process was faster: then its folder is as good
             scratch.rename(target)
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, OSError) or disk_full(error)):
+            raise
         raise TrspError(
             f"The converted model could not be written: {error}.", "Free some space, or set TRSP_HOME elsewhere."
         ) from error
@@ -220,20 +239,17 @@ def _joined(source: models.Source, pieces: Sequence[Path], folder: Path) -> Path
 
 
 @contextlib.contextmanager
-def _told_as(name: str) -> Iterator[None]:
+def _told_as(name: str, remedy: str = ARCHITECTURE) -> Iterator[None]:
     """Turn what the libraries raise for a model that they do not know, or that is damaged, into a refusal. They name no
-    errors of their own: a wrong kind of value in config.json ends in any of Python's."""
+    errors of their own: a wrong kind of value in config.json ends in any of Python's. For calls of theirs alone."""
     try:
         yield
-    except (TrspError, MemoryError):
-        raise
     except Exception as error:
-        if "allocate memory" in str(error):
+        if is_short_memory(error):
             raise
-        raise TrspError(
-            f"{name} could not be loaded: {type(error).__name__}: {str(error)[:300]}",
-            "Choose a model whose architecture this version of transformers knows.",
-        ) from error
+        if isinstance(error, ImportError):
+            remedy = "Install what is named there, or choose another model."
+        raise TrspError(f"{name} could not be loaded: {type(error).__name__}: {str(error)[:300]}", remedy) from error
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trsp_core import checkpoint, families
+from trsp_core import checkpoint, families, paths
 from trsp_core import config as configs
 from trsp_core.checkpoint import Facts
 from trsp_core.config import RunConfig
@@ -191,9 +191,8 @@ def locate(name: str) -> Path:
         if snapshot is None:
             raise _not_here(name, "from the model hub, which has to be reachable")
         return snapshot
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path.absolute()
+    if folder := paths.folder(name):
+        return folder
     near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
     raise TrspError(
         f"There is no model {name[:80]!r}." + (f" Did you mean {near[0]}?" if near else ""),
@@ -238,13 +237,13 @@ def preflight(config: RunConfig) -> Forecast:
     Raises:
         TrspError: the model or a text cannot be used, settings do not fit the model, or memory is short.
     """
-    from trsp_core import data, forecast  # they need this module's folders
+    from trsp_core import forecast, vocabulary  # they need this module's folders
 
     refuse(configs.check(config))
     known = facts(config.model)
     refuse(configs.check(config, known.n_layers, known.max_length))
     refuse_family(known)
-    data.check(config, known.folder / "tokenizer.json")
+    vocabulary.check(known, config)
     expected = forecast.forecast(config, known)
     if not forecast.on_gpu(config):
         forecast.check_memory(expected)

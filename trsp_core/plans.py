@@ -12,11 +12,10 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trsp_core import config as configs
-from trsp_core import forecast, methods, models
+from trsp_core import forecast, methods, models, paths
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.state import RunState
@@ -134,12 +133,9 @@ def read(name: str) -> Plan:
     """
     if name in built_in():
         return parse(built_in()[name])
+    file = paths.file(name, "plan", f"Take {', '.join(built_in())}, or the path of a JSON file.")
     try:
-        return parse(json.loads(Path(name).read_text("utf-8")))
-    except OSError as error:
-        raise TrspError(
-            f"There is no plan {name[:80]!r}.", f"Take {', '.join(built_in())}, or the path of a JSON file."
-        ) from error
+        return parse(json.loads(paths.content(file)))
     except (ValueError, RecursionError) as error:
         raise TrspError(f"The plan {name[:80]} is no JSON: {error}.", "Mend the file.") from error
 

@@ -193,7 +193,7 @@ def load(path: Path) -> Sweep:
         TrspError: it cannot be read.
     """
     try:
-        given = json.loads(path.read_text("utf-8"))
+        given = json.loads(path.read_bytes())
         if given.pop("schema") > SCHEMA:
             raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
         points = [_whole(ev.build(Point, point)) for point in given.pop("points")]

@@ -1,20 +1,24 @@
 """Proof that a checkpoint is the model that the run had in memory.
 
-While the pruned model is in memory, `keep` writes what it computes on a fixed text into the run folder. `check` lets a
-fresh process with stock transformers (`stock.py`) load a checkpoint and compute the same, and compares.
+While the pruned model is in memory, `keep` writes what it computes on a fixed text into the run folder. `checking` lets
+a fresh process with stock transformers (`stock.py`) load a checkpoint and compute the same, and compares.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import leash
 from trsp_core.errors import TrspError
 
 TEXT = (
@@ -22,6 +26,8 @@ TEXT = (
     "hundred years the keepers wrote down every ship that passed, the wind, and the hour at which the lamp was lit."
 )
 TOKENS, NEW_TOKENS = 32, 16
+GPU_ROOM = 1_500_000_000  # bytes of a GPU that a process takes beside the weights
+POLL = 0.2  # seconds between two looks at the fresh process
 
 # How far logits may lie apart, as a share of the largest: what another order of the sums, or the number format, does to
 # numbers of this size. In one format on one machine the difference is 0; a wrong layer makes it 0.1 and more. Packed
@@ -99,21 +105,23 @@ class Proof:
 
 
 def keep(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all."""
+    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. In a
+    short context it is on less of the text."""
     import torch
     from safetensors.torch import save_file
 
-    from trsp_core import stock
+    from trsp_core import families, generate, stock
 
-    ids = stock.tokens(tokenizer, TEXT, TOKENS)
+    read, written = generate.fitted(families.context(model.config.get_text_config(decoder=True)), TOKENS, NEW_TOKENS)
+    ids = stock.tokens(tokenizer, TEXT, read)
     answer = {
         "ids": ids[0],
         "logits": stock.logits(model, ids),
-        "text": torch.tensor(stock.continuation(model, ids, NEW_TOKENS, cached=True)),
+        "text": torch.tensor(stock.continuation(model, ids, written, cached=True)),
     }
     facts = {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "device": model.device.type,
+        "device": "auto" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else model.device.type,
         "threads": str(torch.get_num_threads()),
     }
     temporary = target.with_name(f".{target.name}.partial")
@@ -122,7 +130,18 @@ def keep(model: Any, tokenizer: Any, target: Path) -> None:
 
 
 def check(folder: Path, kept: Path) -> Proof:
-    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `kept`.
+    """What comes of `checking`."""
+    waiting = checking(folder, kept)
+    while True:
+        try:
+            next(waiting)
+        except StopIteration as end:
+            return end.value
+
+
+def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
+    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `kept`. Yields
+    while it waits; closing the generator ends the process.
 
     Raises:
         TrspError: `kept` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
@@ -139,13 +158,13 @@ def check(folder: Path, kept: Path) -> Proof:
             "This run kept no record of what its model computed, so nothing could be proved.",
             "Run it again with this version and --save-model true.",
         ) from error
-    question = {"text": TEXT, "tokens": TOKENS, "new_tokens": NEW_TOKENS, "device": facts["device"]}
+    question = {"text": TEXT, "tokens": len(ids), "new_tokens": len(text), "device": _device(facts["device"], folder)}
     with tempfile.TemporaryDirectory() as scratch:
-        answer = _ask(folder, Path(scratch) / "logits", question | {"threads": int(facts["threads"])})
+        answer = yield from _ask(folder, Path(scratch) / "logits", question | {"threads": int(facts["threads"])})
         found = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
     if found.size != memory.size or answer["foreign"]:
         raise TrspError(
-            f"The export's logits are {found.size} numbers, {memory.size} were expected.", "Please report this."
+            f"The fresh process gave {found.size} logits, {memory.size} were expected.", "Please report this."
         )
     found = found.reshape(memory.shape).astype(np.float64)
     p, q = _log_softmax(memory.astype(np.float64)), _log_softmax(found)
@@ -165,24 +184,62 @@ def check(folder: Path, kept: Path) -> Proof:
     )
 
 
-def _ask(folder: Path, target: Path, question: dict[str, Any]) -> dict[str, Any]:
-    """The answer of a fresh process that sees no code of ours and no network."""
-    done = subprocess.run(
-        [sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)],
-        input=json.dumps(question),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))} | {"HF_HUB_OFFLINE": "1"},
-        cwd=folder,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise TrspError(
-            f"A fresh process could not load the export: {said[-1][:300] if said else f'code {done.returncode}'}.",
-            "Free some memory where it is short; else please report this.",
+def _device(recorded: str, folder: Path) -> str:
+    """Where the fresh process computes: where the model in memory did; on the CPU where the GPU, which may hold that
+    one still, has no room for another."""
+    if recorded != "cuda":
+        return recorded
+    import torch
+
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    full = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 1.2 * size + GPU_ROOM
+    return "cpu" if full else recorded
+
+
+def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
+    """The answer of a fresh process that sees no code of ours and no network, and ends when this one does."""
+    command = leash.held([sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
+    with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as complaints:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=complaints,
+            text=True,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+            cwd=folder,
+            start_new_session=True,  # a Ctrl-C is for this process, which ends that one
         )
-    return json.loads(done.stdout.splitlines()[-1])
+        assert child.stdin
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(question) + "\n")
+                child.stdin.flush()  # it stays open: its end tells the child that nobody waits for it any more
+            while child.poll() is None:
+                yield
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL)
+        finally:
+            child.kill()
+            child.wait()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+        for file in (answer, complaints):
+            file.seek(0)
+        if child.returncode:
+            raise _not_loaded(child.returncode, complaints.read())
+        return json.loads(answer.read().splitlines()[-1])
+
+
+def _not_loaded(code: int, complaints: str) -> TrspError:
+    lines = complaints.strip().splitlines()
+    if code == -signal.SIGKILL or any(word in complaints for word in ("MemoryError", "OutOfMemory", "allocate memory")):
+        return TrspError(
+            "A fresh process that was to load the model ran out of memory.", "Free some memory, then try again."
+        )
+    said = lines[-1][:300] if lines else f"it ended with code {code}"
+    return TrspError(f"A fresh process could not load the model: {said}.", "Please report this.")
 
 
 def _log_softmax(logits: Any) -> Any:

@@ -121,6 +121,7 @@ def spelled_out(stack: Stack, dtype: torch.dtype) -> Any:
     config.dtype = dtype
     with torch.device("meta"):
         plain = type(outer)(config)
+    plain.generation_config = outer.generation_config
     plain.load_state_dict(state, strict=False, assign=True)
     plain.tie_weights()
     for name, buffer in plain.named_buffers():

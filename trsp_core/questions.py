@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from trsp_core import texts
+from trsp_core import encodings, paths, texts
 from trsp_core.errors import TrspError
 
 LAST_WORD = "last_word"  # the task that is made from a text
@@ -41,27 +40,28 @@ def read(task: str, text: str, limit: int | None = None) -> list[Question]:
 
     Args:
         text: where last words are taken from: a name or a path, as for a run.
-        limit: only the first so many.
+        limit: only the first so many, at least 1.
 
     Raises:
-        TrspError: no such file, no question in it, or a line that is none.
+        TrspError: no such file, no question in it, a line that is none, or a limit below 1.
     """
+    check_limit(limit)
     if task == LAST_WORD:
         return last_words(text, limit)
-    path = Path(task)
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise TrspError(f"{path.name} is larger than {MOST_BYTES / 1e6:.0f} MB.", "Cut it.")
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()][:limit]
-    except (OSError, ValueError) as error:
-        raise TrspError(
-            f"The task {task[:80]!r} cannot be read.",
-            f"Give a JSONL file, {LAST_WORD}, or a task that `eval --help` names.",
-        ) from error
+    remedy = f"Give a JSONL file, {LAST_WORD}, or a task that `eval --help` names."
+    path = paths.file(task, "task", remedy, MOST_BYTES)
+    content, _ = encodings.decode(paths.content(path, MOST_BYTES), path.name)
+    lines = [line for line in encodings.lines(content) if line.strip()][:limit]
     found = [_question(line, path.name, number) for number, line in enumerate(lines, 1)]
     if not found:
         raise TrspError(f"{path.name} holds no questions.", "Give a file with one question a line.")
     return found
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises TrspError: no question would be left."""
+    if limit is not None and limit < 1:
+        raise TrspError(f"{limit:,} questions were asked for.", "Ask for 1 or more, or leave the limit out for all.")
 
 
 def _question(line: str, name: str, number: int) -> Question:

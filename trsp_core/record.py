@@ -17,12 +17,13 @@ from importlib import metadata
 
 from trsp_core import events as ev
 from trsp_core import state
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, disk_full, is_short_memory
 from trsp_core.events import Event
 from trsp_core.state import RunState
 from trsp_core.store import Run, sync, write_atomic
 
 RESERVE = 64 * 1024  # bytes held free for a run's last words
+OUT_OF_MEMORY = ev.RunFailed("The machine ran out of memory.", "Choose a smaller model, shorter blocks or fewer.", "")
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "gensim", "datasets", "bitsandbytes")
 
 
@@ -86,12 +87,10 @@ def _record(
         except TrspError as error:
             write(ev.RunFailed(error.message, error.remedy, ""))
         except MemoryError:
-            write(
-                ev.RunFailed("The machine ran out of memory.", "Choose a smaller model, shorter blocks or fewer.", "")
-            )
+            write(OUT_OF_MEMORY)
         except Exception as error:  # a bug, unless the disk is full: its trace belongs to the run
             generator.close()
-            write(_full_disk(run) if "No space left" in str(error) else bug(error))
+            write(_full_disk(run) if disk_full(error) else bug(error))
         finally:
             generator.close()
             (run.folder / ".reserve").unlink(missing_ok=True)
@@ -135,7 +134,9 @@ def environment() -> dict[str, str]:
 
 
 def bug(error: Exception) -> ev.RunFailed:
-    """The end of a run that met an error of this program."""
+    """The end of a run that met an error of this program, or for which memory ran out."""
+    if is_short_memory(error):
+        return OUT_OF_MEMORY
     trace = "".join(traceback.format_exception(error))[-20_000:]
     return ev.RunFailed(f"{type(error).__name__}: {error}", "This is a bug: please report it with the trace.", trace)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trsp_core import intervals
+from trsp_core import intervals, openings, vocabulary
 from trsp_core.intervals import Interval
 from trsp_core.questions import Question
 
@@ -53,13 +53,18 @@ def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], long
         yield Answered(chosen, by_bytes, question.gold, tuple(nats))
 
 
+def refuse(tokenizer: Any, questions: Sequence[Question], rows: int) -> None:
+    """Raise TrspError if a token of the `questions` has no row in an embedding of `rows`."""
+    if vocabulary.highest(tokenizer) >= rows:  # else none can have
+        for number, question in enumerate(questions, 1):
+            for pair in zip(question.contexts, question.continuations, strict=True):
+                vocabulary.refuse(encode(tokenizer, *pair)[0], rows, f"Question {number}")
+
+
 def encode(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
     """Token ids of both together, with what the tokenizer puts before every text, and how many of them are the
     continuation's: those beyond the context's own."""
-    before, whole = (tokenizer(text, verbose=False).input_ids for text in (context, context + continuation))
-    end = tokenizer.eos_token_id
-    if before and before[-1] == end:  # some tokenizers close every text
-        before, whole = before[:-1], whole[:-1]
+    before, whole = (openings.begun(tokenizer, text) for text in (context, context + continuation))
     return whole, max(len(whole) - len(before), 1)
 
 

@@ -1,12 +1,15 @@
 """What a stranger computes from a checkpoint: imports torch and transformers (and peft where there are adapters beside
 packed weights), and nothing of ours.
 
-`proof` runs this file as a fresh, isolated process (`python -I stock.py FOLDER LOGITS`, the question as JSON on stdin,
-the answer as JSON on stdout), and calls the same functions on the model in memory, so that both answer one question.
+`proof` runs this file as a fresh, isolated process (`python -I stock.py FOLDER LOGITS`, the question as a line of JSON
+on stdin, the answer as JSON on stdout), and calls the same functions on the model in memory, so that both answer one
+question. When stdin ends, nobody waits for the answer.
 """
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -25,12 +28,16 @@ def logits(model, ids):
 
 
 def continuation(model, ids, count, cached):
-    """The ids of the likeliest `count` tokens after ids (1, T), with a key-value cache or without."""
-    ids = ids.to(model.device)
-    length = {"max_new_tokens": count, "min_new_tokens": count}
-    how = {"do_sample": False, "num_beams": 1, **length, "pad_token_id": 0}  # nosec B105 - a number of a token
-    with torch.inference_mode():
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
+    """The ids of the likeliest `count` tokens after ids (1, T), with a key-value cache or without. What the model's own
+    generation config says plays no part: no token ends the text, none is barred or favoured, nothing is drawn."""
+    ids, own = ids.to(model.device), model.generation_config
+    how = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}  # nosec B105 - a number of a token
+    model.generation_config = type(own)()
+    try:
+        with torch.inference_mode():
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
+    finally:
+        model.generation_config = own
     return made[0, ids.shape[1] :].tolist()
 
 
@@ -45,12 +52,21 @@ def tie(model, ids, one, other):
     return abs(float(last[one[place]] - last[other[place]]))
 
 
+def end_with_stdin():
+    """End this process where whoever asked has died."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
 def main(folder, target):
     """Answer the question on stdin from the checkpoint in `folder`; the logits go to the file `target` as float32."""
-    asked = json.load(sys.stdin)
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_stdin, daemon=True).start()
     torch.set_num_threads(asked["threads"])
     tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615 - a folder of this machine
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": asked["device"]}).eval()  # nosec B615 - the same
+    device = asked["device"] if asked["device"] == "auto" else {"": asked["device"]}
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map=device).eval()  # nosec B615 - the same
     packed = getattr(model, "is_quantized", False)
     if (Path(folder) / "adapter").is_dir():
         from peft import PeftModel

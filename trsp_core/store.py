@@ -5,7 +5,7 @@ and where it was asked for `trained-model/` (after stage 2, before deletion).
 Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
 so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process ended),
 `summary.json` (made from the events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server
-goes on with it).
+goes on with it), `exports.lock` (held by the process that makes something in `exports/`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from trsp_core.state import Line, RunState
 
 STATUSES = ("queued", "running", *state.ENDED, "lost")
 MAX_LINE = 4_000_000  # bytes of an event in events.jsonl; the longest that is written has some kilobytes
+HOLDING = 20  # times that a lock is tried, for a second in all
 _SCRAPS = (  # what a run's process may leave half-written; safetensors writes to .tmpXXXXXX first
     ".reserve", ".*.partial", ".tmp??????", ".summary.json.*", ".env.json.*", ".exit.json.*",
 )  # fmt: skip
 _TOLD = (  # what a run's process writes whole
     "events.jsonl", "env.json", "summary.json", "exit.json", "stderr.log", "lock", "cancel", "model", "trained-model",
-    "proof.safetensors", "resume.safetensors", "rounds.safetensors",
+    "unproved-model", "unproved-trained-model", "proof.safetensors", "resume.safetensors", "rounds.safetensors",
 )  # fmt: skip
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 
@@ -81,6 +82,33 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, attempts: int, busy: str) -> Iterator[BinaryIO]:
+    """Hold the lock on the file `path`, open to append. Raises TrspError: it stays `busy`, a sentence."""
+    with path.open("ab") as file:
+        for attempt in range(attempts):  # a reader that looks whether it is held takes it for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if attempt == attempts - 1:
+                    raise TrspError(busy, "Wait for it, or stop it.") from error
+                time.sleep(0.05)
+        yield file
+
+
+def _locked(file: Path) -> bool:
+    """Whether a living process holds the lock on `file`."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none yet, or it is no file
+        return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -206,14 +234,7 @@ class Run:
 
     def held(self) -> bool:
         """Whether a living process runs this run (on this machine, or through a file system with locks)."""
-        try:
-            with (self.folder / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # none yet, or it is no file
-            return False
-        return False
+        return _locked(self.folder / "lock")
 
     def holder(self) -> Holder | None:
         """Who holds the run; None where nobody does, or on another machine, or where it cannot be known for sure."""
@@ -237,8 +258,8 @@ class Run:
         return f"Its process ended with code {code}; stderr.log in the run folder may say why."
 
     def busy(self) -> bool:
-        """Whether it waits or runs."""
-        return self.held() or (self.folder / "queued").exists()
+        """Whether it waits or runs, or something of it is being exported."""
+        return self.held() or (self.folder / "queued").exists() or self.exported()
 
     def kept(self) -> bool:
         """Whether somebody wants it to stay, however old it gets."""
@@ -304,6 +325,30 @@ class Run:
             with contextlib.suppress(OSError):  # it is gone, or holds what is not the run's
                 self.folder.rmdir()
 
+    def exported(self) -> bool:
+        """Whether a living process makes something in `exports/`."""
+        return _locked(self.folder / "exports.lock")
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Hold the lock of `exports/`, which is made where there is none; what a killed process left there is removed.
+
+        Raises:
+            TrspError: another process holds it.
+        """
+        busy = f"Something of run {self.id} is being exported already."
+        with _lock(self.folder / "exports.lock", HOLDING, busy):
+            self.exports_folder.mkdir(exist_ok=True)
+            for part in self.exports_folder.glob(".*"):
+                _remove(part)
+            yield
+
+    def tidy_exports(self) -> None:
+        """Remove what a killed process left half-written in `exports/`, unless a living one is at it."""
+        if any(self.exports_folder.glob(".*")):
+            with contextlib.suppress(TrspError, OSError), self.exporting():  # who holds it tidies up
+                pass
+
     def size(self) -> int:
         """Bytes on disk."""
         total = 0
@@ -331,7 +376,7 @@ class Run:
         Raises:
             TrspError: another process holds it.
         """
-        with self._locked(20) as file:
+        with self._lock(HOLDING) as file:
             queued = (self.folder / "queued").exists()
             told = {"pid": os.getpid(), "parent": os.getppid(), "queued": queued, "began": time.time()}
             file.truncate(0)
@@ -345,24 +390,14 @@ class Run:
         """Whether no process is at the run, and it can be written; while this lasts, none can begin."""
         with contextlib.ExitStack() as locks:
             try:
-                locks.enter_context(self._locked(4))
+                locks.enter_context(self._lock(4))
                 free = True
             except (TrspError, OSError):
                 free = False
             yield free
 
-    @contextlib.contextmanager
-    def _locked(self, attempts: int) -> Iterator[BinaryIO]:
-        with (self.folder / "lock").open("ab") as file:
-            for attempt in range(attempts):  # a reader that looks whether it is held takes it for an instant
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if attempt == attempts - 1:
-                        raise TrspError(f"Run {self.id} is running already.", "Wait for it, or stop it.") from error
-                    time.sleep(0.05)
-            yield file
+    def _lock(self, attempts: int) -> contextlib.AbstractContextManager[BinaryIO]:
+        return _lock(self.folder / "lock", attempts, f"Run {self.id} is running already.")
 
 
 def _remove(part: Path) -> None:
@@ -462,6 +497,8 @@ class Store:
         run = self.get(run_id)
         if run.held():
             raise TrspError(f"Run {run_id} is running.", "Stop it first.")
+        if run.exported():
+            raise TrspError(f"Something of run {run_id} is being exported.", "Wait for it, or stop it.")
         doomed = self.root / f".deleted-{run_id}"
         with run.at_rest() as free:
             if not free and run.held():  # it was begun a moment ago

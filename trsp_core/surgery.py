@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
@@ -23,9 +25,10 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trsp_core import families
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, is_ours, is_short_memory
 
 MEMORIES = (CacheLayerMixin, LinearAttentionCacheLayerMixin)
+DEPTHS = (12, 24)  # of configs made to see what grows with the layers; patterns of 2, 3, 4 and 6 layers fit in
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Stack:
     @property
     def text_config(self) -> Any:
         return _text_config(self.model)
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model reads; None where its config names no limit."""
+        return families.context(self.text_config)
 
     def writers(self, layer: int) -> list[nn.Module]:
         """Layer `layer`'s modules that write into the residual stream: attention's first, the MLP's last."""
@@ -142,6 +150,8 @@ def _three_tokens(model: nn.Module, last: int) -> Tensor:
             ids = torch.tensor([[0, 0, last]], device=next(model.parameters()).device)
             return model(input_ids=ids, use_cache=False).logits
     except Exception as error:
+        if is_ours(error) or is_short_memory(error):
+            raise
         raise TrspError(
             f"{type(model).__name__} does not run on three plain tokens: {type(error).__name__}: {str(error)[:200]}",
             "Choose a causal language model that takes text alone.",
@@ -416,13 +426,15 @@ def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int)
             told[name] = sum(i < value for i in keep)
         elif name in families.INDICES and isinstance(value, (list, tuple)):
             told[name] = type(value)(new for new, i in enumerate(keep) if i in value)
+        elif name in families.ORDINALS and isinstance(value, (list, tuple)):
+            told[name] = type(value)(new + 1 for new, i in enumerate(keep) if i + 1 in value)
         elif name in families.PATTERNS and value:
             told[name] = [value[i % len(value)] for i in keep]
         elif name in families.COUNTS and value == n_layers:
             told[name] = len(keep)
         elif name in families.DIVIDED:
             told[name] = value * (len(keep) / n_layers) ** families.DIVIDED[name]
-        elif _is_per_layer(name, value, n_layers):
+        elif isinstance(value, (list, tuple)) and len(value) == n_layers and _is_per_layer(type(config), name):
             told[name] = type(value)(value[i] for i in keep)
     different = vars(config).pop("_heterogeneity_spec", None)
     config.num_hidden_layers = len(keep) * caches  # under whatever name this config keeps it
@@ -433,10 +445,24 @@ def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int)
         config.per_layer_config = {new: by_layer[i] for new, i in enumerate(keep) if i in by_layer}
 
 
-def _is_per_layer(name: str, value: Any, n_layers: int) -> bool:
-    """Whether a config's entry is a list with one entry a layer. Token ids and other lists are told apart by name."""
-    listed = isinstance(value, (list, tuple)) and len(value) == n_layers
-    return listed and not name.endswith(("_token_id", "_token_ids", "architectures"))
+def _is_per_layer(config_class: type, name: str) -> bool:
+    """Whether the config's list `name` has one entry a layer. Its length says nothing: token ids, multipliers and
+    limits may happen to be as many."""
+    return name in families.LISTS or name in _growing(config_class)
+
+
+@functools.cache
+def _growing(config_class: type) -> frozenset[str]:
+    """Names of the lists that a config made of defaults gives one entry a layer, whatever its depth; none, where its
+    defaults belong to one depth."""
+    found = []
+    for depth in DEPTHS:
+        try:
+            values = vars(config_class(num_hidden_layers=depth))
+        except (StrictDataclassError, ValueError, NotImplementedError):
+            return frozenset()
+        found.append({n for n, v in values.items() if isinstance(v, (list, tuple)) and len(v) == depth})
+    return frozenset.intersection(*map(frozenset, found))
 
 
 def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trsp_core.errors import TrspError
-from trsp_core.questions import Question
+from trsp_core.questions import Question, check_limit
 
 Row = Mapping[str, Any]
 
@@ -37,8 +37,10 @@ def read(name: str, limit: int | None = None) -> list[Question]:
     """The questions of the task called `name`, the first `limit` of them.
 
     Raises:
-        TrspError: the hub cannot be reached and nothing is in its cache, or the rows are not as expected.
+        TrspError: the hub cannot be reached and nothing is in its cache, the rows are not as expected, or a limit
+            below 1.
     """
+    check_limit(limit)
     task = TASKS[name]
     try:
         from datasets import load_dataset

@@ -9,12 +9,12 @@ import bz2
 import difflib
 import json
 import re
-import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from trsp_core import models
+from trsp_core import encodings, models, paths
 from trsp_core.config import TEXTS
 from trsp_core.errors import TrspError
 from trsp_core.store import write_atomic
@@ -69,51 +69,34 @@ def read(text: str) -> Corpus:
         return _wikitext2()
     if text == "c4":
         return _c4()
-    return parse(open_text(text), Path(text).expanduser())
+    return own(text)
 
 
-def open_text(text: str) -> str:
-    """The characters of a person's own file.
+def own(text: str) -> Corpus:
+    """The articles of a person's own file.
 
     Raises:
-        TrspError: no such file, no file, too large, not UTF-8, or empty.
+        TrspError: no such file, no file, too large, in an encoding that is not sure, empty, or a line that is no object
+            with a text.
     """
-    path = Path(text).expanduser()
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        near = difflib.get_close_matches(text, TEXTS, n=1, cutoff=0.5)
-        raise TrspError(
-            f"There is no text {text[:80]!r}." + (f" Did you mean {near[0]}?" if near else ""),
-            f"Take {', '.join(TEXTS)}, or the path of a .txt or .jsonl file.",
-        ) from error
-    if not stat.S_ISREG(mode):
-        raise TrspError(f"{path} is no file but a folder or a device.", "Name one .txt or .jsonl file.")
+    near = difflib.get_close_matches(text, TEXTS, n=1, cutoff=0.5)
+    meant = f"Did you mean {near[0]}? " if near else ""
+    remedy = f"{meant}Take {', '.join(TEXTS)}, or the path of a .txt or .jsonl file."
+    path = paths.file(text, "text", remedy, MAX_FILE)
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise TrspError(f"{path.name} ends in {path.suffix or 'nothing'!r}.", "Save the text as .txt or .jsonl.")
-    size = path.stat().st_size
-    if size > MAX_FILE:
-        raise TrspError(
-            f"{path.name} has {size / 1e6:,.0f} MB, at most {MAX_FILE / 1e6:.0f} MB are read.", "Cut it to a part."
-        )
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise TrspError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    except UnicodeDecodeError as error:
-        raise TrspError(
-            f"{path.name} is not UTF-8: byte {error.start:,} cannot be read.", "Save it as UTF-8 and try again."
-        ) from error
+    content, note = encodings.decode(paths.content(path, MAX_FILE), path.name)
     if not content.strip():
         raise TrspError(f"{path.name} is empty.", "Give a text with some pages of prose.")
-    return content
+    corpus = parse(content, path)
+    return replace(corpus, note=" ".join(filter(None, (note, corpus.note))))
 
 
 def parse(content: str, path: Path) -> Corpus:
     """The articles of a person's own text.
 
-    .jsonl: one object a line, its "text" an article. .txt: divided at `= Title =` headings, where there are several,
-    else at blank lines. A text of fewer than `FEW` articles is cut into pieces.
+    .jsonl: one object a line, its "text", "content" or chat "messages" an article. .txt: divided at `= Title =`
+    headings, where there are several, else at blank lines. A text of fewer than `FEW` articles is cut into pieces.
 
     Raises:
         TrspError: a line that is no object with a text, or no article at all.
@@ -121,7 +104,7 @@ def parse(content: str, path: Path) -> Corpus:
     if path.suffix.lower() == ".jsonl":
         articles = _once(_json_lines(content, path.name))
         if not articles:
-            raise TrspError(f"{path.name} holds no text: each one is empty.", 'Give each line an object with a "text".')
+            raise TrspError(f"{path.name} holds no text: each one is empty.", f"Give each line {_OBJECT}.")
     else:
         articles = _once(divide(content))
         if len(articles) < 2:
@@ -138,7 +121,7 @@ def parse(content: str, path: Path) -> Corpus:
 def divide(content: str) -> list[str]:
     """The articles of a text in WikiText's form: each begins with a line `= Title =`; [] where there are no two."""
     articles: list[list[str]] = []
-    for line in content.splitlines():
+    for line in encodings.lines(content):
         if re.fullmatch(r"\s*= (?!=).*[^=\s] =\s*", line):
             articles.append([])
         if articles:
@@ -253,16 +236,45 @@ def _from_hub(text: str, repository: str, subset: str, most: int | None = None, 
         ) from error
 
 
+_OBJECT = 'an object with a "text", a "content", or chat "messages"'
+
+
 def _json_lines(content: str, name: str) -> list[str]:
     found = []
-    for n, line in enumerate(content.split("\n"), start=1):
+    for n, line in enumerate(encodings.lines(content), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TrspError(f"{name}, line {n}: no JSON.", 'Write one object with a "text" on each line.') from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-            raise TrspError(f'{name}, line {n}: no object with a "text".', 'Write {"text": "..."} on each line.')
-        found.append(entry["text"].encode("utf-8", "replace").decode("utf-8"))  # JSON can spell halves of letters
+            raise TrspError(f"{name}, line {n}: no JSON.", f"Write {_OBJECT} on each line.") from error
+        said = _said(entry)
+        if said is None:
+            raise TrspError(f"{name}, line {n}: no object with a text.", f"Write {_OBJECT} on each line.")
+        found.append(said.encode("utf-8", "replace").decode("utf-8"))  # JSON can spell halves of letters
     return found
+
+
+def _said(entry: Any) -> str | None:
+    """The article in a line's JSON: its "text", else its "content", else what its "messages" say, a blank line between;
+    None where there is none."""
+    if not isinstance(entry, dict):
+        return None
+    for name in ("text", "content"):
+        if entry.get(name) is not None:
+            return entry[name] if isinstance(entry[name], str) else None
+    if not isinstance(entry.get("messages"), list):
+        return None
+    said = [_message(message) for message in entry["messages"]]
+    return None if None in said else "\n\n".join(filter(None, said))
+
+
+def _message(message: Any) -> str | None:
+    """What a chat message says: its "content" is a text, a list of parts of which the texts count, or null where it
+    calls a tool. None where it is no message."""
+    if not isinstance(message, dict) or "content" not in message:
+        return None
+    content = message["content"]
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        return "\n\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return "" if content is None else content if isinstance(content, str) else None

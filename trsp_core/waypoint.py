@@ -18,7 +18,7 @@ from torch import Tensor
 from trsp_core import quantized
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, disk_full
 from trsp_core.resume import ROUND, STEP, Past
 from trsp_core.store import Run, sync
 from trsp_core.surgery import Stack
@@ -59,7 +59,9 @@ class Waypoints:
                 self._next = float("inf")
                 return NO_ROOM
             _replace(self._run, self._run.checkpoint_file, tensors, {STEP: str(step)})
-        except OSError:
+        except Exception as error:
+            if not (isinstance(error, OSError) or disk_full(error)):
+                raise
             self._next = float("inf")
             return NO_ROOM
         now = time.monotonic()
@@ -140,13 +142,15 @@ class Rounds:
         tensors |= {"s": s.detach().cpu(), "P": torch.tensor(chosen, dtype=torch.int64)}
         try:
             _replace(self._run, self._run.rounds_file, tensors, {ROUND: str(round_)})
-        except OSError:  # the run itself will say so, when it has something to write
-            self._run = None
+        except Exception as error:
+            if not (isinstance(error, OSError) or disk_full(error)):
+                raise
+            self._run = None  # the run itself will say so, when it has something to write
 
 
 def _replace(run: Run, file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write `file`, whole or not at all, once all that was told is on the disk. Raises OSError: there is no room."""
-    from safetensors import SafetensorError
+    """Write `file`, whole or not at all, once all that was told is on the disk. Raises OSError or, of the same meaning,
+    safetensors' own error: there is no room."""
     from safetensors.torch import save_file
 
     temporary = file.with_name(f".{file.name}.partial")
@@ -157,7 +161,5 @@ def _replace(run: Run, file: Path, tensors: dict[str, Tensor], about: dict[str, 
             sync(run.events_file)
         temporary.replace(file)
         sync(run.folder)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
     finally:
         temporary.unlink(missing_ok=True)

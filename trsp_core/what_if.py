@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from trsp_core import abreast, data, generate, heads, measure
+from trsp_core import abreast, data, generate, heads, measure, vocabulary
 from trsp_core import answers as an
 from trsp_core.answers import Answer, Importance, Influence, WhatIf
-from trsp_core.columns import Decoder, ends
+from trsp_core.columns import Decoder, encode, ends
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.events import DOMAINS
@@ -113,6 +113,10 @@ class Study:
     def __init__(self, model: Model, config: RunConfig):
         self.model = model
         texts = data.prepare(config, model.tokenizer)
+        for domain, blocks in texts.measure.items():
+            vocabulary.refuse(
+                [int(blocks.max())], model.stack.text_config.vocab_size, f"The text {texts.names[domain]}"
+            )
         self.device = next(model.stack.model.parameters()).device
         self.paths = {
             domain: Path(view(model.stack), texts.measure[domain][:1].to(self.device), STATE_BYTES // len(DOMAINS))
@@ -160,9 +164,10 @@ class Study:
             yield an.TokenGenerated(0, -1, self._samples[key], 0.0)
             return
         thinned = without(self.model, removed) if removed else self.model
-        ids = self.model.tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
+        ids, _ = encode(self.model, prompt, chat=False)
+        read, written = generate.fitted(self.model.stack.context, ids.shape[1], new_tokens)
         decoder, text, began = Decoder(self.model.tokenizer), "", time.perf_counter()
-        for token in generate.tokens(thinned.stack.model, ids, new_tokens, stop=ends(self.model)):
+        for token in generate.tokens(thinned.stack.model, ids[:, -read:], written, stop=ends(self.model)):
             piece = decoder.add(token)
             text += piece
             yield an.TokenGenerated(0, token, piece, round(time.perf_counter() - began, 3))
@@ -194,7 +199,7 @@ class Study:
 
 
 def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
-    """The study of `model` on the texts of `request`; kept with the model."""
+    """The study of `model` on the texts of `request`, in blocks that it can read; kept with the model."""
     key = (request.text, request.heldout, request.seed)
     if key not in model.studies:
         config = RunConfig(
@@ -202,7 +207,7 @@ def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
             heldout=request.heldout,
             seed=request.seed,
             measure_blocks=1,
-            measure_length=an.QUICK_TOKENS,
+            measure_length=min(an.QUICK_TOKENS, model.stack.context or an.QUICK_TOKENS),
             calibration_blocks=1,
             block_length=8,
         )

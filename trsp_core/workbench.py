@@ -17,12 +17,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trsp_core import answers as an
-from trsp_core import limits, serving
+from trsp_core import leash, limits, serving
 from trsp_core.answers import Answer, Request
 from trsp_core.errors import TrspError
 from trsp_core.store import runs_root
@@ -185,7 +186,8 @@ class Workbench:
             self._add(self._working, an.Broken(why, AGAIN))
             self._let_go()
         except Exception as error:  # a bug here must not leave a reader waiting
-            self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this."))
+            trace = "".join(traceback.format_exception(error))[-20_000:]
+            self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
             self._let_go()
         finally:
             with self._changed:
@@ -263,7 +265,7 @@ class _Child:
         here = Path(__file__).resolve().parent.parent
         path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
-            command,
+            leash.held(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -296,7 +298,7 @@ class _Child:
             self.process.stdin.flush()
 
     def kill(self) -> None:
-        self.process.kill()
+        leash.end(self.process)
 
     def close(self) -> None:
         """Close its input, which lets it end by itself; kill it if it does not."""
@@ -306,8 +308,7 @@ class _Child:
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            leash.end(self.process)
 
     def epitaph(self) -> str:
         """How it ended, in words that follow "ended"."""

@@ -15,6 +15,7 @@ from trsp_core.answers import Answer, Generate, Request, Variant
 from trsp_core.comparison import Comparison
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
+from trsp_core.knobs import number, whole
 from trsp_core.state import RunState
 from trsp_core.store import Run
 
@@ -34,12 +35,15 @@ FIRST = {  # each control's value in a new tab, and how a link's is read
 def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None:
     """The controls and the buttons that ask and stop; `live` is the ticket of what is being written."""
     offered = desk.variants(run, config, state)
+    if session.knows("compare-seed"):
+        session.put("compare-seed", session.whole(session.get("compare-seed")))
     for key, (value, read) in FIRST.items():
         address.linked(key, value, read)
     usual = [name for name in ("Dense", "Deleted at once", "Pruned") if name in offered]
     usual = usual if "Pruned" not in usual else ["Dense", "Pruned"]
     address.linked("compare-models", usual, address.some_of(list(offered), an.MAX_COLUMNS))
-    session.put("compare-models", [m for m in session.get("compare-models") if m in offered] or ["Dense"])
+    chosen = [m for m in session.get("compare-models") if m in offered][: an.MAX_COLUMNS]
+    session.put("compare-models", chosen or ["Dense"])
     left, right = st.columns([3, 2], gap="large")
     with left:
         st.pills("Prompt", list(PROMPTS), key="compare-kind", on_change=_fill_prompt, persist_state="session")
@@ -73,7 +77,7 @@ def _sampling() -> None:
         off = session.get("compare-drawn") != "Drawn"
         st.slider("Temperature", 0.1, 2.0, step=0.1, key="compare-temperature", disabled=off)
         st.slider("Top-p", 0.05, 1.0, step=0.05, key="compare-top-p", disabled=off)
-        st.number_input("Seed", 0, 2**31 - 1, key="compare-seed", disabled=off)
+        st.number_input("Seed", step=1.0, format="%.0f", key="compare-seed", disabled=off)
         st.slider("Length, tokens", 8, an.MAX_NEW_TOKENS, step=8, key="compare-length")
 
 
@@ -88,17 +92,17 @@ def _fill_prompt() -> None:
 def _ask(offered: dict[str, Variant]) -> None:
     """A callback: send the form to the workbench."""
     get = session.get
-    request = Generate(
-        columns=[dataclasses.asdict(offered[name]) for name in get("compare-models") if name in offered],
-        prompt=get("compare-prompt"),
-        chat=bool(get("compare-chat")),
-        temperature=float(get("compare-temperature")) if get("compare-drawn") == "Drawn" else 0.0,
-        top_p=float(get("compare-top-p")),
-        seed=int(get("compare-seed")),
-        new_tokens=int(get("compare-length")),
-    )
     session.put("compare-error", "")
     try:
+        request = Generate(
+            columns=[dataclasses.asdict(offered[name]) for name in get("compare-models") if name in offered],
+            prompt=get("compare-prompt") or "",
+            chat=bool(get("compare-chat")),
+            temperature=number("Temperature", get("compare-temperature")) if get("compare-drawn") == "Drawn" else 0.0,
+            top_p=number("Top-p", get("compare-top-p")),
+            seed=whole("Seed", get("compare-seed")),
+            new_tokens=whole("Length", get("compare-length")),
+        )
         session.show_ticket(desk.workbench().ask(request))
         session.put("compare-restored", session.ticket())
     except TrspError as error:

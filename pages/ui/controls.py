@@ -41,9 +41,9 @@ def _preset_chosen() -> None:
         session.apply_preset(session.get("preset"))
 
 
-def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str) -> None:
+def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str, below_lambda_2: str) -> None:
     """The five knobs that matter first; `below_model` draws what helps to find one, `below_ratio` says in words what
-    the ratio comes to."""
+    the ratio comes to, `below_lambda_2` in how many steps it acts."""
     left, right = st.columns(2, gap="large")
     with left:
         _control(KNOBS["model"], problems)
@@ -55,6 +55,7 @@ def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ra
         st.markdown(below_ratio)
         for name in ("lambda_1", "lambda_2"):
             _control(KNOBS[name], problems)
+        st.caption(below_lambda_2)
 
 
 def more(problems: Sequence[Problem]) -> None:
@@ -102,9 +103,10 @@ def _switch(knob: Knob, key: str) -> bool:
 
 
 def _number(knob: Knob, key: str) -> Any:
-    """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way."""
+    """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way. A
+    whole number stands in a field for any number: one for whole numbers ends the page where a client sends infinity."""
     if knob.kind is int:
-        return st.number_input(_label(knob), step=1, key=key, help=_help(knob))
+        return session.whole(st.number_input(_label(knob), step=1.0, format="%.0f", key=key, help=_help(knob)))
     step = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1
     return st.number_input(_label(knob), step=step, format="%.6g", key=key, help=_help(knob))
 
@@ -146,7 +148,8 @@ def _upload() -> None:
     """A text of one's own."""
     with st.popover("Use your own text", icon=":material/upload_file:"):
         st.caption(
-            "A .txt file with an empty line between articles, or a .jsonl file with a “text” field in each line. "
+            "A .txt file with an empty line between articles, or a .jsonl file with a “text”, a “content” or chat "
+            "“messages” in each line. "
             "Or type the path of a file into the field above."
         )
         st.file_uploader(
@@ -158,14 +161,18 @@ def _upload() -> None:
         )
         if session.get("upload_error"):
             st.error(words.plain(session.get("upload_error")))
+        if session.get("upload_note"):
+            st.info(words.plain(session.get("upload_note")))
 
 
 def _uploaded() -> None:
     brought = session.get("upload")
     session.put("upload_error", "")
+    session.put("upload_note", "")
     if brought is None:
         return
     try:
+        session.put("upload_note", uploads.how_read(brought.getvalue(), brought.name))
         session.fill({"text": str(uploads.keep(brought.getvalue(), brought.name, server.store().root))})
     except TrspError as error:
         session.put("upload_error", str(error))

@@ -20,9 +20,10 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import session
-from trsp_core import downloads, memory, models, replay
+from trsp_core import downloads, memory, models, paths, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
+from trsp_core.errands import Errands
 from trsp_core.errors import TrspError
 from trsp_core.events import EventsMissing
 from trsp_core.jobs import Jobs
@@ -70,6 +71,12 @@ def jobs() -> Jobs:
 def agenda() -> Agenda:
     """The plans that are worked through; it goes on with those that an earlier server left."""
     return Agenda(store(), jobs())
+
+
+@st.cache_resource(show_spinner=False)
+def errands() -> Errands:
+    """What is being made to be taken away, for all tabs."""
+    return Errands(jobs().limits)
 
 
 @contextlib.asynccontextmanager
@@ -174,7 +181,7 @@ def facts(model: str) -> Facts | TrspError:
 @st.cache_resource(show_spinner=False, ttl=30, max_entries=1)
 def models_here() -> dict[str, Facts]:
     """The models that could be loaded now, by name; the folders of late runs among them."""
-    folders = [name for name in store().models() if Path(name).is_dir()]
+    folders = [name for name in store().models() if paths.folder(name)]
     return {found.name: found for found in models.here(folders)}
 
 

@@ -75,8 +75,15 @@ def form() -> dict[str, Any]:
         st.session_state.update({widget(name): value for name, value in values.items()})
         _note(address)
     values = st.session_state["form"]
-    values.update({name: st.session_state[widget(name)] for name in KNOBS if widget(name) in st.session_state})
+    drawn = [name for name in KNOBS if widget(name) in st.session_state]
+    values.update({name: whole(st.session_state[widget(name)]) for name in drawn if KNOBS[name].kind is int})
+    values.update({name: st.session_state[widget(name)] for name in drawn if KNOBS[name].kind is not int})
     return values
+
+
+def whole(value: Any) -> Any:
+    """What was typed into a number's field, as an int where it is whole; the check speaks about all else."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:

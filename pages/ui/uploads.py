@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from trsp_core import limits
+from trsp_core import encodings, limits
 from trsp_core.errors import TrspError
 from trsp_core.store import write_atomic
 
@@ -36,6 +36,16 @@ def keep(content: bytes, name: str, root: Path) -> Path:
             f"The file could not be stored: {error.strerror}.", "Free some space, then try again."
         ) from error
     return file
+
+
+def how_read(content: bytes, name: str) -> str:
+    """How the characters of a file are told that is about to be kept: a sentence, "" where it is plain UTF-8.
+
+    Raises:
+        TrspError: too large, no text, or in an encoding that is not sure.
+    """
+    limits.current().refuse_upload(len(content))
+    return encodings.decode(content, name[:80])[1]
 
 
 def is_upload(text: str, root: Path) -> bool:

@@ -1,9 +1,8 @@
 """Where a family of models differs from what looking at the model finds. Data, not code; one file a family.
 
-Most models need no file: decoder layers are found by a forward pass (`surgery.find`), and per-layer entries of the
-config
-by their length. A file here says what cannot be seen: which modules write into the residual stream under another name,
-or why a family cannot be pruned.
+Most models need no file: decoder layers are found by a forward pass (`surgery.find`), and per-layer lists of the config
+by what its class makes of them at other depths. A file here says what cannot be seen: which modules write into the
+residual stream under another name, or why a family cannot be pruned.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 RECORD = Path(__file__).resolve().parent.parent.parent / "assets" / "families.json"
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
@@ -21,11 +21,20 @@ OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4
 
 # How configs speak of layers: fields by name, the same in every family.
 LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")  # so many at the start are dense
-INDICES = ("attn_layer_indices", "cross_attention_layers", "mlp_only_layers", "moe_layers")  # those of one kind
+LISTS = (  # one entry a layer; besides those that grow with the depth when a config is made of defaults
+    "attention_layers", "layer_types", "layers_block_type", "mlp_layer_types", "moe_intermediate_size", "moe_topk",
+    "no_rope_layers", "num_experts", "num_shared_expert", "swiglu_limits", "swiglu_limits_shared",
+)  # fmt: skip
+INDICES = (  # those of one kind
+    "attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "local_layer_ids", "mlp_only_layers",
+    "moe_layers",
+)  # fmt: skip
+ORDINALS = ("ple_layer_ids",)  # the same, counted from 1
 PATTERNS = ("block_types",)  # kinds, taken in turn
 DIVIDED = {"scale_depth": 0.5}  # a scale, divided by this power of the number of layers
 COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")  # how many there are
 NUMBERS = ("layer_idx", "layer_id", "layer_number")  # a module's own, counted from 0
+CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")  # the most tokens that can be read
 
 
 @dataclass(frozen=True)
@@ -94,10 +103,23 @@ class Sweep:
         return len(self.of("supported")) / max(sum(len(self.of(o)) for o in ("supported", "refused", "failed")), 1)
 
 
+def context(config: Any) -> int | None:
+    """The most tokens that a model reads, from its config as an object or as decoded JSON; None where it names none."""
+    values = config if isinstance(config, dict) else {name: getattr(config, name, None) for name in CONTEXTS}
+    named = next((values[name] for name in CONTEXTS if values.get(name) is not None), None)
+    return named if isinstance(named, int) and not isinstance(named, bool) and named > 0 else None
+
+
 def recorded() -> Sweep:
     """The sweep whose result comes with the program."""
     told = json.loads(RECORD.read_text("utf-8"))
     return Sweep(told["transformers"], tuple(Outcome(**o) for o in told["outcomes"]))
+
+
+@cache
+def native() -> dict[str, str]:
+    """The causal language models that transformers loads with its own code: architecture by model type."""
+    return {outcome.model_type: outcome.architecture for outcome in recorded().outcomes}
 
 
 @cache

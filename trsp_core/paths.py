@@ -1,0 +1,121 @@
+"""Paths as people write them: one that can be, a file that is there to be read, a place that can be written. Each is
+looked at before any work, and told as a refusal where it will not do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from trsp_core.errors import TrspError
+
+MOST_JSON = 50_000_000  # bytes of a plan, a grid or a record
+
+
+def named(text: str, kind: str = "path") -> Path:
+    """The absolute path that `text` means, `~` spelled out. Nothing has to be there.
+
+    Args:
+        kind: what it is the path of, for the refusal.
+
+    Raises:
+        TrspError: no path of this machine: a NUL or half of a letter in it, too long a name, an unknown `~user`.
+    """
+    try:
+        text.encode()  # what is no UTF-8 cannot be shown or kept
+        path = Path(text).expanduser().absolute()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            path.lstat()
+    except (OSError, ValueError, RuntimeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+        raise TrspError(
+            f"There is no {kind} {text[:80]!r}: {why.rstrip('.')}.", "Give a path that this machine can have."
+        ) from error
+    return path
+
+
+def folder(text: str) -> Path | None:
+    """The folder that `text` means; None where there is none."""
+    try:
+        path = named(text)
+        return path if path.is_dir() else None
+    except (TrspError, OSError):
+        return None
+
+
+def file(text: str, kind: str, remedy: str, most_bytes: int = MOST_JSON) -> Path:
+    """The file that `text` means, there and not too large.
+
+    Args:
+        kind: what it should hold, and `remedy` what to do where it cannot be taken, for the refusal.
+
+    Raises:
+        TrspError: no path, nothing there, a folder or a device, or more than `most_bytes`.
+    """
+    try:
+        path = named(text, kind)
+        status = path.stat()
+    except TrspError as error:
+        raise TrspError(error.message, remedy) from error
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f": {error.strerror}"
+        raise TrspError(f"There is no {kind} {text[:80]!r}{why}.", remedy) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise TrspError(f"{path} is no file but a folder or a device.", remedy)
+    if status.st_size > most_bytes:
+        size = f"{status.st_size / 1e6:,.0f} MB, at most {most_bytes / 1e6:.0f} MB are read"
+        raise TrspError(f"{path.name} has {size}.", "Cut it to a part.")
+    return path
+
+
+def content(path: Path, most_bytes: int = MOST_JSON) -> bytes:
+    """The bytes of a file that `file` has found.
+
+    Raises:
+        TrspError: it cannot be read, or has grown beyond `most_bytes`.
+    """
+    try:
+        with path.open("rb") as opened:
+            found = opened.read(most_bytes + 1)
+    except OSError as error:
+        raise TrspError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    if len(found) > most_bytes:
+        raise TrspError(f"{path.name} has more than {most_bytes / 1e6:.0f} MB.", "Cut it to a part.")
+    return found
+
+
+def writable(text: str, makes_folders: bool = False) -> Path:
+    """The file that `text` means, for writing later: looked at now, so that no work is lost to a wrong name.
+
+    Args:
+        makes_folders: whoever writes makes the folders above it.
+
+    Raises:
+        TrspError: no path, a folder or a device, or in a folder that is not there or cannot be written.
+    """
+    path = named(text, "place")
+    try:
+        if why := _unwritable(path, makes_folders):
+            raise TrspError(f"{path} cannot be written: {why}.", "Choose another place.")
+    except OSError as error:
+        raise TrspError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
+    named(str(path.with_name(f".{path.name}.{'0' * 8}")), "place")  # it is written under such a name first
+    return path
+
+
+def _unwritable(path: Path, makes_folders: bool) -> str:
+    """Why no file can be written there; "" where one can.
+
+    Raises:
+        OSError: it cannot even be looked at.
+    """
+    if path.exists() and not path.is_file():  # a device would be replaced by the file
+        return "it is a folder or a device"
+    above = path.parent
+    while makes_folders and not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        return "its folder is not there"
+    return "" if os.access(above, os.W_OK) else "its folder cannot be written"
