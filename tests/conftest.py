@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from trsp_core.agenda import Agenda
+from trsp_core.errands import Errands
 from trsp_core.jobs import Jobs
 from trsp_core.store import Store
 
@@ -72,7 +73,7 @@ def no_queue_outlives_its_test(monkeypatch) -> Iterator[None]:
 
         return begin
 
-    for kind in (Jobs, Agenda):
+    for kind in (Jobs, Agenda, Errands):
         monkeypatch.setattr(kind, "__init__", told(kind.__init__))
     yield
     for queue in reversed(made):

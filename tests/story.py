@@ -110,7 +110,16 @@ def write(store: Store, status: str, config: RunConfig = CONFIG) -> Run:
         record(run, tell(), lambda state, _: run.cancel() if len(state.gap_steps) == 4 else None)
     else:
         record(run, tell())
+    if status == "damaged":
+        damage(run, 12)
     return run
+
+
+def damage(run: Run, number: int) -> None:
+    """Flip a bit in the line of the event of this number."""
+    lines = run.events_file.read_bytes().split(b"\n")
+    lines[number] = lines[number][:30] + bytes([lines[number][30] ^ 1]) + lines[number][31:]
+    run.events_file.write_bytes(b"\n".join(lines))
 
 
 def _failing() -> Generator[Event, None, None]:

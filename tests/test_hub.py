@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import streamlit as st
@@ -225,6 +226,17 @@ def test_what_cannot_be_used_is_refused_before_a_byte_of_the_weights(hub):
     assert "pickled" in refused(models.fetch, ID).message
     assert hub.sent == 0
     assert not models.hub_cache().exists()
+
+
+def test_an_error_in_our_own_code_is_no_fault_of_the_network(monkeypatch):
+    from trsp_core import hub as hub_module
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=[]))
+    with pytest.raises(AttributeError, match="sha"):
+        hub_module.look(ID)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: {}["an answer without it"])
+    with pytest.raises(TrspError, match="could not be had from the hub"):
+        hub_module.look(ID)
 
 
 def test_a_disk_without_room_is_seen_before_the_download(hub, monkeypatch):

@@ -131,8 +131,7 @@ def test_a_run_that_does_not_stop_is_made_to(runs, monkeypatch):
     until(lambda: run.status() == "running")
     queue.cancel(run.id)
     until(lambda: (run.folder / "exit.json").exists())
-    assert run.status() == "lost"
-    assert "killed" in run.hint()
+    assert run.status() == "cancelled", "a person stopped it: no machine ran out of memory"
 
 
 def test_a_child_that_dies_at_once_leaves_a_lost_run_and_the_queue_goes_on(runs, monkeypatch):
@@ -153,10 +152,12 @@ def test_a_new_server_takes_over_what_waits_and_leaves_what_runs(runs):
     until(lambda: first.status() == "running")
     queue.workers = 0  # the old server is gone: it starts nothing any more
     again = Jobs(runs)
-    until(lambda: second.status() == "running")
+    time.sleep(1.5)
     assert first.status() == "running"
-    assert again.place(second.id) == 0
+    assert again.place(second.id) == 1, "what runs counts: one at a time is what this machine was given for"
     go(first)
+    until(lambda: second.status() == "running")
+    assert again.place(second.id) == 0
     go(second)
     until(lambda: second.status() == "finished")
 

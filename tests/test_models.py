@@ -18,6 +18,7 @@ CONFIG = {
     "vocab_size": 10,
     "max_position_embeddings": 64,
 }
+TOKENIZER = {"model": {"type": "BPE", "vocab": {"<unk>": 0, "a": 1, "b": 2}, "merges": [], "unk_token": "<unk>"}}
 
 
 def shard(file: Path, tensors: dict[str, list[int]], missing: int = 0) -> None:
@@ -43,7 +44,7 @@ def folder(tmp_path):
     made = tmp_path / "model"
     made.mkdir()
     (made / "config.json").write_text(json.dumps(CONFIG))
-    (made / "tokenizer.json").write_text("{}")
+    (made / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     shard(made / "model.safetensors", weights())
     return made
 

@@ -15,8 +15,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests import tiny, zoo
-from trsp_core import load, surgery
-from trsp_core.errors import TrspError
+from trsp_core import checkpoint, load, record, surgery
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError, is_ours
+from trsp_core.store import Store
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 256}
 EVERY_OTHER = ["conv", "full_attention"] * 4
@@ -91,6 +93,8 @@ def test_what_is_removed_and_saved_is_what_stock_transformers_loads(case, tmp_pa
     assert not any(report.values())
     assert torch.allclose(logits(loaded.eval()), expected, atol=1e-4)
     assert stack.text_config.to_dict() == before
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert checkpoint.read(tmp_path, case).n_layers == len(stack.layers) - len(gone)
 
 
 # -- heads and embeddings
@@ -187,3 +191,30 @@ def test_memory_that_is_short_is_told_as_such(tiny_model, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(RuntimeError, match="allocate memory"):
         load.load(str(tiny_model))
+
+
+def test_a_run_whose_memory_runs_out_in_torch_says_so(tmp_path):
+    class OutOfMemoryError(RuntimeError):
+        """As torch calls a GPU's."""
+
+    def events(error: Exception):
+        raise error
+        yield
+
+    for n, error in enumerate((OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"))):
+        state = record.record(Store(tmp_path / str(n)).create(RunConfig()), events(error))
+        assert state.failure.message == "The machine ran out of memory."
+        assert state.failure.trace == ""
+
+
+def test_errors_are_told_apart_by_who_raised_them():
+    def caught(call, *arguments) -> Exception:
+        try:
+            call(*arguments)
+        except Exception as error:
+            return error
+        raise AssertionError("nothing was raised")
+
+    assert is_ours(caught(checkpoint.header, None)), "an AttributeError in a line of ours"
+    assert not is_ours(caught(json.loads, "{")), "a library's"
+    assert not is_ours(caught(checkpoint.header, Path("/nowhere/at/all"))), "the system's"

@@ -108,8 +108,8 @@ def test_a_torn_last_line_waits_for_its_end(tmp_path_factory, cut):
 
 
 def test_a_line_that_is_no_event_is_left_out(run):
-    good = events.to_line(events.Noted("a"), 0, 0.0).encode() + b"\n"
-    run.events_file.write_bytes(good + b"\xff\xfe\n{}\n" + good)
+    first, second = (events.to_line(events.Noted("a"), n, 0.0).encode() + b"\n" for n in (0, 1))
+    run.events_file.write_bytes(first + b"\xff\xfe\n{}\n" + second)
     assert len(run.read()[0]) == 2
 
 

@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from trsp_core import models, plans, sweep
+from trsp_core import models, plans, serving, sweep
 from trsp_core.errors import TrspError
 from trsp_core.jobs import Jobs
 from trsp_core.plans import Plan
@@ -51,6 +51,7 @@ class Agenda:
         self.store, self.jobs = store, jobs
         self._folder = store.root / "agenda"
         self._lock = threading.Lock()
+        self._troubles: dict[str, str] = {}  # plan to why it was given up, whether or not that could be written
         self._changed, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._serve, name="agenda", daemon=True)
         self._thread.start()
@@ -68,6 +69,7 @@ class Agenda:
                 return
             models.preflight(plans.config_of(plan, plan.variations[0], {}))
             self._write(name, {"active": True})
+            self._troubles.pop(name, None)
         self._changed.set()
 
     def stop(self, name: str) -> None:
@@ -94,13 +96,13 @@ class Agenda:
         left = clock.look(run[0], run[1].state()) if run else clock.left()
         titles = {v.name: v.title for v in plan.variations}
         return Standing(
-            active=bool(kept.get("active")),
+            active=self._active(name),
             done=len(done),
             total=len(plan.variations),
             at_hand=run[1] if run else None,
             title=titles[run[0]] if run else "",
             seconds_left=left,
-            trouble=str(kept.get("trouble", "")),
+            trouble=self._troubles.get(name) or str(kept.get("trouble", "")),
         )
 
     def close(self) -> None:
@@ -110,20 +112,35 @@ class Agenda:
         self._thread.join()
 
     def _serve(self) -> None:
-        while not self._closed:
-            self._changed.wait(timeout=PAUSE)
-            self._changed.clear()
-            for name in plans.built_in():
-                with self._lock:
-                    if self._active(name) and not self._closed:
-                        try:
-                            self._feed(plans.read(name))
-                        except TrspError as error:
-                            self._write(name, {"active": False, "trouble": str(error)})
+        serving.serve(self._turn, lambda: self._closed)
+
+    def _turn(self) -> None:
+        self._changed.wait(timeout=PAUSE)
+        self._changed.clear()
+        for name in plans.built_in():
+            with self._lock:
+                if not self._active(name) or self._closed:
+                    continue
+                try:
+                    self._feed(plans.read(name))
+                except TrspError as error:
+                    self._give_up(name, str(error))
+                except OSError as error:
+                    self._give_up(name, f"The folder of runs cannot be used: {error}. Run the plan again when it can.")
+                except Exception as error:
+                    self._give_up(name, f"{type(error).__name__}: {error}. Please report this.")
+                    serving.tell(error)
+
+    def _give_up(self, name: str, trouble: str) -> None:
+        self._troubles[name] = trouble
+        with contextlib.suppress(TrspError):  # a full disk: then only this server knows
+            self._write(name, {"active": False, "trouble": trouble})
 
     def _feed(self, plan: Plan) -> None:
         """Queue the next run that is missing, unless one is queued or running."""
         begun = self.store.root / str(self._read(plan.name).get("begun") or "none")
+        if trouble := self.jobs.trouble(begun.name):
+            raise TrspError(f"Run {begun.name} could not be started.", trouble)
         if (begun / "queued").exists() or Run(begun).held():  # the cheapest look
             return
         done, run = self._look(plan)
@@ -140,7 +157,7 @@ class Agenda:
             said = f"{why.message} {why.remedy}" if why else "Open it to see why, then run the missing ones again."
             raise TrspError(f"“{missing[0].title}” did not finish.", said)
         models.preflight(config)
-        if before and before.status() in ("cancelled", "lost"):
+        if before and before.status() in ("cancelled", "lost", "damaged"):
             made = self.jobs.resume(before.id)
         else:
             if before:
@@ -168,7 +185,7 @@ class Agenda:
         return done, None
 
     def _active(self, name: str) -> bool:
-        return bool(self._read(name).get("active"))
+        return name not in self._troubles and bool(self._read(name).get("active"))
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.json"

@@ -20,11 +20,13 @@ from typing import Any
 from trsp_core import families
 from trsp_core.errors import TrspError
 
-MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
+MAX_HEADERS = 32_000_000  # bytes of all headers of a model; those of 100,000 tensors have some 15 MB
 LONGEST_NAME = 255  # bytes of a file name; no usual file system takes more
-MAX_JSON = 50_000_000  # bytes of config.json or of a shard index
+MAX_CONFIG, MAX_JSON = 4_000_000, 32_000_000  # bytes of config.json, and of a shard index or the like
 MAX_COUNT, MAX_SIZE = 100_000, 2**40  # of heads, experts and the like; of any other number
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1_000_000, 20_000_000
+
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")  # what configs call L
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -73,7 +75,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     if not folder.is_dir():
         raise TrspError(f"{name}: there is no folder {folder}.", "Check the path, or choose a model of the catalogue.")
     inside = (boundary or folder).resolve()
-    config = _json(folder, "config.json", inside, name)
+    config = _json(folder, "config.json", inside, name, MAX_CONFIG)
     tokenizer_config = folder / "tokenizer_config.json"
     extra = _json(folder, "tokenizer_config.json", inside, name) if tokenizer_config.exists() else {}
     if (config.get("auto_map") or extra.get("auto_map")) and str(config.get("model_type")) not in families.native():
@@ -92,6 +94,12 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     files = [_inside(folder / shard, inside) for shard in shards(folder, inside, name)]
     if not any((folder / tokenizer).exists() for tokenizer in _TOKENIZERS):
         raise TrspError(f"{name} has no tokenizer beside its weights.", "Save the tokenizer into the same folder.")
+    lengths = [_header_length(file) for file in files]
+    if max(lengths) <= MAX_HEADERS < sum(lengths):
+        raise TrspError(
+            f"{name}: the headers of its weight files have more than {MAX_HEADERS / 1e6:.0f} MB.",
+            "Download or save the model again.",
+        )
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes |= header(file)
@@ -112,15 +120,14 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         TrspError: the file is cut short, or is no safetensors file.
     """
-    size = file.stat().st_size
+    size, length = file.stat().st_size, _header_length(file)
     broken = TrspError(f"{file.name} is no safetensors file.", "Download or save the model again.")
+    if not 2 <= length <= MAX_HEADERS:
+        raise broken
+    if 8 + length > size:
+        raise _cut(file, 8 + length, size)
     with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= MAX_HEADER:
-            raise broken
-        if 8 + length > size:
-            raise _cut(file, 8 + length, size)
+        stream.seek(8)
         raw = stream.read(length)
     try:
         entries = json.loads(raw)
@@ -141,6 +148,13 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _header_length(file: Path) -> int:
+    """Bytes of a safetensors file's header, as its beginning says; 0 where it has none."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    return struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+
+
 def _cut(file: Path, expected: int, size: int) -> TrspError:
     return TrspError(
         f"{file.name} is cut short: {size:,} bytes are there, its header speaks of {expected:,}.",
@@ -148,7 +162,7 @@ def _cut(file: Path, expected: int, size: int) -> TrspError:
     )
 
 
-def _json(folder: Path, file: str, inside: Path, name: str) -> dict[str, Any]:
+def _json(folder: Path, file: str, inside: Path, name: str, most: int = MAX_JSON) -> dict[str, Any]:
     path = folder / file
     if not path.is_file():
         raise TrspError(
@@ -156,7 +170,7 @@ def _json(folder: Path, file: str, inside: Path, name: str) -> dict[str, Any]:
         )
     path = _inside(path, inside)
     try:
-        if path.stat().st_size > MAX_JSON:
+        if path.stat().st_size > most:
             raise ValueError("too large")
         document = json.loads(path.read_text("utf-8"))
         if not isinstance(document, dict):
@@ -245,8 +259,10 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
     inner = config.get("text_config")
     text: dict[str, Any] = inner if isinstance(inner, dict) else config
 
-    def number(what: str, most: int, *keys: str) -> int:
+    def number(what: str, most: int, *keys: str, listed: str = "") -> int:
         value = next((text[key] for key in keys if text.get(key) is not None), None)
+        if value is None and isinstance(text.get(listed), list):
+            value = len(text[listed])
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise TrspError(
                 f"{name}: config.json gives {str(value)[:40]} as its {what}, expected 1 to {most:,}.",
@@ -256,7 +272,7 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
 
     return {
         "model_type": str(config.get("model_type", ""))[:60],
-        "n_layers": number("number of layers", MAX_LAYERS, "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        "n_layers": number("number of layers", MAX_LAYERS, *DEPTHS, listed="layers_block_type"),
         "width": number("width", MAX_WIDTH, "hidden_size", "n_embd", "d_model"),
         "vocabulary": number("vocabulary", MAX_VOCABULARY, "vocab_size"),
         "max_length": families.context(text),
@@ -264,14 +280,19 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], n_layers: int, name: str) -> tuple[int, ...]:
-    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside."""
+    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside; of one
+    with as many members as there are layers, if there is one."""
     groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for tensor, shape in shapes.items():
         found = _LAYER_NAME.match(tensor)
         if found and "vision" not in found[1] and len(found[2]) <= 6:
             groups[found[1]][int(found[2])] += math.prod(shape)
-    stack = max(groups.values(), key=lambda group: sum(group.values()), default={})
-    if sorted(stack) != list(range(n_layers)):
+
+    def is_whole(group: dict[int, int]) -> bool:
+        return sorted(group) == list(range(n_layers))
+
+    stack = max(groups.values(), key=lambda group: (is_whole(group), sum(group.values())), default={})
+    if not is_whole(stack):
         raise TrspError(
             f"{name}: config.json speaks of {n_layers} layers, the weights hold {len(stack)}.",
             "Check that config.json and the weights belong together.",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trsp_core import answers as an
-from trsp_core import generate, openings, templates
+from trsp_core import generate, openings, templates, vocabulary
 from trsp_core.answers import Answer, Generate, Trace, Variant
 from trsp_core.errors import TrspError
 from trsp_core.shelf import Model, Shelf
@@ -130,6 +130,7 @@ def trace(request: Trace, shelf: Shelf) -> Answers:
     tokens = first.tokenizer(request.text, add_special_tokens=False).input_ids
     if not tokens:
         raise TrspError("The text holds no token.", "Give a longer text.")
+    vocabulary.refuse(tokens, first.stack.text_config.vocab_size, "The text")
     for model, ids in readers:
         room(model, ids.shape[1] + len(tokens))
     yield from read_along(0, tokens, readers)
@@ -148,7 +149,7 @@ def read_along(text: int, tokens: list[int], readers: list[tuple[Model, Tensor]]
     reference: Tensor | None = None
     for column, (model, prompt) in enumerate(readers):
         yield None
-        if not same_vocabulary(model, own):
+        if not same_vocabulary(model, own) or max(tokens) >= model.stack.text_config.vocab_size:
             continue
         with torch.inference_mode():
             logs = _log_probabilities(model, prompt, tokens)
@@ -181,7 +182,7 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
     """Token ids (1, T) of `prompt`, and whether the chat template is around it.
 
     Raises:
-        TrspError: no token comes out, or the template cannot be used.
+        TrspError: no token comes out, one is beyond the embedding, or the template cannot be used.
     """
     tokenizer, device = model.tokenizer, next(model.stack.model.parameters()).device
     chat = chat and bool(getattr(tokenizer, "chat_template", None))
@@ -192,6 +193,7 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
         ids = openings.begun(tokenizer, prompt)
     if not ids:
         raise TrspError("The prompt holds no token.", "Write a prompt.")
+    vocabulary.refuse(ids, model.stack.text_config.vocab_size, "The prompt")
     return torch.tensor([ids], device=device), chat
 
 

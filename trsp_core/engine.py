@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 import os
 import shutil
 import statistics
@@ -38,6 +37,7 @@ from trsp_core import (
     proof,
     quantized,
     surgery,
+    vocabulary,
     what_if,
 )
 from trsp_core import config as configs
@@ -46,11 +46,12 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
-from trsp_core.resume import Past, ends
-from trsp_core.store import Run
+from trsp_core.resume import Past
+from trsp_core.schedules import shared_out
+from trsp_core.store import Run, sync, sync_all
 from trsp_core.surgery import Stack
-from trsp_core.transfer import Span, transfer
-from trsp_core.waypoint import Waypoints
+from trsp_core.transfer import transfer
+from trsp_core.waypoint import Rounds, Waypoints
 
 T = TypeVar("T")
 Events = Generator[Event, None, None]
@@ -74,7 +75,8 @@ def execute(
         TrspError: what was asked cannot be done; the message says why and what to do.
     """
     past = past or Past()
-    fresh, waypoints = not past.place, Waypoints(Run(folder).checkpoint_file if folder else None, config)
+    run = Run(folder) if folder else None
+    fresh, waypoints = not past.place, Waypoints(run, config)
     model, tokenizer, stack = yield from _told(fresh, _opened(config, loaded))
 
     with contextlib.ExitStack() as undo:
@@ -82,8 +84,9 @@ def execute(
             undo.enter_context(surgery.restored(model))
         undo.enter_context(surgery.learning(model, []))
 
-        texts = yield from _told(fresh, _texts(config, tokenizer, stack.context))
+        texts = yield from _told(fresh, _texts(config, tokenizer, stack))
         lab = Lab(stack, texts.calibration, config)
+        lab.rounds = Rounds(run, config, past)
         first = config.control == "delete_first"  # then there is nothing to see before deletion
 
         reference = measure.Reference(config.kl_blocks)
@@ -104,7 +107,8 @@ def execute(
         for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
             new = cycle > len(past.choices)
             if new:
-                yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
+                if not past.round or cycle > len(past.choices) + 1:
+                    yield ev.PhaseStarted("choose", _choosing_steps(config, method, part.steps))
                 with surgery.skipped(stack, lab.gone):
                     chosen = [*lab.gone, *(yield from method.choose(lab, config, part.steps))]
                 yield ev.LayersChosen(method.name, chosen)
@@ -163,8 +167,9 @@ def execute(
                     size += yield from keep("model", 2 * trained)
             yield ev.ModelSaved(size)
     yield ev.RunFinished(measure.peak_bytes())
-    if folder:
-        Run(folder).checkpoint_file.unlink(missing_ok=True)
+    if run:
+        run.checkpoint_file.unlink(missing_ok=True)
+        run.rounds_file.unlink(missing_ok=True)
 
 
 def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
@@ -208,19 +213,21 @@ def _opened(
     return model, tokenizer, stack
 
 
-def _texts(config: RunConfig, tokenizer: Any, context: int | None) -> Generator[Event, None, data.Texts]:
+def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, None, data.Texts]:
     yield ev.PhaseStarted("text")
-    texts = data.prepare(config, tokenizer)
+    with vocabulary.panics_refused(config.model):
+        texts = data.prepare(config, tokenizer)
+        vocabulary.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
     wanted = len(openings.begun(tokenizer, config.prompt)), config.sample_tokens
     if config.sample_tokens and not wanted[0]:
         raise TrspError("The sample prompt holds no token.", "Write another one, or set --sample-tokens to 0.")
-    fits = generate.fitted(context, *wanted)
+    fits = generate.fitted(stack.context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
-            f"This model reads {context} tokens at most: a sample is the last {fits[0]} of the prompt's {wanted[0]} "
-            f"tokens and {fits[1]} of {wanted[1]} new ones."
+            f"This model reads {stack.context} tokens at most: a sample is the last {fits[0]} of the prompt's "
+            f"{wanted[0]} tokens and {fits[1]} of {wanted[1]} new ones."
         )
     yield from texts.events
     return texts
@@ -368,6 +375,7 @@ def _keep(
             computed.replace(run.proof_file)  # exports are compared with it
         shutil.rmtree(run.folder / name, ignore_errors=True)
         unproved.replace(run.folder / name)
+        sync(run.folder)
     except (GeneratorExit, KeyboardInterrupt):
         shutil.rmtree(unproved, ignore_errors=True)
         raise
@@ -423,15 +431,13 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
         adapters.save(stack, temporary / "adapter", config.model)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
+    sync_all(temporary)
     temporary.replace(target)
     if reference:
         proof.keep(model, tokenizer, reference)
+        sync(reference)
+    sync(target.parent)
     return downloads.folder_size(target)
-
-
-def shared_out(whole: int, parts: int) -> list[Span]:
-    """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
 
 
 def _twin_of(module: nn.Module, model: nn.Module, twin: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """What a run tells: frozen events, each one line of `events.jsonl`. Past tense; values only.
 
-A line is `{"n": 12, "at": 3.41, "event": "LayerChosen", ...fields}`: `n` counts from 0, `at` is seconds since the run
-began. Fields marked volatile are measured times or memory; all others are equal for equal seed and machine.
+A line is `{"n": 12, "at": 3.41, "event": "LayerChosen", ...fields, "crc": "5f0c81d2"}`: `n` counts from 0, `at` is
+seconds since the run began, `crc` is the CRC-32 of what stands before it (older runs have none). Fields marked volatile
+are measured times or memory; all others are equal for equal seed and machine.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -187,7 +189,8 @@ class LayersChosen(Event):
 @dataclass(frozen=True)
 class StageTwoStepped(Event):
     """One step of stage 2. `gaps` are the relative gaps of the chosen layers (mean over tokens of
-    |X_out - X_in| / |X_in|), in the order of `LayersChosen`; `penalty` is the sum of R before lambda_2."""
+    |X_out - X_in| / |X_in|), in the order of `LayersChosen`; `penalty` is the sum of R before lambda_2, which is
+    0 where it does not act: behind a gate that is shut, and after deletion."""
 
     step: int
     lm_loss: float
@@ -292,19 +295,42 @@ KINDS: dict[str, type[Event]] = {cls.__name__: cls for cls in Event.__subclasses
 ENDINGS = (RunFinished, RunCancelled, RunFailed)
 
 
+@dataclass(frozen=True)
+class EventsMissing(Event):
+    """`count` events from the one numbered `first` on cannot be read: their lines are damaged or gone. No run tells
+    this, and it stands in no file: whoever reads one finds it."""
+
+    first: int
+    count: int
+
+    @property
+    def told(self) -> str:
+        which = f"Event {self.first}" if self.count == 1 else f"Events {self.first} to {self.first + self.count - 1}"
+        return f"{which} of this run's record cannot be read, and what they told is missing here: the file is damaged."
+
+
+_SUM = ', "crc": "'  # before the eight digits and `"}` that end a line
+
+
 def to_line(event: Event, n: int, at: float) -> str:
     """One JSON line, without the newline. Not-a-number and infinity become null, which JSON can carry."""
-    return json.dumps({"n": n, "at": round(at, 3), "event": type(event).__name__, **values(event)}, ensure_ascii=False)
+    fields = {"n": n, "at": round(at, 3), "event": type(event).__name__, **values(event)}
+    body = json.dumps(fields, ensure_ascii=False).removesuffix("}")
+    return f'{body}{_SUM}{zlib.crc32(body.encode()):08x}"}}'
 
 
 def from_line(line: str) -> tuple[int, float, Event]:
     """`(n, at, event)` of one line.
 
     Raises:
-        TrspError: no JSON, an unknown event, or fields that do not fit.
+        TrspError: no JSON, an unknown event, fields that do not fit, or another checksum than its own.
     """
     try:
         given = json.loads(line)
+        body, there, rest = line.rpartition(_SUM)
+        if "crc" in given and (not there or rest != f'{zlib.crc32(body.encode()):08x}"}}'):
+            raise ValueError("checksum")
+        given.pop("crc", None)
         n, at, kind = int(given.pop("n")), float(given.pop("at")), KINDS[given.pop("event")]
         _fits(n, "int")
         _fits(at, "float")

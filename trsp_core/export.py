@@ -69,7 +69,8 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
     target = target or run.exports_folder / title
     _check_target(target)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    with _told(target):
+    ours = target.parent == run.exports_folder
+    with _told(target), run.exporting() if ours else contextlib.nullcontext():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_room(run, target)
@@ -144,6 +145,8 @@ def _kept_dtype(run: Run, state: RunState) -> str:
         TrspError: the run is not finished, or kept no model.
     """
     if state.ended != "finished" or not (run.model_folder / "config.json").is_file():
+        if state.ended == "damaged":
+            raise TrspError(f"The record of run {run.id} is damaged.", "Resume it: that tells what is missing again.")
         what = "kept no model" if state.ended == "finished" else "has not finished"
         raise TrspError(f"Run {run.id} {what}, so there is nothing to export.", "Run it with --save-model true.")
     return str(_model_config(run).get("dtype") or "float32")

@@ -13,6 +13,7 @@ from trsp_core.limits import Limits
 from trsp_core.store import Run, Store
 
 DAY = 86400.0  # seconds
+HALF_MADE = 3600.0  # seconds after which nobody is at a copy of a run any more
 
 
 def sweep(store: Store, limits: Limits, watched: Collection[str] = (), now: float | None = None) -> list[str]:
@@ -46,10 +47,17 @@ def clear_up(store: Store) -> None:
         return
     for part in store.root.glob(".deleted-*"):
         shutil.rmtree(part, ignore_errors=True)
+    for part in store.root.glob(".new-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > HALF_MADE:
+                shutil.rmtree(part, ignore_errors=True)
     for run in store.runs():
         with contextlib.suppress(OSError):
-            if not run.busy():
-                run.tidy()
+            run.tidy_exports()
+            if not run.busy() and run.litter():
+                with run.at_rest() as free:
+                    if free:
+                        run.tidy()
 
 
 def _delete(store: Store, run: Run) -> bool:

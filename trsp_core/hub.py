@@ -110,7 +110,7 @@ def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Pat
     def draw(name: str) -> None:
         content = write(name, START)
         length = 8 + struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else 0
-        if len(content) < length <= checkpoint.MAX_HEADER:
+        if len(content) < length <= checkpoint.MAX_HEADERS:
             write(name, length)
         os.truncate(outline / name, sizes[name])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection
+from functools import partial
 
-from trsp_core import housekeeping, limits, memory, record, resume
+import psutil
+
+from trsp_core import housekeeping, limits, memory, record, resume, serving
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, refuse
-from trsp_core.events import RunCancelled
+from trsp_core.events import RunCancelled, RunFailed
 from trsp_core.limits import Limits
 from trsp_core.spare import Spare, environment
 from trsp_core.store import Run, Store, write_atomic
@@ -31,7 +34,8 @@ GRACE = 20.0  # seconds a run may take to stop by itself before its process is t
 class Jobs:
     """Starts queued runs in order, some at a time; one a server. It holds to the limits itself, whatever a page asks.
 
-    A child outlives the server: it is a session of its own, and its lock says that it lives.
+    A child outlives the server: it is a session of its own, and its lock says that it lives. The next server counts it
+    as its own.
 
     Args:
         workers, places: how many run at once and may wait, instead of what `bounds` says.
@@ -49,7 +53,8 @@ class Jobs:
         self._watched: dict[str, float] = {}  # run to the time at which somebody looked at it
         self._swept, self._trimmed = -SWEEP, 0.0
         self._waiting: deque[str] = deque()
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, subprocess.Popen[bytes] | Outlived] = {}
+        self._troubles: dict[str, str] = {}  # run to why it could not be started, where its folder could not be told
         self._asked: dict[str, float] = {}  # run to the time at which it was told to stop
         self._changed, self._closed, self._spare = threading.Condition(), False, Spare()
         self._adopt()
@@ -91,6 +96,10 @@ class Jobs:
         """Whether a run is at work that the workbench stands back for."""
         return self.limits.stands_back and bool(self._children)
 
+    def trouble(self, run_id: str) -> str:
+        """Why a run that still seems to wait could not be started: a sentence or two; else nothing."""
+        return self._troubles.get(run_id, "")
+
     def watch(self, run_id: str) -> None:
         """Somebody looks at this run: it is not swept."""
         self._watched[run_id] = time.monotonic()
@@ -107,7 +116,9 @@ class Jobs:
             self.limits.refuse_more(self._active(mine))
             if len(self._waiting) >= self.places:
                 raise TrspError(f"All {self.places} places in the queue are taken.", "Try again in a few minutes.")
-            if run_id in self._waiting or run_id in self._children:
+            if run_id in self._waiting or (
+                run_id in self._children and run.busy()
+            ):  # one that ends goes on behind that
                 raise TrspError(f"Run {run_id} is running already.", "Wait for it, or stop it.")
             self._reopen(run)
             self._changed.notify()
@@ -116,6 +127,7 @@ class Jobs:
     def _reopen(self, run: Run) -> None:
         resume.reopen(run)
         (run.folder / "queued").touch()
+        self._troubles.pop(run.id, None)
         self._waiting.append(run.id)
 
     def place(self, run_id: str) -> int:
@@ -127,35 +139,55 @@ class Jobs:
         """Stop the run, or take it out of the queue.
 
         Raises:
-            TrspError: no such run.
+            TrspError: no such run, or its folder cannot be written.
         """
         run = self.store.get(run_id)
         run.cancel()
         with self._changed:
             if run_id in self._waiting:
                 self._waiting.remove(run_id)
-                record.record(run, (e for e in [RunCancelled("queued")]))
-            elif run_id in self._children:
+                try:
+                    record.record(run, (e for e in [RunCancelled("queued")]))
+                except OSError as error:
+                    raise TrspError(
+                        f"The folder of run {run_id} cannot be written: {error.strerror}.", "Free some space."
+                    ) from error
+            elif run_id in self._children or run.held():  # whoever started it
+                if run_id not in self._children:
+                    self._join(run)
                 self._asked.setdefault(run_id, time.monotonic())
 
     def _adopt(self) -> None:
-        """Take over what an earlier server left waiting, and what it stopped because it had to end itself."""
+        """Take over what an earlier server left: what runs on, what waits, and what was stopped because it had to end
+        itself."""
         for run in reversed(self.store.runs()):
-            if run.held():
-                continue
-            if (run.folder / "queued").exists() and not run.state().ended:
-                self._waiting.append(run.id)
-            elif (mark := run.folder / "interrupted").exists():
-                with contextlib.suppress(TrspError, OSError):  # it had finished by then, or cannot be read any more
-                    self._reopen(run)
-                mark.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that cannot be read: it is shown as what it is
+                self._take_over(run)
+
+    def _take_over(self, run: Run) -> None:
+        if run.held():
+            holder = run.holder()
+            if holder and holder.queued:
+                self._join(run)
+        elif (run.folder / "queued").exists() and not run.state().ended:
+            self._waiting.append(run.id)
+        elif (mark := run.folder / "interrupted").exists():
+            with contextlib.suppress(TrspError, OSError):  # it had finished by then, or cannot be read any more
+                self._reopen(run)
+            mark.unlink(missing_ok=True)
+
+    def _join(self, run: Run) -> None:
+        """Count a run that another process has started as at work."""
+        holder = run.holder()
+        self._children[run.id] = Outlived(run)
+        self._begun[run.id] = time.monotonic() - max(time.time() - holder.began if holder else 0.0, 0.0)
 
     def interrupt(self, seconds: float = LAST) -> None:
         """The machine goes down: stop what runs at its next event, for the next server to go on with. Returns when all
         have stopped, or after `seconds`."""
         with self._changed:
             self._closed = True
-            children = {Run(self.store.root / run_id): child for run_id, child in self._children.items()}
+            children = {Run(self.store.root / i): child for i, child in self._children.items() if self._answers_for(i)}
         for run in children:
             with contextlib.suppress(TrspError, OSError):  # a folder that is gone, or cannot be written
                 if not run.cancelled():
@@ -173,18 +205,45 @@ class Jobs:
         self._thread.join()
 
     def _serve(self) -> None:
-        while not self._closed:
-            with self._changed:
-                self._changed.wait(timeout=0.5)
-                self._reap()
-                while self._waiting and len(self._children) < self.workers and not self._closed:
-                    run = Run(self.store.root / self._waiting.popleft())
-                    if run.folder.is_dir():
-                        self._children[run.id] = self._spare.take(run) or start(run)
-                        self._begun[run.id] = time.monotonic()
-                self._spare.attend(bool(self._children))
-            self._sweep()
+        serving.serve(self._turn, lambda: self._closed)
         self._spare.close()
+
+    def _turn(self) -> None:
+        with self._changed:
+            self._changed.wait(timeout=0.5)
+            for run_id in list(self._children):
+                serving.take(partial(self._attend, run_id))
+            while len(self._children) < self.workers and not self._closed:
+                run_id = next((i for i in self._waiting if i not in self._children), None)
+                if run_id is None:
+                    break
+                self._waiting.remove(run_id)
+                self._begin(Run(self.store.root / run_id))
+            self._spare.attend(bool(self._children))
+        self._sweep()
+
+    def _begin(self, run: Run) -> None:
+        """Start a run whose turn it is. Where that fails, the run says so, and others have their turn."""
+        try:
+            if run.held():
+                self._join(run)  # another server or a shell has taken it up
+            elif (run.folder / "queued").exists():  # else it is deleted, or was taken up and has ended
+                self._children[run.id] = self._spare.take(run) or start(run)
+                self._begun[run.id] = time.monotonic()
+        except OSError as error:
+            what = f"Its process could not be started: {error.strerror or error}."
+            self._not_started(
+                run, RunFailed(what, "Free memory or disk, see that its folder can be written; resume.", "")
+            )
+        except Exception as error:
+            self._not_started(run, record.bug(error))
+
+    def _not_started(self, run: Run, failure: RunFailed) -> None:
+        try:
+            with run.hold():
+                record.add(run, failure)
+        except (TrspError, OSError):
+            self._troubles[run.id] = f"{failure.message} {failure.remedy}"
 
     def _sweep(self) -> None:
         """Delete what is due, and give memory back, now and then."""
@@ -195,35 +254,91 @@ class Jobs:
         if now - self._swept < SWEEP:
             return
         self._swept = now
-        self._watched = {run_id: at for run_id, at in self._watched.items() if now - at < WATCHING}
+        for run_id, at in list(self._watched.items()):  # whose tabs write into it meanwhile
+            if now - at >= WATCHING:
+                self._watched.pop(run_id, None)
         with contextlib.suppress(OSError):
-            housekeeping.sweep(self.store, self.limits, self._watched)
+            housekeeping.sweep(self.store, self.limits, list(self._watched))
 
-    def _reap(self) -> None:
-        for run_id, child in list(self._children.items()):
-            if child.poll() is None:
-                if time.monotonic() - self._begun.get(run_id, math.inf) > self.limits.minutes * 60:
-                    self._overdue(run_id)
-                asked = time.monotonic() - self._asked.get(run_id, time.monotonic())
-                if asked > 2 * GRACE:
-                    child.kill()
-                elif asked > GRACE:
-                    child.send_signal(signal.SIGTERM)
-                continue
-            self._asked.pop(run_id, None)
-            self._begun.pop(run_id, None)
-            folder = self.store.root / run_id
-            with contextlib.suppress(OSError):  # a deleted run's folder is gone
-                write_atomic(folder / "exit.json", json.dumps({"returncode": child.returncode}))
-                (folder / "queued").unlink(missing_ok=True)
-                Run(folder).tidy()
-            del self._children[run_id]  # last: until then it counts as at work
+    def _attend(self, run_id: str) -> None:
+        """Hold a run at work to its time, make one end that was told to, and clear up behind one that has ended."""
+        child, run = self._children[run_id], Run(self.store.root / run_id)
+        if child.poll() is None:
+            now = time.monotonic()
+            if now - self._begun.get(run_id, now) > self.limits.minutes * 60 and self._answers_for(run_id):
+                self._overdue(run)
+            asked = now - self._asked.get(run_id, now)
+            if asked > 2 * GRACE:
+                child.kill()
+            elif asked > GRACE:
+                child.send_signal(signal.SIGTERM)
+            return
+        self._asked.pop(run_id, None)
+        self._begun.pop(run_id, None)
+        try:
+            if run_id not in self._waiting:  # as one that was stopped and is to go on
+                _settle(run, child.returncode)
+        except OSError:
+            pass  # a deleted run's folder is gone, or the disk is full: then nothing tells how it ended
+        finally:
+            if run.held():
+                self._join(run)  # another process was quicker
+            else:
+                del self._children[run_id]  # last: until then it counts as at work
 
-    def _overdue(self, run_id: str) -> None:
-        run = Run(self.store.root / run_id)
-        if run_id not in self._asked:
-            run.cancel(f"Its time was over: {self.limits.minutes:g} minutes are possible here.")
-            self._asked[run_id] = time.monotonic()
+    def _answers_for(self, run_id: str) -> bool:
+        """Whether a run at work is this server's, and not that of another one that lives, or of a shell."""
+        child = self._children[run_id]
+        return not isinstance(child, Outlived) or child.orphaned()
+
+    def _overdue(self, run: Run) -> None:
+        if run.id not in self._asked:
+            self._asked[run.id] = time.monotonic()
+            with contextlib.suppress(TrspError):  # where its folder cannot be written, its process is told
+                run.cancel(f"Its time was over: {self.limits.minutes:g} minutes are possible here.")
+
+
+class Outlived:
+    """The process of a run that this server did not start, with what is used of `Popen`: another one did, that has gone
+    or lives, or a shell. How it ends is not known."""
+
+    returncode = None
+
+    def __init__(self, run: Run):
+        self._run = run
+
+    def poll(self) -> int | None:
+        """None while it lives."""
+        return None if self._run.held() else 0
+
+    def orphaned(self) -> bool:
+        """Whether a server started it that is this one, or has gone."""
+        holder = self._run.holder()
+        if holder is None or not holder.queued:
+            return False
+        try:
+            return holder.parent == os.getpid() or holder.process.ppid() != holder.parent
+        except psutil.Error:  # it has just ended
+            return False
+
+    def send_signal(self, number: int) -> None:
+        holder = self._run.holder()
+        with contextlib.suppress(psutil.Error):  # it has just ended, or is another user's
+            if holder:
+                holder.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _settle(run: Run, code: int | None) -> None:
+    """Write down how the process of `run` ended, and clear up behind it, unless another is at the run by now."""
+    with run.at_rest() as free:
+        if free:
+            if code is not None:
+                write_atomic(run.folder / "exit.json", json.dumps({"returncode": code}))
+            (run.folder / "queued").unlink(missing_ok=True)
+            run.tidy()
 
 
 def finish(run: Run) -> None:

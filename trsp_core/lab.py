@@ -19,6 +19,7 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.search import Search
 from trsp_core.surgery import Stack
+from trsp_core.waypoint import Rounds
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,6 +36,7 @@ class Lab:
         device: where the model's input goes.
         teacher: a copy of the dense model, for `taught_loss`; None where nothing is distilled.
         gone: layers chosen in earlier cycles; they are skipped, and no candidates any more.
+        rounds: where stage 1 stands after each round, for a run that may break off.
         projects: the logits are a plain projection, so that losses need not hold them all.
     """
 
@@ -43,6 +45,7 @@ class Lab:
         self.device = next(stack.model.parameters()).device
         self.teacher: Stack | None = None
         self.gone: list[int] = []
+        self.rounds = Rounds()
         self.projects = heads.projects(stack.model, blocks[:1, :8].to(self.device))
         self._slopes: heads.Slopes = heads.slopes
         self._open: list[object] = []  # a mark for each context that changes what a pass does

@@ -41,6 +41,7 @@ class Limits:
         a_visitor: runs that a visitor may have waiting or running.
         stands_back: the workbench takes only what a run leaves of the cores: there is one machine for all, and who
             toggles layers is not who waits for the run.
+        errands, errand_minutes: exports and reports that may wait, and how long one may take; one is made at a time.
         days, disk_bytes: age and size at which runs are swept; see `housekeeping`.
     """
 
@@ -59,6 +60,8 @@ class Limits:
     workers: int = 1
     a_visitor: float = math.inf
     stands_back: bool = False
+    errands: int = 16
+    errand_minutes: float = 240
     days: float = math.inf
     disk_bytes: float = math.inf
 
@@ -193,6 +196,8 @@ DEMO = Limits(
     upload_bytes=2_000_000,
     stored_bytes=100_000_000,
     a_visitor=1,
+    errands=6,
+    errand_minutes=10,
     days=7,
     disk_bytes=20e9,
 )

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trsp_core import downloads, forecast, models
+from trsp_core import downloads, forecast, models, vocabulary
 from trsp_core.config import PACKED
 from trsp_core.errors import TrspError, disk_full, is_short_memory
 from trsp_core.hub import Say, download
@@ -52,6 +52,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
 
     from trsp_core import quantized
 
+    vocabulary.check(facts)
     tokenizer = load_tokenizer(facts.folder)
     packed = precision in PACKED
     dtype = getattr(torch, compute if packed else precision)
@@ -89,7 +90,7 @@ def _describe(model: Any, tokenizer: Any) -> None:
     another, is not tied to it, whatever the config said; and no code of the model's own was run."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        if head is not None and head.weight is not embedding.weight:
+        if head is not None and head.weight is not embedding.weight and getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
         vars(config).pop("auto_map", None)
     tokenizer.init_kwargs.pop("auto_map", None)
@@ -141,7 +142,7 @@ def settle_precision(precision: str, device: str) -> tuple[str, str]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's folder.
+    """The tokenizer in a model's folder; one that nobody has looked at goes through `vocabulary.check` first.
 
     Raises:
         TrspError: there is none that transformers can read.

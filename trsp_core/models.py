@@ -237,13 +237,13 @@ def preflight(config: RunConfig) -> Forecast:
     Raises:
         TrspError: the model or a text cannot be used, settings do not fit the model, or memory is short.
     """
-    from trsp_core import data, forecast  # they need this module's folders
+    from trsp_core import forecast, vocabulary  # they need this module's folders
 
     refuse(configs.check(config))
     known = facts(config.model)
     refuse(configs.check(config, known.n_layers, known.max_length))
     refuse_family(known)
-    data.check(config, known.folder / "tokenizer.json")
+    vocabulary.check(known, config)
     expected = forecast.forecast(config, known)
     if not forecast.on_gpu(config):
         forecast.check_memory(expected)

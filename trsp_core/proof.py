@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import leash
 from trsp_core.errors import TrspError
 
 TEXT = (
@@ -197,7 +198,7 @@ def _device(recorded: str, folder: Path) -> str:
 
 def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
     """The answer of a fresh process that sees no code of ours and no network, and ends when this one does."""
-    command = [sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)]
+    command = leash.held([sys.executable, "-I", str(Path(__file__).with_name("stock.py")), str(folder), str(target)])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
     with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as complaints:
         child = subprocess.Popen(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import html as markup
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,9 +13,10 @@ from typing import Any
 
 import vl_convert
 
-from trsp_core import card, drawings, errands, methods, series, shell
+from trsp_core import card, drawings, errands, methods, outlets, series, shell
 from trsp_core.config import RunConfig
 from trsp_core.errands import Step
+from trsp_core.errors import TrspError
 from trsp_core.events import plain
 from trsp_core.state import RunState
 from trsp_core.store import Run, write_atomic
@@ -44,14 +44,14 @@ def html(run: Run) -> str:
     shared = card.published(config)
     title = f"{method.title if method else config.method} on {shared.model}"
     parts = [
-        f"<h1>{_safe(title)}</h1>",
+        f"<h1>{outlets.html(title)}</h1>",
         _said(f"Run {run.id}, {status}. {card.how(config)}"),
         _said(card.gone(state)) if state.removed else "",
         _failure(state),
         _section("Before and after", _table(card.rows(state)), _said(card.against_dense(state)))
         if state.measured
         else "",
-        f"<p><small>{_safe(card.protocol(config, state))}</small></p>" if state.measured else "",
+        f"<p><small>{outlets.html(card.protocol(config, state))}</small></p>" if state.measured else "",
         *(_figure(*chart) for chart in charts(config, state)),
         _samples(state),
         _section("Notes", *(_said(note) for note in state.notes)) if state.notes else "",
@@ -64,7 +64,7 @@ def html(run: Run) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{_safe(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n"
+        f"<title>{outlets.html(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n"
         "<p><small>Made by TRSP Explorer, after Two-Stage Regularization-Based Structured Pruning for LLMs, "
         "arXiv:2505.18232.</small></p>\n</body></html>\n"
     )
@@ -91,17 +91,18 @@ def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, drawings.
 
 
 def _figure(title: str, description: str, spec: drawings.Spec, frame: Any) -> str:
-    rows = [plain(row) for row in frame.to_dict("records")]
+    rows = [{name: _shown(value) for name, value in plain(row).items()} for row in frame.to_dict("records")]
     whole = {**spec, "data": {"values": rows}, "width": WIDTH, "background": "transparent"}
     picture = vl_convert.vegalite_to_svg(json.loads(json.dumps(whole, default=float)), vl_version=VEGA_LITE)
+    caption = outlets.html(description)
     return (
-        f'<h2>{_safe(title)}</h2><figure><div role="img" aria-label="{_safe(description)}">{picture}</div>'
-        f"<figcaption>{_safe(description)}</figcaption></figure>"
+        f'<h2>{outlets.html(title)}</h2><figure><div role="img" aria-label="{caption}">{picture}</div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
 def _measured(config: RunConfig, state: RunState) -> str:
-    protocol = f"<p><small>{_safe(card.protocol(config, state))}</small></p>"
+    protocol = f"<p><small>{outlets.html(card.protocol(config, state))}</small></p>"
     return _section("Before and after", _table(card.rows(state)), _said(card.against_dense(state)), protocol)
 
 
@@ -129,31 +130,35 @@ def _environment(run: Run) -> str:
 
 
 def _section(title: str, *parts: str) -> str:
-    return f"<h2>{_safe(title)}</h2>" + "".join(parts)
+    return f"<h2>{outlets.html(title)}</h2>" + "".join(parts)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in row) for row, tag in
+    head, *body = ["".join(f"<{tag}>{outlets.html(cell)}</{tag}>" for cell in row) for row, tag in
                    zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)]  # fmt: skip
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
 
 
 def _said(text: str) -> str:
-    return f"<p>{_safe(text)}</p>" if text else ""
+    return f"<p>{outlets.html(text)}</p>" if text else ""
 
 
 def _code(text: str) -> str:
-    return f"<pre>{_safe(text)}</pre>"
+    return f"<pre>{outlets.html(text)}</pre>"
 
 
-def _safe(text: str) -> str:
-    return markup.escape(str(text), quote=True)
+def _shown(value: Any) -> Any:
+    """A value of a chart: the renderer escapes markup, and no more."""
+    return outlets.line(value) if isinstance(value, str) else value
 
 
 def _asked(run: str, target: str) -> Iterator[Step]:
     yield Step("Drawing the charts", 0.1)
-    Path(target).parent.mkdir(exist_ok=True)
-    write_atomic(Path(target), html(Run(Path(run))))
+    try:
+        with Run(Path(run)).exporting():
+            write_atomic(Path(target), html(Run(Path(run))))
+    except OSError as error:
+        raise TrspError(f"The report could not be written: {error.strerror or error}.", "Free some space.") from error
     yield Step("Done", 1.0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trsp_core import intervals, openings
+from trsp_core import intervals, openings, vocabulary
 from trsp_core.intervals import Interval
 from trsp_core.questions import Question
 
@@ -51,6 +51,14 @@ def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], long
             chosen = max(range(len(nats)), key=lambda i: nats[i])
             by_bytes = max(range(len(nats)), key=lambda i: nats[i] / max(sizes[i], 1))
         yield Answered(chosen, by_bytes, question.gold, tuple(nats))
+
+
+def refuse(tokenizer: Any, questions: Sequence[Question], rows: int) -> None:
+    """Raise TrspError if a token of the `questions` has no row in an embedding of `rows`."""
+    if vocabulary.highest(tokenizer) >= rows:  # else none can have
+        for number, question in enumerate(questions, 1):
+            for pair in zip(question.contexts, question.continuations, strict=True):
+                vocabulary.refuse(encode(tokenizer, *pair)[0], rows, f"Question {number}")
 
 
 def encode(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:

@@ -50,7 +50,12 @@ class Spare:
                     self._child = _spawn()
 
     def take(self, run: Run) -> subprocess.Popen[bytes] | None:
-        """The process, which goes on as the one of `run`; None where there is none."""
+        """The process, which goes on as the one of `run`; None where there is none.
+
+        Raises:
+            OSError: the run's folder cannot be written.
+        """
+        (run.folder / "stderr.log").open("ab").close()
         child, self._since = self._child if self._lives() else None, 0.0
         self._child = None
         if child is None or child.stdin is None:

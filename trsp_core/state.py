@@ -11,7 +11,7 @@ from typing import Any
 from trsp_core import events as ev
 from trsp_core.events import Event
 
-ENDED = ("finished", "cancelled", "failed")
+ENDED = ("finished", "cancelled", "failed", "damaged")
 Line = tuple[int, float, Event]  # n, seconds since the run began, event
 RESUMED = "This run was interrupted and went on later; what had been lost by that was computed again."
 
@@ -21,8 +21,11 @@ class RunState:
     """The fold of a run's events; empty before the first one.
 
     Attributes:
-        count, at, between: events folded so far; seconds at the last one; seconds between the last two.
-        ended: `finished`, `cancelled`, `failed`, or "" while there is no ending.
+        count, at, between: events so far, those that cannot be read among them, so it is the number of the next one;
+            seconds at the last one; seconds between the last two.
+        ended: `finished`, `cancelled`, `failed`, or "" while there is no ending; `damaged`: it had finished, but events
+            before that cannot be read any more.
+        missing: the stretches of events that cannot be read; a run that is resumed tells them again.
         phase, done, units: where the run is; `phases` is the plan, `phase_number` the place in it, -1 outside it.
         weights: the L layer weights after the latest step of stage 1.
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
@@ -38,6 +41,7 @@ class RunState:
     at: float = 0.0
     between: float = 0.0
     ended: str = ""
+    missing: list[ev.EventsMissing] = field(default_factory=list)
     phases: list[dict[str, Any]] = field(default_factory=list)
     phase: str = ""
     phase_number: int = -1
@@ -117,7 +121,7 @@ class RunState:
 def fold(state: RunState, lines: Iterable[Line]) -> RunState:
     """Add `lines` to `state`, in place, and return it."""
     for n, at, event in lines:
-        state.count += 1
+        state.count += event.count if isinstance(event, ev.EventsMissing) else 1
         state.between, state.at = at - state.at, at
         if isinstance(event, ev.Resumed):
             _go_back(state, at, event)
@@ -159,6 +163,7 @@ def summary(state: RunState) -> dict[str, Any]:
         "seconds": {"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
         "peak_bytes": state.peak_bytes,
         "failure": {"message": state.failure.message, "remedy": state.failure.remedy} if state.failure else None,
+        "missing_events": sum(stretch.count for stretch in state.missing),
     }
 
 
@@ -180,11 +185,13 @@ class _Summary:
     narrowed: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     failure: dict[str, str] = field(default_factory=dict)
+    missing_events: int = 0
 
 
 def is_summary(given: Any) -> bool:
-    """Whether decoded JSON is the `summary` of a run that has ended, all of it there and of the right kinds."""
-    if not isinstance(given, dict) or set(given) != set(summary(RunState())):
+    """Whether decoded JSON is the `summary` of a run that has ended, all of it there and of the right kinds; only
+    `missing_events` may be missing, as in those of older versions."""
+    if not isinstance(given, dict) or set(given) | {"missing_events"} != set(summary(RunState())):
         return False
     try:
         read = ev.build(_Summary, {k: v for k, v in given.items() if v is not None})
@@ -324,9 +331,15 @@ def _(event: ev.Noted, state: RunState) -> None:
 
 
 @_add.register
+def _(event: ev.EventsMissing, state: RunState) -> None:
+    state.missing.append(event)
+    state.notes.append(event.told)
+
+
+@_add.register
 def _(event: ev.RunFinished, state: RunState) -> None:
     _close_phase(state)
-    state.ended, state.peak_bytes = "finished", event.peak_bytes
+    state.ended, state.peak_bytes = "damaged" if state.missing else "finished", event.peak_bytes
 
 
 @_add.register

@@ -3,8 +3,9 @@ and where it was asked for `trained-model/` (after stage 2, before deletion).
 
 `proof.safetensors` holds what the model in memory computed (`proof`), `exports/` what was made to be taken away.
 Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
-so that its death is seen at once, whoever looks), `exit.json` (how that process ended), `summary.json` (made from the
-events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server goes on with it).
+so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process ended),
+`summary.json` (made from the events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server
+goes on with it), `exports.lock` (held by the process that makes something in `exports/`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import psutil
 
 from trsp_core import config as configs
 from trsp_core import events, state
@@ -29,10 +32,15 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.state import Line, RunState
 
-STATUSES = ("queued", "running", "finished", "cancelled", "failed", "lost")
+STATUSES = ("queued", "running", *state.ENDED, "lost")
 MAX_LINE = 4_000_000  # bytes of an event in events.jsonl; the longest that is written has some kilobytes
+HOLDING = 20  # times that a lock is tried, for a second in all
 _SCRAPS = (  # what a run's process may leave half-written; safetensors writes to .tmpXXXXXX first
     ".reserve", ".*.partial", ".tmp??????", ".summary.json.*", ".env.json.*", ".exit.json.*",
+)  # fmt: skip
+_TOLD = (  # what a run's process writes whole
+    "events.jsonl", "env.json", "summary.json", "exit.json", "stderr.log", "lock", "cancel", "model", "trained-model",
+    "unproved-model", "unproved-trained-model", "proof.safetensors", "resume.safetensors", "rounds.safetensors",
 )  # fmt: skip
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 
@@ -40,6 +48,26 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 def runs_root() -> Path:
     """Where runs are kept: `$TRSP_RUNS`, or `runs/` in the working folder."""
     return Path(os.environ.get("TRSP_RUNS", "runs")).absolute()
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk, whatever becomes of the power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems have nothing to do for a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """`sync` all that lies in `folder`."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(path, name))
+        sync(Path(path))
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -51,8 +79,53 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, attempts: int, busy: str) -> Iterator[BinaryIO]:
+    """Hold the lock on the file `path`, open to append. Raises TrspError: it stays `busy`, a sentence."""
+    with path.open("ab") as file:
+        for attempt in range(attempts):  # a reader that looks whether it is held takes it for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if attempt == attempts - 1:
+                    raise TrspError(busy, "Wait for it, or stop it.") from error
+                time.sleep(0.05)
+        yield file
+
+
+def _locked(file: Path) -> bool:
+    """Whether a living process holds the lock on `file`."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none yet, or it is no file
+        return False
+    return False
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a run's lock.
+
+    Attributes:
+        process: it lives, and it is the one that has the lock open.
+        parent: id of the process that started it.
+        queued: a server started it.
+        began: when, in seconds since the epoch.
+    """
+
+    process: psutil.Process
+    parent: int
+    queued: bool
+    began: float
 
 
 @dataclass(frozen=True)
@@ -84,6 +157,11 @@ class Run:
         return self.folder / "resume.safetensors"
 
     @property
+    def rounds_file(self) -> Path:
+        """What stage 1 leaves after each round, to resume from; gone once the run has finished."""
+        return self.folder / "rounds.safetensors"
+
+    @property
     def exports_folder(self) -> Path:
         return self.folder / "exports"
 
@@ -100,21 +178,38 @@ class Run:
             raise TrspError(f"Run {self.id} has no readable config.json.", "Start the run again.") from error
         return configs.from_json(text)
 
-    def read(self, offset: int = 0) -> tuple[list[Line], int]:
-        """The events from byte `offset` on, and the offset to go on from. A torn last line waits for its end; a line
-        that is no event, or longer than any event is, is left out."""
+    def read(self, offset: int = 0, number: int | None = None) -> tuple[list[Line], int]:
+        """The events from byte `offset` on, and the offset to go on from: the same one where they cannot be read now,
+        0 where the file is shorter than that, so that it is another one. A torn last line waits for its end. A line
+        that is no event, or longer than any event is, is left out; so is one that was told before. Where numbers are
+        left out, `EventsMissing` stands for them.
+
+        Args:
+            number: of the first event to come, `RunState.count` of who has read up to `offset`; None takes any.
+        """
         try:
             with self.events_file.open("rb") as file:
+                if offset > os.fstat(file.fileno()).st_size:
+                    return [], 0
                 file.seek(offset)
                 data = file.read()
-        except OSError:  # none yet, or it is no file
-            return [], 0
-        end = data.rfind(b"\n") + 1
+        except OSError:  # none yet, or it is no file, or the disk does not answer
+            return [], offset
+        end, expected = data.rfind(b"\n") + 1, number if offset else 0
         lines: list[Line] = []
-        for raw in data[:end].splitlines():
-            if len(raw) <= MAX_LINE:
-                with contextlib.suppress(TrspError, UnicodeDecodeError):
-                    lines.append(events.from_line(raw.decode("utf-8")))
+        for raw in data[:end].split(b"\n"):
+            if not raw or len(raw) > MAX_LINE:
+                continue
+            try:
+                n, at, event = events.from_line(raw.decode("utf-8"))
+            except (TrspError, UnicodeDecodeError):
+                continue
+            expected = n if expected is None else expected
+            if n > expected:
+                lines.append((expected, at, events.EventsMissing(expected, n - expected)))
+            if n >= expected:
+                lines.append((n, at, event))
+                expected = n + 1
         return lines, offset + end
 
     def state(self) -> RunState:
@@ -122,30 +217,35 @@ class Run:
         return state.fold(RunState(), self.read()[0])
 
     def status(self, ended: str | None = None) -> str:
-        """One of `STATUSES`. `lost`: there is no ending, and no process holds the run.
+        """One of `STATUSES`. `running` until its process lets go of it, `cancelled` also where it was asked to stop and
+        died before it said so. `lost`: there is no ending, and no process holds the run.
 
         Args:
             ended: `RunState.ended`, where the caller has folded the events already.
         """
+        if self.held():
+            return "running"
         ended = self.state().ended if ended is None else ended
         if ended:
             return ended
-        if self.held():
-            return "running"
         if (self.folder / "queued").exists():
             return "queued"
-        return "lost"
+        return "cancelled" if self.cancelled() else "lost"
 
     def held(self) -> bool:
         """Whether a living process runs this run (on this machine, or through a file system with locks)."""
+        return _locked(self.folder / "lock")
+
+    def holder(self) -> Holder | None:
+        """Who holds the run; None where nobody does, or on another machine, or where it cannot be known for sure."""
         try:
-            with (self.folder / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # none yet, or it is no file
-            return False
-        return False
+            told = json.loads((self.folder / "lock").read_text("utf-8"))
+            process, real = psutil.Process(told["pid"]), os.path.realpath(self.folder / "lock")
+            if self.held() and real in {file.path for file in process.open_files()}:  # the number may be another's now
+                return Holder(process, told["parent"], told["queued"], told["began"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, psutil.Error):
+            pass
+        return None
 
     def hint(self) -> str:
         """Why a lost run ended, as far as it is known: a sentence."""
@@ -158,8 +258,8 @@ class Run:
         return f"Its process ended with code {code}; stderr.log in the run folder may say why."
 
     def busy(self) -> bool:
-        """Whether it waits or runs."""
-        return self.held() or (self.folder / "queued").exists()
+        """Whether it waits or runs, or something of it is being exported."""
+        return self.held() or (self.folder / "queued").exists() or self.exported()
 
     def kept(self) -> bool:
         """Whether somebody wants it to stay, however old it gets."""
@@ -206,23 +306,64 @@ class Run:
     def cancelled(self) -> bool:
         return (self.folder / "cancel").exists()
 
+    def litter(self) -> list[Path]:
+        """What a killed process left half-written, or a finished run does not need any more."""
+        scraps = [p for pattern in _SCRAPS for p in self.folder.glob(pattern)]
+        points = [p for p in (self.checkpoint_file, self.rounds_file) if p.exists()]
+        return scraps + (points if points and self.state().ended == "finished" else [])
+
     def tidy(self) -> None:
-        """Remove what a killed process left half-written; for a run that no process is at."""
-        for part in [p for pattern in _SCRAPS for p in self.folder.glob(pattern)]:
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part, ignore_errors=True)
-            else:
-                part.unlink(missing_ok=True)
+        """Remove the `litter`; the caller holds the run, or keeps it at rest."""
+        for part in self.litter():
+            _remove(part)
+
+    def vanish(self) -> None:
+        """Remove what a process wrote after the folder was deleted under it; nothing else."""
+        if not (self.folder / "config.json").exists():
+            for part in (*self.litter(), *(self.folder / name for name in _TOLD)):
+                _remove(part)
+            with contextlib.suppress(OSError):  # it is gone, or holds what is not the run's
+                self.folder.rmdir()
+
+    def exported(self) -> bool:
+        """Whether a living process makes something in `exports/`."""
+        return _locked(self.folder / "exports.lock")
+
+    @contextlib.contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Hold the lock of `exports/`, which is made where there is none; what a killed process left there is removed.
+
+        Raises:
+            TrspError: another process holds it.
+        """
+        busy = f"Something of run {self.id} is being exported already."
+        with _lock(self.folder / "exports.lock", HOLDING, busy):
+            self.exports_folder.mkdir(exist_ok=True)
+            for part in self.exports_folder.glob(".*"):
+                _remove(part)
+            yield
+
+    def tidy_exports(self) -> None:
+        """Remove what a killed process left half-written in `exports/`, unless a living one is at it."""
+        if any(self.exports_folder.glob(".*")):
+            with contextlib.suppress(TrspError, OSError), self.exporting():  # who holds it tidies up
+                pass
 
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        total = 0
+        for path, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # they come and go
+                    total += os.stat(os.path.join(path, name)).st_size
+        return total
 
     def summary(self) -> dict[str, Any]:
-        """`state.summary`, from `summary.json` where the run has ended and it is there."""
+        """`state.summary`, from `summary.json` where the run has ended, it is there, and no event was touched since."""
         try:
-            kept = json.loads((self.folder / "summary.json").read_text("utf-8"))
-            if state.is_summary(kept):
+            file = self.folder / "summary.json"
+            kept = json.loads(file.read_text("utf-8"))
+            if state.is_summary(kept) and self.events_file.stat().st_mtime_ns <= file.stat().st_mtime_ns:
                 return kept
         except (OSError, ValueError, RecursionError):
             pass
@@ -235,17 +376,35 @@ class Run:
         Raises:
             TrspError: another process holds it.
         """
-        with (self.folder / "lock").open("wb") as file:
-            for attempt in range(20):  # a reader that looks whether it is held takes it for an instant
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if attempt == 19:
-                        raise TrspError(f"Run {self.id} is running already.", "Wait for it, or stop it.") from error
-                    time.sleep(0.05)
+        with self._lock(HOLDING) as file:
+            queued = (self.folder / "queued").exists()
+            told = {"pid": os.getpid(), "parent": os.getppid(), "queued": queued, "began": time.time()}
+            file.truncate(0)
+            file.write(json.dumps(told).encode())
+            file.flush()
             (self.folder / "queued").unlink(missing_ok=True)
             yield
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[bool]:
+        """Whether no process is at the run, and it can be written; while this lasts, none can begin."""
+        with contextlib.ExitStack() as locks:
+            try:
+                locks.enter_context(self._lock(4))
+                free = True
+            except (TrspError, OSError):
+                free = False
+            yield free
+
+    def _lock(self, attempts: int) -> contextlib.AbstractContextManager[BinaryIO]:
+        return _lock(self.folder / "lock", attempts, f"Run {self.id} is running already.")
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
 
 
 class Store:
@@ -269,6 +428,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "config.json", configs.to_json(config))
+            sync(folder.parent)
         except OSError as error:
             raise TrspError(
                 f"The run folder {folder} cannot be written: {error.strerror}.",
@@ -337,6 +497,11 @@ class Store:
         run = self.get(run_id)
         if run.held():
             raise TrspError(f"Run {run_id} is running.", "Stop it first.")
+        if run.exported():
+            raise TrspError(f"Something of run {run_id} is being exported.", "Wait for it, or stop it.")
         doomed = self.root / f".deleted-{run_id}"
-        run.folder.rename(doomed)  # gone from every list at once, whatever happens to the rest
+        with run.at_rest() as free:
+            if not free and run.held():  # it was begun a moment ago
+                raise TrspError(f"Run {run_id} is running.", "Stop it first.")
+            run.folder.rename(doomed)  # gone from every list at once, whatever happens to the rest
         shutil.rmtree(doomed)

@@ -31,7 +31,7 @@ class Told:
 
     Attributes:
         what: begun, going (a look at it meanwhile), found (it had finished before), or how it ended: finished, failed,
-            cancelled, lost; left out: what it needs has not finished.
+            cancelled, lost, damaged; left out: what it needs has not finished.
         number: of the point in the plan, from 1.
         seconds_left: until all points are done; None where it is not known.
     """
@@ -45,7 +45,7 @@ class Told:
 
 
 Place = tuple[int, Variation]  # number in the plan, from 1
-BAD = ("failed", "cancelled", "lost", "left out")
+BAD = ("failed", "cancelled", "lost", "damaged", "left out")
 
 
 def work(plan: Plan, store: Store, crew: Crew) -> Iterator[Told]:
@@ -68,9 +68,10 @@ def work(plan: Plan, store: Store, crew: Crew) -> Iterator[Told]:
                 yield Told("left out", *place, None, None, clock.gone(name))
             elif needed <= set(done):
                 config = plans.config_of(plan, place[1], done)
-                if config in known:
+                there = known[config].state() if config in known else RunState()
+                if there.ended == "finished":  # and its record has not been damaged since
                     del waiting[name]
-                    done[name] = known[config].state()
+                    done[name] = there
                     yield Told("found", *place, known[config], done[name], clock.gone(name))
                 elif len(at_work) < crew.places and config not in {run.config() for run in at_work}:  # a twin is found
                     del waiting[name]

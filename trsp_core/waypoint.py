@@ -1,21 +1,26 @@
-"""What stage 2 leaves in the run folder now and then, so that an interrupted run loses minutes and not hours: weights
-and AdamW's moments after a step, in one safetensors file. It replaces the one before it, whole or not at all."""
+"""What a run leaves in its folder to go on from when it is interrupted, so that it loses minutes and not hours.
+
+Stage 2 leaves the weights and AdamW's moments after a step, now and then; stage 1 the layer weights with theirs, after
+each round. Each is one safetensors file, which replaces the one before it, whole or not at all, and is never ahead of
+what the run has told, whatever becomes of the power.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trsp_core import quantized
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, disk_full
-from trsp_core.resume import STEP
+from trsp_core.resume import ROUND, STEP, Past
+from trsp_core.store import Run, sync
 from trsp_core.surgery import Stack
 
 PATIENCE = 20.0  # writing takes at most this part of the time: 1 / 20
@@ -23,49 +28,42 @@ NO_ROOM = "There is not enough room on the disk for a point to resume from, so a
 
 
 class Waypoints:
-    """The file of one run.
+    """The file of one run that stage 2 leaves.
 
     Args:
-        file: None keeps nothing.
+        run: None keeps nothing.
         config: `config.resume_minutes` lie between two writes, at least.
     """
 
-    def __init__(self, file: Path | None, config: RunConfig):
-        self._file = file if config.resume_minutes else None
+    def __init__(self, run: Run | None, config: RunConfig):
+        self._run = run if config.resume_minutes else None
         # What is frozen need not be kept, and packed weights never change.
         self._adapters_alone = bool(config.adapter_rank) and config.cycles == 1 and not config.learn_weights
         self._wait = config.resume_minutes * 60
         self._next = time.monotonic() + self._wait
 
     def due(self) -> bool:
-        return self._file is not None and time.monotonic() >= self._next
+        return self._run is not None and time.monotonic() >= self._next
 
     def keep(self, step: int, stack: Stack, optimizer: EagerAdamW) -> str:
         """Write what is known after `step`; why not, where there is no room for it: a sentence."""
-        from safetensors.torch import save_file
-
-        assert self._file
+        assert self._run
         tensors = {f"weight/{name}": p.detach().contiguous() for name, p in self._weights(stack).items()}
         for name, parameter in stack.model.named_parameters():
             for kind, value in optimizer.moments(parameter).items():
                 tensors[f"{kind}/{name}"] = value.contiguous()
-        temporary, began = self._file.with_name(f".{self._file.name}.partial"), time.monotonic()
+        began = time.monotonic()
         try:
             size = sum(t.numel() * t.element_size() for t in tensors.values())
-            if shutil.disk_usage(self._file.parent).free < 2 * size:
+            if shutil.disk_usage(self._run.folder).free < 2 * size:
                 self._next = float("inf")
                 return NO_ROOM
-            save_file(tensors, temporary, {STEP: str(step)})
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(self._file)
+            _replace(self._run, self._run.checkpoint_file, tensors, {STEP: str(step)})
         except Exception as error:
             if not (isinstance(error, OSError) or disk_full(error)):
                 raise
             self._next = float("inf")
             return NO_ROOM
-        finally:
-            temporary.unlink(missing_ok=True)
         now = time.monotonic()
         self._next = now + max(self._wait, PATIENCE * (now - began))
         return ""
@@ -95,3 +93,73 @@ class Waypoints:
     def _weights(self, stack: Stack) -> dict[str, Any]:
         alone = self._adapters_alone or quantized.is_packed(stack.model)
         return {n: p for n, p in stack.model.named_parameters() if not alone or "lora_" in n}
+
+
+class Rounds:
+    """The file of one run that stage 1 leaves: L numbers with their moments, and P. What learns beside them is too much
+    for it, so with `learn_weights` there is none.
+
+    Args:
+        run: None keeps nothing.
+        past: of a run that broke off.
+    """
+
+    def __init__(self, run: Run | None = None, config: RunConfig | None = None, past: Past | None = None):
+        self._run = run if config and config.resume_minutes and not config.learn_weights else None
+        self._past = past or Past()
+
+    def begin(self, s: Tensor, optimizer: torch.optim.Optimizer) -> tuple[int, list[int]]:
+        """The rounds of this choice that are over, and the layers P that they chose: those of a run that broke off, for
+        the first choice that asks, with `s` (L,) and its moments put back; else none.
+
+        Raises:
+            TrspError: the file does not belong to this model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        past, self._past = self._past, Past()
+        if not past.rounds:
+            return 0, []
+        try:
+            held = load_file(past.rounds)
+            with torch.no_grad():
+                s.copy_(held.pop("s"))
+            chosen = held.pop("P").tolist()
+            optimizer.state[s] = {k: v if k == "step" else v.to(s.device) for k, v in held.items()}
+        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+            raise TrspError(
+                f"{past.rounds.name} in the run folder does not fit this model, or is damaged.",
+                "Delete that file and resume: the choice of layers then starts over.",
+            ) from error
+        return past.round, chosen
+
+    def keep(self, round_: int, s: Tensor, optimizer: torch.optim.Optimizer, chosen: list[int]) -> None:
+        """Write what is known after `round_`, when all of it has been told; on a full disk nothing is kept."""
+        if self._run is None:
+            return
+        tensors = {k: v.detach().cpu().contiguous() for k, v in optimizer.state[s].items()}
+        tensors |= {"s": s.detach().cpu(), "P": torch.tensor(chosen, dtype=torch.int64)}
+        try:
+            _replace(self._run, self._run.rounds_file, tensors, {ROUND: str(round_)})
+        except Exception as error:
+            if not (isinstance(error, OSError) or disk_full(error)):
+                raise
+            self._run = None  # the run itself will say so, when it has something to write
+
+
+def _replace(run: Run, file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write `file`, whole or not at all, once all that was told is on the disk. Raises OSError or, of the same meaning,
+    safetensors' own error: there is no room."""
+    from safetensors.torch import save_file
+
+    temporary = file.with_name(f".{file.name}.partial")
+    try:
+        save_file(tensors, temporary, about)
+        sync(temporary)
+        if run.events_file.exists():  # nobody records a run that a program drives by itself
+            sync(run.events_file)
+        temporary.replace(file)
+        sync(run.folder)
+    finally:
+        temporary.unlink(missing_ok=True)

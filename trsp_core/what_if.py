@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from trsp_core import abreast, data, generate, heads, measure
+from trsp_core import abreast, data, generate, heads, measure, vocabulary
 from trsp_core import answers as an
 from trsp_core.answers import Answer, Importance, Influence, WhatIf
 from trsp_core.columns import Decoder, encode, ends
@@ -113,6 +113,10 @@ class Study:
     def __init__(self, model: Model, config: RunConfig):
         self.model = model
         texts = data.prepare(config, model.tokenizer)
+        for domain, blocks in texts.measure.items():
+            vocabulary.refuse(
+                [int(blocks.max())], model.stack.text_config.vocab_size, f"The text {texts.names[domain]}"
+            )
         self.device = next(model.stack.model.parameters()).device
         self.paths = {
             domain: Path(view(model.stack), texts.measure[domain][:1].to(self.device), STATE_BYTES // len(DOMAINS))

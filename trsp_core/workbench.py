@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trsp_core import answers as an
-from trsp_core import limits
+from trsp_core import leash, limits, serving
 from trsp_core.answers import Answer, Request
 from trsp_core.errors import TrspError
 from trsp_core.store import runs_root
@@ -170,19 +170,26 @@ class Workbench:
         self._let_go()
 
     def _serve(self) -> None:
-        while not self._closed:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed, self.idle)
-                self._working = self._waiting.popleft() if self._waiting else None
-            if self._working is None:
-                self._let_go()
-                continue
-            try:
-                self._work(self._working)
-            except Exception as error:  # a bug here must not leave a reader waiting
-                trace = "".join(traceback.format_exception(error))[-20_000:]
-                self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
-                self._let_go()
+        serving.serve(self._turn, lambda: self._closed)
+
+    def _turn(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed, self.idle)
+            self._working = self._waiting.popleft() if self._waiting else None
+        if self._working is None:
+            self._let_go()
+            return
+        try:
+            self._work(self._working)
+        except OSError as error:
+            why = f"The workbench process could not be started or reached: {error.strerror or error}."
+            self._add(self._working, an.Broken(why, AGAIN))
+            self._let_go()
+        except Exception as error:  # a bug here must not leave a reader waiting
+            trace = "".join(traceback.format_exception(error))[-20_000:]
+            self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
+            self._let_go()
+        finally:
             with self._changed:
                 self._working = None
 
@@ -258,7 +265,7 @@ class _Child:
         here = Path(__file__).resolve().parent.parent
         path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
-            command,
+            leash.held(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -271,9 +278,13 @@ class _Child:
         self.lines: queue.Queue[str | None] = queue.Queue()
         self._errors: deque[str] = deque(maxlen=40)
         self._sending = threading.Lock()
-        threading.Thread(target=self._pump, name="workbench answers", daemon=True).start()
         self._listener = threading.Thread(target=self._listen, name="workbench errors", daemon=True)
-        self._listener.start()
+        try:
+            threading.Thread(target=self._pump, name="workbench answers", daemon=True).start()
+            self._listener.start()
+        except RuntimeError as error:  # the machine gives no more threads
+            self.process.kill()
+            raise OSError(str(error)) from error
 
     @property
     def alive(self) -> bool:
@@ -287,7 +298,7 @@ class _Child:
             self.process.stdin.flush()
 
     def kill(self) -> None:
-        self.process.kill()
+        leash.end(self.process)
 
     def close(self) -> None:
         """Close its input, which lets it end by itself; kill it if it does not."""
@@ -297,8 +308,7 @@ class _Child:
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            leash.end(self.process)
 
     def epitaph(self) -> str:
         """How it ended, in words that follow "ended"."""
@@ -314,10 +324,12 @@ class _Child:
 
     def _pump(self) -> None:
         assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.process.wait()
-        self.lines.put(None)
+        try:
+            for line in self.process.stdout:
+                self.lines.put(line)
+            self.process.wait()
+        finally:
+            self.lines.put(None)
 
     def _listen(self) -> None:
         assert self.process.stderr

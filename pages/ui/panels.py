@@ -47,6 +47,9 @@ def when(run: Run) -> str:
 
 def progress(run: Run, state: RunState, status: str) -> None:
     """The bar with the phase in words and the time left, and the strip of all phases."""
+    if status == "queued" and (trouble := server.jobs().trouble(run.id)):
+        st.error(f"**This run could not be started.** {words.plain(trouble)}", icon=":material/error:")
+        return
     if status == "queued":
         place = server.jobs().place(run.id)
         ahead = f"place {place} in the queue" if place > 1 else "next in the queue"
@@ -113,13 +116,10 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
     again = False
     with st.container(horizontal=True, gap="xsmall", key="actions", width="content"):
         if status in ("queued", "running"):
-            label = "Take out of the queue" if status == "queued" else "Stop"
-            st.button(
-                label, icon=":material/stop:", key="stop", disabled=run.cancelled(), on_click=stop, args=(run.id,)
-            )
+            stop_button(run, "Take out of the queue" if status == "queued" else "Stop", "stop")
         else:
             if resume.can(state, status):
-                resume_button(run, "resume")
+                resume_button(run, state, "resume")
             again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
             st.button("Change", icon=":material/tune:", key="change", on_click=planner.change, args=(config,))
         if server.jobs().limits.sweeps:
@@ -132,9 +132,16 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
     return again
 
 
-def resume_button(run: Run, key: str) -> None:
-    """A button that puts a run which broke off into the queue again."""
-    tip = "Go on where it broke off, to the end that it would have had."
+def stop_button(run: Run, label: str, key: str) -> None:
+    """A button that stops a run; it has stopped once its process has let go of it."""
+    asked = run.cancelled()
+    label = "Stopping…" if asked else label
+    st.button(label, icon=":material/stop:", key=key, disabled=asked, on_click=stop, args=(run.id,))
+
+
+def resume_button(run: Run, state: RunState, key: str) -> None:
+    """A button that puts a run which broke off into the queue again; it says before what that repeats."""
+    tip = f"To the end that it would have had. {resume.outlook(run, state)}"
     st.button("Resume", icon=":material/resume:", key=key, help=tip, on_click=go_on, args=(run.id,))
 
 

@@ -78,4 +78,7 @@ def _start(plan: str) -> None:
 
 def _stop(plan: str) -> None:
     """A callback."""
-    server.agenda().stop(plan)
+    try:
+        server.agenda().stop(plan)
+    except TrspError as error:  # the folder of runs cannot be written
+        session.put(f"trouble-{plan}", str(error))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import streamlit as st
 
 from pages.ui import server, session, words
-from trsp_core import card, forecast, methods, models
+from trsp_core import card, forecast, methods, models, outlets
 from trsp_core import config as configs
 from trsp_core.config import KNOBS, PACKED, RunConfig
 from trsp_core.errors import Problem, TrspError
@@ -117,7 +117,7 @@ def command(config: RunConfig, caption: str = "The same run from a shell:") -> N
     """The run as a shell command, to copy."""
     with st.popover("Command", icon=":material/terminal:"):
         st.caption(caption)
-        st.code(config.as_command(), language="bash", wrap_lines=True)
+        st.code(outlets.lines(config.as_command()), language="bash", wrap_lines=True)
         st.caption("The same from Python:")
         st.code(card.script(config), language="python", wrap_lines=True)
 

@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui import controls, words
+from trsp_core import outlets, resume
 from trsp_core.config import RunConfig
 from trsp_core.events import DOMAINS, PerplexityMeasured
 from trsp_core.state import RunState
@@ -23,20 +24,31 @@ def ending(run: Run, state: RunState, status: str) -> None:
         )
         if state.failure.trace:
             with st.expander("Trace, for a report"):
-                st.code(state.failure.trace, language=None)
+                st.code(outlets.lines(state.failure.trace), language=None)
     elif status == "cancelled":
         st.warning(
-            f"**This run was stopped{where}.** {words.plain(state.stopped_why)} "
+            f"**This run was stopped{where}.** {words.plain(state.stopped_why or run.cancel_reason())} "
             "What it measured until then stays below. "
-            "Resume it, run it again with the same settings, or change them first.",
+            f"Resume it, run it again with the same settings, or change them first. {_outlook(run, state)}",
             icon=":material/stop_circle:",
         )
     elif status == "lost":
         st.warning(
             f"**This run was lost{where}.** {words.plain(run.hint())} What it wrote until then stays below. "
-            "Resume it to go on where it can, or run it again.",
+            f"Resume it to go on where it can, or run it again. {_outlook(run, state)}",
             icon=":material/link_off:",
         )
+    elif status == "damaged":
+        st.warning(
+            "**This run has finished, but its record is damaged.** What can be read is below; what is missing stands "
+            f"under it. Resume it to compute that again. {_outlook(run, state)}",
+            icon=":material/heart_broken:",
+        )
+
+
+def _outlook(run: Run, state: RunState) -> str:
+    """What a press of Resume would come to."""
+    return f"Resumed: {words.plain(resume.outlook(run, state))}"
 
 
 def summary(state: RunState, config: RunConfig) -> None:

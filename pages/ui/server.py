@@ -23,7 +23,9 @@ from pages.ui import session
 from trsp_core import downloads, memory, models, paths, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
+from trsp_core.errands import Errands
 from trsp_core.errors import TrspError
+from trsp_core.events import EventsMissing
 from trsp_core.jobs import Jobs
 from trsp_core.models import Card, Facts
 from trsp_core.state import RunState, fold
@@ -31,7 +33,8 @@ from trsp_core.store import Run, Store
 
 
 class Follower:
-    """One run's events, folded once: each look reads only the bytes that are new."""
+    """One run's events, folded once: each look reads only the bytes that are new. Where those do not go on from what
+    was read, as another file does in the place of the first, all is read anew: a look is what a replay would be."""
 
     def __init__(self, run: Run):
         self._run, self._offset, self._state = run, 0, RunState()
@@ -41,7 +44,11 @@ class Follower:
     def look(self) -> RunState:
         """The state now, as a copy whose lists no later look will change: the same one for all until there is news."""
         with self._lock:
-            lines, self._offset = self._run.read(self._offset)
+            lines, offset = self._run.read(self._offset, self._state.count)
+            if offset < self._offset or (self._offset and any(isinstance(e, EventsMissing) for _, _, e in lines)):
+                self._state, self._shown = RunState(), None
+                lines, offset = self._run.read()
+            self._offset = offset
             if lines or self._shown is None:
                 fold(self._state, lines)
                 parts = {f.name: copy.copy(getattr(self._state, f.name)) for f in dataclasses.fields(RunState)}
@@ -64,6 +71,12 @@ def jobs() -> Jobs:
 def agenda() -> Agenda:
     """The plans that are worked through; it goes on with those that an earlier server left."""
     return Agenda(store(), jobs())
+
+
+@st.cache_resource(show_spinner=False)
+def errands() -> Errands:
+    """What is being made to be taken away, for all tabs."""
+    return Errands(jobs().limits)
 
 
 @contextlib.asynccontextmanager
@@ -128,7 +141,7 @@ def look(run: Run) -> tuple[RunState, str]:
     follower = _follower(str(run.folder), (run.folder / "config.json").stat().st_ino)
     state = follower.look()
     status = run.status(state.ended)
-    if status == "lost":  # it may have ended, in writing, between the two looks
+    if not state.ended and status in ("lost", "cancelled"):  # it may have ended, in writing, between the two looks
         state = follower.look()
         status = run.status(state.ended)
     return state, status

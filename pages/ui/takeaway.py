@@ -1,16 +1,17 @@
-"""Take it away: the model with its proof, the report, the curves. All of it is made by child processes or in a moment,
-lies in the run folder, and is streamed from there."""
+"""Take it away: the model with its proof, the report, the curves. All of it is made in a moment or by the server's
+errands, whichever tab is open, lies in the run folder, and is streamed from there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
-from pages.ui import files, words
-from trsp_core import curves, errands, export
+from pages.ui import files, server, words
+from trsp_core import curves, export
 from trsp_core.config import RunConfig
-from trsp_core.errands import Step
+from trsp_core.errands import Errand
 from trsp_core.errors import TrspError
 from trsp_core.state import RunState
 from trsp_core.store import Run, write_atomic
@@ -27,8 +28,17 @@ def area(run: Run, config: RunConfig, state: RunState) -> None:
         else:
             _model(run)
         with st.container(horizontal=True):
-            _file(run, REPORT, "HTML report", "One file, charts inside, opens offline.", lambda: _report(run))
+            target = str(run.exports_folder / REPORT)
+            _file(
+                run,
+                REPORT,
+                "HTML report",
+                "One file, charts inside, opens offline.",
+                lambda: server.errands().start(run, REPORT, "report", target=target),
+            )
             _file(run, CURVES, "Curves, CSV", "Every curve, a row a point.", lambda: _curves(run, config, state))
+        for errand in server.errands().of(run):
+            _standing(errand)
 
 
 def _model(run: Run) -> None:
@@ -49,9 +59,11 @@ def _model(run: Run) -> None:
         "export." + ("" if formats else " Packed weights stay as they are, with their adapters beside them.")
     )
     if clicked or pushed:
-        name, token = pushed or ("", "")
-        target = str(export.archive(run, dtype))
-        _follow(errands.run("export", run=str(run.folder), target=target, dtype=dtype, push=name, token=token))
+        repository, token = pushed or ("", "")
+        target = export.archive(run, dtype)
+        asked: dict[str, Any] = {"target": str(target), "dtype": dtype, "push": repository, "token": token}
+        name = f"{target.name} to {repository}" if pushed else target.name
+        _try(lambda: server.errands().start(run, name, "export", **asked))
 
 
 def _push_form() -> tuple[str, str] | None:
@@ -70,36 +82,51 @@ def _push_form() -> tuple[str, str] | None:
     return name.strip(), token.strip()
 
 
-def _file(run: Run, name: str, label: str, text: str, make: Callable[[], Iterator[Step]]) -> None:
-    """A button that makes the file, or the link to it where it is there."""
+def _file(run: Run, name: str, label: str, text: str, make: Callable[[], None]) -> None:
+    """A button that has the file made, or the link to it where it is there."""
     if (run.exports_folder / name).is_file():
         st.link_button(label, files.link(run, name), icon=":material/download:", help=text)
     elif st.button(f"Make: {label}", key=f"make-{name}", icon=":material/description:", help=text):
-        _follow(make())
+        _try(make)
 
 
-def _report(run: Run) -> Iterator[Step]:
-    return errands.run("report", run=str(run.folder), target=str(run.exports_folder / REPORT))
-
-
-def _curves(run: Run, config: RunConfig, state: RunState) -> Iterator[Step]:
+def _curves(run: Run, config: RunConfig, state: RunState) -> None:
     run.exports_folder.mkdir(exist_ok=True)
     write_atomic(run.exports_folder / CURVES, curves.table(config, state))
-    yield Step("Done", 1.0)
 
 
-def _follow(steps: Iterator[Step]) -> None:
-    """Show the work's progress, then what it made; or say why there is nothing."""
-    bar = st.progress(0.0, text="Starting")
+def _try(make: Callable[[], None]) -> None:
+    """Make it, or begin to, and draw the page again; or say why that cannot be."""
     try:
-        for step in steps:
-            bar.progress(min(max(step.fraction, 0.0), 1.0), text=words.plain(step.message))
+        make()
     except TrspError as error:
-        bar.empty()
         st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")
         return
     except OSError as error:
-        bar.empty()
         st.error(f"It could not be written: {words.plain(error.strerror or '')}. Free some space.")
         return
     st.rerun()
+
+
+def _standing(errand: Errand) -> None:
+    """How far an errand is; why it ended, or what a push came to. What was made stands above, with its link."""
+    if errand.running:
+        st.fragment(_progress, run_every=1.0)(errand)
+    elif errand.refusal:
+        told = f"{words.plain(errand.refusal.message)} {words.plain(errand.refusal.remedy)}"
+        st.error(f"{words.plain(errand.name)}: {told}", icon=":material/error:")
+    elif errand.done and " to " in errand.name:
+        st.success(f"Uploaded: {words.plain(errand.name)}.", icon=":material/cloud_done:")
+
+
+def _progress(errand: Errand) -> None:
+    """Its place in the queue or its progress, with a way to stop it; drawn again each second."""
+    if not errand.running:
+        st.rerun()
+    place = server.errands().place(errand)
+    doing = f"place {place} in the queue" if place else errand.step.message
+    share = min(max(errand.step.fraction, 0.0), 1.0)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(share, text=f"{words.plain(errand.name)}: {words.plain(doing)}")
+        label, key = "Stopping" if errand.stopping else "Stop", f"stop-{errand.name}"
+        st.button(label, disabled=errand.stopping, key=key, on_click=server.errands().stop, args=(errand,))

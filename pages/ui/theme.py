@@ -16,6 +16,7 @@ STATUS_COLOURS = {
     "cancelled": "gray",
     "failed": "red",
     "lost": "orange",
+    "damaged": "orange",
 }
 
 STATUS_ICONS = {
@@ -25,6 +26,7 @@ STATUS_ICONS = {
     "cancelled": ":material/stop_circle:",
     "failed": ":material/error:",
     "lost": ":material/link_off:",
+    "damaged": ":material/heart_broken:",
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from trsp_core import outlets
+
 PHASES = {
     "load": "Loading the model",
     "text": "Reading the texts",
@@ -59,6 +61,7 @@ STATUSES = {
     "cancelled": "Stopped",
     "failed": "Failed",
     "lost": "Lost",
+    "damaged": "Damaged",
 }
 
 
@@ -79,9 +82,9 @@ def lines(text: str) -> str:
 
 
 def letters(text: str) -> str:
-    """Escaped for Markdown. Icons, addresses and arrows are looked for after a backslash has done its work, so a sign
-    without width parts them."""
-    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", text))
+    """Escaped for Markdown, each letter visible. Icons, addresses and arrows are looked for after a backslash has done
+    its work, so a sign without width parts them."""
+    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", outlets.lines(text)))
 
 
 def phase(name: str) -> str:

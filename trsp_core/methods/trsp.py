@@ -25,12 +25,12 @@ def choose(lab, config, count):
         groups.append({"params": W, "lr": config.stage1_weight_lr})
     optimizer = torch.optim.Adam(groups, fused=bool(W))
     seen = {}
-    P: list[int] = []
     with torch.no_grad():
         s[lab.gone] = 0.0
+    over, P = lab.rounds.begin(s, optimizer)
     rounds = 1 if config.one_shot else count
     with lab.learning(W), lab.stepping():
-        for round_ in range(len(lab.gone) + 1, len(lab.gone) + rounds + 1):
+        for round_ in range(max(over, len(lab.gone)) + 1, len(lab.gone) + rounds + 1):
             free = [i for i in lab.unprotected(config) if i not in P]
 
             def loss(ids, free=free):
@@ -54,6 +54,7 @@ def choose(lab, config, count):
                     yield StageOneStepped(step, round_, seen["lm"].item(), seen["l1"].item(), s.tolist())
             for _ in range(count if config.one_shot else 1):
                 yield _take_smallest(lab, config, s.tolist(), P, round_)
+            lab.rounds.keep(round_, s, optimizer, P)
     return P
 
 

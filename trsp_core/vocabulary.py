@@ -1,0 +1,232 @@
+"""Whether a model's tokenizer can be used: it opens and cuts a text within bounds of time and memory, and the ids that
+it gives have a row in the model's embedding.
+
+A tokenizer is a program of whoever made the model (replacements, regular expressions), and what runs it does not return
+to Python until it is done. So a child process runs it first, `python -m trsp_core.vocabulary`, with the question as
+JSON on stdin; only what has passed there is opened elsewhere. No torch, but in that child where a tokenizer needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trsp_core import config as configs
+from trsp_core import data, leash, proof
+from trsp_core.checkpoint import MAX_JSON, Facts
+from trsp_core.config import RunConfig
+from trsp_core.errors import TrspError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MOST_BYTES = 2_000_000_000  # of memory that the child may take; the largest tokenizers take some 0.5 GB
+CPU_SECONDS = 20  # for which it may compute
+SECONDS = 60.0  # in all: a busy machine gives less than a second in a second
+AT_ONCE = 2  # children of one process; who comes later waits
+SAMPLE = (
+    "In 1807 the lighthouse was rebuilt in stone, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  "
+    "AAAAAAAA 00000000 ........ \t\n\n(x+y)*z == {'a': [1, 2]}; naïve déjà-vu, 東京, Москва, 😀."
+)
+REMEDY = "Choose another model, or save its tokenizer again from where it works."
+
+_places = threading.BoundedSemaphore(AT_ONCE)
+
+
+def check(facts: Facts, config: RunConfig | None = None) -> None:
+    """Run the tokenizer of a model in a bounded child: on a sample, and where `config` is given also on its texts, as
+    far as `data.check` does and wherever an id could lie beyond the embedding. What has passed is not run again while
+    its files stay what they are.
+
+    Raises:
+        TrspError: the tokenizer cannot be opened, fails, or goes beyond a bound; a text cannot be used; an id has no
+            row.
+    """
+    paths = [] if config is None else [config.text, config.heldout]
+    files = [str(file) for file in sorted(facts.folder.iterdir()) if file.suffix != ".safetensors"]
+    question = {
+        "name": facts.name,
+        "folder": str(facts.folder),
+        "rows": facts.vocabulary,
+        "settings": None if config is None else configs.to_json(config),
+    }
+    _passed(json.dumps(question), tuple(_identity(file) for file in [*files, *paths]))
+
+
+def refuse(ids: Iterable[int], rows: int, what: str) -> None:
+    """Raise TrspError if one of the token `ids` has no row in an embedding of `rows`.
+
+    Args:
+        what: whose ids they are, the subject of the message: "The prompt".
+    """
+    highest = max(ids, default=-1)
+    if highest >= rows:
+        raise TrspError(
+            f"{what} holds token id {highest:,}, and the model's embedding has {rows:,} rows, for ids below that: "
+            "tokens were added to the tokenizer, and the model was not resized.",
+            "Resize it (model.resize_token_embeddings(len(tokenizer))) and save both, or leave these tokens out.",
+        )
+
+
+def refuse_texts(prepared: data.Texts, tokenizer: Any, config: RunConfig, rows: int) -> None:
+    """Raise TrspError if any of what a run gives its model to read has an id beyond an embedding of `rows`."""
+    for domain, blocks in prepared.measure.items():
+        refuse([int(blocks.max())], rows, f"The text {prepared.names[domain]}")
+    refuse([int(prepared.calibration.max())], rows, f"The text {prepared.names['calibration']}")
+    refuse(tokenizer(config.prompt).input_ids, rows, "The prompt")
+    if config.save_model:
+        refuse(tokenizer(proof.TEXT).input_ids, rows, "The text of the proof")
+
+
+def highest(tokenizer: Any) -> int:
+    """The highest id that a tokenizer of transformers can give."""
+    return max(tokenizer.get_vocab().values(), default=-1)
+
+
+@contextlib.contextmanager
+def panics_refused(name: str) -> Iterator[None]:
+    """Turn what the tokenizers' own language raises beside all of Python's exceptions into a refusal.
+
+    Args:
+        name: of the model.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _failed(name, f"it breaks down: {_line(error)}") from error
+
+
+def _identity(path: str) -> tuple[str, int, int, int] | None:
+    """What changes when the file does; None where there is none."""
+    try:
+        known = Path(path).expanduser().stat()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path, known.st_size, known.st_mtime_ns, known.st_ino
+
+
+@functools.lru_cache(maxsize=64)  # an exception is not kept: a machine may be less busy the next time
+def _passed(question: str, identity: tuple) -> None:
+    """Let a child answer `question`. Raises TrspError: as in `check`."""
+    here = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    alone = {"PYTHONPATH": here, "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    with _places, subprocess.Popen(
+        leash.held([sys.executable, "-m", "trsp_core.vocabulary"], MOST_BYTES, CPU_SECONDS),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        process_group=0,
+        env=os.environ | alone | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    ) as child:  # fmt: skip
+        try:
+            said, complaint = child.communicate(question, timeout=SECONDS)
+        except subprocess.TimeoutExpired as late:
+            raise _failed(json.loads(question)["name"], f"it takes more than {SECONDS:.0f} s to cut a text") from late
+        finally:
+            leash.end(child)
+    _judge(json.loads(question)["name"], child.returncode, said, complaint)
+
+
+def _judge(name: str, code: int, said: str, complaint: str) -> None:
+    """Raise what the end of a child means, if anything."""
+    if code == 0:
+        answer = json.loads(said.splitlines()[-1])
+        if answer:
+            raise TrspError(answer["error"], answer["remedy"])
+    elif code == -signal.SIGXCPU:
+        raise _failed(name, f"it computes for more than {CPU_SECONDS} s to cut a text")
+    elif "memory allocation" in complaint or "MemoryError" in complaint:
+        raise _failed(name, f"it takes more than {MOST_BYTES / 1e9:.0f} GB of memory to cut a text")
+    elif code < 0:
+        raise _failed(name, f"a process that cuts a text with it ends by {signal.Signals(-code).name}")
+    else:
+        raise RuntimeError(f"The check of a tokenizer ended with code {code}:\n{complaint[-4000:]}")
+
+
+def _failed(name: str, why: str) -> TrspError:
+    return TrspError(f"The tokenizer of {name} cannot be used: {why}.", REMEDY)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _answer(name: str, folder: Path, rows: int, settings: str | None) -> None:
+    """The child's work. Raises TrspError: as in `check`."""
+    file = folder / "tokenizer.json"
+    with panics_refused(name):
+        ids = _fast(name, file) if file.is_file() else _slow(name, folder)
+        if settings is None:
+            return
+        config = configs.from_json(settings)
+        data.check(config, file)
+        if max([*ids, *_added(folder)], default=-1) >= rows:
+            from trsp_core import load
+
+            tokenizer = load.load_tokenizer(folder)
+            refuse_texts(data.prepare(config, tokenizer), tokenizer, config, rows)
+
+
+def _fast(name: str, file: Path) -> list[int]:
+    """Open a tokenizer.json with nothing but what reads it, and cut the sample; returns all its ids."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.encode(SAMPLE)
+    except MemoryError:
+        raise
+    except Exception as error:  # it raises no other type
+        raise _failed(name, _line(error)) from error
+    return list(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def _slow(name: str, folder: Path) -> list[int]:
+    """The same by transformers, which knows the older forms."""
+    from trsp_core import load
+
+    tokenizer = load.load_tokenizer(folder)
+    tokenizer(SAMPLE)
+    return list(tokenizer.get_vocab().values())
+
+
+def _added(folder: Path) -> list[int]:
+    """Ids that files beside tokenizer.json add to it."""
+    ids: list[int] = []
+    for file in ("tokenizer_config.json", "added_tokens.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):  # load will say what is wrong
+            if (folder / file).stat().st_size <= MAX_JSON:
+                document = json.loads((folder / file).read_text("utf-8"))
+                named = document.get("added_tokens_decoder", {}) if file.startswith("tokenizer") else document
+                ids += [int(i) for pair in named.items() for i in pair if str(i).isdecimal()]
+    return ids
+
+
+def main() -> int:
+    """The child: `{}`, or a refusal."""
+    try:
+        question: dict[str, Any] = json.load(sys.stdin)
+        _answer(question["name"], Path(question["folder"]), question["rows"], question["settings"])
+    except TrspError as error:
+        refusal = {"error": error.message, "remedy": error.remedy}
+    else:
+        refusal = {}
+    sys.stdout.write(json.dumps(refusal) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
