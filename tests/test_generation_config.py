@@ -100,7 +100,7 @@ def plain(tmp_path_factory):
 
 
 def saved(folder, target) -> dict[str, torch.Tensor]:
-    """What a run keeps of a model in `folder`, less layers 1 and 3: proof and sample."""
+    """What a run keeps of the model in `folder`, less layers 1 and 3, and what it writes by itself."""
     model, tokenizer = load.load(str(folder), device="cpu")
     stack = surgery.find(model)
     with surgery.removed(stack, [1, 3]):

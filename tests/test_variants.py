@@ -33,7 +33,8 @@ class TestAnneal:
         quick = configs.from_values({}, "quick")
         assert [schedules.lambda_2(quick, n) for n in (1, 7, 8, 30)] == pytest.approx([1 / 3, 7 / 3, 0.0, 0.0])
         assert schedules.acting(quick) == (7, pytest.approx(7 / 3))
-        assert "λ₂ acts in 7 of 30 steps of stage 2 and rises to 2.33" in schedules.told(quick)
+        assert schedules.told(quick).startswith("λ₂ acts in 7 of 30 steps of stage 2, until the gate ")
+        assert schedules.told(quick).endswith(" is shut, and rises to 2.33 of 10.")
         level = dataclasses.replace(quick, lambda_2_schedule="constant")
         assert [schedules.lambda_2(level, n) for n in (1, 7, 8)] == [10.0, 10.0, 0.0]
         ungated = dataclasses.replace(quick, anneal=0.0)

@@ -390,6 +390,12 @@ def _proved(run: Run, unproved: Path, computed: Path, now: ev.Progressed) -> Ite
     Tells `now` again where the run is to stop meanwhile."""
     files = f"The files are in {unproved.name}, unproved."
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
+    if (free := forecast.available_memory()) < forecast.BASE:
+        raise TrspError(
+            f"The model is not proved: a fresh process to load it takes {forecast.BASE / 1e6:.0f} MB of memory, "
+            f"{free / 1e6:.0f} MB are free. {files}",
+            f"Free some memory. {again}",
+        )
     with contextlib.closing(proof.checking(unproved, computed)) as waiting:
         while True:
             try:

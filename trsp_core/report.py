@@ -70,8 +70,8 @@ def html(run: Run) -> str:
     )
 
 
-def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, drawings.Spec, Any]]:
-    """Those charts of the run's page that have data: title, description, spec, frame."""
+def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, str, drawings.Spec, Any]]:
+    """Those charts of the run's page that have data: title, description, caption, spec, frame."""
     found = []
     if state.weight_steps:
         frame = series.weights(state, series.planned_steps(state, config, 1))
@@ -87,17 +87,21 @@ def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, drawings.
             found.append(("Stage 2: the gaps", "gaps", drawings.gaps(SHADE), series.gaps(state, config)))
         frame = series.losses(state, config, 2)
         found.append(("Stage 2: what was minimised", "loss-2", drawings.losses(SHADE, series.PULLS[2]), frame))
-    return [(title, drawings.ALT[name], spec, frame) for title, name, spec, frame in found if len(frame)]
+    return [
+        (title, drawings.ALT[name], series.caption(name, state, config) or drawings.ALT[name], spec, frame)
+        for title, name, spec, frame in found
+        if len(frame)
+    ]
 
 
-def _figure(title: str, description: str, spec: drawings.Spec, frame: Any) -> str:
+def _figure(title: str, description: str, caption: str, spec: drawings.Spec, frame: Any) -> str:
     rows = [{name: _shown(value) for name, value in plain(row).items()} for row in frame.to_dict("records")]
     whole = {**spec, "data": {"values": rows}, "width": WIDTH, "background": "transparent"}
     picture = vl_convert.vegalite_to_svg(json.loads(json.dumps(whole, default=float)), vl_version=VEGA_LITE)
-    caption = outlets.html(description)
     return (
-        f'<h2>{outlets.html(title)}</h2><figure><div role="img" aria-label="{caption}">{picture}</div>'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f"<h2>{outlets.html(title)}</h2>"
+        f'<figure><div role="img" aria-label="{outlets.html(description)}">{picture}</div>'
+        f"<figcaption>{outlets.html(caption)}</figcaption></figure>"
     )
 
 

@@ -66,9 +66,9 @@ def told(config: RunConfig) -> str:
         return "λ₂ does nothing: the gate on the chosen layers is shut from the first step on."
     if count == steps:
         return f"λ₂ acts in all {steps} steps of stage 2."
-    reach = f" and rises to {highest:.3g}" if config.lambda_2_schedule == "ramp" else ""
-    when = "in each cycle, until" if config.cycles > 1 else "until"
-    return f"λ₂ acts in {count} of {steps} steps of stage 2{reach}: {when} the gate on the chosen layers is shut."
+    reach = f", and rises to {highest:.3g} of {config.lambda_2:g}" if config.lambda_2_schedule == "ramp" else ""
+    when = "shut in each cycle" if config.cycles > 1 else "shut"
+    return f"λ₂ acts in {count} of {steps} steps of stage 2, until the gate on the chosen layers is {when}{reach}."
 
 
 def opening(step: float, closing: float) -> float:

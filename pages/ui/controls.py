@@ -41,9 +41,9 @@ def _preset_chosen() -> None:
         session.apply_preset(session.get("preset"))
 
 
-def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str) -> None:
+def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str, below_lambda_2: str) -> None:
     """The five knobs that matter first; `below_model` draws what helps to find one, `below_ratio` says in words what
-    the ratio comes to."""
+    the ratio comes to, `below_lambda_2` in how many steps it acts."""
     left, right = st.columns(2, gap="large")
     with left:
         _control(KNOBS["model"], problems)
@@ -55,6 +55,7 @@ def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ra
         st.markdown(below_ratio)
         for name in ("lambda_1", "lambda_2"):
             _control(KNOBS[name], problems)
+        st.caption(below_lambda_2)
 
 
 def more(problems: Sequence[Problem]) -> None:

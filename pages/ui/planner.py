@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import streamlit as st
 
 from pages.ui import server, session, words
-from trsp_core import card, forecast, methods, models, outlets
+from trsp_core import card, forecast, methods, models, outlets, schedules
 from trsp_core import config as configs
 from trsp_core.config import KNOBS, PACKED, RunConfig
 from trsp_core.errors import Problem, TrspError
@@ -80,6 +80,11 @@ def ratio_in_words(made: Plan) -> str:
     return (
         f"**{count} of {facts.n_layers} layers, {fewer} fewer parameters** ({words.parameters(facts.parameters)} now)"
     )
+
+
+def lambda_2_in_words(made: Plan) -> str:
+    """For how many steps it acts."""
+    return schedules.told(made.config) if made.config else ""
 
 
 def forecast_and_start(made: Plan) -> None:

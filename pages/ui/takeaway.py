@@ -54,10 +54,13 @@ def _model(run: Run) -> None:
         with st.popover("Push to the hub", icon=":material/cloud_upload:"):
             pushed = _push_form()
     st.caption(
-        "A checkpoint for stock transformers with a model card, the settings and, for a direct deletion, a recipe for "
-        "mergekit. A fresh process loads it first and must compute what the model in memory computed, or there is no "
-        "export." + ("" if formats else " Packed weights stay as they are, with their adapters beside them.")
+        "A checkpoint for stock transformers with a model card, the settings and, where it gives the same tensors, a "
+        "recipe for mergekit. A fresh process loads it first and must compute what the model in memory computed, or "
+        "there is no export."
+        + ("" if formats else " Packed weights stay as they are, with their adapters beside them.")
     )
+    for remark in export.remarks(run, dtype):
+        st.caption(words.plain(remark))
     if clicked or pushed:
         repository, token = pushed or ("", "")
         target = export.archive(run, dtype)
