@@ -13,7 +13,7 @@ from typing import Any
 
 from trsp_core import gguf, intervals, methods, models, outlets, shell
 from trsp_core.config import KNOBS, PACKED, TEXTS, RunConfig
-from trsp_core.events import DOMAINS, PerplexityMeasured
+from trsp_core.events import DOMAINS, DivergenceMeasured, PerplexityMeasured
 from trsp_core.proof import Proof
 from trsp_core.state import RunState
 
@@ -175,19 +175,21 @@ def protocol(config: RunConfig, state: RunState) -> str:
     """How it was measured, so that another can repeat it."""
     parts = []
     for domain in DOMAINS:
-        found = measured(state, "pruned", domain)
+        found = measured(state, "pruned", domain) or measured(state, "dense", domain)
         if found:
             parts.append(
                 f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of "
                 f"{found.block_length} tokens ({found.tokens:,} predicted), {found.dtype}"
             )
+    compared = next((e.blocks for _, _, e in state.told if isinstance(e, DivergenceMeasured)), 0)
+    kl = f" KL is of the first {compared} of the blocks." if compared else ""
     unpacked = ""
     if config.precision in PACKED and config.save_as == "merged":
         unpacked = (
             f" Measured on weights packed as {config.precision}; what is kept is what they stand for, in bfloat16."
         )
     return (
-        f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on. "
+        f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on.{kl} "
         f"Brackets are 95 % intervals, bootstrapped over blocks. One seed ({config.seed}).{unpacked}"
     )
 
