@@ -295,7 +295,8 @@ def _speed(state: RunState) -> str:
         f"{what} {getattr(dense, what):,.1f} to {getattr(pruned, what):,.1f} tokens/s" for what in ("prefill", "decode")
     ]
     ceiling = f" (ceiling {state.ceiling:.2f} times)" if state.ceiling else ""
-    return f"Speed on the machine of the run: {', '.join(parts)}{ceiling}."
+    tokens = f"{pruned.prompt_tokens} tokens read, {pruned.new_tokens} written"
+    return f"Speed on the machine of the run, {tokens}: {', '.join(parts)}{ceiling}."
 
 
 def _model(name: str) -> str:

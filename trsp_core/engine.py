@@ -34,6 +34,7 @@ from trsp_core import (
     memory,
     methods,
     models,
+    openings,
     proof,
     quantized,
     surgery,
@@ -219,7 +220,7 @@ def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, 
         vocabulary.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
-    wanted = len(tokenizer(config.prompt).input_ids), config.sample_tokens
+    wanted = len(openings.begun(tokenizer, config.prompt)), config.sample_tokens
     fits = generate.fitted(stack.context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
