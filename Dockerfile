@@ -17,12 +17,15 @@ ENV HOME=/home/user \
 WORKDIR /home/user/app
 
 ARG TORCH_INDEX=
-COPY --chown=1000:1000 requirements.txt .
-# The version of torch is pinned in requirements.txt, from where it is read.
+COPY --chown=1000:1000 requirements.lock .
+# All versions and checksums are in requirements.lock. The files of another index for torch have checksums of their own,
+# so torch comes from there alone and unchecked but for TLS, and what only its CUDA build needs is left out.
 # hadolint ignore=DL3013
-RUN torch=$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.txt) \
-    && pip install --no-cache-dir --user ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch" \
-    && pip install --no-cache-dir --user -r requirements.txt
+RUN if [ -z "$TORCH_INDEX" ]; then cp requirements.lock wanted.lock; else \
+        pip install --no-cache-dir --user --no-deps --index-url "$TORCH_INDEX" "$(grep -o '^torch==[0-9.]*' requirements.lock)" \
+        && awk '/^[a-z0-9]/ { cuda = /^(nvidia|cuda|triton)/ } !cuda' requirements.lock > wanted.lock; fi \
+    && pip install --no-cache-dir --user --require-hashes -r wanted.lock \
+    && rm wanted.lock
 
 COPY --chown=1000:1000 . .
 RUN python -m trsp_core fetch smollm2-135m

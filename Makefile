@@ -3,6 +3,7 @@
 #             (two files of tests at once: SIDE= takes them one after the other)
 # make bench  set up, then measure (half an hour on a quiet machine) and write the README's table
 # make setup  the set-up alone: .venv, packages, the default model
+# make lock   write requirements.lock anew: what is installed here, with the checksums of all files
 #
 # PYTHON=python3.12 takes another interpreter (3.11 or later). TORCH_INDEX=URL takes torch from that package index:
 # on Linux without a GPU name PyTorch's index of CPU builds (see pytorch.org/get-started), which saves gigabytes.
@@ -20,7 +21,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.txt)
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 MARKED := not gpu$(if $(FAST), and not slow)$(if $(CHROMIUM),$(if $(FAST), and not browser), and not browser)
 
-.PHONY: app test bench setup lint clean
+.PHONY: app test bench setup lint lock clean
 .DEFAULT_GOAL := app
 
 app: setup
@@ -42,6 +43,14 @@ test: setup lint
 bench: setup $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks --json > benchmarks/results.jsonl
 	$(BIN)/python -m benchmarks._table
+
+# Versions as they were tested, but torch's, which may be a build for CPUs alone: requirements.txt pins it.
+lock: $(VENV)/.installed-dev
+	@sed -n '/^#/p;/^[^#]/q' requirements.lock > $(VENV)/lock.head
+	@$(BIN)/python -m pip list --format=freeze --disable-pip-version-check | grep -v '^torch=' > $(VENV)/tested.txt
+	@$(BIN)/uv pip compile --quiet --no-config --generate-hashes --universal --python-version 3.11 --no-annotate \
+		--no-header --no-emit-index-url --constraints $(VENV)/tested.txt requirements.txt --output-file $(VENV)/lock.body
+	@cat $(VENV)/lock.head $(VENV)/lock.body > requirements.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,8 @@ import ast
 import asyncio
 import base64
 import contextlib
+import csv
+import io
 import json
 import os
 import re
@@ -29,7 +31,7 @@ from starlette.applications import Starlette
 from pages.ui import files
 from tests import story, tiny
 from trsp_core import __main__ as main
-from trsp_core import card, config, curves, engine, errands, export, proof, record, report, stock, upload
+from trsp_core import card, config, curves, engine, errands, export, proof, record, replay, report, stock, upload
 from trsp_core.errors import TrspError
 from trsp_core.store import Run, Store
 
@@ -329,6 +331,10 @@ def test_the_recipe_for_mergekit_keeps_the_same_layers(no_child, deleted, tmp_pa
         ({}, {"layer_types": ["full_attention"] * 3}, "float32", "of each layer (layer_types)"),
         ({}, {"no_rope_layers": [1, 1, 0]}, "float32", "of each layer (no_rope_layers)"),
         ({}, {"model_type": "mixtral"}, "float32", "of the kind mixtral"),
+        ({}, {"model_type": "gemma"}, "float32", ""),
+        ({}, {"model_type": "gemma", "tie_word_embeddings": False}, "float32", "a head that is the embedding"),
+        ({}, {"model_type": "phi3", "tie_word_embeddings": False}, "float32", ""),
+        ({}, {"model_type": "phi3", "tie_word_embeddings": True}, "float32", "a head apart from the embedding"),
         ({"method": "laco"}, {}, "float32", "more than whole layers"),
         ({"stage2_steps": 1}, {}, "float32", "more than whole layers"),
     ],
@@ -442,9 +448,17 @@ def test_curves_are_a_row_a_point(tmp_path):
     weights = table[table.curve == "layer weight"]
     assert len(weights) == len(state.weight_steps) * story.L
     assert weights.iloc[-1].value == state.weight_steps[-1].weights[-1]
-    probes = table[table.curve == "perplexity if deleted now"]
+    probes = table[table.curve == "perplexity if deleted now, first 2 blocks"]
     assert probes.value.tolist() == [p.perplexity for p in state.probes]
     assert set(table.value_unit) == {"1", "nats per token"}
+
+
+def test_the_curve_of_lambda_2_ends_where_it_stops_acting():
+    """Of the recorded run too, which told it as if it went on: its gate is shut from step 15 of 60 on."""
+    recorded = Run(replay.FOLDER)
+    text = io.StringIO(curves.table(recorded.config(), recorded.state()))
+    told = [float(row["value"]) for row in csv.DictReader(text) if row["curve"] == "lambda_2"]
+    assert told == pytest.approx([10 * n / 60 for n in range(1, 15)] + [0.0] * 46)
 
 
 # -- the hub

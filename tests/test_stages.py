@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import tiny
-from trsp_core import abreast, adapters, forecast, surgery, transfer
+from trsp_core import abreast, adapters, forecast, schedules, surgery, transfer
 from trsp_core import config as configs
 from trsp_core.adam import EagerAdamW
 from trsp_core.config import RunConfig
@@ -360,12 +360,12 @@ class TestStageTwo:
             assert torch.equal(old, new) == (id(new) in still)
 
     def test_schedules(self):
-        assert [transfer.ramp(t, 4, "ramp") for t in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
-        assert {transfer.ramp(t, 4, "constant") for t in (1, 4)} == {1.0}
-        rates = [transfer.rate_factor(t, 100, "cosine") for t in range(1, 101)]
+        assert [schedules.ramp(t, 4, "ramp") for t in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+        assert {schedules.ramp(t, 4, "constant") for t in (1, 4)} == {1.0}
+        rates = [schedules.rate_factor(t, 100, "cosine") for t in range(1, 101)]
         assert rates[9] == max(rates) == 1.0
         assert rates[-1] == pytest.approx(0.1)
-        assert {transfer.rate_factor(t, 100, "constant") for t in (1, 100)} == {1.0}
+        assert {schedules.rate_factor(t, 100, "constant") for t in (1, 100)} == {1.0}
         events, *_ = self.steps(lambda_2_schedule="ramp", lr_schedule="cosine", lambda_2=8.0)
         assert [e.lambda_2 for e in events] == [2.0, 4.0, 6.0, 8.0]
         assert events[-1].learning_rate == pytest.approx(0.1 * RunConfig().stage2_lr)

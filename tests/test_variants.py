@@ -3,12 +3,16 @@ are distilled, LoRA adapters."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as some
 
 from tests import tiny
 from tests.test_controls import TINY, run, text  # noqa: F401 - a fixture
-from trsp_core import adapters, engine, events, lab, surgery, transfer
+from trsp_core import adapters, engine, events, lab, schedules, surgery, transfer
 from trsp_core import config as configs
 from trsp_core.errors import TrspError
 
@@ -21,8 +25,55 @@ def losses(folded, state="pruned", domain="calibration"):
 
 class TestAnneal:
     def test_the_gate_closes_in_a_straight_line_and_stays_shut(self):
-        assert [transfer.opening(n, 4.0) for n in range(1, 7)] == [0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
-        assert transfer.opening(3, 0.0) == 1.0
+        assert [schedules.opening(n, 4.0) for n in range(1, 7)] == [0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
+        assert schedules.opening(3, 0.0) == 1.0
+
+    def test_lambda_2_ends_where_the_gate_shuts(self):
+        """Quick: of 30 steps the gate is open in 7, for 7 < 7.5; a straight line to 10 has come to 70 / 30 by then."""
+        quick = configs.from_values({}, "quick")
+        assert [schedules.lambda_2(quick, n) for n in (1, 7, 8, 30)] == pytest.approx([1 / 3, 7 / 3, 0.0, 0.0])
+        assert schedules.acting(quick) == (7, pytest.approx(7 / 3))
+        assert schedules.told(quick).startswith("λ₂ acts in 7 of 30 steps of stage 2, until the gate ")
+        assert schedules.told(quick).endswith(" is shut, and rises to 2.33 of 10.")
+        level = dataclasses.replace(quick, lambda_2_schedule="constant")
+        assert [schedules.lambda_2(level, n) for n in (1, 7, 8)] == [10.0, 10.0, 0.0]
+        ungated = dataclasses.replace(quick, anneal=0.0)
+        assert schedules.lambda_2(ungated, 30) == 10.0
+        assert schedules.told(ungated) == "λ₂ acts in all 30 steps of stage 2."
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"stage2_steps": 0}, "no steps"),
+            ({"lambda_2": 0.0}, "plain training"),
+            ({"control": "delete_first"}, "deleted before stage 2"),
+            ({"anneal": 0.01}, "from the first step on"),
+            ({"cycles": 3}, "in each cycle"),
+        ],
+    )
+    def test_the_form_says_where_it_does_nothing(self, settings, said):
+        assert said in schedules.told(configs.from_values(settings, "quick"))
+
+    @given(
+        steps=some.integers(1, 60),
+        cycles=some.integers(1, 6),
+        anneal=some.floats(0, 1),
+        control=some.sampled_from(["none", "delete_first"]),
+        schedule=some.sampled_from(["ramp", "constant"]),
+    )
+    def test_the_steps_it_acts_in_are_counted_one_by_one(self, steps, cycles, anneal, control, schedule):
+        how = {"stage2_steps": steps, "cycles": cycles, "anneal": anneal, "control": control}
+        config = configs.RunConfig(**how, lambda_2_schedule=schedule)
+        values = [schedules.lambda_2(config, n) for n in range(1, steps + 1)]
+        assert schedules.acting(config) == (sum(v > 0 for v in values), max(values))
+
+    @pytest.mark.parametrize("how", [{}, {"cycles": 2, "ratio": 0.4}, {"control": "delete_first"}, {"anneal": 0.0}])
+    def test_a_run_tells_the_lambda_2_that_acted(self, text, how):  # noqa: F811
+        """From the first step that it is 0 in, no gap is left to press on."""
+        folded, _, config = run(text, **{"anneal": 0.5, "stage2_steps": 8, "importance_blocks": 0} | how)
+        assert [s.lambda_2 for s in folded.gap_steps] == [schedules.lambda_2(config, n) for n in range(1, 9)]
+        for step in folded.gap_steps:
+            assert (step.lambda_2 == 0) == (not any(step.gaps)), step.step
 
     def test_a_gate_that_is_shut_at_once_is_deletion_first(self, text):  # noqa: F811
         """The chosen layers do nothing and learn nothing: the same steps as without them."""
@@ -116,7 +167,7 @@ class TestStates:
         first = control == "delete_first"
         if steps:
             with surgery.removed(stack, chosen if first else []):
-                for _ in transfer.transfer(bench, config, chosen, transfer.Span(0, steps), deleted=first):
+                for _ in transfer.transfer(bench, config, chosen, schedules.Span(0, steps), deleted=first):
                     pass
         places = transfer._joins(chosen, tiny.L)
         with torch.no_grad(), surgery.skipped(stack, chosen):

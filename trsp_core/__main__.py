@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import signal
@@ -29,6 +28,7 @@ from trsp_core import (
     memory,
     methods,
     models,
+    outlets,
     paths,
     plans,
     points,
@@ -111,9 +111,9 @@ def _drive(made: Run, as_json: bool) -> int:
     if as_json:
         _print_json(figures)
     else:
-        print(shell.account(figures))
+        _print(shell.account(figures))
     if ended.failure:
-        _say(ended.failure.message, ended.failure.remedy, ended.failure.trace)
+        _say(ended.failure.message, ended.failure.remedy, *ended.failure.trace.splitlines())
     return shell.CODES[ended.ended]
 
 
@@ -142,6 +142,7 @@ class _Line:
 
     def say(self, line: str, passing: bool) -> None:
         if self.live:
+            line = outlets.line(line)
             print("\r" + line.ljust(self.width), end="" if passing else "\n", file=sys.stderr, flush=True)
             self.width = len(line) if passing else 0
         elif not passing or time.monotonic() - self.last > SPARSE:
@@ -166,9 +167,9 @@ def list_runs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(rows)
     elif not rows:
-        print(f"No runs in {runs_root()} yet. Start one: python -m trsp_core run --preset quick")
+        _print(f"No runs in {runs_root()} yet. Start one: python -m trsp_core run --preset quick")
     else:
-        print(shell.table([_row(figures) for figures in rows]))
+        _print(shell.table([_row(figures) for figures in rows]))
     return 0
 
 
@@ -179,9 +180,9 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(figures | {"config": found.config().as_dict()})
     else:
-        print(shell.account(figures), found.config().as_command(), sep="\n")
+        _print(shell.account(figures), found.config().as_command())
         if resume.can(found.state(), figures["status"]):
-            print(f"python -m trsp_core resume {found.id}: {resume.outlook(found)}")
+            _print(f"python -m trsp_core resume {found.id}: {resume.outlook(found)}")
     return 0
 
 
@@ -192,11 +193,11 @@ def export_model(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for step in export.export(found, target, arguments.dtype, arguments.push, token):
         if arguments.json:
-            print(json.dumps({"message": step.message, "fraction": round(step.fraction, 3)}), flush=True)
+            _print(outlets.json({"message": step.message, "fraction": round(step.fraction, 3)}))
         elif step.fraction < 1:
             _say(f"[{step.fraction:4.0%}] {step.message}")
         else:
-            print(step.message)
+            _print(step.message)
     return 0
 
 
@@ -222,7 +223,7 @@ def _written(target: Path, text: str, as_json: bool) -> int:
     if as_json:
         _print_json({"file": str(target), "bytes": target.stat().st_size})
     else:
-        print(target)
+        _print(str(target))
     return 0
 
 
@@ -261,7 +262,7 @@ def list_families(arguments: argparse.Namespace) -> int:
         outcomes = [vars(o) for o in found.outcomes]
         _print_json({"families": rows, "sweep": {"transformers": found.transformers, "outcomes": outcomes}})
         return 0
-    print(shell.table(shell.swept(found)), "", sep="\n")
+    _print(shell.table(shell.swept(found)), "")
     return _listing(rows, False)
 
 
@@ -292,9 +293,9 @@ def compare(arguments: argparse.Namespace) -> int:
     if out:
         write_atomic(out, evidence.to_json(found))
     if arguments.json:
-        print(evidence.to_json(found))
+        _print(outlets.written_json(evidence.to_json(found)))
     else:
-        print(shell.table(evidence.cells(found)))
+        _print(shell.table(evidence.cells(found)))
     return 0
 
 
@@ -317,7 +318,8 @@ def sweep_grid(arguments: argparse.Namespace) -> int:
     found = points.gather(grid, finished) if finished else None
     if found:
         _write(found, places)
-        print(points.to_json(found) if arguments.json else shell.table(points.cells(found)))
+        as_json = arguments.json
+        _print(outlets.written_json(points.to_json(found)) if as_json else shell.table(points.cells(found)))
     return 3 if bad else 0
 
 
@@ -354,7 +356,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(rows)
     else:
-        print(shell.table(shell.accuracies(rows)))
+        _print(shell.table(shell.accuracies(rows)))
     return 0
 
 
@@ -395,7 +397,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         return 0
     report["machine"]["gflops"] = report["machine"]["gflops"] or "not measured yet"
     for part, values in report.items():
-        print(part, *(f"  {name}: {value}" for name, value in values.items()), sep="\n")
+        _print(part, *(f"  {name}: {value}" for name, value in values.items()))
     return 0
 
 
@@ -415,7 +417,7 @@ def list_models(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(shown)
     else:
-        print(text)
+        _print(text)
     return 0
 
 
@@ -446,7 +448,7 @@ def _fetch(name: str, accepted: bool, as_json: bool) -> None:
             continue
         last = step
         if as_json:
-            print(json.dumps({"message": step.message, "fraction": round(step.fraction, 3)}), flush=True)
+            _print(outlets.json({"message": step.message, "fraction": round(step.fraction, 3)}))
         else:
             _say(f"[{step.fraction:4.0%}] {step.message}")
 
@@ -489,7 +491,7 @@ def _listing(rows: list[dict[str, Any]], as_json: bool) -> int:
         _print_json(rows)
     else:
         cells = [[row["name"], " ".join(_plain(v) for k, v in row.items() if k != "name" and v)] for row in rows]
-        print(shell.table(cells))
+        _print(shell.table(cells))
     return 0
 
 
@@ -510,12 +512,18 @@ def _refused(error: TrspError) -> None:
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(plain(values), indent=1, ensure_ascii=False, default=str))
+    _print(outlets.json(plain(values), 1))
+
+
+def _print(*blocks: str) -> None:
+    """Blocks of lines on stdout, each letter visible."""
+    for block in blocks:
+        print(outlets.lines(block), flush=True)
 
 
 def _say(*lines: str) -> None:
     for line in lines:
-        print(line, file=sys.stderr, flush=True)
+        print(outlets.line(line), file=sys.stderr, flush=True)
 
 
 _COMMANDS = {

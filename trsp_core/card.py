@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from trsp_core import gguf, intervals, methods, models, shell
+from trsp_core import gguf, intervals, methods, models, outlets, shell
 from trsp_core.config import KNOBS, PACKED, TEXTS, RunConfig
 from trsp_core.events import DOMAINS, PerplexityMeasured
 from trsp_core.proof import Proof
@@ -24,8 +24,12 @@ TITLES = {
     "pruned": "This model",
 }
 # Kinds of models (config.model_type) of which mergekit 0.1.5 was seen to make the export: the same config, and tensors
-# equal to the bit.
-MERGED = ("gemma", "gpt2", "granite", "llama", "mamba", "mistral", "olmo2", "phi", "phi3", "stablelm", "starcoder2")
+# equal to the bit. True or False: only with the head tied to the embedding, or only apart, as the kind has it unsaid.
+MERGED: dict[str, bool | None] = {
+    **dict.fromkeys(("gpt2", "granite", "llama", "mamba", "mistral", "olmo2", "starcoder2")),
+    "gemma": True,
+    **dict.fromkeys(("phi", "phi3", "stablelm"), False),
+}
 DOMAIN_TITLES = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
 
@@ -90,6 +94,8 @@ def no_recipe(config: RunConfig, state: RunState, exported: dict[str, Any], dtyp
         reason = f"mergekit does not cut what config.json says of each layer ({', '.join(lists)}), and ends in an error"
     elif kind not in MERGED:
         reason = f"mergekit 0.1.5 was not seen to give the same tensors for models of the kind {kind}"
+    elif MERGED[kind] not in (None, exported.get("tie_word_embeddings", MERGED[kind])):
+        reason = f"mergekit expects a head {'that is the embedding' if MERGED[kind] else 'apart from the embedding'}"
     return f"There is no mergekit.yml: {reason}." if reason else ""
 
 
@@ -195,7 +201,7 @@ def protocol(config: RunConfig, state: RunState) -> str:
 def how(config: RunConfig) -> str:
     """What was done, in a sentence or two."""
     method = methods.all_methods().get(config.method)
-    chosen = f"Method `{config.method}`" + (f", {method.title}: {method.summary}" if method else ".")
+    chosen = f"Method {config.method}" + (f", {method.title}: {method.summary}" if method else ".")
     if not config.stage2_steps:
         return f"{chosen} Nothing was trained."
     when = "after the deletion" if config.control == "delete_first" else "before the deletion"
@@ -213,19 +219,20 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
     table = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     parts = [
         _front_matter(config),
-        f"# {title}",
-        f"{_base_in_words(config)} {gone(state)}",
-        f"## What was done\n\n{how(config)} Made with TRSP Explorer, after *Two-Stage Regularization-Based Structured "
-        "Pruning for LLMs* (arXiv:2505.18232).",
-        "## Before and after\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in table),
-        " ".join([against_dense(state), protocol(config, state)]).strip(),
+        f"# {outlets.markdown(title)}",
+        f"{_base_in_words(config)} {outlets.markdown(gone(state))}",
+        f"## What was done\n\n{outlets.markdown(how(config))} Made with TRSP Explorer, after *Two-Stage "
+        "Regularization-Based Structured Pruning for LLMs* (arXiv:2505.18232).",
+        "## Before and after\n\n" + "\n".join("| " + " | ".join(map(outlets.markdown, row)) + " |" for row in table),
+        outlets.markdown(" ".join([against_dense(state), protocol(config, state)]).strip()),
         _speed(state),
-        f"## Proof\n\n{proof.sentence} The figures are in `proof.json`.",
+        f"## Proof\n\n{outlets.markdown(proof.sentence)} The figures are in `proof.json`.",
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'folder = "."  # this folder, or the name of this repository\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n```",
-        f"## Repeat\n\n```sh\n{shared.as_command()}\n```\n\nThe same from Python:\n\n```python\n{script(shared)}```\n\n"
+        f"## Repeat\n\n{outlets.fenced(shared.as_command(), 'sh')}\n\n"
+        f"The same from Python:\n\n{outlets.fenced(script(shared), 'python')}\n\n"
         "`run.json` holds every setting and the versions. Local models and texts are named by their last part.",
     ]
     parts.append(
@@ -240,9 +247,10 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
 def _front_matter(config: RunConfig) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if config.model in models.CATALOGUE or models.is_hub_id(config.model):
-        lines.append(f"base_model: {_base(config) if models.is_hub_id(config.model) else _upstream(config)}")
+        base = _base(config) if models.is_hub_id(config.model) else _upstream(config)
+        lines.append(f"base_model: {outlets.yaml(base)}")
     if found := licence(config.model):
-        lines.append(f"license: {found}")
+        lines.append(f"license: {outlets.yaml(found)}")
     tags = ["pruning", "depth-pruning" if config.method != "width" else "width-pruning", "trsp"]
     return "\n".join(["---", *lines, f"tags: [{', '.join(tags)}]", "---"])
 
@@ -265,7 +273,11 @@ def _base_in_words(config: RunConfig) -> str:
     if known:
         return f"{known.title} (its 4-bit GGUF file, spelled out), pruned. Licence of the base: {known.licence}."
     found = licence(config.model)
-    terms = f"Licence of the base: {found}." if found else "The licence of the base holds; it was not known here."
+    terms = (
+        f"Licence of the base: {outlets.markdown(found)}."
+        if found
+        else "The licence of the base holds; it was not known here."
+    )
     return f"`{_model(config.model)}`, pruned. {terms}"
 
 

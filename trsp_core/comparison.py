@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trsp_core import answers as an
+from trsp_core import outlets
 from trsp_core.answers import Answer, Generate
 from trsp_core.errors import TrspError
 from trsp_core.store import Run, write_atomic
@@ -187,7 +188,7 @@ def markdown(found: Comparison) -> str:
     ask = found.request
     how = f"temperature {ask.temperature:g}, top-p {ask.top_p:g}, seed {ask.seed}" if ask.temperature else "greedy"
     template = ", in the chat template" if found.chat else ""
-    parts = [f"**Prompt** ({how}{template}, at most {ask.new_tokens} tokens)", _quoted(ask.prompt)]
+    parts = [f"**Prompt** ({how}{template}, at most {ask.new_tokens} tokens)", outlets.fenced(ask.prompt, "text")]
     for n, column in enumerate(found.columns):
         facts = [f"{len(column.tokens)} tokens"]
         if column.rate:
@@ -196,11 +197,6 @@ def markdown(found: Comparison) -> str:
             facts.append(f"parts from {found.columns[0].label} at token {place + 1}")
         if words := found.verdict(n):
             facts.append(words)
-        parts += [f"**{column.label}** ({'; '.join(facts)})", _quoted(column.text)]
+        parts += [f"**{outlets.markdown(column.label)}** ({outlets.markdown('; '.join(facts))})"]
+        parts += [outlets.fenced(column.text, "text")]
     return "\n\n".join(parts) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """`text` as a code block that nothing in it can close."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"

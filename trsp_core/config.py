@@ -257,7 +257,8 @@ class RunConfig:
         low=0.0,
         high=1.0,
         help="A gate on the chosen layers' branches closes in a straight line over so much of stage 2, and stays shut. "
-        "Higher: a gentler removal, and fewer steps for the model as it will be. 0: no gate, as in the paper.",
+        "Higher: a gentler removal, more steps in which λ₂ acts, and fewer for the model as it will be. 0: no gate, "
+        "as in the paper.",
     )
     cycles: int = knob(
         1,
@@ -311,7 +312,8 @@ class RunConfig:
         label="Schedule of λ₂",
         group="stage 2",
         choices=("ramp", "constant"),
-        help="ramp: from 0 to λ₂ in a straight line over the steps. constant: λ₂ from the first step on.",
+        help="ramp: from 0 to λ₂ in a straight line over the steps. constant: λ₂ from the first step on. Where a gate "
+        "fades the chosen layers out, either ends when it is shut.",
     )
     lr_schedule: str = knob(
         "constant",
@@ -517,7 +519,8 @@ class RunConfig:
         True,
         label="Keep the pruned model",
         group="machine",
-        help="When on, the pruned model is stored with the run as safetensors, for Compare and for download.",
+        help="When on, the pruned model is stored with the run as safetensors, for Compare and for download, once a "
+        "fresh process with stock transformers has computed the same from it.",
     )
     save_trained: bool = knob(
         False,

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from trsp_core import outlets, schedules
 from trsp_core.config import RunConfig
 from trsp_core.events import DOMAINS
 from trsp_core.state import RunState
@@ -21,7 +22,7 @@ def table(config: RunConfig, state: RunState) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
-    writer.writerows(_rows(config, state))
+    writer.writerows(map(outlets.csv, row) for row in _rows(config, state))
     return text.getvalue()
 
 
@@ -43,13 +44,15 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
         yield "language-modelling loss", "calibration", "", step.step, STAGE_2, step.lm_loss, "nats per token"
         pull = _times(step.lambda_2, step.penalty)
         yield "penalty times lambda_2", "calibration", "", step.step, STAGE_2, pull, "nats per token"
-        yield "lambda_2", "", "", step.step, STAGE_2, step.lambda_2, "1"
+        acts = schedules.penalised(config, step.step)  # older runs told lambda_2 where it did not
+        yield "lambda_2", "", "", step.step, STAGE_2, step.lambda_2 if acts else 0.0, "1"
         yield "learning rate", "", "", step.step, STAGE_2, step.learning_rate, "1"
         for layer, gap in zip(state.chosen, step.gaps, strict=False):
             yield "relative gap", "calibration", layer, step.step, STAGE_2, gap, "1"
     for domain, probes in zip(DOMAINS, (state.probes, state.probes_elsewhere), strict=True):
         for probe in probes:
-            yield "perplexity if deleted now", domain, "", probe.step, STAGE_2, probe.perplexity, "1"
+            curve = f"perplexity if deleted now, first {probe.blocks} blocks"
+            yield curve, domain, "", probe.step, STAGE_2, probe.perplexity, "1"
     for name, found in state.importance.items():
         for layer, rise in enumerate(found.rises):
             yield f"loss without the layer, {name}", "calibration", layer, 0, "none", rise, "nats per token"

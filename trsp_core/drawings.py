@@ -23,12 +23,12 @@ Spec = dict[str, Any]
 # What a chart shows, for those who do not see it. As constant as the spec: the browser takes it for a part of that.
 ALT = {
     "weights": "Lines of the layer weights over the steps of stage 1, one a layer; dots where a layer is chosen.",
-    "stack": "Bars of the layer weights now, one a layer, coloured by fate.",
+    "stack": "Bars of the layer weights, one a layer, coloured by fate; of a chosen one when it was chosen, outlined.",
     "scores": "Bars of the method's score of each layer, coloured by fate.",
     "loss-1": "Lines of the two parts of the loss over the steps of stage 1.",
     "loss-2": "Lines of the two parts of the loss over the steps of stage 2.",
     "gaps": "Lines of the relative gap of each chosen layer over the steps of stage 2.",
-    "probes": "Line of the perplexity if deleted now over stage 2, with levels of the dense model and direct deletion.",
+    "probes": "Line of the perplexity if deleted now in stage 2, times the dense one, and a level of direct deletion.",
 }
 
 
@@ -65,13 +65,20 @@ def stack(theme: str) -> Spec:
         title="Layer (0 is next to the input)",
         axis=alt.Axis(labelFontSize=11, labelOverlap=True),
     )
-    base = alt.Chart().encode(y=y, x=alt.X("weight:Q", title="Layer weight |s| now", axis=alt.Axis(tickCount=4)))
+    base = alt.Chart().encode(y=y, x=alt.X("weight:Q", title="Layer weight |s|", axis=alt.Axis(tickCount=4)))
     bars = base.mark_bar(cornerRadiusEnd=2, minBandSize=2).encode(
-        color=fate_colour(theme, BOXES), tooltip=_tips("layer:N", "weight:Q", "fate:N")
+        color=fate_colour(theme, BOXES),
+        tooltip=_tips("layer:N", "weight:Q", "fate:N", "label:N"),
+        **set_apart(fate_scale(theme)),
+    )
+    ink = PALETTES[theme].ink
+    names = base.mark_text(align="left", dx=5, fontSize=10, fontWeight="bold", color=ink).encode(
+        x=alt.datum(0), text="label:N"
     )
     return finish(
         _frame(base),
         bars.transform_filter("datum.kind == 'bar'"),
+        names.transform_filter("datum.frozen"),
         height=420,
     )
 
@@ -135,15 +142,15 @@ def probes(theme: str) -> Spec:
         domain=["dense", "deleted at once", "deleted now"], range=[palette.dense, palette.removed, palette.pruned]
     )
     y = alt.Y(
-        "perplexity:Q",
-        title="Perplexity (lower is better)",
+        "times:Q",
+        title="Perplexity, times dense (lower is better)",
         scale=alt.Scale(type="log", nice=False, padding=14),
-        axis=alt.Axis(tickCount=5),
+        axis=alt.Axis(values=[1, 1.5, 2, 3, 4, 6, 10, 20, 50, 100, 300, 1e3, 1e4, 1e5, 1e6, 1e8], labelOverlap=True),
     )
     base = alt.Chart().encode(x=_steps("Step of stage 2"), y=y)
     colour = alt.Color("model:N", scale=scale, legend=LINES)
     line = base.mark_line(strokeWidth=3, point=alt.OverlayMarkDef(size=70, filled=True)).encode(
-        color=colour, tooltip=_tips("step:Q", "perplexity:Q")
+        color=colour, tooltip=_tips("step:Q", "times:Q")
     )
     levels = base.mark_line(strokeWidth=2, strokeDash=[6, 4]).encode(color=colour, detail="model:N")
     names = base.mark_text(align="right", dy=-9, fontSize=13, color=palette.ink).encode(text="label:N")
@@ -156,9 +163,22 @@ def probes(theme: str) -> Spec:
 
 def fate_colour(theme: str, legend: alt.Legend | None) -> alt.Color:
     """The colour of a layer's fate."""
+    return alt.Color("fate:N", scale=fate_scale(theme), legend=legend)
+
+
+def fate_scale(theme: str) -> alt.Scale:
     palette = PALETTES[theme]
-    scale = alt.Scale(domain=list(FATES), range=[palette.kept, palette.chosen, palette.removed])
-    return alt.Color("fate:N", scale=scale, legend=legend)
+    return alt.Scale(domain=list(FATES), range=[palette.kept, palette.chosen, palette.removed])
+
+
+def set_apart(scale: alt.Scale) -> dict[str, Any]:
+    """Encodings that leave little but the outline of a bar that is `frozen`: the weight of a chosen layer, which stays
+    as it was while the others sink on."""
+    return {
+        "stroke": alt.Stroke("fate:N", scale=scale, legend=None),
+        "strokeWidth": alt.condition("datum.frozen", alt.value(1.5), alt.value(0)),
+        "fillOpacity": alt.condition("datum.frozen", alt.value(0.18), alt.value(1)),
+    }
 
 
 def _steps(title: str) -> alt.X:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 import os
 import shutil
 import statistics
@@ -47,10 +46,11 @@ from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, refuse
 from trsp_core.events import Event
 from trsp_core.lab import Lab
-from trsp_core.resume import Past, ends
+from trsp_core.resume import Past
+from trsp_core.schedules import shared_out
 from trsp_core.store import Run, sync, sync_all
 from trsp_core.surgery import Stack
-from trsp_core.transfer import Span, transfer
+from trsp_core.transfer import transfer
 from trsp_core.waypoint import Rounds, Waypoints
 
 T = TypeVar("T")
@@ -221,6 +221,8 @@ def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, 
     for note in texts.notes:
         yield ev.Noted(note)
     wanted = len(openings.begun(tokenizer, config.prompt)), config.sample_tokens
+    if config.sample_tokens and not wanted[0]:
+        raise TrspError("The sample prompt holds no token.", "Write another one, or set --sample-tokens to 0.")
     fits = generate.fitted(stack.context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
@@ -388,6 +390,12 @@ def _proved(run: Run, unproved: Path, computed: Path, now: ev.Progressed) -> Ite
     Tells `now` again where the run is to stop meanwhile."""
     files = f"The files are in {unproved.name}, unproved."
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
+    if (free := forecast.available_memory()) < forecast.BASE:
+        raise TrspError(
+            f"The model is not proved: a fresh process to load it takes {forecast.BASE / 1e6:.0f} MB of memory, "
+            f"{free / 1e6:.0f} MB are free. {files}",
+            f"Free some memory. {again}",
+        )
     with contextlib.closing(proof.checking(unproved, computed)) as waiting:
         while True:
             try:
@@ -436,11 +444,6 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
         sync(reference)
     sync(target.parent)
     return downloads.folder_size(target)
-
-
-def shared_out(whole: int, parts: int) -> list[Span]:
-    """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
 
 
 def _twin_of(module: nn.Module, model: nn.Module, twin: nn.Module) -> nn.Module:

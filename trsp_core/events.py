@@ -189,7 +189,8 @@ class LayersChosen(Event):
 @dataclass(frozen=True)
 class StageTwoStepped(Event):
     """One step of stage 2. `gaps` are the relative gaps of the chosen layers (mean over tokens of
-    |X_out - X_in| / |X_in|), in the order of `LayersChosen`; `penalty` is the sum of R before lambda_2."""
+    |X_out - X_in| / |X_in|), in the order of `LayersChosen`; `penalty` is the sum of R before lambda_2, which is
+    0 where it does not act: behind a gate that is shut, and after deletion."""
 
     step: int
     lm_loss: float
@@ -305,7 +306,7 @@ class EventsMissing(Event):
     @property
     def told(self) -> str:
         which = f"Event {self.first}" if self.count == 1 else f"Events {self.first} to {self.first + self.count - 1}"
-        return f"{which} of this run's record cannot be read, and what they told is missing here: the file is damaged."
+        return f"{which} of the record cannot be read, and what stood there is missing here: the file is damaged."
 
 
 _SUM = ', "crc": "'  # before the eight digits and `"}` that end a line

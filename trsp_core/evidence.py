@@ -257,4 +257,6 @@ def with_interval(found: Interval) -> str:
 
 
 def _figure(value: float) -> str:
+    if not math.isfinite(value):
+        return "not a number"
     return f"{value:.1f}" if value < 1e4 else f"{value:.1e}"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import html as markup
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import vl_convert
 
-from trsp_core import card, drawings, errands, methods, series, shell
+from trsp_core import card, drawings, errands, methods, outlets, series, shell
 from trsp_core.config import RunConfig
 from trsp_core.errands import Step
 from trsp_core.errors import TrspError
@@ -45,14 +44,14 @@ def html(run: Run) -> str:
     shared = card.published(config)
     title = f"{method.title if method else config.method} on {shared.model}"
     parts = [
-        f"<h1>{_safe(title)}</h1>",
+        f"<h1>{outlets.html(title)}</h1>",
         _said(f"Run {run.id}, {status}. {card.how(config)}"),
         _said(card.gone(state)) if state.removed else "",
         _failure(state),
         _section("Before and after", _table(card.rows(state)), _said(card.against_dense(state)))
         if state.measured
         else "",
-        f"<p><small>{_safe(card.protocol(config, state))}</small></p>" if state.measured else "",
+        f"<p><small>{outlets.html(card.protocol(config, state))}</small></p>" if state.measured else "",
         *(_figure(*chart) for chart in charts(config, state)),
         _samples(state),
         _section("Notes", *(_said(note) for note in state.notes)) if state.notes else "",
@@ -65,14 +64,14 @@ def html(run: Run) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{_safe(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n"
+        f"<title>{outlets.html(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n"
         "<p><small>Made by TRSP Explorer, after Two-Stage Regularization-Based Structured Pruning for LLMs, "
         "arXiv:2505.18232.</small></p>\n</body></html>\n"
     )
 
 
-def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, drawings.Spec, Any]]:
-    """Those charts of the run's page that have data: title, description, spec, frame."""
+def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, str, drawings.Spec, Any]]:
+    """Those charts of the run's page that have data: title, description, caption, spec, frame."""
     found = []
     if state.weight_steps:
         frame = series.weights(state, series.planned_steps(state, config, 1))
@@ -88,21 +87,26 @@ def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, drawings.
             found.append(("Stage 2: the gaps", "gaps", drawings.gaps(SHADE), series.gaps(state, config)))
         frame = series.losses(state, config, 2)
         found.append(("Stage 2: what was minimised", "loss-2", drawings.losses(SHADE, series.PULLS[2]), frame))
-    return [(title, drawings.ALT[name], spec, frame) for title, name, spec, frame in found if len(frame)]
+    return [
+        (title, drawings.ALT[name], series.caption(name, state, config) or drawings.ALT[name], spec, frame)
+        for title, name, spec, frame in found
+        if len(frame)
+    ]
 
 
-def _figure(title: str, description: str, spec: drawings.Spec, frame: Any) -> str:
-    rows = [plain(row) for row in frame.to_dict("records")]
+def _figure(title: str, description: str, caption: str, spec: drawings.Spec, frame: Any) -> str:
+    rows = [{name: _shown(value) for name, value in plain(row).items()} for row in frame.to_dict("records")]
     whole = {**spec, "data": {"values": rows}, "width": WIDTH, "background": "transparent"}
     picture = vl_convert.vegalite_to_svg(json.loads(json.dumps(whole, default=float)), vl_version=VEGA_LITE)
     return (
-        f'<h2>{_safe(title)}</h2><figure><div role="img" aria-label="{_safe(description)}">{picture}</div>'
-        f"<figcaption>{_safe(description)}</figcaption></figure>"
+        f"<h2>{outlets.html(title)}</h2>"
+        f'<figure><div role="img" aria-label="{outlets.html(description)}">{picture}</div>'
+        f"<figcaption>{outlets.html(caption)}</figcaption></figure>"
     )
 
 
 def _measured(config: RunConfig, state: RunState) -> str:
-    protocol = f"<p><small>{_safe(card.protocol(config, state))}</small></p>"
+    protocol = f"<p><small>{outlets.html(card.protocol(config, state))}</small></p>"
     return _section("Before and after", _table(card.rows(state)), _said(card.against_dense(state)), protocol)
 
 
@@ -130,25 +134,26 @@ def _environment(run: Run) -> str:
 
 
 def _section(title: str, *parts: str) -> str:
-    return f"<h2>{_safe(title)}</h2>" + "".join(parts)
+    return f"<h2>{outlets.html(title)}</h2>" + "".join(parts)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in row) for row, tag in
+    head, *body = ["".join(f"<{tag}>{outlets.html(cell)}</{tag}>" for cell in row) for row, tag in
                    zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)]  # fmt: skip
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
 
 
 def _said(text: str) -> str:
-    return f"<p>{_safe(text)}</p>" if text else ""
+    return f"<p>{outlets.html(text)}</p>" if text else ""
 
 
 def _code(text: str) -> str:
-    return f"<pre>{_safe(text)}</pre>"
+    return f"<pre>{outlets.html(text)}</pre>"
 
 
-def _safe(text: str) -> str:
-    return markup.escape(str(text), quote=True)
+def _shown(value: Any) -> Any:
+    """A value of a chart: the renderer escapes markup, and no more."""
+    return outlets.line(value) if isinstance(value, str) else value
 
 
 def _asked(run: str, target: str) -> Iterator[Step]:

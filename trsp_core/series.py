@@ -12,10 +12,12 @@ import math
 import numpy as np
 import pandas as pd
 
+from trsp_core import schedules
 from trsp_core.config import RunConfig, layers_to_remove, parse_layers
 from trsp_core.state import RunState
 
 MOST = 240  # steps drawn of one history
+MOST_LABELS = 48  # layers whose bars are high enough for a line of text
 LANGUAGE = "language modelling"
 PULLS = {1: "λ₁ × sum of weights", 2: "λ₂ × penalty"}  # what each stage adds to it
 
@@ -65,13 +67,31 @@ def weights(state: RunState, planned: int) -> pd.DataFrame:
 
 
 def stack(state: RunState) -> pd.DataFrame:
-    """A bar a layer: its weight now, or when it was chosen."""
-    columns = ["kind", "layer", "weight", "fate", "label"]
-    now, fate, ends = list(state.weights), fates(state), chosen_at(state)
-    for layer, n in ends.items():
-        now[layer] = state.weight_steps[n - 1].weights[layer]
-    rows = [("bar", i, round(_weight(w), 4), fate[i], _label(w, state)) for i, w in enumerate(now)]
-    return pd.DataFrame([("frame", 0, 1.0, "kept", ""), *rows], columns=columns)
+    """A bar a layer: its weight now; of a chosen one as it was when it was chosen, with its number, since the others
+    sink on after that (`frozen`)."""
+    columns = ["kind", "layer", "weight", "fate", "frozen", "label"]
+    fate, ends, shown = fates(state), chosen_at(state), len(state.weights) <= MOST_LABELS
+    rows = [
+        ("bar", i, round(_weight(w), 4), fate[i], i in ends, choice(state, i) if i in ends and shown else "")
+        for i, w in enumerate(weights_told(state))
+    ]
+    return pd.DataFrame([("frame", 0, 1.0, "kept", False, ""), *rows], columns=columns)
+
+
+def weights_told(state: RunState) -> list[float | None]:
+    """The L layer weights: of a chosen layer when it was chosen, of the others after the latest step."""
+    told: list[float | None] = list(state.weights)
+    for layer, n in chosen_at(state).items():
+        told[layer] = state.weight_steps[n - 1].weights[layer]
+    return told
+
+
+def choice(state: RunState, layer: int) -> str:
+    """Which choice a chosen layer was, and its weight at that moment: `no. 3 at 0.74`; "" of a layer that is kept."""
+    if layer not in state.chosen:
+        return ""
+    weight = weights_told(state)[layer] if layer in chosen_at(state) else None
+    return f"no. {state.chosen.index(layer) + 1}" + ("" if weight is None else f" at {abs(weight):.2f}")
 
 
 def scores(state: RunState) -> pd.DataFrame:
@@ -83,18 +103,17 @@ def scores(state: RunState) -> pd.DataFrame:
 
 def layer_table(state: RunState) -> pd.DataFrame:
     """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it."""
-    fate, ends, shown, place = fates(state), chosen_at(state), [], 0
+    fate, told, shown, place = fates(state), weights_told(state), [], 0
     order = {layer: n for n, layer in enumerate(state.chosen, start=1)}
     gaps_left = dict(zip(state.chosen, state.gap_steps[-1].gaps, strict=False)) if state.gap_steps else {}
     for i, what in enumerate(fate):
-        weight = state.weight_steps[ends[i] - 1].weights[i] if i in ends else state.weights[i]
         if what == "kept":
             now = "narrower" if state.narrowed else f"now {place}"
             text, place = (now if state.removed else "kept so far"), place + 1
         else:
             text = f"{what} as no. {order.get(i, 0)}"
         size = state.model.layer_parameters[i] / 1e6 if state.model else None
-        shown.append((i, text, weight if state.weight_steps else None, size, gaps_left.get(i)))
+        shown.append((i, text, told[i] if state.weight_steps else None, size, gaps_left.get(i)))
     columns = ["Layer", "Fate", "Weight", "Size, M", "Gap left"]
     return pd.DataFrame(shown, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
 
@@ -130,20 +149,46 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
 
 
 def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
-    """Perplexity if the chosen layers were deleted now, with the dense model on the same blocks as a level line."""
-    columns = ["kind", "step", "perplexity", "model", "label"]
+    """Perplexity if the chosen layers were deleted now, and of the dense model and of deletion at once as level lines:
+    all as multiples of the dense model's on the same blocks."""
+    columns = ["kind", "step", "times", "model", "label"]
     last = planned_steps(state, config, 2)
-    if not state.probes:
-        return pd.DataFrame(columns=columns).astype({"step": float, "perplexity": float})
-    blocks = state.probes[0].blocks
-    levels = {"dense": first_blocks(state, "dense", blocks), "deleted at once": state.probes[0].perplexity}
+    levels, seen = times_dense(state, config)
+    if not seen:
+        return pd.DataFrame(columns=columns).astype({"step": float, "times": float})
     rows: list[tuple] = []
-    for name, level in levels.items():
-        rows += [("level", step, level, name, "") for step in (0, last)]
-        rows.append(("name", last, level, name, f"{name} {level:,.1f}" if level else ""))
-    seen = [p for p in (state.probes[i] for i in thin(len(state.probes)))]
-    rows += [("line", p.step, p.perplexity, "deleted now", "") for p in seen]
+    for name, title in (("dense", "dense"), ("direct", "deleted at once")):
+        if level := levels.get(name):
+            rows += [("level", step, level, title, "") for step in (0, last)]
+            rows.append(("name", last, level, title, title if name == "dense" else f"{title} {level:,.1f} ×"))
+    rows += [("line", *seen[i], "deleted now", "") for i in thin(len(seen))]
     return pd.DataFrame(rows, columns=columns)
+
+
+def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float | None]]]:
+    """What the pictures of stage 2 show: by state of the model, and by step if deleted then, perplexity as a multiple
+    of the dense model's, all on the blocks that `compared` counts. Nothing while the dense model is not measured."""
+    blocks, _ = compared(state, config)
+    dense = first_blocks(state, "dense", blocks)
+    if not dense:
+        return {}, []
+    found = {name: first_blocks(state, name, blocks) for name in ("dense", "direct", "pruned")}
+    levels = {name: value / dense for name, value in found.items() if value}
+    return levels, [(p.step, p.perplexity / dense if p.perplexity else None) for p in state.probes]
+
+
+def compared(state: RunState, config: RunConfig) -> tuple[int, int]:
+    """How many of the blocks measured in the calibration domain the pictures of stage 2 are of, and how many there are:
+    those that probes use, or all of them in a run without."""
+    whole = next((m.blocks for m in state.measured if m.domain == "calibration"), config.measure_blocks)
+    few = state.probes[0].blocks if state.probes else config.probe_blocks if config.stage2_steps else 0
+    return (min(few, whole) or whole), whole
+
+
+def sample(state: RunState, config: RunConfig) -> str:
+    """Those blocks in words: `2 of the 8 measured blocks`."""
+    blocks, whole = compared(state, config)
+    return f"{blocks} of the {whole} measured blocks" if blocks < whole else f"all {whole} measured blocks"
 
 
 def first_blocks(state: RunState, model_state: str, blocks: int) -> float | None:
@@ -200,5 +245,25 @@ def _weight(value: float | None) -> float:
     return float("nan") if value is None else abs(value)
 
 
-def _label(weight: float | None, state: RunState) -> str:
-    return f"{weight:.2f}" if weight is not None and state.weight_steps else ""
+def caption(name: str, state: RunState, config: RunConfig) -> str:
+    """What is to be said under a chart, by its name in `drawings.ALT`; of a page and of a report alike."""
+    if name == "weights":
+        return (
+            "A line a layer: its weight sinks the faster, the less the text needs it. A dot: the least of those left "
+            "in its round; there its line ends, and the others sink on."
+        )
+    if name == "stack":
+        frozen = " Outlined: a chosen one, as it was when it was the least of those left."
+        return "The layers now, input at the bottom." + (frozen if chosen_at(state) else "")
+    if name == "probes":
+        return (
+            "Perplexity if the chosen layers were deleted now, as a multiple of the dense model's, on "
+            f"{sample(state, config)}."
+        )
+    if name == "gaps":
+        return "How much each chosen layer still changes what passes through it."
+    if name == "loss-1":
+        return f"Stage 1: language-modelling loss, and {PULLS[1]}."
+    if name == "loss-2":
+        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.told(config)}"
+    return ""

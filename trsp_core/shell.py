@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from trsp_core import intervals, tasks
+from trsp_core import intervals, outlets, tasks
 from trsp_core.config import GROUPS, KNOBS, PRESETS
 from trsp_core.events import DOMAINS, LayersNarrowed
 from trsp_core.families import Sweep
@@ -38,9 +38,16 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its refusals quote what was typed, file names that a shell has filled in among it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(outlets.line(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="python -m trsp_core",
         description="Prune whole layers out of a language model by TRSP, and watch it happen.",
         epilog=EPILOG,
@@ -152,7 +159,7 @@ def progress(state: RunState) -> str:
     """Where a run is, in one line: `[ 42%] choose 23/80, about 1:32 left`."""
     left = state.seconds_left
     count = f" {state.done}/{state.units}" if state.units else ""
-    return f"[{state.fraction:4.0%}] {state.phase or 'start'}{count}" + (
+    return f"[{state.fraction:4.0%}] {outlets.line(state.phase or 'start')}{count}" + (
         f", about {clock(left)} left" if left is not None else ""
     )
 
@@ -167,7 +174,7 @@ def point(told: Told, total: int) -> str:
     elif told.state and "pruned" in told.state.perplexity:
         by = told.state.perplexity["pruned"]
         line += ", perplexity " + " and ".join(f"{number(by[d])} ({d})" for d in DOMAINS if d in by)
-    return line + (
+    return outlets.line(line) + (
         f"; about {clock(told.seconds_left)} left for all" if told.seconds_left and told.what != "found" else ""
     )
 
@@ -207,7 +214,7 @@ def account(figures: dict[str, Any]) -> str:
         lines.append(f"{missing} events cannot be read, so that figures may be missing: events.jsonl is damaged")
     if figures["failure"]:
         lines += [f"failed: {figures['failure']['message']}", figures["failure"]["remedy"]]
-    return "\n".join(lines)
+    return "\n".join(map(outlets.line, lines))
 
 
 def number(value: float | None) -> str:
@@ -245,7 +252,7 @@ def looked_up(card: Card, needed: int, free: int) -> str:
         f"a Quick run needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
         f"Fetch it: python -m trsp_core fetch {card.id}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(outlets.line, lines))
 
 
 def millions(count: int | None) -> str:
@@ -275,6 +282,7 @@ def table(rows: Sequence[Sequence[str]], width: int = 110) -> str:
     """Left-aligned columns; the last one is wrapped to `width`."""
     if not rows:
         return ""
+    rows = [[outlets.line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     indent = sum(widths) + 2 * len(widths)
     lines = []

@@ -82,6 +82,10 @@ class RunState:
         """Median seconds of a step of stage 2, probes left out; None before the third."""
         return statistics.median(self.step_times) if len(self.step_times) > 2 else None
 
+    def figures(self, domain: str) -> dict[str, float]:
+        """Perplexity in `domain` by state of the model, as far as it is measured; None among them is not a number."""
+        return {name: by[domain] for name, by in self.perplexity.items() if domain in by}
+
     @property
     def fraction(self) -> float:
         """Share of the planned seconds that is done, 0 to 1."""
@@ -154,9 +158,7 @@ def summary(state: RunState) -> dict[str, Any]:
         "kept": removed.kept if removed else [],
         "narrowed": ev.values(state.narrowed) if state.narrowed else None,
         "parameters": {"dense": removed.parameters_before, "pruned": removed.parameters} if removed else None,
-        "perplexity": {
-            domain: {s: by[domain] for s, by in state.perplexity.items() if domain in by} for domain in ev.DOMAINS
-        },
+        "perplexity": {domain: state.figures(domain) for domain in ev.DOMAINS},
         "kl": {domain: {s: by[domain] for s, by in state.divergence.items() if domain in by} for domain in ev.DOMAINS},
         "speed": {s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()}
         | ({"ceiling": state.ceiling} if state.speed and state.ceiling else {}),

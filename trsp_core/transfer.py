@@ -9,9 +9,7 @@ All layers run, s = 1. It follows any choice of layers, TRSP's or another method
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,15 +21,8 @@ from trsp_core.config import RunConfig
 from trsp_core.events import Event, Noted, StageTwoStepped
 from trsp_core.lab import Lab
 from trsp_core.resume import Past
+from trsp_core.schedules import Span, lambda_2, opening, rate_factor
 from trsp_core.waypoint import Waypoints
-
-
-@dataclass(frozen=True)
-class Span:
-    """The part of stage 2's steps that one cycle takes: `steps` of them, after `done`."""
-
-    done: int
-    steps: int
 
 
 def transfer(
@@ -88,7 +79,7 @@ def transfer(
             waypoints.restore(past.checkpoint, lab.stack, optimizer)
 
         def before(step: int) -> None:
-            seen["lambda_2"] = config.lambda_2 * ramp(step, config.stage2_steps, config.lambda_2_schedule)
+            seen["lambda_2"] = lambda_2(config, step, span) if doomed else 0.0
             seen["factor"] = rate_factor(step, config.stage2_steps, config.lr_schedule)
             weight.fill_(seen["lambda_2"])
             for group in optimizer.param_groups:
@@ -120,13 +111,13 @@ def transfer(
                 told = torch.stack([lm, total, *gaps])
             if config.lambda_2 == 0 or not doomed or "shut" in seen:
                 return loss, told
-            lambda_2 = weight.to(loss.device)
+            pull = weight.to(loss.device)
             if config.penalty_reach == "model":
-                return loss + lambda_2 * total, told
+                return loss + pull * total, told
             for i, term in zip(doomed, terms, strict=True):
                 own = [p for p in lab.stack.layers[i].parameters() if p.requires_grad]
                 with optimizer.held():
-                    torch.autograd.backward(part * lambda_2 * term, inputs=own, retain_graph=True)
+                    torch.autograd.backward(part * pull * term, inputs=own, retain_graph=True)
             # The penalty has reached its layers; adding it here as a constant shows NaN without moving anything.
             return loss + 0.0 * total.detach(), told
 
@@ -202,25 +193,3 @@ def penalty(x_in: Tensor, x_out: Tensor, kind: str) -> Tensor:
     if kind == "relative":
         return (norms / x_in.detach().float().norm(dim=-1).clamp(min=1e-6)).mean()
     return norms.sum() if kind == "sum" else norms.mean()
-
-
-def opening(step: float, closing: float) -> float:
-    """How far the gate of the chosen layers stands open at `step` (from 1) when it closes over `closing` steps; 1 where
-    it never does."""
-    return max(0.0, 1 - step / closing) if closing else 1.0
-
-
-def ramp(step: int, steps: int, schedule: str) -> float:
-    """Factor on lambda_2 at `step` of `steps` (from 1)."""
-    return step / steps if schedule == "ramp" else 1.0
-
-
-def rate_factor(step: int, steps: int, schedule: str) -> float:
-    """Factor on the learning rate at `step` of `steps` (from 1): cosine has a warm-up of a tenth and ends at a
-    tenth."""
-    if schedule == "constant":
-        return 1.0
-    warm = max(1, steps // 10)
-    if step <= warm:
-        return step / warm
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -21,6 +21,7 @@ from trsp_core.drawings import (
     losses,
     probes,
     scores,
+    set_apart,
     stack,
     weights,
 )
@@ -28,7 +29,7 @@ from trsp_core.state import RunState
 
 __all__ = [
     "ALT", "BOXES", "HEIGHT", "LINES", "Spec", "fate_colour", "finish", "gaps", "losses", "of_run", "probes", "scores",
-    "show", "stack", "weights",
+    "set_apart", "show", "stack", "weights",
 ]  # fmt: skip
 
 

@@ -41,9 +41,9 @@ def _preset_chosen() -> None:
         session.apply_preset(session.get("preset"))
 
 
-def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str) -> None:
+def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str, below_lambda_2: str) -> None:
     """The five knobs that matter first; `below_model` draws what helps to find one, `below_ratio` says in words what
-    the ratio comes to."""
+    the ratio comes to, `below_lambda_2` in how many steps it acts."""
     left, right = st.columns(2, gap="large")
     with left:
         _control(KNOBS["model"], problems)
@@ -55,6 +55,7 @@ def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ra
         st.markdown(below_ratio)
         for name in ("lambda_1", "lambda_2"):
             _control(KNOBS[name], problems)
+        st.caption(below_lambda_2)
 
 
 def more(problems: Sequence[Problem]) -> None:
@@ -103,7 +104,7 @@ def _switch(knob: Knob, key: str) -> bool:
 
 def _number(knob: Knob, key: str) -> Any:
     """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way. A
-    whole number is typed into a field for any: one for whole numbers ends the page where 1e999 is."""
+    whole number stands in a field for any number: one for whole numbers ends the page where a client sends infinity."""
     if knob.kind is int:
         return session.whole(st.number_input(_label(knob), step=1.0, format="%.0f", key=key, help=_help(knob)))
     step = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1

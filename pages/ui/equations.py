@@ -74,8 +74,9 @@ EQUATIONS = (
     Equation(
         "Choose, again and again",
         (r"P \leftarrow P \cup \{\arg\min_{i \notin P} |s_i|\} \qquad K \text{ times}",),
-        "After some steps the layer of the smallest weight is chosen and skipped from then on, so that the others feel "
-        "its absence before the next one goes.",
+        "After some steps the layer of the smallest weight of those left is chosen and skipped from then on, so that "
+        "the others feel its absence before the next one goes. They sink on: the last one chosen may lie far below the "
+        "first, and a layer that stays below both.",
         ("one_shot", "no_neighbours"),
         "“Stage 1”: the dots, and the sentence with the margin to the runner-up",
         (("methods/trsp.py", "_take_smallest"),),
@@ -84,7 +85,7 @@ EQUATIONS = (
         "Stage 2: move the knowledge",
         (r"\min_{W}\; \mathcal{L}_{LM}(W) + \lambda_2 \sum_{i \in P} R(X_{out}^i - X_{in}^i)",),
         "All layers run again, with weight 1. The chosen ones are taught to change nothing, while the loss teaches the "
-        "others to do without them.",
+        "others to do without them. Where a gate fades the chosen ones out, λ₂ acts until it is shut.",
         (
             *("lambda_2", "penalty", "penalty_reach", "lambda_2_schedule"),
             *("stage2_steps", "stage2_lr", "output_rate", "anneal"),

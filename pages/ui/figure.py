@@ -22,12 +22,13 @@ from trsp_core.state import RunState
 
 ALT = (
     "The stack of layers with a bar for the weight of each, chosen layers crossed out and, in the end, gone; beside it "
-    "perplexity, of the model as it came, with the layers deleted at once, and if they were deleted now."
+    "perplexity in multiples of the dense model's: with the layers deleted at once, and if they were deleted now."
 )
 COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "opacity", "path"]
 HEADS = ("1  Find", "2  Move", "3  Delete")
 LEFT, RIGHT, LOW, HIGH = 2.0, 37.0, 3.0, 82.0  # the stack's edges
-FROM, TO = 48.0, 97.0  # the curve's
+FROM, TO, TOP = 48.0, 97.0, 75.0  # the curve's
+FADED = 0.5  # how much of a chosen layer's bar is seen: its weight stays as it was, while the others sink on
 FLIGHT = 9.0  # how far a layer moves aside as it leaves
 HEIGHT = 385  # pixels
 MODELS = ("dense", "deleted at once", "deleted now")
@@ -67,6 +68,8 @@ def _heads(state: RunState) -> list[tuple]:
     rows = [_row("head" if n == now else "other", LEFT + 31 * (n - 1), 96, name) for n, name in enumerate(HEADS, 1)]
     depth = state.model.n_layers if state.model else 0
     left = ["The model's layers", "A weight for each layer", "What each still does", "What is left"][now]
+    if now == 1 and series.chosen_at(state):
+        left = "Faded: weight when chosen"
     if state.narrowed:
         left = "Every layer is narrower"
     return [*rows, _row("note", LEFT, 87, left if now or not depth else f"{depth} layers, input at the bottom")]
@@ -77,6 +80,7 @@ def _stack(state: RunState) -> list[tuple]:
     out, down = min(2 * left, 1.0), max(2 * left - 1, 0.0)  # first the layers leave, then the others close up
     step = (HIGH - LOW) / max(len(fates), 1)
     wide = RIGHT - LEFT
+    frozen = series.chosen_at(state) if stage(state) < 2 else {}
     for i, (fate, length) in enumerate(zip(fates, _lengths(state), strict=True)):
         gone = fate == "removed"
         low = LOW + step * (i if gone else i + (place - i) * down)
@@ -84,12 +88,14 @@ def _stack(state: RunState) -> list[tuple]:
         aside, seen = (FLIGHT * out, 1 - out) if gone else (0.0, 1.0)
         y, y2 = low + 0.12 * step, low + 0.88 * step
         start = LEFT + aside
-        rows.append(_row("slot", start, y, x2=start + wide, y2=y2, opacity=seen))
-        rows.append(_row("bar", start, y, fate=fate, x2=start + wide * length, y2=y2, opacity=seen))
+        rows.append(_row("slot", start, y, x2=start + wide, y2=y2, opacity=0.0 if i in frozen else seen))
+        faded = FADED if i in frozen else 1.0
+        rows.append(_row("bar", start, y, fate=fate, x2=start + wide * length, y2=y2, opacity=seen * faded))
         if fate == "chosen":
             rows.append(_row("strike", start - 1, (y + y2) / 2, x2=start + wide + 1, opacity=seen, path=i))
         if fate != "kept":
-            rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, str(i), opacity=seen))
+            label = f"{i} · {words.ordinal(state.chosen.index(i) + 1)}" if i in frozen else str(i)
+            rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, label, opacity=seen))
     if (count := len(fates) - place) and down:
         top = LOW + step * place
         rows.append(_row("gone", LEFT, top + 0.3 * step, fate="removed", x2=RIGHT, y2=HIGH, opacity=down))
@@ -99,8 +105,8 @@ def _stack(state: RunState) -> list[tuple]:
 
 
 def _lengths(state: RunState) -> list[float]:
-    """How long each layer's bar is, 0 to 1: its weight in stage 1; from stage 2 on all run again, and a chosen one is
-    as long as its gap, beside that at the first step, until it leaves."""
+    """How long each layer's bar is, 0 to 1: its weight in stage 1, of a chosen one when it was chosen; from stage 2
+    on all run again, and a chosen one is as long as its gap, beside that at the first step, until it leaves."""
     if state.narrowed:
         return [width_left(state)] * len(series.fates(state))
     if stage(state) < 2 and state.weight_steps:
@@ -116,33 +122,38 @@ def _lengths(state: RunState) -> list[float]:
 
 
 def _curve(state: RunState, config: RunConfig) -> list[tuple]:
-    """Levels of the dense model and of deletion at once, and the curve of deletion now, on a logarithmic height."""
-    blocks = state.probes[0].blocks if state.probes else config.probe_blocks
-    rows = [_row("note", FROM, 87, "Perplexity (lower is better)")]
-    dense, direct, pruned = (series.first_blocks(state, name, blocks) for name in ("dense", "direct", "pruned"))
-    now = [(p.step, p.perplexity) for p in state.probes if p.perplexity]
+    """Levels of the dense model and of deletion at once, and the curve of deletion now, on a logarithmic height: in
+    multiples of the dense model's perplexity on the same blocks, which are few beside those of the run's figures."""
+    blocks, whole = series.compared(state, config)
+    sample = f"{blocks} of {whole}" if blocks < whole else f"all {whole}"
+    rows = [
+        _row("note", FROM, 87, "Perplexity (lower is better),"),
+        _row("note", FROM, 82, f"times dense, on {sample} blocks"),
+    ]
+    levels, probes = series.times_dense(state, config)
+    direct, pruned, now = levels.get("direct"), levels.get("pruned"), [(step, value) for step, value in probes if value]
     last = series.planned_steps(state, config, 2)
     if pruned:
         now = [*now[:-1], (last, pruned)] if config.stage2_steps else [(last, pruned)]
-    if not dense:
+    if not levels:
         return rows
-    top = max([6 * dense, 1.2 * (direct or 0), *(1.1 * value for _, value in now)])
-    low, high = math.log(0.8 * dense), math.log(top)
+    low, high = math.log(0.8), math.log(max([6, 1.2 * (direct or 0), *(1.1 * value for _, value in now)]))
 
     def height(value: float) -> float:
-        return LOW + (HIGH - LOW) * (math.log(value) - low) / (high - low)
+        return LOW + (TOP - LOW) * (math.log(value) - low) / (high - low)
 
-    levels = [("dense", dense, "As it came"), ("deleted at once", direct, "Deleted at once")]
-    for name, value, label in levels:
-        if value:
-            y = height(value)
-            rows += [_row("level", x, y, fate=name) for x in (FROM, TO)]
-            rows.append(_row("level-name", FROM, y, f"{label} {words.perplexity(value)}", fate=name))
+    shown = [("dense", 1.0, "As it came 1 ×")]
+    if direct:
+        shown.append(("deleted at once", direct, f"Deleted at once {words.times(direct)}"))
+    for name, value, label in shown:
+        y = height(value)
+        rows += [_row("level", x, y, fate=name) for x in (FROM, TO)]
+        rows.append(_row("level-name", FROM, y, label, fate=name))
     spots = [(FROM + (TO - FROM) * step / last, height(value)) for step, value in now]
     rows += [_row("curve", x, y, fate="deleted now", path=n) for n, (x, y) in enumerate(spots)]
     if spots:
         x, y = spots[-1]
-        label = f"{'Pruned' if pruned else 'If deleted now'} {words.perplexity(now[-1][1])}"
+        label = f"{'Pruned' if pruned else 'If deleted now'} {words.times(now[-1][1])}"
         rows.append(_row("dot", x, y, fate="deleted now"))
         at_end = x > FROM + 0.63 * (TO - FROM)  # on a phone there is no room for it between the two
         rows.append(_row("now-right" if at_end else "now-left", x if at_end else min(x, FROM + 12), y, label))

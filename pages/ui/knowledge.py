@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from functools import lru_cache
@@ -62,6 +63,9 @@ def told(before: Sequence[float], after: Sequence[float], chosen: Sequence[int])
     rest = [i for i in range(len(before)) if i not in set(gone)]
 
     def part(layers: list[int], who: str) -> str:
+        layers = [i for i in layers if math.isfinite(_value(before[i])) and math.isfinite(_value(after[i]))]
+        if not layers:
+            return f"the {who} layers' importance is not a number"
         old, new = (statistics.fmean(_value(v[i]) for i in layers) for v in (before, after))
         way = "fell" if new < old else "rose"
         moved = sum((_value(after[i]) < _value(before[i])) == (new < old) for i in layers)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.ui import panels, server, session, words
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import card, replay, state
+from trsp_core import card, outlets, replay, state
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.store import Run
@@ -92,7 +92,7 @@ def _actions(run: Run, config: RunConfig | None, status: str) -> None:
     with st.popover("More", icon=":material/more_horiz:", key=f"more-{run.id}"):
         if config:
             st.caption("The same run from a shell:")
-            st.code(config.as_command(), language="bash", wrap_lines=True)
+            st.code(outlets.lines(config.as_command()), language="bash", wrap_lines=True)
             st.caption("And from Python:")
             st.code(card.script(config), language="python", wrap_lines=True)
         st.caption("Run folder:")

@@ -77,9 +77,13 @@ def strip(state: RunState) -> None:
     st.markdown(" ".join(marks) or ":gray[The plan follows in a moment]")
 
 
-def figures(state: RunState, config: RunConfig) -> None:
-    """The numbers of the moment."""
-    by = {s: values.get("calibration") for s, values in state.perplexity.items()}
+def figures(state: RunState, config: RunConfig, live: bool) -> None:
+    """The numbers of the moment: of all measured blocks, where a tile does not say otherwise."""
+    by = state.figures("calibration")
+
+    def shown(name: str) -> str:
+        return words.measured(by, name, live) if name in by or state.phase == name else "–"
+
     total = series.planned_removals(state, config)
     with st.container(horizontal=True, key="figures"):
         if methods.get(config.method).narrow:
@@ -87,19 +91,16 @@ def figures(state: RunState, config: RunConfig) -> None:
             st.metric("Layers narrowed", f"{depth if state.narrowed else 0} of {depth}")
         else:
             st.metric("Layers chosen", f"{len(state.chosen)} of {total}" if total else "0")
-        st.metric("Perplexity, dense", _shown(by, "dense"))
+        st.metric("Perplexity, dense", shown("dense"))
         at_once = "Narrowed, not trained" if methods.get(config.method).narrow else "Layers deleted at once"
-        st.metric(at_once, _shown(by, "direct"))
+        st.metric(at_once, shown("direct"))
         if "pruned" in by or not state.probes:
-            st.metric("Pruned", _shown(by, "pruned"))
+            st.metric("Pruned", shown("pruned"))
         else:
-            probe = state.probes[-1]
-            st.metric(f"If deleted now, on {probe.blocks} blocks", words.perplexity(probe.perplexity))
+            (_, now), (few, whole) = series.times_dense(state, config)[1][-1], series.compared(state, config)
+            value = "not a number" if now is None else f"{words.times(now)} dense"
+            st.metric(f"If deleted now, on {few} of {whole} blocks", value)
         st.metric("Time so far" if not state.ended else "Time", words.duration(state.at))
-
-
-def _shown(by: dict[str, float | None], name: str) -> str:
-    return words.perplexity(by[name]) if name in by else "–"
 
 
 def config_of(run: Run) -> RunConfig | None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pages.ui.charts import BOXES, Spec, fate_colour, finish
 from pages.ui.theme import PALETTES
-from trsp_core.series import chosen_at, fates
+from trsp_core.series import choice, chosen_at, fates, weights_told
 from trsp_core.state import RunState
 
 COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "path"]
@@ -17,13 +17,13 @@ COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "path"]
 
 def before_after(state: RunState) -> pd.DataFrame:
     """The stack as it came and as it is left, a box a layer, input at the bottom, lines from old to new places."""
-    fate, ends = fates(state), chosen_at(state)
-    weights = list(state.weights)
-    for layer, n in ends.items():
-        weights[layer] = state.weight_steps[n - 1].weights[layer]
+    fate, weights = fates(state), weights_told(state)
     rows, place, right = [], 0, 1.6 + width_left(state)
     for i, what in enumerate(fate):
-        weight = f"  ·  {abs(weights[i]):.2f}" if state.weight_steps and weights[i] is not None else ""
+        said = choice(state, i)
+        if not said and state.weight_steps and weights[i] is not None:
+            said = f"{abs(weights[i]):.2f}"
+        weight = f"  ·  {said}" if said else ""
         rows.append(("box", 0.0, 1.0, i + 0.08, i + 0.92, what, "", i))
         rows.append(("name", 0.5, 0, i + 0.5, 0, what, f"{i}{weight}", i))
         if what == "removed" or (what == "chosen" and not state.removed):
@@ -35,6 +35,17 @@ def before_after(state: RunState) -> pd.DataFrame:
         )
         place += 1
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def caption(state: RunState) -> str:
+    """What the numbers on the boxes are."""
+    said = "The input is at the bottom."
+    if not chosen_at(state):
+        return said
+    return (
+        f"{said} Each round takes the least weight of those left: a chosen layer has its number and its weight of that "
+        "moment, the others that of the end, after more rounds of sinking."
+    )
 
 
 def width_left(state: RunState) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import streamlit as st
 
 from pages.ui import server, session, words
-from trsp_core import card, forecast, methods, models
+from trsp_core import card, forecast, methods, models, outlets, schedules
 from trsp_core import config as configs
 from trsp_core.config import KNOBS, PACKED, RunConfig
 from trsp_core.errors import Problem, TrspError
@@ -82,6 +82,11 @@ def ratio_in_words(made: Plan) -> str:
     )
 
 
+def lambda_2_in_words(made: Plan) -> str:
+    """For how many steps it acts."""
+    return schedules.told(made.config) if made.config else ""
+
+
 def forecast_and_start(made: Plan) -> None:
     """Minutes and memory before the start, every reason against it, and the button."""
     refusal = _problems(made)
@@ -117,7 +122,7 @@ def command(config: RunConfig, caption: str = "The same run from a shell:") -> N
     """The run as a shell command, to copy."""
     with st.popover("Command", icon=":material/terminal:"):
         st.caption(caption)
-        st.code(config.as_command(), language="bash", wrap_lines=True)
+        st.code(outlets.lines(config.as_command()), language="bash", wrap_lines=True)
         st.caption("The same from Python:")
         st.code(card.script(config), language="python", wrap_lines=True)
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.ui import charts, figure, panels, server, session, stages, words
 from pages.ui.theme import mode
-from trsp_core import methods, replay
+from trsp_core import methods, replay, series
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.replay import Head, Tape
@@ -68,9 +68,11 @@ def _source(config: RunConfig, tape: Tape) -> str:
     """Which run this is."""
     end = tape.state(tape.seconds)
     name = panels.name_of(config, end.model.n_layers if end.model else None)
+    few, whole = series.compared(end, config)
     return (
         f"{words.plain(name)}: a real run, recorded in {words.duration(end.at)} and told in "
-        f"{words.duration(tape.seconds)}. The curve is of a few blocks of text; the figures below are of all measured."
+        f"{words.duration(tape.seconds)}. Its curves show multiples of the dense model's perplexity on "
+        f"{series.sample(end, config)}" + ("; sentence and figures, perplexity on all of them." if few < whole else ".")
     )
 
 
@@ -90,7 +92,7 @@ def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, known: bool) 
     charts.show(figure.spec(mode()), figure.frame(state, config), "figure", figure.ALT)
     _controls(run_id, head)
     st.caption(source)
-    panels.figures(state, config)
+    panels.figures(state, config, live=not state.ended)
     if not methods.get(config.method).narrow:
         stages.stage_1(state, config)
     if config.stage2_steps:
@@ -141,13 +143,14 @@ def _controls(run_id: str, head: Head) -> None:
 def told(state: RunState) -> str:
     """What happens now: a sentence or two."""
     depth = state.model.n_layers if state.model else 0
-    by = {name: values.get("calibration") for name, values in state.perplexity.items()}
+    by = state.figures("calibration")
     count = len(state.chosen)
     if state.ended in ("failed", "cancelled"):
         return "This run ended here, before its time."
     if state.removed and "pruned" in by:
-        ending = f"Perplexity went from {words.perplexity(by.get('dense'))} to {words.perplexity(by['pruned'])}"
-        if by.get("direct") is not None:
+        before, after = (words.measured(by, name, live=False) for name in ("dense", "pruned"))
+        ending = f"Perplexity went from {before} to {after}"
+        if "direct" in by:
             ending += f"; deleted at once, {words.perplexity(by['direct'])}"
         return f"{_gone(state)} {ending}."
     if state.removed:
@@ -160,8 +163,13 @@ def told(state: RunState) -> str:
         return "Stage 2. All layers run again, and the knowledge is to move."
     if state.phase == "direct" and count:
         return f"What if these {count} layers were simply deleted? Perplexity tells: lower is better."
+    if state.rounds and state.weight_steps:
+        layer = state.rounds[-1].layer
+        sunk = f"Of the layers left, {layer} has sunk furthest: crossed out as {series.choice(state, layer)}."
+        return f"Stage 1. {sunk}"
     if state.rounds:
-        return f"Stage 1. The text needs layer {state.rounds[-1].layer} least: it is crossed out. On to the next."
+        layer = state.rounds[-1].layer
+        return f"Stage 1. Layer {layer} is chosen as {series.choice(state, layer)}: it is crossed out."
     if state.chosen:
         return f"Stage 1. Chosen: {words.layers(state.chosen)}."
     if figure.stage(state) == 1:

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui import controls, words
-from trsp_core import resume
+from trsp_core import outlets, resume
 from trsp_core.config import RunConfig
 from trsp_core.events import DOMAINS, PerplexityMeasured
 from trsp_core.state import RunState
@@ -24,7 +24,7 @@ def ending(run: Run, state: RunState, status: str) -> None:
         )
         if state.failure.trace:
             with st.expander("Trace, for a report"):
-                st.code(state.failure.trace, language=None)
+                st.code(outlets.lines(state.failure.trace), language=None)
     elif status == "cancelled":
         st.warning(
             f"**This run was stopped{where}.** {words.plain(state.stopped_why or run.cancel_reason())} "
@@ -51,8 +51,8 @@ def _outlook(run: Run, state: RunState) -> str:
     return f"Resumed: {words.plain(resume.outlook(run, state))}"
 
 
-def summary(state: RunState, config: RunConfig) -> None:
-    """The result in sentences, then as a table."""
+def summary(state: RunState, config: RunConfig, live: bool) -> None:
+    """The result in sentences, then as a table; while the run is `live`, some of it is still being measured."""
     if not state.removed:
         return
     removed, total = state.removed, len(state.removed.removed) + len(state.removed.kept)
@@ -70,19 +70,22 @@ def summary(state: RunState, config: RunConfig) -> None:
                 f"Deleting as many layers as the ratio says would leave {words.parameters(state.narrowed.aim)}."
             )
         for domain in DOMAINS:
-            st.markdown(_sentence(state, config, domain))
+            st.markdown(_sentence(state, config, domain, live))
         if state.speed:
             st.markdown(_speed(state, total))
-        st.table(table(state))
+        st.table(table(state, live))
         st.caption(protocol(state))
 
 
-def _sentence(state: RunState, config: RunConfig, domain: str) -> str:
+def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> str:
     """What happened to one domain's perplexity."""
-    by = {s: values[domain] for s, values in state.perplexity.items() if domain in values}
+    by = state.figures(domain)
     text = words.plain(_text(config.text if domain == "calibration" else config.heldout))
-    before, after = words.perplexity(by.get("dense")), words.perplexity(by.get("pruned"))
-    start = f"In the {words.DOMAINS[domain]} ({text}), perplexity went from {before} to **{after}**."
+    before, after = (words.measured(by, name, live) for name in ("dense", "pruned"))
+    where = f"In the {words.DOMAINS[domain]} ({text}),"
+    if "dense" not in by or "pruned" not in by:
+        return f"{where} the dense model's perplexity: {before}; the pruned model's: {after}."
+    start = f"{where} perplexity went from {before} to **{after}**."
     direct, pruned = by.get("direct"), by.get("pruned")
     if not config.stage2_steps:
         return start + f" There was no stage 2: the layers were {'narrowed' if state.narrowed else 'deleted'} at once."
@@ -125,14 +128,12 @@ def _speed(state: RunState, total: int) -> str:
     )
 
 
-def table(state: RunState) -> pd.DataFrame:
+def table(state: RunState, live: bool) -> pd.DataFrame:
     """Perplexity by state of the model and by domain."""
     names = words.NARROWED_STATES if state.narrowed else words.MODEL_STATES
     shown = [s for s in names if s in state.perplexity]
     rows = {
-        f"Perplexity, {words.DOMAINS[domain]}": [
-            words.perplexity(state.perplexity[s].get(domain)) if domain in state.perplexity[s] else "–" for s in shown
-        ]
+        f"Perplexity, {words.DOMAINS[domain]}": [words.measured(state.figures(domain), s, live) for s in shown]
         for domain in DOMAINS
     }
     return pd.DataFrame(rows, index=[names[s] for s in shown])

@@ -40,14 +40,14 @@ def stage_1(state: RunState, config: RunConfig) -> None:
     left, right = st.columns([2, 1], gap="medium")
     with left:
         if trains:
-            st.caption("A line a layer: its weight sinks where the text needs it least. A dot: chosen in that round.")
+            st.caption(series.caption("weights", state, config))
             planned = series.planned_steps(state, config, 1)
             charts.of_run(charts.weights(mode()), state, lambda: series.weights(state, planned), "weights")
         else:
             st.caption(words.plain(methods.get(config.method).summary))
             charts.of_run(charts.scores(mode()), state, lambda: series.scores(state), "scores")
     with right:
-        st.caption("The stack now, input at the bottom.")
+        st.caption(series.caption("stack", state, config))
         charts.of_run(charts.stack(mode()), state, lambda: series.stack(state), "stack")
     with st.container(key="winner"):
         st.markdown(winner(state))
@@ -58,9 +58,11 @@ def winner(state: RunState) -> str:
     if not state.rounds:
         return f"Chosen: {words.layers(state.chosen)}." if state.chosen else "No layer is chosen yet."
     last = state.rounds[-1]
-    text = f"Round {len(state.rounds)}: layer {last.layer} was chosen"
-    if last.score is not None:
-        text += f" at {words.number(last.score)}"
+    text = f"No. {len(state.rounds)}: layer {last.layer}"
+    if last.score is not None and state.weight_steps:
+        text += f" had the smallest weight of those left, {words.number(abs(last.score))}"
+    else:
+        text += " was chosen" + (f" at {words.number(last.score)}" if last.score is not None else "")
     if last.margin is not None and last.runner_up is not None:
         text += f", {words.margin(last.margin)} below the runner-up, layer {last.runner_up}"
     return text + f". Chosen so far: {words.layers(state.chosen)}."
@@ -71,10 +73,10 @@ def stage_2(state: RunState, config: RunConfig) -> None:
     st.markdown("#### Stage 2: move the knowledge")
     left, right = st.columns(2, gap="medium")
     with left:
-        st.caption("Perplexity if the chosen layers were deleted now, on the same few blocks.")
+        st.caption(series.caption("probes", state, config))
         charts.of_run(charts.probes(mode()), state, lambda: series.probes(state, config), "probes")
     with right:
-        st.caption("How much each chosen layer still changes what passes through it.")
+        st.caption(series.caption("gaps", state, config))
         charts.of_run(charts.gaps(mode()), state, lambda: series.gaps(state, config), "gaps")
 
 
@@ -85,7 +87,7 @@ def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
     st.markdown("#### What is being minimised")
     for column, stage in zip(st.columns(2, gap="medium"), stages, strict=False):
         with column:
-            st.caption(f"Stage {stage}: language-modelling loss, and {series.PULLS[stage]}.")
+            st.caption(series.caption(f"loss-{stage}", state, config))
             spec = charts.losses(mode(), series.PULLS[stage])
             charts.of_run(spec, state, lambda s=stage: series.losses(state, config, s), f"loss-{stage}")
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts import BOXES, Spec, finish
+from pages.ui.charts import BOXES, Spec, finish, set_apart
 from pages.ui.theme import PALETTES
 from pages.ui.trials import Choice
 from trsp_core import series
@@ -23,6 +23,7 @@ def frame(state: RunState, now: Choice, influence: Mapping[int, float]) -> pd.Da
     weights = (
         series.stack(state).query("kind == 'bar'")["weight"].tolist() if state.weight_steps else [None] * len(sizes)
     )
+    frozen = series.chosen_at(state)
     rows = [
         (
             i,
@@ -30,11 +31,12 @@ def frame(state: RunState, now: Choice, influence: Mapping[int, float]) -> pd.Da
             influence.get(i),
             round(size / 1e6, 2),
             now.fate(i),
-            "yes" if i in state.chosen else "no",
+            f"as {choice}" if (choice := series.choice(state, i)) else "no",
+            i in frozen,
         )
         for i, size in enumerate(sizes)
     ]
-    return pd.DataFrame(rows, columns=["layer", "weight", "influence", "size", "fate", "chosen"]).astype(
+    return pd.DataFrame(rows, columns=["layer", "weight", "influence", "size", "fate", "chosen", "frozen"]).astype(
         {"weight": float, "influence": float}
     )
 
@@ -43,11 +45,8 @@ def frame(state: RunState, now: Choice, influence: Mapping[int, float]) -> pd.Da
 def spec(theme: str) -> Spec:
     """Bars for the weights, dots for the influence; a root scale keeps small influences apart."""
     palette = PALETTES[theme]
-    colour = alt.Color(
-        "fate:N",
-        scale=alt.Scale(domain=list(FATES), range=[palette.kept, palette.dense, palette.removed]),
-        legend=BOXES,
-    )
+    fates = alt.Scale(domain=list(FATES), range=[palette.kept, palette.dense, palette.removed])
+    colour = alt.Color("fate:N", scale=fates, legend=BOXES)
     tips = [
         alt.Tooltip("layer:O", title="Layer"),
         alt.Tooltip("fate:N", title="In this trial"),
@@ -66,6 +65,7 @@ def spec(theme: str) -> Spec:
             "weight:Q", scale=scale, title="Weight (bar), influence (dot)", axis=alt.Axis(values=[0, 0.05, 0.2, 0.5, 1])
         ),
         color=colour,
+        **set_apart(fates),
     )
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(y=alt.Y("influence:Q", scale=scale), color=colour)
     hover = base.mark_bar(opacity=0).encode(y=alt.datum(1), y2=alt.datum(0))

@@ -61,6 +61,8 @@ def _answers(run: Run, config: RunConfig, state: RunState, live: tuple[bool, boo
     _figures(measured, now.now, reading)
     rows = strips.frame(state, now.now, session.get(tries.key(run, "influence")) or {})
     charts.show(strips.spec(theme.mode()), rows, "what-if-strip", _told(now.now, len(rows)))
+    if rows["frozen"].any():
+        st.caption("Outlined bars: layers that the run chose, with their weight of that moment; the others sank on.")
     if measured:
         _sample(reading, config)
     _board(run, config, now)

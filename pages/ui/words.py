@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from datetime import datetime
+
+from trsp_core import outlets
 
 PHASES = {
     "load": "Loading the model",
@@ -80,9 +84,9 @@ def lines(text: str) -> str:
 
 
 def letters(text: str) -> str:
-    """Escaped for Markdown. Icons, addresses and arrows are looked for after a backslash has done its work, so a sign
-    without width parts them."""
-    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", text))
+    """Escaped for Markdown, each letter visible. Icons, addresses and arrows are looked for after a backslash has done
+    its work, so a sign without width parts them."""
+    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", outlets.lines(text)))
 
 
 def phase(name: str) -> str:
@@ -118,12 +122,31 @@ def parameters(count: float) -> str:
 
 
 def perplexity(value: float | None) -> str:
-    """`41.7`, `1,240`, `3.9e+05`; null stands for not a number."""
-    if value is None:
+    """`41.7`, `1,240`, `3.9e+05`; null stands for not a number. Of what is not measured yet, see `measured`."""
+    if value is None or not math.isfinite(value):
         return "not a number"
     if value >= 1e5:
         return f"{value:.1e}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def measured(figures: Mapping[str, float | None], name: str, live: bool) -> str:
+    """The perplexity of the model in state `name`, of `RunState.figures`. One that is missing is no bad number: while
+    the run is `live` it is still to come."""
+    if name in figures:
+        return perplexity(figures[name])
+    return "being measured" if live else "not measured"
+
+
+def times(value: float) -> str:
+    """A multiple: `2.4 ×`."""
+    return f"{perplexity(value)} ×"
+
+
+def ordinal(count: int) -> str:
+    """`1st`, `22nd`, `13th`."""
+    ending = "th" if count % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return f"{count}{ending}"
 
 
 def rate(value: float) -> str:

@@ -10,7 +10,7 @@ TOURS = ("two-minutes", "twenty-minutes")
 STAGES = {
     "Find": (
         "Every layer gets a weight, 1 at first. Training pulls all weights down; those that the text needs hold out. "
-        "The smallest goes first."
+        "Each round takes the smallest of those left."
     ),
     "Move": "The chosen layers are taught to change nothing, while the layers around them take over what they knew.",
     "Delete": (

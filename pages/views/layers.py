@@ -39,10 +39,7 @@ if stacks.open:
             description = f"Two stacks: {depth} layers before, {stay} after. Chosen: {words.layers(state.chosen)}."
             spec = pictures.stacks(theme.mode(), depth)
             charts.show(spec, pictures.before_after(state), "stacks", description)
-            st.caption(
-                "The input is at the bottom. A weight near 1: the text needs the layer; near 0: it does not. "
-                "Sizes in million parameters."
-            )
+            st.caption(pictures.caption(state))
         with table:
             frame = series.layer_table(state)
             alt = "Each layer's weight, fate and size."

@@ -26,7 +26,7 @@ def show_form() -> None:
     address.left_out()
     made = planner.plan()
     classroom.presets()
-    controls.first(made.problems, fetching.choose, planner.ratio_in_words(made))
+    controls.first(made.problems, fetching.choose, planner.ratio_in_words(made), planner.lambda_2_in_words(made))
     if made.missing:
         fetching.box(made.missing, made.config)
     planner.forecast_and_start(made)
@@ -80,9 +80,9 @@ def watch(run_id: str, known: str, beat: float | None) -> None:
             results.ending(run, state, status)
     with numbers:
         if state.model:
-            panels.figures(state, config)
+            panels.figures(state, config, live=status == "running")
     with result:
-        results.summary(state, config)
+        results.summary(state, config, live=status == "running")
         if status == "finished":
             panels.next_steps(run)
             takeaway.area(run, config, state)
