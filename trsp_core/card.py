@@ -111,12 +111,10 @@ def _per_layer(exported: dict[str, Any], n_layers: int) -> list[str]:
 def mergekit(config: RunConfig, state: RunState, dtype: str) -> str:
     """A recipe for mergekit that deletes the same layers; of use where `no_recipe` has nothing to say."""
     assert state.removed
-    runs = []
+    base, runs = outlets.yaml(_base(config)), []
     for _, group in itertools.groupby(enumerate(sorted(state.removed.kept)), key=lambda pair: pair[1] - pair[0]):
         layers = [layer for _, layer in group]
-        runs.append(
-            f"  - sources:\n      - model: {_base(config)}\n        layer_range: [{layers[0]}, {layers[-1] + 1}]\n"
-        )
+        runs.append(f"  - sources:\n      - model: {base}\n        layer_range: [{layers[0]}, {layers[-1] + 1}]\n")
     converted = (
         f"# The base of this run is a 4-bit GGUF file of {models.CATALOGUE[config.model].hub_id}, spelled out as\n"
         "# safetensors. mergekit wants a safetensors folder: put the converted one here (python -m trsp_core doctor\n"
@@ -238,11 +236,11 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
         "`run.json` holds every setting and the versions. Local models and texts are named by their last part.",
     ]
     parts.append(
-        no_recipe(config, state, exported, dtype)
+        outlets.markdown(no_recipe(config, state, exported, dtype))
         or "`mergekit.yml` reproduces the deletion alone, nothing of the choice or the figures."
     )
     if warning := gguf.warning(exported):
-        parts.append(f"## To GGUF\n\n{warning}")
+        parts.append(f"## To GGUF\n\n{outlets.markdown(warning)}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
