@@ -172,7 +172,8 @@ def _uploaded() -> None:
     if brought is None:
         return
     try:
-        session.put("upload_note", uploads.how_read(brought.getvalue(), brought.name))
-        session.fill({"text": str(uploads.keep(brought.getvalue(), brought.name, server.store().root))})
+        content = brought.getvalue()
+        session.put("upload_note", uploads.how_read(content, brought.name))
+        session.fill({"text": str(uploads.keep(content, brought.name, server.store().root, session.visitor()))})
     except TrspError as error:
         session.put("upload_error", str(error))
