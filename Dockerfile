@@ -6,6 +6,7 @@ FROM python:3.11-slim
 RUN useradd --create-home --uid 1000 user && install --directory --owner=user --group=user /home/user/app
 USER 1000
 # TRSP_DEMO: strangers come here; a list of models, caps, no local paths. See "Deploy" in README.md; 0 opens it.
+# FORWARDED_ALLOW_IPS: the proxies whose word tells visitors apart; a Space's come from this network.
 # hadolint ignore=DL3064
 ENV HOME=/home/user \
     PATH=/home/user/.local/bin:$PATH \
@@ -13,6 +14,7 @@ ENV HOME=/home/user \
     TOKENIZERS_PARALLELISM=false \
     HF_HUB_DISABLE_TELEMETRY=1 \
     HF_HUB_DISABLE_IMPLICIT_TOKEN=1 \
+    FORWARDED_ALLOW_IPS=10.0.0.0/8 \
     TRSP_DEMO=1
 WORKDIR /home/user/app
 
@@ -33,5 +35,5 @@ RUN python -m trsp_core fetch smollm2-135m
 EXPOSE 8501
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://localhost:8501/_stcore/health', timeout=5)"]
 # In the frame of a Space cookies are not kept, so the token against forged uploads never comes back: it is left out.
-# There is nothing behind it to steal: no accounts, and a run is known by its unguessable name alone.
-CMD ["streamlit", "run", "app.py", "--server.port=8501", "--server.address=0.0.0.0", "--server.headless=true", "--server.enableXsrfProtection=false"]
+# What a page of another site writes is turned away by its origin, and there are no accounts to steal behind it.
+CMD ["streamlit", "run", "app.py", "--server.port=8501", "--server.address=0.0.0.0", "--server.headless=true", "--server.enableXsrfProtection=false", "--server.maxUploadSize=2", "--server.maxMessageSize=20"]

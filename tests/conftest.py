@@ -113,14 +113,14 @@ def served(tmp_path_factory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def serving(runs: Path, base: str = "") -> Iterator[Server]:
-    """A real app on a free port, below the path `base`."""
+def serving(runs: Path, base: str = "", **variables: str) -> Iterator[Server]:
+    """A real app on a free port, below the path `base`, with more variables in its environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
     command += ["--server.address=127.0.0.1", *([f"--server.baseUrlPath={base}"] if base else [])]
-    environment = {**os.environ, "TRSP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "TRSP_RUNS": str(runs), "OMP_NUM_THREADS": "1", **variables}
     log = (runs.parent / "server.log").open("w")
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}" + (f"/{base}" if base else "")

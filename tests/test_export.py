@@ -128,6 +128,8 @@ def test_an_export_is_a_checkpoint_with_card_settings_and_proof(trained, tmp_pat
     assert "| Trained, all layers still there |" in written
     assert "not (folder" not in written
     assert not (folder / "mergekit.yml").exists()
+    assert "There is no mergekit.yml: more than whole layers of the base was changed." in written
+    assert "GGUF" not in written
     repeat = re.search(r"```sh\n(.+)\n```", written)[1]
     assert shlex.split(repeat)[:4] == ["python", "-m", "trsp_core", "run"]
 
@@ -314,6 +316,54 @@ def test_the_recipe_for_mergekit_keeps_the_same_layers(no_child, deleted, tmp_pa
     assert recipe["merge_method"] == "passthrough"
     assert recipe["dtype"] == "float32"
     assert "4-bit GGUF" in card.mergekit(config.RunConfig(), deleted.state(), "float32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "exported", "dtype", "said"),
+    [
+        ({}, {}, "float32", ""),
+        ({}, {}, "bfloat16", ""),
+        ({"precision": "bfloat16"}, {"eos_token_id": [1, 2, 3]}, "bfloat16", ""),
+        ({"precision": "bfloat16"}, {}, "float32", "rounded to bfloat16"),
+        ({"precision": "bfloat16"}, {}, "float16", "rounded to bfloat16"),
+        ({"precision": "nf4"}, {}, "bfloat16", "packed as nf4"),
+        ({"precision": "int8", "save_as": "adapters"}, {"quantization_config": {}}, "quantized", "packed as int8"),
+        ({}, {"layer_types": ["full_attention"] * 3}, "float32", "of each layer (layer_types)"),
+        ({}, {"no_rope_layers": [1, 1, 0]}, "float32", "of each layer (no_rope_layers)"),
+        ({}, {"model_type": "mixtral"}, "float32", "of the kind mixtral"),
+        ({}, {"model_type": "gemma"}, "float32", ""),
+        ({}, {"model_type": "gemma", "tie_word_embeddings": False}, "float32", "a head that is the embedding"),
+        ({}, {"model_type": "phi3", "tie_word_embeddings": False}, "float32", ""),
+        ({}, {"model_type": "phi3", "tie_word_embeddings": True}, "float32", "a head apart from the embedding"),
+        ({"method": "laco"}, {}, "float32", "more than whole layers"),
+        ({"stage2_steps": 1}, {}, "float32", "more than whole layers"),
+    ],
+)
+def test_a_recipe_is_given_where_mergekit_makes_the_same_tensors(settings, exported, dtype, said, deleted):
+    """Seen with mergekit 0.1.5 on tiny models; everywhere else the reason is given in its place."""
+    values, of = config.RunConfig(**{"stage2_steps": 0, **settings}), {"model_type": "llama", **exported}
+    reason = card.no_recipe(values, deleted.state(), of, dtype)
+    assert bool(reason) == bool(said)
+    assert said in reason
+    written = card.write(values, deleted.state(), proof.Proof(**FOUND), "A model", of, dtype)
+    assert (reason or "`mergekit.yml` reproduces the deletion alone") in written
+
+
+@pytest.mark.parametrize(("family", "layers"), [("gemma2", "1,3"), ("gemma2", "1"), ("smollm3", "2"), ("gpt2", "1,3")])
+def test_card_and_page_say_what_mergekit_and_llama_cpp_would_make_of_it(no_child, family, layers, tmp_path, text):
+    """Gemma 2 alternates, so without layers 1 and 3 of five all that are left slide, and the new layer 1 would not."""
+    model = tiny.save(tmp_path / "model", family)
+    run = pruned(tmp_path / "runs", model, text, method="manual", layers=layers, stage2_steps=0)
+    folder = exported(run, tmp_path / "out")
+    written, remarks = (folder / "README.md").read_text(), export.remarks(run, "float32")
+    assert all(remark in written for remark in remarks)
+    assert (folder / "mergekit.yml").exists() == (family == "gpt2")
+    assert [("mergekit.yml" in remark, "GGUF" in remark) for remark in remarks] == (
+        [] if family == "gpt2" else [(True, False), (False, True)]
+    )
+    assert ("## To GGUF" in written) == (family != "gpt2")
+    if layers == "1,3" and family == "gemma2":
+        assert "1 would change: layer 1 from sliding attention to full attention" in remarks[1]
 
 
 @pytest.mark.parametrize(

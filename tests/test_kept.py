@@ -182,6 +182,17 @@ def test_a_fresh_process_that_was_killed_for_memory_says_so(run, monkeypatch):
     assert "resuming" in state.failure.remedy
 
 
+def test_memory_that_is_gone_by_then_is_told_before_the_fresh_process_starts(run, monkeypatch):
+    def take(state, event) -> None:
+        if isinstance(event, ev.PhaseStarted) and event.name == "save":
+            monkeypatch.setattr(forecast, "available_memory", lambda: 10**8)
+
+    state = recorded(run, take)
+    assert state.ended == "failed"
+    assert "100 MB are free" in state.failure.message
+    assert (run.folder / "unproved-model").is_dir()
+
+
 def test_the_forecast_counts_the_fresh_process(tiny_model):
     from trsp_core import models
 

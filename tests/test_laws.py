@@ -16,7 +16,7 @@ TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record",
               "downloads", "hub", "forecast", "texts", "data", "methods", "families", "workbench", "evidence", "plans",
               "intervals", "questions", "grids", "crew", "sweep", "points", "agenda", "series", "drawings", "palette",
               "card", "proof", "export", "upload", "errands", "curves", "report", "lessons",
-              "replay", "resume", "schedules", "limits", "housekeeping")  # fmt: skip
+              "replay", "resume", "schedules", "limits", "housekeeping", "leash", "vocabulary")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

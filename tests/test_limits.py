@@ -5,21 +5,26 @@ import dataclasses
 import io
 import os
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
+from pages.ui import uploads
 from tests import story
 from tests.test_jobs import go, runs, until  # noqa: F401 - a fixture
+from tests.test_pages import open_page
 from trsp_core import answers as an
-from trsp_core import bench, downloads, export, housekeeping, limits
+from trsp_core import bench, downloads, export, housekeeping, limits, models
 from trsp_core import config as configs
 from trsp_core.agenda import Agenda
 from trsp_core.config import RunConfig
 from trsp_core.downloads import Fetches
+from trsp_core.errands import Errands
 from trsp_core.errors import TrspError
 from trsp_core.jobs import Jobs
 from trsp_core.limits import DEMO, OPEN
-from trsp_core.store import Store
+from trsp_core.store import Store, runs_root
 from trsp_core.workbench import Workbench
 
 
@@ -200,7 +205,7 @@ def test_a_full_quota_takes_the_oldest_first_and_stops_when_it_is_enough(tmp_pat
     for run in many:
         (run.folder / "weights").write_bytes(b"x" * 100_000)
     many[0].keep(True)
-    assert housekeeping.sweep(store, dataclasses.replace(OPEN, disk_bytes=350_000)) == [many[1].id, many[2].id]
+    assert housekeeping.sweep(store, dataclasses.replace(OPEN, disk_bytes=360_000)) == [many[1].id, many[2].id]
 
 
 def test_the_open_mode_deletes_no_run(tmp_path):
@@ -287,3 +292,191 @@ def test_what_was_done_when_the_cancel_came_is_told():
     loop._stopped.add("ticket")
     assert isinstance(loop._ending("ticket", an.Status()), an.Stopped)
     assert an.unpack(out.getvalue())[1] == an.TokenGenerated(0, 1, "done", 0.1)
+
+
+# Visitors, however many tabs they open
+
+
+def test_nine_tabs_of_one_address_do_not_fill_the_queue(runs, demo):  # noqa: F811
+    queue = Jobs(runs)
+    first = queue.submit(settings(), visitor="203.0.113.9")
+    for _ in range(8):
+        with pytest.raises(TrspError, match="your network address"):
+            queue.submit(settings(), visitor="203.0.113.9")
+    others = [queue.submit(settings(), visitor=f"198.51.100.{n}") for n in range(3)]
+    assert [queue.place(run.id) for run in others[-1:]] == [3]
+    until(lambda: first.status() == "running")
+    go(first)
+    until(lambda: not (first.folder / "queued").exists())
+    again = queue.submit(settings(), visitor="203.0.113.9")
+    for run in (*others, again):
+        queue.cancel(run.id)
+
+
+def test_a_queue_knows_its_visitors_after_a_restart_and_names_none(runs, demo):  # noqa: F811
+    queue = Jobs(runs)
+    working, waiting = (queue.submit(settings(), visitor=f"203.0.113.{n}") for n in range(2))
+    until(lambda: working.status() == "running")
+    queue.close()
+    assert "203.0.113" not in (waiting.folder / "queued").read_text("utf-8")
+    later = Jobs(runs)
+    with pytest.raises(TrspError, match="your network address"):
+        later.submit(settings(), visitor="203.0.113.1")
+    later.cancel(waiting.id)
+    go(working)
+
+
+def test_a_run_that_goes_on_counts_for_who_resumes_it(runs, demo):  # noqa: F811
+    stopped = story.write(runs, "cancelled", settings())
+    queue = Jobs(runs)
+    queue.resume(stopped.id, visitor="203.0.113.7")
+    with pytest.raises(TrspError, match="your network address"):
+        queue.submit(settings(), visitor="203.0.113.7")
+    queue.cancel(stopped.id)
+
+
+def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path))
+    waiting = threading.Event()
+    monkeypatch.setattr("trsp_core.workbench.Workbench._work", lambda *_: waiting.wait(60))
+    bench_ = Workbench(command=("false",))
+    request = an.Generate([{"model": DEMO.models[0]}], "a")
+    try:
+        for _ in range(DEMO.requests + 1):  # one is worked on
+            bench_.ask(request, visitor="a")
+            until(lambda: bench_._working is not None)
+        with pytest.raises(TrspError, match="your network address"):
+            bench_.ask(request, visitor="a")
+        assert bench_.ask(request, visitor="b")
+    finally:
+        waiting.set()
+        bench_.close()
+    held, run = threading.Event(), story.write(Store(tmp_path), "finished")
+    monkeypatch.setattr("trsp_core.errands.Errands._work", lambda *_: held.wait(60))
+    errands = Errands()
+    try:
+        errands.start(run, "0.html", "report", "a")
+        until(lambda: not errands._waiting)
+        for n in range(1, DEMO.takeaways + 1):
+            errands.start(run, f"{n}.html", "report", "a")
+        with pytest.raises(TrspError, match="your network address"):
+            errands.start(run, "9.html", "report", "a")
+        errands.start(run, "8.html", "report", "b")
+    finally:
+        for errand in errands.of(run):
+            errands.stop(errand)
+        held.set()
+        errands.close()
+
+
+# The allow-list is asked before the disk
+
+
+@pytest.fixture
+def no_disk(monkeypatch):
+    """The disk tells nothing: whoever asks it about a stranger's path fails."""
+    asked: list[str] = []
+    plain = {name: getattr(os, name) for name in ("stat", "lstat", "open", "scandir", "listdir", "readlink")}
+
+    def told(name):
+        def ask(path, *rest, **how):
+            if "secret" in str(path):
+                asked.append(f"{name} {path}")
+            return plain[name](path, *rest, **how)
+
+        return ask
+
+    for name in plain:
+        monkeypatch.setattr(os, name, told(name))
+    return asked
+
+
+PATHS = [
+    "/srv/secret/model",
+    "~/secret",
+    "./secret",
+    "secret/name",
+    "{there}/secret",
+    "/tmp/x\x00secret",
+    "/secret" * 100,
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_demo_does_not_tell_what_is_on_its_disk(path, demo, no_disk, page_store, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "config.json").write_text("{}", "utf-8")
+    path = path.format(there=tmp_path)
+    for knob in ("model", "text", "heldout"):
+        if "\x00" in path:
+            continue
+        app = open_page("run", **{knob: path, "ratio": "9" if knob == "model" else "0.3"})
+        assert app.error, knob
+        config = settings(**{knob: path})
+        assert DEMO.check_run(config, page_store.root)
+    for request in (an.WhatIf(path, [1]), an.WhatIf("smollm2-135m", [1], text=path),
+                    an.Generate([{"model": path}], "a")):  # fmt: skip
+        with pytest.raises(TrspError):
+            DEMO.check_request(request, page_store.root)
+    assert no_disk == []
+
+
+def test_a_demo_says_the_same_of_a_path_that_is_and_of_one_that_is_not(demo, page_store, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.json").write_text("{}", "utf-8")
+    for knob in ("model", "text", "heldout"):
+        told = []
+        for name in ("there", "gone"):
+            app = open_page("run", **{knob: str(tmp_path / name)})
+            told.append([e.value.replace(name, "") for e in app.error])
+        assert told[0] == told[1]
+        assert told[0]
+
+
+# Texts that were brought
+
+
+def test_texts_that_no_run_reads_are_swept(tmp_path):
+    store, folder = Store(tmp_path), tmp_path / "uploads"
+    folder.mkdir()
+    for name in ("read.txt", "heldout.txt", "unread.txt", "fresh.txt", ".half.partial"):
+        (folder / name).write_text("x", "utf-8")
+        if name != "fresh.txt":
+            os.utime(folder / name, (1, time.time() - 3 * 3600))
+    story.write(store, "finished", settings(text=str(folder / "read.txt")))
+    story.write(store, "queued", settings(heldout=str(folder / "heldout.txt")))
+    (tmp_path / "20260101-000000-aaaa").mkdir()
+    (tmp_path / "20260101-000000-aaaa" / "config.json").write_text("not a config", "utf-8")
+    housekeeping.sweep(store, OPEN)
+    assert len(list(folder.iterdir())) == 5, "in the open mode they have a day"
+    housekeeping.sweep(store, DEMO)
+    assert sorted(f.name for f in folder.iterdir()) == ["fresh.txt", "heldout.txt", "read.txt"]
+
+
+def test_one_visitor_does_not_fill_the_space_for_texts(tmp_path, demo):
+    def bring(n, visitor):
+        return uploads.keep(f"{n} ".encode() + b"x" * 1_900_000, "a.txt", tmp_path, visitor)
+
+    stored = [bring(n, "a") for n in range(5)]
+    with pytest.raises(TrspError, match="Your share"):
+        bring(5, "a")
+    assert bring(0, "a") == stored[0], "what is there may be brought again"
+    assert bring(6, "b").is_file()
+    for file in stored:
+        file.unlink()
+    assert bring(7, "a").is_file()
+
+
+def test_a_text_that_is_brought_again_is_not_swept_as_an_old_one(tmp_path):
+    file = uploads.keep(b"some text", "a.txt", tmp_path)
+    os.utime(file, (1, 1))
+    assert uploads.keep(b"some text", "a.txt", tmp_path) == file
+    housekeeping.clear_uploads(Store(tmp_path), 3600, time.time())
+    assert file.is_file()
+
+
+def test_an_empty_name_of_a_folder_is_none(monkeypatch):
+    for name in ("TRSP_RUNS", "TRSP_HOME"):
+        monkeypatch.setenv(name, "")
+    assert runs_root() == Path("runs").absolute()
+    assert models.home() != Path.cwd()

@@ -75,7 +75,7 @@ def test_no_prompt_is_closed_before_it_goes_on(template):
     taken = shelf.Model("tiny", stack_of(model), beside, 0, 0, 0.0)
     assert columns.encode(taken, text, chat=False)[0].tolist() == [wanted]
     after = list(generate.tokens(model, torch.tensor([wanted]), 5))
-    assert generate.continuation(model, beside, text, 5) == beside.decode(after, skip_special_tokens=True)
+    assert generate.continuation(model, beside, text, 5)[1] == beside.decode(after, skip_special_tokens=True)
     ids, count = scoring.encode(beside, text, " the city")
     assert ids == before + beside(text + " the city", add_special_tokens=False).input_ids
     assert count == len(ids) - len(wanted)

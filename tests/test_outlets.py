@@ -172,7 +172,8 @@ def blocks(text: str) -> list[Any]:
 def test_a_card_holds_no_markup_of_strangers(run):
     config, state = run.config(), run.state()
     found = dataclasses.replace(proof.Proof(**test_export.FOUND), dtype=HOSTILE)
-    text = card.write(config, state, found, HOSTILE)
+    exported = {"model_type": HOSTILE, HOSTILE: [1, 2, 1, 2], "layer_types": [HOSTILE, "b", "a", "b"]}
+    text = card.write(config, state, found, HOSTILE, exported, "float32")
     assert steers(text) == []
     _, front, body = re.split(r"^---$", text, maxsplit=2, flags=re.MULTILINE)
     assert set(yaml.safe_load(front)) <= {"library_name", "pipeline_tag", "base_model", "license", "tags"}
@@ -187,13 +188,22 @@ def test_a_card_holds_no_markup_of_strangers(run):
     assert not [p for p in parts if p.type == "strong_open"]
 
 
+def test_a_recipe_names_its_base_as_a_text(run):
+    config = dataclasses.replace(run.config(), model=f"/models/{HOSTILE} # x: - no")
+    recipe = card.mergekit(config, run.state(), "float32")
+    assert steers(recipe) == []
+    named = {source["model"] for part in yaml.safe_load(recipe)["slices"] for source in part["sources"]}
+    assert len(named) == 1
+    assert named.pop().startswith("./")
+
+
 def test_the_licence_of_a_card_is_a_text(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     for word in ("no", "null", "1e3", "2024-01-01", "apache-2.0"):
         (folder / "README.md").write_text(f"---\nlicense: {word}\n---\n", "utf-8")
         config = dataclasses.replace(story.CONFIG, model=str(folder))
-        text = card.write(config, RunState(), proof.Proof(**test_export.FOUND), "t")
+        text = card.write(config, RunState(), proof.Proof(**test_export.FOUND), "t", {}, "float32")
         assert yaml.safe_load(text.split("---")[1])["license"] == word
 
 

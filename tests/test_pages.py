@@ -54,6 +54,13 @@ def texts(app: AppTest) -> str:
     return "\n".join([*found, *(m.label + m.value for m in app.metric), *(b.label for b in app.button)])
 
 
+def until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
 def chart_specs(app: AppTest) -> dict[str, str]:
     """Spec and description of each chart, the data left out."""
     return {c.proto.alt: c.proto.spec for c in app.get("vega_lite_chart")}
@@ -111,21 +118,36 @@ def test_a_finished_run_is_taken_away(store, monkeypatch):
     run.proof_file.touch()
     heard = []
 
-    def child(module, **asked):
-        heard.append((module, asked))
+    go = threading.Event()
+
+    def child(module, seconds, **asked):
+        heard.append((module, dict(asked)))
         yield Step("Copying", 0.1)
+        go.wait(60)
         raise TrspError("The proof failed.", "Please report this.")
+
+    def ended() -> bool:
+        return not any(errand.running for errand in server.errands().of(run))
 
     monkeypatch.setattr("trsp_core.errands.run", child)
     app = open_page("run", run=run.id)
     app.get_by_key("export-dtype").set_value("bfloat16")
     app.get_by_key("export").click().run()
+    until(lambda: server.errands().of(run)[0].step.message == "Copying")
+    other = open_page("run", run=run.id)  # another tab, or this one come back
+    assert [b.label for b in other.button if b.key.startswith("stop-")] == ["Stop"]
+    assert [b.label for b in open_page("run", run=story.write(store, "finished").id).button if "stop-" in b.key] == []
+    go.set()
+    until(ended)
+    app.run()
     assert r"The proof failed\." in app.error[0].value
+    assert r"The proof failed\." in open_page("run", run=run.id).error[0].value
     assert heard[-1][0] == "export"
     assert heard[-1][1]["target"].endswith("exports/smollm2-135m-trsp-4-of-6-bfloat16.zip")
     app.get_by_key("push-name").set_value("owner/name")
     app.get_by_key("push-token").set_value("a-secret")
     next(b for b in app.button if b.label == "Export and push").click().run()
+    until(ended)
     assert (heard[-1][1]["push"], heard[-1][1]["token"]) == ("owner/name", "a-secret")
     assert "a-secret" not in texts(app) + str(app.query_params)
 

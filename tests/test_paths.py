@@ -12,6 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from tests import story
+from tests.test_pages import open_page
 from trsp_core import __main__ as shell_main
 from trsp_core import answers as an
 from trsp_core import limits, models, paths, questions, tasks
@@ -155,6 +156,38 @@ def test_eval_takes_a_runs_folder_as_export_does(run, tmp_path, tiny_model, caps
     (run.folder / "model").unlink()
     assert shell_main.main(["eval", str(run.folder), "--task", str(file)]) == 2
     assert "kept no model" in capsys.readouterr().err
+
+
+def test_no_number_in_a_field_ends_the_page(page_store):
+    """The browser bounds what is typed; a client that does not would end the page inside the toolkit, at int(inf)."""
+    app = open_page("run")
+    for value in (math.inf, math.nan, 1e308, 0.5):
+        for field in app.number_input:
+            field.set_value(value)
+        app.run()
+        assert not app.exception, value
+        assert all(math.isfinite(field.value) for field in app.number_input)
+        assert any("was given, expected" in error.value for error in app.error), value
+        assert app.get_by_key("start").disabled
+    for field in app.number_input:
+        field.set_value(float(KNOBS[field.key.removeprefix("knob-")].default))
+    app.run()
+    assert not app.error
+
+
+def test_a_page_refuses_a_name_that_can_be_none(page_store):
+    for name in ("x" * 300, "~nobody-here", "/" + "y/" * 1900):
+        app = open_page("run", model=name, text=name, heldout=name)
+        assert any("There is no model" in error.value for error in app.error), name
+
+
+def test_of_five_hundred_models_to_compare_three_are_taken(page_store):
+    run = story.write(page_store, "finished")
+    app = open_page("compare", run=run.id)
+    field = app.get_by_key("compare-models")
+    field.set_value([field.options[n % len(field.options)] for n in range(500)]).run()
+    assert not app.exception
+    open_page("layers", run=run.id, off=",".join(map(str, range(500))))
 
 
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]

@@ -9,8 +9,9 @@ import dataclasses
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
-from trsp_core import intervals, methods, models, outlets, shell
+from trsp_core import gguf, intervals, methods, models, outlets, shell
 from trsp_core.config import KNOBS, PACKED, TEXTS, RunConfig
 from trsp_core.events import DOMAINS, DivergenceMeasured, PerplexityMeasured
 from trsp_core.proof import Proof
@@ -21,6 +22,13 @@ TITLES = {
     "direct": "The same layers deleted at once, nothing trained",
     "trained": "Trained, all layers still there",
     "pruned": "This model",
+}
+# Kinds of models (config.model_type) of which mergekit 0.1.5 was seen to make the export: the same config, and tensors
+# equal to the bit. True or False: only with the head tied to the embedding, or only apart, as the kind has it unsaid.
+MERGED: dict[str, bool | None] = {
+    **dict.fromkeys(("gpt2", "granite", "llama", "mamba", "mistral", "olmo2", "starcoder2")),
+    "gemma": True,
+    **dict.fromkeys(("phi", "phi3", "stablelm"), False),
 }
 DOMAIN_TITLES = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
@@ -66,15 +74,47 @@ def is_direct(config: RunConfig, state: RunState) -> bool:
     return bool(method and not method.rewrite and not state.narrowed and not config.stage2_steps and not learned)
 
 
+def no_recipe(config: RunConfig, state: RunState, exported: dict[str, Any], dtype: str) -> str:
+    """Why there is no recipe for mergekit: what it would make is not this model. "" where it gives the same tensors.
+
+    Args:
+        exported: the config.json of the export.
+        dtype: the number format of its weights.
+    """
+    kind, reason = str(exported.get("model_type", "")), ""
+    lists = _per_layer(exported, len(state.removed.kept)) if state.removed else []
+    if not is_direct(config, state):
+        reason = "more than whole layers of the base was changed"
+    elif config.precision in PACKED or "quantization_config" in exported:
+        away = "up to 14 % of the largest weight away"
+        reason = f"its weights were packed as {config.precision}, and mergekit takes the base's own, {away}"
+    elif config.precision == "bfloat16" and dtype != "bfloat16":
+        reason = f"the run's weights were rounded to bfloat16 before they were written as {dtype}"
+    elif lists:
+        reason = f"mergekit does not cut what config.json says of each layer ({', '.join(lists)}), and ends in an error"
+    elif kind not in MERGED:
+        reason = f"mergekit 0.1.5 was not seen to give the same tensors for models of the kind {kind}"
+    elif MERGED[kind] not in (None, exported.get("tie_word_embeddings", MERGED[kind])):
+        reason = f"mergekit expects a head {'that is the embedding' if MERGED[kind] else 'apart from the embedding'}"
+    return f"There is no mergekit.yml: {reason}." if reason else ""
+
+
+def _per_layer(exported: dict[str, Any], n_layers: int) -> list[str]:
+    """Fields of a config.json with an entry for each of the kept layers."""
+    return [
+        name
+        for name, value in exported.items()
+        if isinstance(value, list) and len(value) == n_layers and not name.endswith(("_token_id", "architectures"))
+    ]
+
+
 def mergekit(config: RunConfig, state: RunState, dtype: str) -> str:
-    """A recipe for mergekit that deletes the same layers; of use where `is_direct`."""
+    """A recipe for mergekit that deletes the same layers; of use where `no_recipe` has nothing to say."""
     assert state.removed
-    runs = []
+    base, runs = outlets.yaml(_base(config)), []
     for _, group in itertools.groupby(enumerate(sorted(state.removed.kept)), key=lambda pair: pair[1] - pair[0]):
         layers = [layer for _, layer in group]
-        runs.append(
-            f"  - sources:\n      - model: {_base(config)}\n        layer_range: [{layers[0]}, {layers[-1] + 1}]\n"
-        )
+        runs.append(f"  - sources:\n      - model: {base}\n        layer_range: [{layers[0]}, {layers[-1] + 1}]\n")
     converted = (
         f"# The base of this run is a 4-bit GGUF file of {models.CATALOGUE[config.model].hub_id}, spelled out as\n"
         "# safetensors. mergekit wants a safetensors folder: put the converted one here (python -m trsp_core doctor\n"
@@ -168,8 +208,13 @@ def how(config: RunConfig) -> str:
     return f"{chosen} Then {config.stage2_steps} training steps {when}, on blocks of {config.block_length} tokens."
 
 
-def write(config: RunConfig, state: RunState, proof: Proof, title: str) -> str:
-    """The model card, README.md with the hub's front matter."""
+def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported: dict[str, Any], dtype: str) -> str:
+    """The model card, README.md with the hub's front matter.
+
+    Args:
+        exported: the config.json beside it.
+        dtype: the number format of the weights.
+    """
     shared, cells = published(config), rows(state)
     table = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     parts = [
@@ -190,8 +235,12 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str) -> str:
         f"The same from Python:\n\n{outlets.fenced(script(shared), 'python')}\n\n"
         "`run.json` holds every setting and the versions. Local models and texts are named by their last part.",
     ]
-    if is_direct(config, state):
-        parts.append("`mergekit.yml` reproduces the deletion alone, nothing of the choice or the figures.")
+    parts.append(
+        outlets.markdown(no_recipe(config, state, exported, dtype))
+        or "`mergekit.yml` reproduces the deletion alone, nothing of the choice or the figures."
+    )
+    if warning := gguf.warning(exported):
+        parts.append(f"## To GGUF\n\n{outlets.markdown(warning)}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -258,7 +307,8 @@ def _speed(state: RunState) -> str:
         f"{what} {getattr(dense, what):,.1f} to {getattr(pruned, what):,.1f} tokens/s" for what in ("prefill", "decode")
     ]
     ceiling = f" (ceiling {state.ceiling:.2f} times)" if state.ceiling else ""
-    return f"Speed on the machine of the run: {', '.join(parts)}{ceiling}."
+    tokens = f"{pruned.prompt_tokens} tokens read, {pruned.new_tokens} written"
+    return f"Speed on the machine of the run, {tokens}: {', '.join(parts)}{ceiling}."
 
 
 def _model(name: str) -> str:

@@ -519,7 +519,8 @@ class RunConfig:
         True,
         label="Keep the pruned model",
         group="machine",
-        help="When on, the pruned model is stored with the run as safetensors, for Compare and for download.",
+        help="When on, the pruned model is stored with the run as safetensors, for Compare and for download, once a "
+        "fresh process with stock transformers has computed the same from it.",
     )
     save_trained: bool = knob(
         False,

@@ -33,6 +33,7 @@ from trsp_core import (
     memory,
     methods,
     models,
+    openings,
     proof,
     quantized,
     surgery,
@@ -219,7 +220,9 @@ def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, 
         vocabulary.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
-    wanted = len(tokenizer(config.prompt).input_ids), config.sample_tokens
+    wanted = len(openings.begun(tokenizer, config.prompt)), config.sample_tokens
+    if config.sample_tokens and not wanted[0]:
+        raise TrspError("The sample prompt holds no token.", "Write another one, or set --sample-tokens to 0.")
     fits = generate.fitted(stack.context, *wanted)
     if config.sample_tokens and fits != wanted:
         yield ev.Noted(
@@ -387,6 +390,12 @@ def _proved(run: Run, unproved: Path, computed: Path, now: ev.Progressed) -> Ite
     Tells `now` again where the run is to stop meanwhile."""
     files = f"The files are in {unproved.name}, unproved."
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
+    if (free := forecast.available_memory()) < forecast.BASE:
+        raise TrspError(
+            f"The model is not proved: a fresh process to load it takes {forecast.BASE / 1e6:.0f} MB of memory, "
+            f"{free / 1e6:.0f} MB are free. {files}",
+            f"Free some memory. {again}",
+        )
     with contextlib.closing(proof.checking(unproved, computed)) as waiting:
         while True:
             try:

@@ -185,6 +185,7 @@ class Errand:
     stopping: bool = False
     done: bool = False
     refusal: TrspError | None = None
+    visitor: str = ""
 
 
 class Errands:
@@ -203,14 +204,15 @@ class Errands:
         self._thread = threading.Thread(target=self._serve, name="errands", daemon=True)
         self._thread.start()
 
-    def start(self, run: Run, name: str, module: str, **asked: Any) -> None:
+    def start(self, run: Run, name: str, module: str, visitor: str = "", **asked: Any) -> None:
         """Have `name` made for `run`, unless it is there, or somebody has asked for it before.
 
         Args:
+            visitor: who asks, to the limits.
             asked: of `python -m trsp_core.MODULE`, beside the folder of the run.
 
         Raises:
-            TrspError: all places are taken, or this server uploads nothing.
+            TrspError: all places are taken, or those of this visitor, or this server uploads nothing.
         """
         if asked.get("push"):
             self.limits.refuse_push()
@@ -223,7 +225,8 @@ class Errands:
                 return
             if len(self._waiting) >= self.limits.errands:
                 raise TrspError(f"All {self.limits.errands} places in the queue are taken.", "Try again in a minute.")
-            self._all[key] = Errand(run, name, module, {"run": str(run.folder), **asked})
+            self.limits.refuse_takeaway(sum(errand.visitor == visitor for errand in self._waiting))
+            self._all[key] = Errand(run, name, module, {"run": str(run.folder), **asked}, visitor=visitor)
             self._all.move_to_end(key)
             self._waiting.append(self._all[key])
             self._forget()

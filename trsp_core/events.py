@@ -306,7 +306,7 @@ class EventsMissing(Event):
     @property
     def told(self) -> str:
         which = f"Event {self.first}" if self.count == 1 else f"Events {self.first} to {self.first + self.count - 1}"
-        return f"{which} of this run's record cannot be read, and what they told is missing here: the file is damaged."
+        return f"{which} of the record cannot be read, and what stood there is missing here: the file is damaged."
 
 
 _SUM = ', "crc": "'  # before the eight digits and `"}` that end a line

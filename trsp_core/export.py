@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trsp_core import card, errands, events, forecast, limits, proof, upload
+from trsp_core import card, errands, events, forecast, gguf, limits, proof, upload
 from trsp_core import config as configs
 from trsp_core.config import RunConfig
 from trsp_core.errands import Step
@@ -117,6 +117,17 @@ def formats(run: Run) -> tuple[str, ...]:
     return (own, *(d for d in DTYPES if d != own))
 
 
+def remarks(run: Run, dtype: str) -> list[str]:
+    """What a reader should know before the run's model is exported in `dtype`: why there is no recipe for mergekit, and
+    what becomes of it in GGUF."""
+    try:
+        found = _model_config(run)
+    except (OSError, ValueError):  # the export itself will say what is wrong
+        return []
+    said = [card.no_recipe(run.config(), run.state(), found, dtype), gguf.warning(found)]
+    return [remark for remark in said if remark]
+
+
 _NO_EXPORT = (OSError, KeyError, TypeError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
@@ -153,7 +164,11 @@ def _kept_dtype(run: Run, state: RunState) -> str:
 
 
 def _model_config(run: Run) -> dict:
-    return json.loads((run.model_folder / "config.json").read_text("utf-8"))
+    return _config_in(run.model_folder)
+
+
+def _config_in(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text("utf-8"))
 
 
 def _check_target(target: Path) -> None:
@@ -206,16 +221,16 @@ def _weight_bytes(folder: Path) -> int:
 
 def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder: Path, dtype: str) -> None:
     """Card, settings and proof beside the weights."""
-    shared = json.loads(configs.to_json(card.published(config)))
+    shared, exported = json.loads(configs.to_json(card.published(config))), _config_in(folder)
     with contextlib.suppress(OSError, ValueError):
         found_there = json.loads((run.folder / "env.json").read_text("utf-8"))
         shared["environment"] = {name: value for name, value in found_there.items() if name != "platform"}
     texts = {
-        "README.md": card.write(config, state, found, folder.name),
+        "README.md": card.write(config, state, found, folder.name, exported, dtype),
         "run.json": json.dumps(shared, indent=1, ensure_ascii=False) + "\n",
         "proof.json": json.dumps({"told": found.sentence, **events.values(found)}, indent=1) + "\n",
     }
-    if card.is_direct(config, state):
+    if not card.no_recipe(config, state, exported, dtype):
         texts["mergekit.yml"] = card.mergekit(config, state, dtype)
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")

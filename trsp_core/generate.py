@@ -129,6 +129,7 @@ def continuation(
     ids = torch.tensor([openings.begun(tokenizer, prompt)], device=next(model.parameters()).device)
     read, written = fitted(context, ids.shape[1], new_tokens)
     if read < ids.shape[1]:
-        ids = ids[:, -read:]
-        prompt = tokenizer.decode(ids[0])
+        opening = min(len(openings.around(openings.encoder(tokenizer))[0]), read - 1)
+        prompt = tokenizer.decode(ids[0, opening - read :])
+        ids = torch.cat([ids[:, :opening], ids[:, opening - read :]], dim=1)
     return prompt, tokenizer.decode(list(tokens(model, ids, written)), skip_special_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -65,32 +66,42 @@ class Jobs:
         """Somebody may start a run soon."""
         self._spare.prepare()
 
-    def submit(self, config: RunConfig, name: str = "", mine: Collection[str] = ()) -> Run:
+    def submit(self, config: RunConfig, name: str = "", mine: Collection[str] = (), visitor: str = "") -> Run:
         """Queue a new run, in a folder of this name where one is given.
 
         Args:
             mine: ids of the runs of whoever asks.
+            visitor: who asks, to the limits; "" for the server itself.
 
         Raises:
             TrspError: it is beyond the limits, all places are taken, or the folder cannot be written.
         """
         refuse(self.limits.check_run(config, self.store.root))
         with self._changed:
-            self.limits.refuse_more(self._active(mine))
+            self.limits.refuse_more(self._active(mine, visitor))
             if len(self._waiting) >= self.places:
                 raise TrspError(f"All {self.places} places in the queue are taken.", "Try again in a few minutes.")
             run = self.store.create(config, self.store.root / name if name else None)
-            (run.folder / "queued").touch()
-            self._waiting.append(run.id)
+            self._enqueue(run, visitor)
             self._changed.notify()
         return run
 
-    def _active(self, mine: Collection[str]) -> int:
-        """How many of these runs wait or run."""
-        there = [
-            Run(self.store.root / run_id) for run_id in mine if run_id in self._waiting or run_id in self._children
-        ]
-        return len(there)
+    def _enqueue(self, run: Run, visitor: str = "") -> None:
+        """Put a run behind the others; `queued` in its folder tells a later server so, and whose it is."""
+        if visitor or not (run.folder / "queued").exists():
+            (run.folder / "queued").write_text(_mark(run.id, visitor), "utf-8")
+        self._waiting.append(run.id)
+
+    def _active(self, mine: Collection[str], visitor: str, but: str = "") -> int:
+        """How many runs wait or run that are among `mine`, or that this visitor has put into the queue, `but` one."""
+        active = {*self._waiting, *self._children} - {but}
+        return sum(run_id in mine or (bool(visitor) and self._is_of(run_id, visitor)) for run_id in active)
+
+    def _is_of(self, run_id: str, visitor: str) -> bool:
+        try:
+            return (self.store.root / run_id / "queued").read_text("utf-8") == _mark(run_id, visitor)
+        except (OSError, UnicodeDecodeError):  # it has just ended
+            return False
 
     def goes_first(self) -> bool:
         """Whether a run is at work that the workbench stands back for."""
@@ -104,7 +115,7 @@ class Jobs:
         """Somebody looks at this run: it is not swept."""
         self._watched[run_id] = time.monotonic()
 
-    def resume(self, run_id: str, mine: Collection[str] = ()) -> Run:
+    def resume(self, run_id: str, mine: Collection[str] = (), visitor: str = "") -> Run:
         """Queue a run that was stopped, lost or failed, to go on where it can.
 
         Raises:
@@ -113,22 +124,21 @@ class Jobs:
         run = self.store.get(run_id)
         refuse(self.limits.check_run(run.config(), self.store.root))
         with self._changed:
-            self.limits.refuse_more(self._active(mine))
+            self.limits.refuse_more(self._active(mine, visitor, but=run_id))
             if len(self._waiting) >= self.places:
                 raise TrspError(f"All {self.places} places in the queue are taken.", "Try again in a few minutes.")
             if run_id in self._waiting or (
                 run_id in self._children and run.busy()
             ):  # one that ends goes on behind that
                 raise TrspError(f"Run {run_id} is running already.", "Wait for it, or stop it.")
-            self._reopen(run)
+            self._reopen(run, visitor)
             self._changed.notify()
         return run
 
-    def _reopen(self, run: Run) -> None:
+    def _reopen(self, run: Run, visitor: str = "") -> None:
         resume.reopen(run)
-        (run.folder / "queued").touch()
         self._troubles.pop(run.id, None)
-        self._waiting.append(run.id)
+        self._enqueue(run, visitor)
 
     def place(self, run_id: str) -> int:
         """Runs ahead of this one, itself included; 0 when it does not wait."""
@@ -339,6 +349,11 @@ def _settle(run: Run, code: int | None) -> None:
                 write_atomic(run.folder / "exit.json", json.dumps({"returncode": code}))
             (run.folder / "queued").unlink(missing_ok=True)
             run.tidy()
+
+
+def _mark(run_id: str, visitor: str) -> str:
+    """Tells whether a run is of a visitor, who is not named by it."""
+    return hashlib.sha256(f"{run_id} {visitor}".encode()).hexdigest() if visitor else ""
 
 
 def finish(run: Run) -> None:

@@ -47,7 +47,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 
 def runs_root() -> Path:
     """Where runs are kept: `$TRSP_RUNS`, or `runs/` in the working folder."""
-    return Path(os.environ.get("TRSP_RUNS", "runs")).absolute()
+    return Path(os.environ.get("TRSP_RUNS") or "runs").absolute()
 
 
 def sync(path: Path) -> None:

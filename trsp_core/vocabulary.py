@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trsp_core import config as configs
-from trsp_core import data, leash, proof
+from trsp_core import data, leash, openings, proof
 from trsp_core.checkpoint import MAX_JSON, Facts
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 2_000_000_000  # of memory that the child may take; the largest tokenizers take some 0.5 GB
 CPU_SECONDS = 20  # for which it may compute
-SECONDS = 60.0  # in all: a busy machine gives less than a second in a second
+SECONDS = 120.0  # in all: a busy machine gives less than a second in a second
 AT_ONCE = 2  # children of one process; who comes later waits
 SAMPLE = (
     "In 1807 the lighthouse was rebuilt in stone, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  "
@@ -82,9 +82,9 @@ def refuse_texts(prepared: data.Texts, tokenizer: Any, config: RunConfig, rows: 
     for domain, blocks in prepared.measure.items():
         refuse([int(blocks.max())], rows, f"The text {prepared.names[domain]}")
     refuse([int(prepared.calibration.max())], rows, f"The text {prepared.names['calibration']}")
-    refuse(tokenizer(config.prompt).input_ids, rows, "The prompt")
-    if config.save_model:
-        refuse(tokenizer(proof.TEXT).input_ids, rows, "The text of the proof")
+    refuse(openings.begun(tokenizer, config.prompt), rows, "The prompt")
+    if config.save_model or config.save_trained:
+        refuse(tokenizer(proof.TEXT).input_ids[: proof.TOKENS], rows, "The text of the proof")
 
 
 def highest(tokenizer: Any) -> int:
@@ -168,20 +168,20 @@ def _answer(name: str, folder: Path, rows: int, settings: str | None) -> None:
     """The child's work. Raises TrspError: as in `check`."""
     file = folder / "tokenizer.json"
     with panics_refused(name):
-        ids = _fast(name, file) if file.is_file() else _slow(name, folder)
+        known = _fast(name, file) if file.is_file() else _slow(folder)
         if settings is None:
             return
         config = configs.from_json(settings)
         data.check(config, file)
-        if max([*ids, *_added(folder)], default=-1) >= rows:
+        if max([*known.values(), *_added(folder, known)], default=-1) >= rows:  # else no text can hold such an id
             from trsp_core import load
 
             tokenizer = load.load_tokenizer(folder)
             refuse_texts(data.prepare(config, tokenizer), tokenizer, config, rows)
 
 
-def _fast(name: str, file: Path) -> list[int]:
-    """Open a tokenizer.json with nothing but what reads it, and cut the sample; returns all its ids."""
+def _fast(name: str, file: Path) -> dict[str, int]:
+    """Open a tokenizer.json with nothing but what reads it, and cut the sample; returns its tokens with their ids."""
     from tokenizers import Tokenizer
 
     try:
@@ -191,28 +191,45 @@ def _fast(name: str, file: Path) -> list[int]:
         raise
     except Exception as error:  # it raises no other type
         raise _failed(name, _line(error)) from error
-    return list(tokenizer.get_vocab(with_added_tokens=True).values())
+    return tokenizer.get_vocab(with_added_tokens=True)
 
 
-def _slow(name: str, folder: Path) -> list[int]:
+def _slow(folder: Path) -> dict[str, int]:
     """The same by transformers, which knows the older forms."""
     from trsp_core import load
 
     tokenizer = load.load_tokenizer(folder)
     tokenizer(SAMPLE)
-    return list(tokenizer.get_vocab().values())
+    return tokenizer.get_vocab()
 
 
-def _added(folder: Path) -> list[int]:
-    """Ids that files beside tokenizer.json add to it."""
-    ids: list[int] = []
-    for file in ("tokenizer_config.json", "added_tokens.json"):
-        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):  # load will say what is wrong
-            if (folder / file).stat().st_size <= MAX_JSON:
-                document = json.loads((folder / file).read_text("utf-8"))
-                named = document.get("added_tokens_decoder", {}) if file.startswith("tokenizer") else document
-                ids += [int(i) for pair in named.items() for i in pair if str(i).isdecimal()]
-    return ids
+def _added(folder: Path, known: dict[str, int]) -> list[int]:
+    """Ids of the tokens that files beside tokenizer.json add to those `known` there."""
+    named = _document(folder / "special_tokens_map.json") | _document(folder / "tokenizer_config.json")
+    ids = [int(key) for key in _parts(named.get("added_tokens_decoder"), keys=True) if key.isdecimal()]
+    ids += [i for i in _document(folder / "added_tokens.json").values() if isinstance(i, int)]
+    special = [value for key, value in named.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        special += _parts(named.get(key))
+    tokens = {token.get("content") if isinstance(token, dict) else token for token in special}
+    new = [token for token in tokens if isinstance(token, str) and token not in known]
+    return [*ids, *range(len(known), len(known) + len(new))]  # they get the ids that come next
+
+
+def _parts(value: Any, keys: bool = False) -> list[Any]:
+    """What is in a list, or in an object; nothing where it is neither."""
+    if isinstance(value, dict):
+        return list(value if keys else value.values())
+    return value if isinstance(value, list) and not keys else []
+
+
+def _document(file: Path) -> dict[str, Any]:
+    """An object out of a JSON file; an empty one where there is none: what else is wrong with it, loading says."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if file.stat().st_size <= MAX_JSON:
+            document = json.loads(file.read_text("utf-8"))
+            return document if isinstance(document, dict) else {}
+    return {}
 
 
 def main() -> int:

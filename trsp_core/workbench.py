@@ -45,6 +45,7 @@ class _Enquiry:
     ended: float | None = None  # time.monotonic() of the ending
     begun: float | None = None
     stop_asked: float | None = None
+    visitor: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,20 @@ class Workbench:
         self._thread = threading.Thread(target=self._serve, name="workbench", daemon=True)
         self._thread.start()
 
-    def ask(self, request: Request, instead: str = "") -> str:
+    def ask(self, request: Request, instead: str = "", visitor: str = "") -> str:
         """Queue `request`; returns its ticket, which nobody can guess.
 
         Args:
             instead: ticket of an earlier request, which is cancelled; where that one still waits, this one takes its
                 place, so that who changes his mind does not go back to the end of the queue.
+            visitor: who asks, to the limits.
 
         Raises:
-            TrspError: the request is beyond a limit, or all places are taken.
+            TrspError: the request is beyond a limit, or all places are taken, or those of this visitor.
         """
         an.check(request)
         limits.current().check_request(request, runs_root())
-        enquiry = _Enquiry(secrets.token_urlsafe(16), request)
+        enquiry = _Enquiry(secrets.token_urlsafe(16), request, visitor=visitor)
         with self._changed:
             if self._closed:
                 raise TrspError("The workbench is closed.", "Restart the app.")
@@ -103,6 +105,7 @@ class Workbench:
             self.cancel(instead)
             if len(self._waiting) >= self.places:
                 raise TrspError(f"All {self.places} places at the workbench are taken.", "Try again in a minute.")
+            limits.current().refuse_request(sum(waiting.visitor == visitor for waiting in self._waiting))
             self._forget()
             self._enquiries[enquiry.ticket] = enquiry
             self._waiting.insert(at, enquiry)

@@ -103,7 +103,7 @@ def _ask(offered: dict[str, Variant]) -> None:
             seed=whole("Seed", get("compare-seed")),
             new_tokens=whole("Length", get("compare-length")),
         )
-        session.show_ticket(desk.workbench().ask(request))
+        session.show_ticket(desk.workbench().ask(request, visitor=session.visitor()))
         session.put("compare-restored", session.ticket())
     except TrspError as error:
         session.put("compare-error", str(error))

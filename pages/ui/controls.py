@@ -104,7 +104,7 @@ def _switch(knob: Knob, key: str) -> bool:
 
 def _number(knob: Knob, key: str) -> Any:
     """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way. A
-    whole number is typed into a field for any: one for whole numbers ends the page where 1e999 is."""
+    whole number stands in a field for any number: one for whole numbers ends the page where a client sends infinity."""
     if knob.kind is int:
         return session.whole(st.number_input(_label(knob), step=1.0, format="%.0f", key=key, help=_help(knob)))
     step = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1
@@ -172,7 +172,8 @@ def _uploaded() -> None:
     if brought is None:
         return
     try:
-        session.put("upload_note", uploads.how_read(brought.getvalue(), brought.name))
-        session.fill({"text": str(uploads.keep(brought.getvalue(), brought.name, server.store().root))})
+        content = brought.getvalue()
+        session.put("upload_note", uploads.how_read(content, brought.name))
+        session.fill({"text": str(uploads.keep(content, brought.name, server.store().root, session.visitor()))})
     except TrspError as error:
         session.put("upload_error", str(error))

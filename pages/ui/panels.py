@@ -168,7 +168,7 @@ def keep(run: Run) -> None:
 def go_on(run_id: str) -> None:
     """Put the run into the queue again; a callback."""
     try:
-        server.jobs().resume(run_id, session.mine())
+        server.jobs().resume(run_id, session.mine(), session.visitor())
     except (TrspError, OSError) as error:
         session.put("resume_error", words.plain(str(error)))
 

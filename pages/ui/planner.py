@@ -10,7 +10,7 @@ from pages.ui import server, session, words
 from trsp_core import card, forecast, methods, models, outlets, schedules
 from trsp_core import config as configs
 from trsp_core.config import KNOBS, PACKED, RunConfig
-from trsp_core.errors import Problem, TrspError
+from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.models import Card, Facts
 
 
@@ -35,8 +35,10 @@ def plan() -> Plan:
         made.config = configs.from_values(session.form())
     except TrspError as error:
         made.problems = list(error.problems)
-    name = session.form()["model"]
-    if fetchable(name):
+    name, limits = session.form()["model"], server.jobs().limits
+    if refused := limits.check_model(name):
+        made.problems += refused if made.config is None else []
+    elif fetchable(name):
         made.missing, card = name, server.card(name)
         made.facts = card.facts if isinstance(card, Card) else None
     elif name.strip():
@@ -48,7 +50,7 @@ def plan() -> Plan:
     if made.config and made.facts:
         made.problems += configs.check(made.config, made.facts.n_layers, made.facts.max_length)
     if made.config:
-        made.problems += server.jobs().limits.check_run(made.config, server.store().root)
+        made.problems += limits.check_run(made.config, server.store().root)
     return made
 
 
@@ -172,9 +174,10 @@ def _refused(config: RunConfig, expected: forecast.Forecast) -> str:
 def start(config: RunConfig) -> None:
     """Look at the texts and the memory once more, queue the run and show it; say why where it cannot be."""
     try:
+        refuse(server.jobs().limits.check_run(config, server.store().root))
         with st.spinner("Looking at the texts"):
             models.preflight(config)
-        run = server.jobs().submit(config, mine=session.mine())
+        run = server.jobs().submit(config, mine=session.mine(), visitor=session.visitor())
     except TrspError as error:
         st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")
         return

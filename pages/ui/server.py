@@ -24,7 +24,7 @@ from trsp_core import downloads, memory, models, paths, replay
 from trsp_core.agenda import Agenda
 from trsp_core.downloads import Fetches
 from trsp_core.errands import Errands
-from trsp_core.errors import TrspError
+from trsp_core.errors import TrspError, refuse
 from trsp_core.events import EventsMissing
 from trsp_core.jobs import Jobs
 from trsp_core.models import Card, Facts
@@ -173,6 +173,7 @@ def get_run(run_id: str) -> Run:
 def facts(model: str) -> Facts | TrspError:
     """What the model's files say, or why they cannot be used; kept for a while, since each rerun asks."""
     try:
+        refuse(jobs().limits.check_model(model))
         return models.facts(model)
     except TrspError as error:
         return error

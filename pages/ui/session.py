@@ -13,6 +13,7 @@ from typing import Any
 
 import streamlit as st
 
+from trsp_core import limits
 from trsp_core.config import KNOBS, PRESETS
 from trsp_core.errors import Problem
 
@@ -34,6 +35,12 @@ def run_id() -> str | None:
 def mine() -> list[str]:
     """Ids of the runs that this tab has started or opened by their address, newest first."""
     return list(reversed(st.session_state.get("mine", [])))
+
+
+def visitor() -> str:
+    """Who has opened this tab, to the limits."""
+    context = st.context
+    return limits.visitor(context.ip_address or "127.0.0.1", "X-Forwarded-For" in context.headers)
 
 
 def show_run(wanted: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import files, server, words
+from pages.ui import files, server, session, words
 from trsp_core import curves, export
 from trsp_core.config import RunConfig
 from trsp_core.errands import Errand
@@ -34,7 +34,7 @@ def area(run: Run, config: RunConfig, state: RunState) -> None:
                 REPORT,
                 "HTML report",
                 "One file, charts inside, opens offline.",
-                lambda: server.errands().start(run, REPORT, "report", target=target),
+                lambda: server.errands().start(run, REPORT, "report", session.visitor(), target=target),
             )
             _file(run, CURVES, "Curves, CSV", "Every curve, a row a point.", lambda: _curves(run, config, state))
         for errand in server.errands().of(run):
@@ -54,16 +54,19 @@ def _model(run: Run) -> None:
         with st.popover("Push to the hub", icon=":material/cloud_upload:"):
             pushed = _push_form()
     st.caption(
-        "A checkpoint for stock transformers with a model card, the settings and, for a direct deletion, a recipe for "
-        "mergekit. A fresh process loads it first and must compute what the model in memory computed, or there is no "
-        "export." + ("" if formats else " Packed weights stay as they are, with their adapters beside them.")
+        "A checkpoint for stock transformers with a model card, the settings and, where it gives the same tensors, a "
+        "recipe for mergekit. A fresh process loads it first and must compute what the model in memory computed, or "
+        "there is no export."
+        + ("" if formats else " Packed weights stay as they are, with their adapters beside them.")
     )
+    for remark in export.remarks(run, dtype):
+        st.caption(words.plain(remark))
     if clicked or pushed:
         repository, token = pushed or ("", "")
         target = export.archive(run, dtype)
         asked: dict[str, Any] = {"target": str(target), "dtype": dtype, "push": repository, "token": token}
         name = f"{target.name} to {repository}" if pushed else target.name
-        _try(lambda: server.errands().start(run, name, "export", **asked))
+        _try(lambda: server.errands().start(run, name, "export", session.visitor(), **asked))
 
 
 def _push_form() -> tuple[str, str] | None:

@@ -85,7 +85,7 @@ def _ask(name: str, request: an.Request) -> bool:
     """Ask the workbench instead of what was asked under `name` before, and keep the ticket there; where it cannot be
     asked, say why."""
     try:
-        session.put(name, desk.workbench().ask(request, session.get(name) or ""))
+        session.put(name, desk.workbench().ask(request, session.get(name) or "", session.visitor()))
     except TrspError as error:
         session.put("what-if-error", str(error))
         return False

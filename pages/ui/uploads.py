@@ -1,8 +1,10 @@
-"""Texts that visitors bring: stored once under a name made from their content, beside the runs that read them."""
+"""Texts that visitors bring: stored once under a name made from their content, beside the runs that read them. What no
+run reads is swept after a while (`housekeeping`)."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 from trsp_core import encodings, limits
@@ -10,13 +12,15 @@ from trsp_core.errors import TrspError
 from trsp_core.store import write_atomic
 
 SUFFIXES = (".txt", ".jsonl")
+_lock = threading.Lock()
+_brought: dict[Path, str] = {}  # what this server has stored, and for whom
 
 
-def keep(content: bytes, name: str, root: Path) -> Path:
+def keep(content: bytes, name: str, root: Path, visitor: str = "") -> Path:
     """Store `content` under `root`; the visitor's file `name` gives the suffix alone.
 
     Raises:
-        TrspError: wrong kind, too large, no room.
+        TrspError: wrong kind, too large, no room, or none left for this visitor.
     """
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
@@ -25,12 +29,18 @@ def keep(content: bytes, name: str, root: Path) -> Path:
     folder = root / "uploads"
     file = folder / f"{hashlib.sha256(content).hexdigest()[:20]}{suffix}"
     try:
-        if not file.exists():
+        with _lock:
             folder.mkdir(parents=True, exist_ok=True)
-            stored = sum(f.stat().st_size for f in folder.iterdir())
-            if stored + len(content) > limits.current().stored_bytes:
-                raise TrspError("The space for uploaded texts is used up.", "Give the path of a file on this machine.")
-            write_atomic(file, content)
+            sizes = {f: f.stat().st_size for f in folder.iterdir()}
+            for gone in _brought.keys() - sizes:
+                del _brought[gone]
+            if file in sizes:
+                file.touch()  # it is wanted anew
+            else:
+                own = sum(sizes[f] for f, who in _brought.items() if who == visitor)
+                limits.current().refuse_stored(len(content), own, sum(sizes.values()))
+                write_atomic(file, content)
+                _brought[file] = visitor
     except OSError as error:
         raise TrspError(
             f"The file could not be stored: {error.strerror}.", "Free some space, then try again."
