@@ -33,7 +33,7 @@ def test_layers_are_toggled_and_figures_change(tab, server, tiny_model):  # noqa
     tab.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(state="attached")
     part.click()
     expect(part).to_have_attribute("aria-selected", "true")
-    perplexity = tab.locator("[data-testid=stMetric]", has_text="Perplexity, calibration")
+    perplexity = tab.locator("[data-testid=stMetric]", has_text="Perplexity of one block, calibration")
     tab.locator(".st-key-layer-1 button").click()
     expect(perplexity).to_be_visible()
     expect(tab.get_by_text("Removed: 1.", exact=False)).to_be_visible()

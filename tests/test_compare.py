@@ -268,7 +268,7 @@ def test_a_click_measures_the_set_and_puts_it_into_the_address(script):
     asked = [r for r in script.asked.values() if isinstance(r, an.WhatIf)]
     assert asked[-1].removed == [0, 3]
     assert query(app, "off") == "0,3"
-    assert metrics(app)["Perplexity, calibration"] == "60.0"
+    assert metrics(app)["Perplexity of one block, calibration"] == "60.0"
     assert "255 predicted tokens" in texts(app)
     assert any(r"\<b\>" in m.value for m in app.markdown)
 
@@ -295,7 +295,7 @@ def test_undo_redo_presets_and_protection(script):
 def test_a_set_in_the_address_is_measured_at_once(script):
     app = open_page("layers", run=story.write(Store(), "finished").id, off="1,3")
     assert [r.removed for r in script.asked.values() if isinstance(r, an.WhatIf)] == [[1, 3]]
-    assert metrics(app)["Perplexity, calibration"] == "60.0"
+    assert metrics(app)["Perplexity of one block, calibration"] == "60.0"
     script.asked.clear()
     open_page("layers", run=story.write(Store(), "finished").id, off="0,1,2,3,4,5")  # all of them: no set at all
     open_page("layers", run=story.write(Store(), "finished").id, off="99")
@@ -341,7 +341,7 @@ def test_figures_that_come_after_the_next_click_count_too(script):
     run = story.write(Store(), "finished")
     script.place = 1
     app = press(try_it(run), "layer-3")
-    assert "Perplexity, calibration" not in metrics(app)
+    assert "Perplexity of one block, calibration" not in metrics(app)
     script.place = 0
     tried = press(app, "layer-4").session_state[f"what-if-trials-{run.id}"].tried
     assert {frozenset({0, 3}), frozenset({0, 3, 4})} <= set(tried)

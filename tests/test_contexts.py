@@ -34,8 +34,9 @@ def short(family: str, context: int) -> torch.nn.Module:
     return tiny.build(family, **fields)
 
 
-def run(model, text, length, folder=None, **settings) -> tuple[list[events.Event], int]:
-    """The events of a whole run, and the most tokens that the model was asked to read at once or with its cache."""
+def run(model, text, length, kept, **settings) -> tuple[list[events.Event], int]:
+    """The events of a whole run, and the most tokens that the model was asked to read at once or with its cache; what
+    it says on the text of the proof goes to the file `kept`."""
     asked = [0]
 
     def listen(module, args, kwargs):
@@ -47,7 +48,8 @@ def run(model, text, length, folder=None, **settings) -> tuple[list[events.Event
     config = configs.from_values({**values, "text": text, "heldout": text})
     hook = model.register_forward_pre_hook(listen, with_kwargs=True)
     try:
-        told = list(engine.execute(config, folder, (model, tiny.tokenizer())))
+        told = list(engine.execute(config, None, (model, tiny.tokenizer())))
+        proof.keep(model, tiny.tokenizer(), kept)
     finally:
         hook.remove()
     assert isinstance(told[-1], events.RunFinished)
@@ -74,8 +76,8 @@ def test_reading_and_writing_fit_and_give_way_only_where_they_must(context, read
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_a_context_of_one_block_is_enough_in_every_family(family, text, tmp_path):
-    told, asked = run(short(family, LENGTH), text, LENGTH, tmp_path, sample_tokens=24)
-    assert (tmp_path / "proof.safetensors").is_file()
+    told, asked = run(short(family, LENGTH), text, LENGTH, tmp_path / "proof", sample_tokens=24)
+    assert (tmp_path / "proof").is_file()
     (speed,) = {(e.prompt_tokens, e.new_tokens) for e in told if isinstance(e, events.SpeedMeasured)}
     notes = [e.message for e in told if isinstance(e, events.Noted)]
     if family in ENDLESS:
@@ -89,7 +91,7 @@ def test_a_context_of_one_block_is_enough_in_every_family(family, text, tmp_path
 
 @pytest.mark.parametrize("context", [8, 9, 17, 40, 64, 143, 144, 200])
 def test_no_context_is_asked_for_more_than_it_holds(context, text, tmp_path):
-    told, asked = run(short("gpt2", context), text, 8, tmp_path, measure_blocks=20, sample_tokens=50)
+    told, asked = run(short("gpt2", context), text, 8, tmp_path / "proof", measure_blocks=20, sample_tokens=50)
     speed = next(e for e in told if isinstance(e, events.SpeedMeasured))
     assert speed.prompt_tokens + speed.new_tokens <= context
     assert asked <= context
@@ -117,9 +119,12 @@ def test_a_text_in_a_short_context_is_the_models_own():
     assert len(tokenizer(seen).input_ids) == 6
 
 
-def test_a_fresh_process_proves_a_model_of_a_short_context(text, tmp_path):
-    run(short("gpt2", LENGTH), text, LENGTH, tmp_path)
-    found = proof.check(tmp_path / "model", tmp_path / "proof.safetensors")
+def test_a_fresh_process_proves_a_model_of_a_short_context(tmp_path):
+    model = short("gpt2", LENGTH)
+    proof.keep(model, tiny.tokenizer(), tmp_path / "proof")
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    found = proof.check(tmp_path / "model", tmp_path / "proof")
     assert found.problems == []
     assert (found.tokens, found.new_tokens) == (8, 8)
     assert "logits on 8 tokens" in found.sentence

@@ -113,6 +113,7 @@ def at_its_end(run, whole):
     left = [p.name for p in run.folder.iterdir() if p.name.startswith(".")]
     assert left == []
     assert not run.checkpoint_file.exists()
+    assert not run.rounds_file.exists()
 
 
 def test_the_child_is_killed_and_the_run_resumed(where, config, whole, tmp_path, monkeypatch, capsys):

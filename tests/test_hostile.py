@@ -183,7 +183,7 @@ def event_lines(content: bytes, folder: Path) -> None:
     assert 0 <= end <= len(content)
     assert run.read(end) == ([], end)
     folded = state.fold(RunState(), read)
-    assert folded.count == len(read)
+    assert folded.count == (read[-1][0] + 1 if read else 0)
     assert 0 <= folded.fraction <= 1
     json.dumps(ev.plain(state.summary(folded)), ensure_ascii=False).encode()
     assert shell.progress(folded)

@@ -255,13 +255,18 @@ def test_a_fetch_whose_end_goes_wrong_has_ended(monkeypatch):
 
 
 def test_a_workbench_that_cannot_start_its_process_answers_and_goes_on(monkeypatch):
-    bench = workbench.Workbench(("/nowhere/at-all",))
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    bench = workbench.Workbench()
     try:
         for _ in range(2):
             ticket = bench.ask(an.Generate([{"model": "smollm2-135m"}], "The river"))
             ending = bench.wait(ticket, 30).ending
             assert isinstance(ending, an.Broken)
-            assert "No such file" in ending.message
+            assert "could not be started" in ending.message
+            assert "Cannot allocate memory" in ending.message
     finally:
         bench.close()
 

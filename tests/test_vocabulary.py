@@ -184,7 +184,7 @@ def test_a_token_that_is_added_beside_the_tokenizer_counts(place, model, text):
     assert load.load_tokenizer(model)("Zanzibar").input_ids == [tiny.V]
     assert models.preflight(settings(model, text)).seconds > 0
     with pytest.raises(TrspError, match=f"token id {tiny.V}"):
-        models.preflight(settings(model, with_the_word(text)))
+        models.preflight(settings(model, text, prompt="From Zanzibar to"))  # a text spells special tokens out
 
 
 def with_the_word(text: Path) -> Path:

@@ -131,7 +131,10 @@ def _stop(made: Run) -> None:
     """First at the next event, so that the step at hand is whole; when asked again, at once."""
     if made.cancelled():
         raise KeyboardInterrupt
-    made.cancel()
+    try:
+        made.cancel()
+    except TrspError as error:  # nothing can be left in the folder to be found at the next event
+        raise KeyboardInterrupt from error
 
 
 class _Line:

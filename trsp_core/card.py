@@ -13,7 +13,7 @@ from typing import Any
 
 from trsp_core import gguf, intervals, methods, models, outlets, shell
 from trsp_core.config import KNOBS, PACKED, TEXTS, RunConfig
-from trsp_core.events import DOMAINS, PerplexityMeasured
+from trsp_core.events import DOMAINS, DivergenceMeasured, PerplexityMeasured
 from trsp_core.proof import Proof
 from trsp_core.state import RunState
 
@@ -24,8 +24,12 @@ TITLES = {
     "pruned": "This model",
 }
 # Kinds of models (config.model_type) of which mergekit 0.1.5 was seen to make the export: the same config, and tensors
-# equal to the bit.
-MERGED = ("gemma", "gpt2", "granite", "llama", "mamba", "mistral", "olmo2", "phi", "phi3", "stablelm", "starcoder2")
+# equal to the bit. True or False: only with the head tied to the embedding, or only apart, as the kind has it unsaid.
+MERGED: dict[str, bool | None] = {
+    **dict.fromkeys(("gpt2", "granite", "llama", "mamba", "mistral", "olmo2", "starcoder2")),
+    "gemma": True,
+    **dict.fromkeys(("phi", "phi3", "stablelm"), False),
+}
 DOMAIN_TITLES = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
 
@@ -90,6 +94,8 @@ def no_recipe(config: RunConfig, state: RunState, exported: dict[str, Any], dtyp
         reason = f"mergekit does not cut what config.json says of each layer ({', '.join(lists)}), and ends in an error"
     elif kind not in MERGED:
         reason = f"mergekit 0.1.5 was not seen to give the same tensors for models of the kind {kind}"
+    elif MERGED[kind] not in (None, exported.get("tie_word_embeddings", MERGED[kind])):
+        reason = f"mergekit expects a head {'that is the embedding' if MERGED[kind] else 'apart from the embedding'}"
     return f"There is no mergekit.yml: {reason}." if reason else ""
 
 
@@ -173,19 +179,21 @@ def protocol(config: RunConfig, state: RunState) -> str:
     """How it was measured, so that another can repeat it."""
     parts = []
     for domain in DOMAINS:
-        found = measured(state, "pruned", domain)
+        found = measured(state, "pruned", domain) or measured(state, "dense", domain)
         if found:
             parts.append(
                 f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of "
                 f"{found.block_length} tokens ({found.tokens:,} predicted), {found.dtype}"
             )
+    compared = next((e.blocks for _, _, e in state.told if isinstance(e, DivergenceMeasured)), 0)
+    kl = f" KL is of the first {compared} of the blocks." if compared else ""
     unpacked = ""
     if config.precision in PACKED and config.save_as == "merged":
         unpacked = (
             f" Measured on weights packed as {config.precision}; what is kept is what they stand for, in bfloat16."
         )
     return (
-        f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on. "
+        f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on.{kl} "
         f"Brackets are 95 % intervals, bootstrapped over blocks. One seed ({config.seed}).{unpacked}"
     )
 
@@ -299,7 +307,8 @@ def _speed(state: RunState) -> str:
         f"{what} {getattr(dense, what):,.1f} to {getattr(pruned, what):,.1f} tokens/s" for what in ("prefill", "decode")
     ]
     ceiling = f" (ceiling {state.ceiling:.2f} times)" if state.ceiling else ""
-    return f"Speed on the machine of the run: {', '.join(parts)}{ceiling}."
+    tokens = f"{pruned.prompt_tokens} tokens read, {pruned.new_tokens} written"
+    return f"Speed on the machine of the run, {tokens}: {', '.join(parts)}{ceiling}."
 
 
 def _model(name: str) -> str:

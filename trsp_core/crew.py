@@ -4,6 +4,7 @@ folder of runs. Either way a run is a child process of its own and writes its ow
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ class Here:
 
     def __exit__(self, *raised: object) -> None:
         for run in self._children:
-            run.cancel()
+            _stop(run)
         for child in self._children.values():
             child.wait()
 
@@ -103,7 +104,7 @@ class Cluster:
 
     def __exit__(self, *raised: object) -> None:
         for run, future in self._futures.items():
-            run.cancel()
+            _stop(run)
             if future.status == "pending":
                 future.cancel()  # one that waits is never begun; one at work ends by its cancel file
         while any(run.held() for run in self._futures):
@@ -136,6 +137,11 @@ class Cluster:
                     "Give all workers this program and the folder of runs (TRSP_RUNS) under the same path.",
                 )
         return done
+
+
+def _stop(run: Run) -> None:
+    with contextlib.suppress(TrspError):  # its folder is gone, and so it ends at its next event; the others end too
+        run.cancel()
 
 
 def attend(folder: str) -> None:

@@ -177,7 +177,7 @@ def set_apart(scale: alt.Scale) -> dict[str, Any]:
     return {
         "stroke": alt.Stroke("fate:N", scale=scale, legend=None),
         "strokeWidth": alt.condition("datum.frozen", alt.value(1.5), alt.value(0)),
-        "fillOpacity": alt.condition("datum.frozen", alt.value(0.18), alt.value(1)),
+        "fillOpacity": alt.condition("datum.frozen", alt.value(0.25), alt.value(1)),
     }
 
 

@@ -98,9 +98,9 @@ def _figure(title: str, description: str, caption: str, spec: drawings.Spec, fra
     rows = [{name: _shown(value) for name, value in plain(row).items()} for row in frame.to_dict("records")]
     whole = {**spec, "data": {"values": rows}, "width": WIDTH, "background": "transparent"}
     picture = vl_convert.vegalite_to_svg(json.loads(json.dumps(whole, default=float)), vl_version=VEGA_LITE)
+    title, description = outlets.html(title), outlets.html(description)
     return (
-        f"<h2>{outlets.html(title)}</h2>"
-        f'<figure><div role="img" aria-label="{outlets.html(description)}">{picture}</div>'
+        f'<h2>{title}</h2><figure><div role="img" aria-label="{description}">{picture}</div>'
         f"<figcaption>{outlets.html(caption)}</figcaption></figure>"
     )
 

@@ -34,6 +34,7 @@ from trsp_core.state import Line, RunState
 
 STATUSES = ("queued", "running", *state.ENDED, "lost")
 MAX_LINE = 4_000_000  # bytes of an event in events.jsonl; the longest that is written has some kilobytes
+MOST = 100_000_000  # events of a run; the longest has some ten thousand
 HOLDING = 20  # times that a lock is tried, for a second in all
 _SCRAPS = (  # what a run's process may leave half-written; safetensors writes to .tmpXXXXXX first
     ".reserve", ".*.partial", ".tmp??????", ".summary.json.*", ".env.json.*", ".exit.json.*",
@@ -181,8 +182,8 @@ class Run:
     def read(self, offset: int = 0, number: int | None = None) -> tuple[list[Line], int]:
         """The events from byte `offset` on, and the offset to go on from: the same one where they cannot be read now,
         0 where the file is shorter than that, so that it is another one. A torn last line waits for its end. A line
-        that is no event, or longer than any event is, is left out; so is one that was told before. Where numbers are
-        left out, `EventsMissing` stands for them.
+        that is no event, or beyond the length or number of any, is left out; so is one that was told before. Where
+        numbers are left out, `EventsMissing` stands for them.
 
         Args:
             number: of the first event to come, `RunState.count` of who has read up to `offset`; None takes any.
@@ -203,6 +204,8 @@ class Run:
             try:
                 n, at, event = events.from_line(raw.decode("utf-8"))
             except (TrspError, UnicodeDecodeError):
+                continue
+            if not 0 <= n < MOST:
                 continue
             expected = n if expected is None else expected
             if n > expected:

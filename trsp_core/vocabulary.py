@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trsp_core import config as configs
-from trsp_core import data, leash, proof
+from trsp_core import data, leash, openings, proof
 from trsp_core.checkpoint import MAX_JSON, Facts
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
@@ -82,9 +82,9 @@ def refuse_texts(prepared: data.Texts, tokenizer: Any, config: RunConfig, rows: 
     for domain, blocks in prepared.measure.items():
         refuse([int(blocks.max())], rows, f"The text {prepared.names[domain]}")
     refuse([int(prepared.calibration.max())], rows, f"The text {prepared.names['calibration']}")
-    refuse(tokenizer(config.prompt).input_ids, rows, "The prompt")
-    if config.save_model:
-        refuse(tokenizer(proof.TEXT).input_ids, rows, "The text of the proof")
+    refuse(openings.begun(tokenizer, config.prompt), rows, "The prompt")
+    if config.save_model or config.save_trained:
+        refuse(tokenizer(proof.TEXT).input_ids[: proof.TOKENS], rows, "The text of the proof")
 
 
 def highest(tokenizer: Any) -> int:

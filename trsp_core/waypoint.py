@@ -136,7 +136,7 @@ class Rounds:
 
     def keep(self, round_: int, s: Tensor, optimizer: torch.optim.Optimizer, chosen: list[int]) -> None:
         """Write what is known after `round_`, when all of it has been told; on a full disk nothing is kept."""
-        if self._run is None:
+        if self._run is None or not self._run.folder.is_dir():  # it was deleted, or nothing is kept in it
             return
         tensors = {k: v.detach().cpu().contiguous() for k, v in optimizer.state[s].items()}
         tensors |= {"s": s.detach().cpu(), "P": torch.tensor(chosen, dtype=torch.int64)}

@@ -122,8 +122,9 @@ def _speed(state: RunState, total: int) -> str:
         if max(reads, writes) > 1.05 * state.ceiling:
             ceiling += " What lies above it is the measurement's noise: the machine was busy with other things too."
     return (
-        f"It reads a prompt {reads:.2f} times as fast as the dense model ({words.rate(pruned.prefill)}) and writes "
-        f"{writes:.2f} times as fast ({words.rate(pruned.decode)}). {ceiling}"
+        f"It reads a prompt of {pruned.prompt_tokens} tokens {reads:.2f} times as fast as the dense model "
+        f"({words.rate(pruned.prefill)}) and writes {pruned.new_tokens} more {writes:.2f} times as fast "
+        f"({words.rate(pruned.decode)}). {ceiling}"
     )
 
 

@@ -50,7 +50,10 @@ def section(run: Run, config: RunConfig, state: RunState) -> None:
     st.markdown("#### After stage 2")
     if told := verdict(found, len(state.chosen)):
         st.markdown(told)
-    st.caption("Finished runs with the same texts, stage 2 settings and seed as this one, as deep first, best first.")
+    st.caption(
+        "Finished runs with the same texts, stage 2 settings and seed as this one, as deep first, best first, on all "
+        "measured blocks."
+    )
     number = st.column_config.NumberColumn(format="%.2f")
     columns = {
         **dict.fromkeys(("Times dense", "Calibration", "Held out"), number),

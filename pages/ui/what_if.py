@@ -134,12 +134,13 @@ def _figures(measured: SetMeasured | None, now: Choice, reading: Reading | None)
         return
     fresh = frozenset(measured.removed) == now.removed
     with st.container(horizontal=True, key="what-if-figures"):
-        for domain, title in (("calibration", "Perplexity, calibration"), ("heldout", "Perplexity, held out")):
+        for domain, title in (("calibration", "calibration"), ("heldout", "held out")):
             value, dense = measured.perplexity.get(domain), measured.dense.get(domain)
             times = f"{value / dense:.2f} times dense" if value and dense else None
-            st.metric(title, words.perplexity(value), times, delta_color="off", delta_arrow="off")
+            label = f"Perplexity of one block, {title}"
+            st.metric(label, words.perplexity(value), times, delta_color="off", delta_arrow="off")
         kl = measured.kl.get("heldout")
-        st.metric("KL to dense, held out", "–" if kl is None else f"{kl:.2f} nats")
+        st.metric("KL of one block, held out", "–" if kl is None else f"{kl:.2f} nats")
         fewer = measured.parameters_dense - measured.parameters
         less = f"{words.share(fewer, measured.parameters_dense)} fewer" if fewer else None
         st.metric("Parameters", words.parameters(measured.parameters), less, delta_color="off", delta_arrow="off")
@@ -176,7 +177,10 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
             removed = trials.ordered_sets(tries.trials_of(run))[rows[0]]
             tries.choose(run, config, tries.trials_of(run).choose(Choice(removed, tries.trials_of(run).now.protected)))
 
-    st.caption("Sets tried, those of as many layers as now first, best first. Pick a row to go back to it.")
+    st.caption(
+        "Sets tried, those of as many layers as now first, best first, on one block of each domain. Pick a row to go "
+        "back to it."
+    )
     number = st.column_config.NumberColumn(format="%.2f")
     st.dataframe(
         trials.board(now),

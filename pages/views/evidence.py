@@ -53,9 +53,9 @@ def show(record: Record) -> None:
         st.caption(f"Beside deleting at once: {words.plain(', '.join(home))}.")
     protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in record.protocol.items())
     st.caption(
-        f"Perplexity and KL: {intervals.direction('kl')}. Brackets and bars: 95 % intervals, bootstrapped over blocks; "
-        f"differences are taken block by block. {words.plain(record.model)}, {protocol}. One seed. "
-        f"Made {words.plain(record.made)}."
+        f"Perplexity and KL: {intervals.direction('kl')}; KL is of the first few blocks alone. Brackets and bars: 95 % "
+        "intervals, bootstrapped over blocks; differences are taken block by block. "
+        f"{words.plain(record.model)}, {protocol}. One seed. Made {words.plain(record.made)}."
     )
 
 
