@@ -83,13 +83,16 @@ class Tab:
             compression=None,
         )
         self.line: ClientConnection = self.opened.enter_context(opening)
-        self.id = ""
+        self.id, self.files = "", set[str]()
 
     def __enter__(self) -> Tab:
         self.rerun()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """The tab is gone, and its files with it; a server keeps them for two minutes else."""
+        for path in self.files:
+            ask(self.server, "DELETE", path)
         self.opened.close()
 
     def send(self, **kinds: bool) -> None:
@@ -116,6 +119,7 @@ class Tab:
         head = f'--{edge}\r\nContent-Disposition: form-data; name="f"; filename="a.txt"\r\n\r\n'.encode()
         body = head + b"x" * size + f"\r\n--{edge}--\r\n".encode()
         path = f"/_stcore/upload_file/{self.id}/{file or secrets.token_hex(8)}"
+        self.files.add(path)
         how = {"Content_Type": f"multipart/form-data; boundary={edge}", "X_Forwarded_For": self.address, **headers}
         if "Transfer_Encoding" in how:
             return ask(self.server, "PUT", path, (body[i : i + 65536] for i in range(0, len(body), 65536)), **how)[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import charts, pictures, server, uploads, words
@@ -513,8 +514,28 @@ def test_a_text_of_ones_own_becomes_the_calibration_text(store, tiny_model):
     path = Path(app.get_by_key("knob-text").value)
     assert path.parent == store.root / "uploads"
     assert path.read_bytes().startswith(b"A sentence")
+    app.run()
+    assert not app.exception
+    assert app.get_by_key("knob-text").value == str(path)
     app.get_by_key("start").click().run()
     assert store.runs()[0].config().text == str(path)
+
+
+def test_a_text_is_in_memory_until_it_is_stored(store, tiny_model, monkeypatch):
+    let_go: list[str] = []
+    plain = MemoryUploadedFileManager.remove_file
+
+    def remove(manager, session_id, file_id):
+        plain(manager, session_id, file_id)
+        let_go.append(file_id)
+
+    monkeypatch.setattr(MemoryUploadedFileManager, "remove_file", remove)
+    app = open_page("run", model=str(tiny_model), **story.SMALL)
+    app.file_uploader[0].upload("notes.txt", b"A sentence of one's own. " * 200).run()
+    assert len(set(let_go)) == 1
+    app.run()
+    assert not app.exception
+    assert not app.error
 
 
 def test_each_knob_has_a_control(tiny_model):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from streamlit.config import get_config_options
 
 from trsp_core import config, methods, shell
 
@@ -55,7 +56,8 @@ def test_its_lesson_can_be_loaded():
 
 
 def test_every_flag_it_names_exists():
-    known = {k.flag for k in config.KNOBS.values()} | {"--preset", "--json", "--out", "--server.baseUrlPath"}
+    known = {k.flag for k in config.KNOBS.values()} | {"--preset", "--json", "--out"}
+    known |= {f"--{name}" for name in get_config_options() if name.startswith("server.")}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]+", README)) - known <= {
         "--plan",
         "--grid",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import DeletedFile
 
 from pages.ui import server, session, uploads, words
 from trsp_core import limits, methods, models
@@ -167,6 +168,8 @@ def _upload() -> None:
 
 def _uploaded() -> None:
     brought = session.get("upload")
+    if isinstance(brought, DeletedFile):
+        return  # what was stored before, and let go
     session.put("upload_error", "")
     session.put("upload_note", "")
     if brought is None:
@@ -177,3 +180,4 @@ def _uploaded() -> None:
         session.fill({"text": str(uploads.keep(content, brought.name, server.store().root, session.visitor()))})
     except TrspError as error:
         session.put("upload_error", str(error))
+    session.let_go(brought)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from trsp_core import limits
 from trsp_core.config import KNOBS, PRESETS
@@ -41,6 +43,12 @@ def visitor() -> str:
     """Who has opened this tab, to the limits."""
     context = st.context
     return limits.visitor(context.ip_address or "127.0.0.1", "X-Forwarded-For" in context.headers)
+
+
+def let_go(file: UploadedFile) -> None:
+    """Give back the memory of a file that was brought; its control shows it on, as `DeletedFile`."""
+    if context := get_script_run_ctx():
+        context.uploaded_file_mgr.remove_file(context.session_id, file.file_id)
 
 
 def show_run(wanted: str) -> None:
