@@ -157,6 +157,7 @@ def test_the_model_before_deletion_is_kept_where_it_is_asked_for(text, tmp_path)
         assert torch.equal(whole(input_ids=ids).logits, pruned(input_ids=ids).logits)
     saved = next(e for e in told if isinstance(e, events.ModelSaved))
     assert saved.bytes == sum(p.stat().st_size for f in ("trained-model", "model") for p in (tmp_path / f).iterdir())
+    (tmp_path / "none").mkdir()
     for without in ({"stage2_steps": 0}, {"control": "delete_first"}):
         run(config_of(text, save_trained=True, **without), folder=tmp_path / "none")
         assert not (tmp_path / "none" / "trained-model").exists()
