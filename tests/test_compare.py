@@ -33,7 +33,7 @@ class Script:
         self.place = 0
         self.ending: an.Answer | None = an.Answered(0.1)
 
-    def ask(self, request, instead=""):
+    def ask(self, request, instead="", visitor=""):
         an.check(request)
         if instead:
             self.cancel(instead)
