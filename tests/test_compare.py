@@ -320,7 +320,7 @@ def test_who_chose_a_set_is_kept_through_undo(script):
 
 @pytest.mark.parametrize("key", ["as-run", "as-shortgpt", "layer-3"])
 def test_a_full_workbench_is_told_on_the_page(script, key, monkeypatch):
-    def full(request, instead=""):
+    def full(request, instead="", visitor=""):
         raise TrspError("All 16 places at the workbench are taken.", "Try again in a minute.")
 
     app = open_page("layers", run=story.write(Store(), "finished").id)
