@@ -157,6 +157,16 @@ def test_queued_running_and_lost_are_told_apart_by_the_lock(run):
     assert "code 7" in run.hint()
 
 
+def test_a_run_that_is_cleared_up_does_not_count_as_running_and_cannot_begin(run):
+    with run.at_rest() as free:
+        assert free
+        assert run.status() == "lost"
+        with pytest.raises(TrspError, match="running already"), run.hold():
+            pass
+    with run.hold(), run.at_rest() as free:
+        assert not free
+
+
 def test_a_deleted_run_is_gone_and_others_stay(runs, run):
     other = runs.create(RunConfig())
     (run.model_folder / "deep").mkdir(parents=True)

@@ -86,12 +86,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, attempts: int, busy: str) -> Iterator[BinaryIO]:
+def _lock(path: Path, attempts: int, busy: str, kind: int = fcntl.LOCK_EX) -> Iterator[BinaryIO]:
     """Hold the lock on the file `path`, open to append. Raises TrspError: it stays `busy`, a sentence."""
     with path.open("ab") as file:
         for attempt in range(attempts):  # a reader that looks whether it is held takes it for an instant
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
             except OSError as error:
                 if attempt == attempts - 1:
@@ -390,17 +390,18 @@ class Run:
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[bool]:
-        """Whether no process is at the run, and it can be written; while this lasts, none can begin."""
+        """Whether no process is at the run, and it can be written; while this lasts, none can begin, and it does not
+        count as running."""
         with contextlib.ExitStack() as locks:
             try:
-                locks.enter_context(self._lock(4))
+                locks.enter_context(self._lock(4, fcntl.LOCK_SH))
                 free = True
             except (TrspError, OSError):
                 free = False
             yield free
 
-    def _lock(self, attempts: int) -> contextlib.AbstractContextManager[BinaryIO]:
-        return _lock(self.folder / "lock", attempts, f"Run {self.id} is running already.")
+    def _lock(self, attempts: int, kind: int = fcntl.LOCK_EX) -> contextlib.AbstractContextManager[BinaryIO]:
+        return _lock(self.folder / "lock", attempts, f"Run {self.id} is running already.", kind)
 
 
 def _remove(part: Path) -> None:
