@@ -21,7 +21,7 @@ from trsp_core.config import KNOBS
 from trsp_core.errors import TrspError, disk_full
 from trsp_core.knobs import number, whole
 from trsp_core.record import record
-from trsp_core.store import Run, Store
+from trsp_core.store import Run, Store, runs_root
 
 NO_PATHS = ["x" * 300, "~nobody-here", "~nobody-here/a.json", "a\0b", "/" + "y/" * 3000, "\udcff"]
 NO_FILES = [*NO_PATHS, "/dev/full", "/", "/dev/null/x", "/nowhere/a.json"]
@@ -234,3 +234,10 @@ except Exception as error:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
     )
     assert done.stdout.split()[1:] == ["True"], done
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody_there/x", "a\0b"])
+def test_a_folder_of_runs_that_cannot_be_is_a_refusal(name, monkeypatch):
+    monkeypatch.setattr("os.environ", {**os.environ, "TRSP_RUNS": name})
+    with pytest.raises(TrspError, match="TRSP_RUNS"):
+        runs_root()

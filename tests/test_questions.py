@@ -39,7 +39,9 @@ def test_both_forms_of_a_line_are_read(file):
 
 @pytest.mark.parametrize(
     "line", ["{", "[]", "3", "{}", '{"query": "a", "choices": [], "gold": 0}',
-             '{"query": "a", "choices": ["b"], "gold": 1}', '{"query": 3, "choices": ["b"], "gold": 0}']
+             '{"query": "a", "choices": ["b"], "gold": 1}', '{"query": 3, "choices": ["b"], "gold": 0}',
+             '{"query": "a", "choices": "ab", "gold": 1}', '{"query": "a", "choices": [1, null], "gold": 0}',
+             '{"query": "a", "choices": ["b", "c"], "gold": true}']
 )  # fmt: skip
 def test_a_line_that_is_no_question_is_named(line, tmp_path):
     path = tmp_path / "asked.jsonl"

@@ -88,7 +88,9 @@ def parse(document: Any) -> Grid:
 def _parse(document: Any) -> Grid:
     _only(document, _PARTS)
     axes = {str(knob): _values(values) for knob, values in dict(document.get("axes", {})).items()}
-    arms = document.get("arms") or [{"name": "point", "title": "Point"}]
+    arms = document.get("arms", [{"name": "point", "title": "Point"}])
+    if not isinstance(arms, list) or not arms:
+        raise ValueError("arms")
     spans: dict[str, list[str]] = {}
     variations: list[dict[str, Any]] = []
     places: dict[str, Place] = {}

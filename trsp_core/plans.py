@@ -151,7 +151,7 @@ def parse(document: Any) -> Plan:
         plan = Plan(
             name=_named(document["name"]),
             title=str(document.get("title") or document["name"]),
-            base=dict(document.get("base", {})),
+            base=dict(document.get("base", {}).items()),  # a list has none
             variations=variations,
             preset=document.get("preset"),
         )

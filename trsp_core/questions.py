@@ -69,12 +69,14 @@ def _question(line: str, name: str, number: int) -> Question:
         given: dict[str, Any] = json.loads(line)
         gold = given["gold"]
         if "choices" in given:
-            choices = [" " + str(choice).strip() for choice in given["choices"]]
+            if not isinstance(given["choices"], list) or not all(isinstance(c, str) for c in given["choices"]):
+                raise ValueError("choices")
+            choices = [" " + choice.strip() for choice in given["choices"]]
             contexts, continuations = [prompt(given["query"])] * len(choices), choices
         else:
             contexts = [str(option).rstrip() for option in given["context_options"]]
             continuations = [" " + str(given["continuation"]).strip()] * len(contexts)
-        if not isinstance(gold, int) or not 0 <= gold < len(contexts) or min(map(len, contexts)) == 0:
+        if type(gold) is not int or not 0 <= gold < len(contexts) or min(map(len, contexts)) == 0:
             raise ValueError("gold")
         "".join([*contexts, *continuations]).encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from trsp_core import config as configs
-from trsp_core import events, state
+from trsp_core import events, paths, state
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.state import Line, RunState
@@ -47,8 +47,12 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")
 
 
 def runs_root() -> Path:
-    """Where runs are kept: `$TRSP_RUNS`, or `runs/` in the working folder."""
-    return Path(os.environ.get("TRSP_RUNS") or "runs").absolute()
+    """Where runs are kept: `$TRSP_RUNS`, or `runs/` in the working folder.
+
+    Raises:
+        TrspError: `$TRSP_RUNS` is no path of this machine.
+    """
+    return paths.named(os.environ.get("TRSP_RUNS") or "runs", "folder of runs (TRSP_RUNS)")
 
 
 def sync(path: Path) -> None:
