@@ -191,7 +191,8 @@ def host_is_ours(host: str) -> bool:
     ours = (address, st.get_option("browser.serverAddress"), os.environ.get("SPACE_HOST", "").lower())
     if limits.current().demo or name in ours:
         return True
-    return address in ("", "0.0.0.0", "::") and _is_address(name)  # noqa: S104 - compared, not listened at
+    at_all = address in ("", "0.0.0.0", "::")  # noqa: S104  # nosec B104 - compared, not listened at
+    return at_all and _is_address(name)
 
 
 def _origin_is_ours(origin: str, host: str) -> bool:
