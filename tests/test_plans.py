@@ -119,6 +119,7 @@ def test_built_in_plans_can_be_read_and_share_seed_texts_and_measure(name):
         {"name": "a", "variations": [{"name": "x", "settings": {"ratio": 3}}]},
         {"name": "a", "variations": [{"name": "x", "more": 1}]},
         {"name": "a", "base": {"unheard": 1}, "variations": [{"name": "x"}]},
+        {"name": "a", "base": [], "variations": [{"name": "x"}]},
     ],
 )  # fmt: skip
 def test_what_is_no_plan_is_refused_with_a_remedy(document):

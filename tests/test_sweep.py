@@ -165,6 +165,7 @@ def test_anything_else_is_refused_with_a_remedy(document):
         {"arms": [{"name": "x"}, {"name": "x"}]}, {"arms": [{"name": "x", "layers_of": "y"}, {"name": "y"}]},
         {"arms": [{"name": "a"}, {"name": "b", "axes": ["seed"], "layers_of": "a"}]}, {"arms": [{"name": "x" * 17}]},
         {"arms": [{"name": "x", "unheard": 1}]}, {"arms": [{"title": "x"}]}, {"arms": "x"},
+        {"arms": None}, {"arms": []}, {"base": []},
     ],
 )  # fmt: skip
 def test_what_is_no_grid_is_refused_with_a_remedy(change):
