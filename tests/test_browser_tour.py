@@ -18,6 +18,14 @@ PLACES = (
 )
 
 
+def settled(tab) -> list[int]:  # noqa: F811
+    """Where things are, once a page that is being drawn has stayed as it is for half a second."""
+    places = None
+    while places != (places := tab.evaluate(PLACES)):
+        tab.wait_for_timeout(500)
+    return places
+
+
 def moment(tab) -> str:  # noqa: F811
     return tab.locator(".st-key-player-moment input").input_value()
 
@@ -27,8 +35,8 @@ def test_the_replay_moves_at_once_and_its_charts_stay_the_same_nodes(tab, server
     tab.goto(server.url)
     tab.locator(CHARTS).nth(4).wait_for()
     tab.locator(".st-key-player-speed button", has_text="4×").click()
+    places = settled(tab)
     tab.evaluate(f"document.querySelectorAll({CHARTS!r}).forEach(node => node.dataset.mark = 'first')")
-    places = tab.evaluate(PLACES)
     told = set()
     for _ in range(10):
         before = moment(tab)
