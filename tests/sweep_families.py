@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny, zoo
 from trsp_core import config as configs
-from trsp_core import engine, events, families, generate, surgery
+from trsp_core import engine, events, families, generate, load, surgery
 from trsp_core.errors import TrspError
 from trsp_core.families import Outcome, Sweep
 from trsp_core.surgery import Stack
@@ -161,7 +161,10 @@ def a_whole_run_ends(stack: Stack) -> None:
         text.write_text(tiny.text(600), "utf-8")
         config = configs.from_values({**RUN, "text": str(text), "heldout": str(text), "model": "tiny"})
         before = logits(stack.model, tiny.ids())
-        told = list(engine.execute(config, Path(folder), (stack.model, tiny.tokenizer())))
+        stack.model.config.save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+        tokenizer = load.load_tokenizer(Path(folder))  # the class that transformers gives to this family
+        told = list(engine.execute(config, Path(folder), (stack.model, tokenizer)))
         assert isinstance(told[-1], events.RunFinished)
         assert torch.equal(logits(stack.model, tiny.ids()), before)
         saved = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")

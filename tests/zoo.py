@@ -90,6 +90,7 @@ ODD: dict[str, dict[str, Any]] = {
     "roc_bert": {"shape_vocab_size": 64, "pronunciation_vocab_size": 64},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128, "autocast_kernel_dtype": "float32"},  # in steps of 64
     "xmod": {"default_language": "en_XX"},
+    "youtu": {"pad_token_id": None},  # as published; with one, transformers 5.23.0 empties its trained row on loading
     "zamba": {"attention_hidden_size": 2 * D, "attention_head_dim": 16,
               "layers_block_type": ["linear_attention", "hybrid"] * (L // 2)},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * (L // 2)},
