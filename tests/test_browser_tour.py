@@ -52,6 +52,8 @@ def test_the_replay_moves_at_once_and_its_charts_stay_the_same_nodes(tab, server
 
 def test_the_replay_is_paused_and_scrubbed_by_keyboard_alone_and_two_tabs_have_their_own(tab, browser, server):  # noqa: F811
     tab.goto(server.url)
+    tab.locator(CHARTS).nth(4).wait_for()
+    settled(tab)
     tab.get_by_role("button", name="Pause").focus()
     tab.keyboard.press("Enter")
     expect(tab.get_by_role("button", name="Play", exact=True)).to_be_visible()

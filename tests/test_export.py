@@ -653,5 +653,5 @@ def test_the_default_model_is_exported_with_proof(dtype, tmp_path):
         assert found["same_text"]
     written = (folder / "README.md").read_text()
     assert 'base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"' in written
-    assert "license: apache-2.0" in written
+    assert 'license: "apache-2.0"' in written
     assert "layer_range: [19, 25]" in (folder / "mergekit.yml").read_text()

@@ -47,7 +47,7 @@ from trsp_core import events as ev
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import TrspError
 from trsp_core.state import RunState
-from trsp_core.store import Run, Store
+from trsp_core.store import STATUSES, Run, Store
 
 ROOT = Path(__file__).parent.parent
 MANY = 10_000
@@ -213,7 +213,7 @@ def run_folder(case: tuple[str, str, bytes], folder: Path) -> None:
     for found in Store(folder).runs():
         refused_or(found.config)
         folded = found.state()
-        assert found.status(folded.ended) in ("finished", "cancelled", "failed", "running", "queued", "lost")
+        assert found.status(folded.ended) in STATUSES
         told = found.summary()
         assert set(told) == set(state.summary(RunState()))
         assert shell.account({"run": found.id, **told})

@@ -196,7 +196,7 @@ def test_what_has_finished_or_is_at_work_is_not_resumed(text, tmp_path):
     assert run.events_file.read_bytes() == before
 
 
-def test_a_file_of_another_model_is_told(text, tmp_path):
+def test_a_file_of_another_model_is_told_and_then_done_without(text, tmp_path):
     run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
     with pytest.raises(Killed):
         go(run, step=4)
@@ -205,7 +205,49 @@ def test_a_file_of_another_model_is_told(text, tmp_path):
     )
     resume.reopen(run)
     go(run)
-    assert "does not fit this model" in run.state().failure.message
+    assert "did not fit this model" in run.state().failure.message
+    assert not run.checkpoint_file.exists()
+    resume.reopen(run)
+    go(run)
+    assert run.status() == "finished"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_one_wrong_bit_of_what_it_resumes_from_is_noticed(share, stage, text, tmp_path):
+    """In the metadata (the step or round, so that all else fits) or in the numbers."""
+    whole, run = (Store(tmp_path).create(config_of(text, ratio=0.6, resume_minutes=OFTEN)) for _ in range(2))
+    go(whole)
+    with pytest.raises(Killed):
+        go(
+            run, next(n for n, _, e in whole.read()[0] if isinstance(e, events.LayerChosen) and e.round == 2) + 2
+        ) if stage == 1 else go(run, step=4)
+    file = run.rounds_file if stage == 1 else run.checkpoint_file
+    content = bytearray(file.read_bytes())
+    head = 8 + int.from_bytes(content[:8], "little")
+    name = b'"round":"' if stage == 1 else b'"step":"'
+    at = head + int(share * (len(content) - head - 1)) if share else content.index(name) + len(name)
+    content[at] ^= 1
+    file.write_bytes(content)
+    resume.reopen(run)
+    go(run)
+    if run.status() == "failed":
+        assert "was damaged. It is deleted." in run.state().failure.message
+        assert "starts over" in run.state().failure.remedy
+        assert not file.exists()
+        resume.reopen(run)
+        go(run)
+    else:
+        assert not share, "the step that it names was not told, so it is of no use"
+    assert run.status() == "finished"
+    assert told(run) == told(whole)
+    assert all(torch.equal(a, weights(run)[name]) for name, a in weights(whole).items())
+
+
+def test_a_file_that_is_cut_short_is_done_without(text, tmp_path):
+    run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
+    with pytest.raises(Killed):
+        go(run, step=4)
     run.checkpoint_file.write_bytes(b"cut short")
     resume.reopen(run)
     go(run)

@@ -2,13 +2,16 @@
 
 Stage 2 leaves the weights and AdamW's moments after a step, now and then; stage 1 the layer weights with theirs, after
 each round. Each is one safetensors file, which replaces the one before it, whole or not at all, and is never ahead of
-what the run has told, whatever becomes of the power.
+what the run has told, whatever becomes of the power. Each holds a checksum of all that is in it: one wrong bit in a
+weight would end in another model, and nothing else would notice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from trsp_core.store import Run, sync
 from trsp_core.surgery import Stack
 
 PATIENCE = 20.0  # writing takes at most this part of the time: 1 / 20
+CHECKSUM = "sha256"  # entry of the metadata
 NO_ROOM = "There is not enough room on the disk for a point to resume from, so an interrupted stage 2 would start over."
 
 
@@ -72,23 +76,21 @@ class Waypoints:
         """Put what `file` holds into the model and the optimizer.
 
         Raises:
-            TrspError: it does not belong to this model.
+            TrspError: it does not belong to this model, or is damaged. It is gone then.
         """
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(file, "pt") as opened, torch.no_grad():
                 names = set(opened.keys())
+                _compare(opened.metadata() or {}, names, opened.get_tensor)
                 for name, parameter in self._weights(stack).items():
                     parameter.copy_(opened.get_tensor(f"weight/{name}"))
                 for name, parameter in stack.model.named_parameters():
                     kinds = [k for k in EagerAdamW.MOMENTS if f"{k}/{name}" in names]
                     optimizer.restore(parameter, {k: opened.get_tensor(f"{k}/{name}") for k in kinds})
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise TrspError(
-                f"{file.name} in the run folder does not fit this model, or is damaged.",
-                "Delete that file and resume: stage 2 then starts over.",
-            ) from error
+            raise _useless(file, "stage 2") from error
 
     def _weights(self, stack: Stack) -> dict[str, Any]:
         alone = self._adapters_alone or quantized.is_packed(stack.model)
@@ -113,25 +115,23 @@ class Rounds:
         the first choice that asks, with `s` (L,) and its moments put back; else none.
 
         Raises:
-            TrspError: the file does not belong to this model.
+            TrspError: the file does not belong to this model, or is damaged. It is gone then.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         past, self._past = self._past, Past()
         if not past.rounds:
             return 0, []
         try:
-            held = load_file(past.rounds)
+            with safe_open(past.rounds, "pt") as opened:
+                held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dictionary
+                _compare(opened.metadata() or {}, held, held.__getitem__)
             with torch.no_grad():
                 s.copy_(held.pop("s"))
             chosen = held.pop("P").tolist()
             optimizer.state[s] = {k: v if k == "step" else v.to(s.device) for k, v in held.items()}
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-            raise TrspError(
-                f"{past.rounds.name} in the run folder does not fit this model, or is damaged.",
-                "Delete that file and resume: the choice of layers then starts over.",
-            ) from error
+            raise _useless(past.rounds, "the choice of layers") from error
         return past.round, chosen
 
     def keep(self, round_: int, s: Tensor, optimizer: torch.optim.Optimizer, chosen: list[int]) -> None:
@@ -155,7 +155,7 @@ def _replace(run: Run, file: Path, tensors: dict[str, Tensor], about: dict[str, 
 
     temporary = file.with_name(f".{file.name}.partial")
     try:
-        save_file(tensors, temporary, about)
+        save_file(tensors, temporary, {**about, CHECKSUM: _checksum(about, tensors, tensors.__getitem__)})
         sync(temporary)
         if run.events_file.exists():  # nobody records a run that a program drives by itself
             sync(run.events_file)
@@ -163,3 +163,29 @@ def _replace(run: Run, file: Path, tensors: dict[str, Tensor], about: dict[str, 
         sync(run.folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _checksum(about: Mapping[str, str], names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
+    """SHA-256 of the metadata and of every tensor: its name, its kind, its numbers."""
+    digest = hashlib.sha256(repr(sorted(about.items())).encode())
+    for name in sorted(names):
+        value = tensor(name)
+        digest.update(f"{name} {value.dtype} {[*value.shape]}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _compare(metadata: Mapping[str, str], names: Iterable[str], tensor: Callable[[str], Tensor]) -> None:
+    """Raises RuntimeError: what is in the file is not what was written."""
+    about = {name: value for name, value in metadata.items() if name != CHECKSUM}
+    if metadata.get(CHECKSUM) != _checksum(about, names, tensor):
+        raise RuntimeError("its checksum is another")
+
+
+def _useless(file: Path, stage: str) -> TrspError:
+    """The refusal of `file`, which is deleted: so a resume does without it."""
+    file.unlink(missing_ok=True)
+    return TrspError(
+        f"{file.name} in the run folder did not fit this model, or was damaged. It is deleted.",
+        f"Resume: {stage} then starts over.",
+    )
