@@ -75,6 +75,28 @@ def test_a_config_that_lies_about_its_weights_is_a_refusal_and_takes_no_memory(m
     assert psutil.Process().memory_info().rss - before < 200e6
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 33}, "The config of"),
+        ({"num_attention_heads": 3}, "The config of"),
+        ({"model_type": ["llama"]}, "The config of"),
+        ({"model_type": "surprise"}, "The config of"),
+        ({"dtype": "surprise"}, "The config of"),
+        ({"auto_map": None}, "The config of"),
+        ({"num_key_value_heads": 7}, "of its weights have another shape than config.json says"),
+        ({"num_key_value_heads": None}, "of its weights have another shape than config.json says"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_not_blamed_on_the_tokenizer(model, changes, words):
+    reconfigure(model, **changes)
+    with pytest.raises(TrspError) as raised:
+        load.load(str(model))
+    assert words in raised.value.message
+    assert "config.json" in raised.value.remedy
+    assert "okenizer" not in str(raised.value)
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "generation_config.json", "chat_template.jinja", "anything.txt"])
 def test_no_file_of_a_model_may_be_a_link_out_of_its_folder(model, tmp_path, file):
     (tmp_path / "secret").write_text("{}")

@@ -25,6 +25,8 @@ MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
 ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 JOINED = "joined.gguf"  # beside the model that is made of it, for a while
 ARCHITECTURE = "Choose a model whose architecture this version of transformers knows."
+CONFIG = "Put its config.json right, or choose a model that this version of transformers knows."
+BELONG = "Check that config.json and the weights belong together."
 TOKENIZER = "Save its tokenizer again with this version of transformers, or choose another model."
 
 
@@ -53,13 +55,13 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
     from trsp_core import quantized
 
     vocabulary.check(facts)
+    refuse_claims(facts)
     tokenizer = load_tokenizer(facts.folder)
     packed = precision in PACKED
     dtype = getattr(torch, compute if packed else precision)
     how: dict[str, Any] = {"quantization_config": quantized.recipe(precision, dtype)} if packed else {}
     if packed or where != "cpu":
         how["device_map"] = {"": where} if fits_one(forecast.weight_bytes(facts, precision, compute), where) else "auto"
-    refuse_claims(facts)
     with _quiet(), _told_as(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a folder of this machine
             facts.folder,
@@ -69,11 +71,16 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
             local_files_only=True,
             low_cpu_mem_usage=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in words of ours
             **ANSWERS,
             **how,
         )
     model, report = loaded
-    lacking = sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]])
+    if odd := sorted(key for key, *_ in report["mismatched_keys"]):
+        raise TrspError(
+            f"{name}: {len(odd)} of its weights have another shape than config.json says, {odd[0]} among them.", BELONG
+        )
+    lacking = sorted(map(str, report["missing_keys"]))
     if lacking:
         head = model.get_output_embeddings()
         remedy = "Download or save the model again."
@@ -103,19 +110,19 @@ def refuse_claims(facts: models.Facts) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _quiet(), _told_as(facts.name):
+    with _quiet(), _told_as(f"The config of {facts.name}", CONFIG):
         config = AutoConfig.from_pretrained(  # nosec B615 - a folder of this machine
             facts.folder, trust_remote_code=False, local_files_only=True
         )
-        with torch.device("meta"):
-            built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with _quiet(), _told_as(facts.name), torch.device("meta"):
+        built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     claimed = sum(p.numel() for p in built.parameters())
     buffers = sum(b.numel() * b.element_size() for b in built.buffers())
     if claimed > 2 * facts.parameters or buffers > MOST_BUFFER_BYTES:
         raise TrspError(
             f"{facts.name}: config.json speaks of {claimed:,} parameters and {buffers:,} bytes of buffers, the weights "
             f"hold {facts.parameters:,} parameters.",
-            "Check that config.json and the weights belong together.",
+            BELONG,
         )
 
 

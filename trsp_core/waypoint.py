@@ -171,7 +171,7 @@ def _checksum(about: Mapping[str, str], names: Iterable[str], tensor: Callable[[
     for name in sorted(names):
         value = tensor(name)
         digest.update(f"{name} {value.dtype} {[*value.shape]}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
