@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
@@ -143,6 +144,22 @@ def test_no_folder_of_this_machine_is_told(no_child, trained, tmp_path):
         assert str(ROOT) not in said
     assert config.from_json((folder / "run.json").read_text()).text == "own text.txt"
     assert "/tmp" not in report.html(trained)
+
+
+def test_what_killed_exports_left_is_swept_and_what_living_ones_work_on_is_not(trained, tmp_path):
+    dead, living, other = (tmp_path / f".{name}.partial" for name in ("out.0123abcd", "out.89abcdef", "outer.0123abcd"))
+    for folder in (dead, living, other):
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+    descriptor = os.open(living, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        exported(trained, tmp_path / "out")
+    finally:
+        os.close(descriptor)
+    assert not dead.exists()
+    assert living.exists()
+    assert other.exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -191,9 +191,11 @@ def test_what_has_finished_or_is_at_work_is_not_resumed(text, tmp_path):
         resume.reopen(run)
     go(run)
     before = run.events_file.read_bytes()
+    run.checkpoint_file.touch()  # as of a run that was killed right after it had finished
     with pytest.raises(TrspError, match="nothing left"):
         resume.reopen(run)
     assert run.events_file.read_bytes() == before
+    assert not run.checkpoint_file.exists()
 
 
 def test_a_file_of_another_model_is_told_and_then_done_without(text, tmp_path):
@@ -239,6 +241,29 @@ def test_one_wrong_bit_of_what_it_resumes_from_is_noticed(share, stage, text, tm
         go(run)
     else:
         assert not share, "the step that it names was not told, so it is of no use"
+    assert run.status() == "finished"
+    assert told(run) == told(whole)
+    assert all(torch.equal(a, weights(run)[name]) for name, a in weights(whole).items())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_damaged_point_is_done_without_before_the_run_goes_on(stage, text, tmp_path):
+    whole, run = (Store(tmp_path).create(config_of(text, ratio=0.6, resume_minutes=OFTEN)) for _ in range(2))
+    go(whole)
+    second = next(n for n, _, e in whole.read()[0] if isinstance(e, events.LayerChosen) and e.round == 2)
+    with pytest.raises(Killed):
+        go(run, second + 2) if stage == 1 else go(run, step=4)
+    past = resume.reopen(run)
+    assert waypoint.without_damage(past) == ""
+    file = past.rounds if stage == 1 else past.checkpoint
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    sentence = waypoint.without_damage(past)
+    assert file.name in sentence
+    assert not file.exists()
+    assert resume.reopen(run, anew=True).place < past.place
+    go(run)
     assert run.status() == "finished"
     assert told(run) == told(whole)
     assert all(torch.equal(a, weights(run)[name]) for name, a in weights(whole).items())

@@ -44,7 +44,7 @@ from trsp_core import (
 )
 from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.events import Event, PhaseStarted, plain
+from trsp_core.events import Event, Noted, PhaseStarted, plain
 from trsp_core.knobs import whole
 from trsp_core.state import RunState
 from trsp_core.store import Run, Store, runs_root, write_atomic
@@ -102,6 +102,7 @@ def _drive(made: Run, as_json: bool) -> int:
         raise TrspError(f"Run {made.id} has ended.", f"To go on: python -m trsp_core resume {made.folder}")
     if before.count and before.reopened is None:
         resume.reopen(made)
+    _look_at_points(made)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _stop(made))
     shown = _Progress()
@@ -115,6 +116,19 @@ def _drive(made: Run, as_json: bool) -> int:
     if ended.failure:
         _say(ended.failure.message, ended.failure.remedy, *ended.failure.trace.splitlines())
     return shell.CODES[ended.ended]
+
+
+def _look_at_points(made: Run) -> None:
+    """Do without what a run that broke off would resume from, where it is damaged: its stage starts over."""
+    past = resume.find(made)
+    if past.checkpoint or past.rounds:
+        from trsp_core import waypoint  # torch comes in here
+
+        if sentence := waypoint.without_damage(past):
+            resume.reopen(made, anew=True)
+            with made.hold():
+                record.add(made, Noted(sentence))
+            _say(sentence)
 
 
 def _execute(made: Run) -> Generator[Event, None, None]:

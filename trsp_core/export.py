@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import secrets
@@ -70,12 +72,14 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
     _check_target(target)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     ours = target.parent == run.exports_folder
-    with _told(target), run.exporting() if ours else contextlib.nullcontext():
+    with _told(target), run.exporting() if ours else contextlib.nullcontext(), contextlib.ExitStack() as held:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_room(run, target)
-            folder = scratch / title
+            _sweep(target)
+            folder = scratch / title if target.suffix == ".zip" else scratch
             folder.mkdir(parents=True)
+            held.enter_context(_held(scratch))
             yield Step("Copying the checkpoint" if dtype in (kept, "quantized") else f"Converting to {dtype}", 0.05)
             if dtype in (kept, "quantized"):
                 shutil.copytree(run.model_folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
@@ -88,7 +92,7 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
                 raise TrspError(
                     f"The proof failed, so nothing was exported: {'; '.join(found.problems)}.", "Please report this."
                 )
-            _describe(run, config, state, found, folder, dtype)
+            _describe(run, config, state, found, folder, title, dtype)
             if target.suffix == ".zip":
                 yield Step("Packing", 0.8)
                 _pack(folder, scratch / target.name)
@@ -103,6 +107,24 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     yield Step(found.sentence, 1.0)
+
+
+@contextlib.contextmanager
+def _held(scratch: Path) -> Iterator[None]:
+    """While this lasts, `_sweep` takes `scratch` for what a living process works on."""
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed exports to `target` left beside it."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
+        with contextlib.suppress(OSError), _held(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def formats(run: Run) -> tuple[str, ...]:
@@ -219,14 +241,14 @@ def _weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder: Path, dtype: str) -> None:
+def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder: Path, title: str, dtype: str) -> None:
     """Card, settings and proof beside the weights."""
     shared, exported = json.loads(configs.to_json(card.published(config))), _config_in(folder)
     with contextlib.suppress(OSError, ValueError):
         found_there = json.loads((run.folder / "env.json").read_text("utf-8"))
         shared["environment"] = {name: value for name, value in found_there.items() if name != "platform"}
     texts = {
-        "README.md": card.write(config, state, found, folder.name, exported, dtype),
+        "README.md": card.write(config, state, found, title, exported, dtype),
         "run.json": json.dumps(shared, indent=1, ensure_ascii=False) + "\n",
         "proof.json": json.dumps({"told": found.sentence, **events.values(found)}, indent=1) + "\n",
     }

@@ -47,11 +47,12 @@ class Past:
     rounds: Path | None = None
 
 
-def find(run: Run, state: RunState | None = None) -> Past:
+def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
     """What is settled of `run`, and where it goes on.
 
     Args:
         state: of the run, where the caller has it already.
+        anew: where it goes on is to be found by what is there now, though it was reopened already.
 
     Raises:
         TrspError: its config cannot be read.
@@ -59,7 +60,7 @@ def find(run: Run, state: RunState | None = None) -> Past:
     config, state = run.config(), run.state() if state is None else state
     step, round_ = saved_step(run.checkpoint_file), saved_round(run.rounds_file)
     told = list(itertools.takewhile(lambda line: not isinstance(line[2], ev.EventsMissing), state.told))
-    place = _place(config, told, step, round_) if state.reopened is None else state.reopened
+    place = _place(config, told, step, round_) if anew or state.reopened is None else state.reopened
     kept = [line for line in told if line[0] < place]
     used = step if step and _behind(kept, step) is not None else 0
     chosen = bool(kept) and _behind_round(kept, round_) == kept[-1][0] + 1
@@ -106,9 +107,12 @@ def outlook(run: Run, state: RunState | None = None) -> str:
     return f"It goes on {where}" + (f"; computed again: {', '.join(parts)}." if parts else ".")
 
 
-def reopen(run: Run) -> Past:
+def reopen(run: Run, anew: bool = False) -> Past:
     """Let a run that was stopped, lost or failed go on: from here on it has not ended. Whoever starts it next finds
     its place.
+
+    Args:
+        anew: as in `find`.
 
     Raises:
         TrspError: it has finished, a process is at it, its config cannot be read, or its folder cannot be written.
@@ -116,8 +120,9 @@ def reopen(run: Run) -> Past:
     try:
         with run.hold():
             if run.state().ended == "finished":
+                run.tidy()
                 raise TrspError(f"Run {run.id} has finished: there is nothing left.", "Run it again for a new one.")
-            past = find(run)
+            past = find(run, anew=anew)
             run.tidy()
             for stale in ("cancel", "exit.json", "summary.json"):
                 (run.folder / stale).unlink(missing_ok=True)

@@ -148,6 +148,22 @@ class Rounds:
             self._run = None  # the run itself will say so, when it has something to write
 
 
+def without_damage(past: Past) -> str:
+    """Delete what a run would resume from where that is not what was written; what becomes of it then, a sentence.
+    Nothing where all is well."""
+    from safetensors import SafetensorError, safe_open
+
+    for file, stage in ((past.checkpoint, "stage 2"), (past.rounds, "the choice of layers")):
+        if file:
+            try:
+                with safe_open(file, "pt") as opened:
+                    _compare(opened.metadata() or {}, opened.keys(), opened.get_tensor)
+            except (OSError, SafetensorError, RuntimeError):
+                file.unlink(missing_ok=True)
+                return f"{file.name} in the run folder was damaged, and is deleted: {stage} starts over."
+    return ""
+
+
 def _replace(run: Run, file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     """Write `file`, whole or not at all, once all that was told is on the disk. Raises OSError or, of the same meaning,
     safetensors' own error: there is no room."""
