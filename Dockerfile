@@ -5,7 +5,7 @@ FROM python:3.11-slim
 
 RUN useradd --create-home --uid 1000 user && install --directory --owner=user --group=user /home/user/app
 USER 1000
-# TRSP_DEMO: strangers come here; a list of models, caps, no local paths. See "Deploy" in README.md; 0 opens it.
+# TRSP_DEMO: strangers come here; a list of models, caps, no local paths. See "For strangers" in docs/deploy.md; 0 opens it.
 # FORWARDED_ALLOW_IPS: the proxies whose word tells visitors apart; a Space's come from this network.
 # hadolint ignore=DL3064
 ENV HOME=/home/user \

@@ -1,7 +1,7 @@
 # make app    set up, then open the app on http://localhost:8501 (PORT=8501)
 # make test   set up, then lint, types and tests; FAST=1 leaves out what takes minutes
 #             (two files of tests at once: SIDE= takes them one after the other)
-# make bench  set up, then measure (half an hour on a quiet machine) and write the README's table
+# make bench  set up, then measure (half an hour on a quiet machine) and write the tables of README.md and docs/
 # make setup  the set-up alone: .venv, packages, the default model
 # make lock   write requirements.lock anew: what is installed here, with the checksums of all files
 #

@@ -1,37 +1,81 @@
-"""`python -m benchmarks._table`: writes the rows of `benchmarks/results.jsonl`, and those of a GPU in
-`benchmarks/gpu.jsonl`, into the README, each between two marks.
+"""`python -m benchmarks._table` writes the tables that are made from records into README.md and docs/, each between two
+marks. With `--check` it writes nothing, and fails where a file says something else than its records.
 
-The last row of each name counts, so that a benchmark that was run again can be appended.
+The records are `benchmarks/results.jsonl` and `benchmarks/gpu.jsonl`, where the last row of each name counts, so that a
+benchmark that was run again can be appended; and those in `assets/evidence/`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
+from trsp_core import evidence, intervals, points
+from trsp_core.events import DOMAINS
+
 ROOT = Path(__file__).parent.parent
-END = "<!-- end of benchmarks -->"
+FILES = "gpu.jsonl", "results.jsonl"  # `make bench` on a machine with a GPU has its rows in the second
+END = {"benchmarks": "<!-- end of benchmarks -->", "evidence": "<!-- end of evidence -->"}
+HEADLINE = "dense", "direct", "trsp", "fade", "delete_first"
+RATIOS = (  # what, record of a sweep, seed, arm, its control with the same loss
+    ("fade out", "length", 0, "fade", "control"),
+    ("fade out, seed 1", "seeds", 1, "fade", "control"),
+    ("fade out, half distilled", "length", 0, "fade_distil", "control_distil"),
+    ("fade out, half distilled", "long", 0, "fade_distil", "control_distil"),
+    ("fade out, half distilled", "longest", 0, "fade_distil", "control_distil"),
+    ("TRSP's penalty alone", "length", 0, "trsp", "control"),
+)
+Rows = dict[str, dict[str, Any]]
 
 
-def table(rows: dict[str, dict[str, Any]]) -> list[str]:
+def table(rows: Rows) -> list[str]:
     """Markdown, a line a benchmark that has an aim."""
-    told = ["| benchmark | ratio | spread | aim | reached |", "|---|---|---|---|---|"]
-    return told + [f"| {name} | {_figures(row)} |" for name, row in rows.items() if row["aim"] is not None]
+    lines = ["| benchmark | ratio | spread | aim | reached |", "|---|---|---|---|---|"]
+    return lines + [f"| {name} | {_figures(row)} |" for name, row in rows.items() if row["aim"] is not None]
 
 
-def gpu_table(rows: dict[str, dict[str, Any]]) -> list[str]:
+def gpu_table(rows: Rows) -> list[str]:
     """The same of a GPU, with tokens a second, and memory over that of the weights."""
     heads = "model and step | share | spread | aim | reached | tokens/s | peak, GB | over the weights"
-    told = [f"| {heads} |", "|---" * 8 + "|"]
+    lines = [f"| {heads} |", "|---" * 8 + "|"]
     for name, row in rows.items():
         facts = row["facts"]
         peak, held = facts["peak_gb"], facts["weights_gb"]
         seen = f"{facts['tokens_per_second']:,} | {peak:.1f} | {peak / held:.1f}"
-        told.append(f"| {name.removesuffix(': share of the matrix rate')} | {_figures(row)} | {seen} |")
-    return told
+        lines.append(f"| {name.removesuffix(': share of the matrix rate')} | {_figures(row)} | {seen} |")
+    return lines
+
+
+def evidence_table(plan: str) -> list[str]:
+    """The rows of the recorded plan, with intervals, KL to the dense model, and the layers that went."""
+    heads, *rows = evidence.cells(evidence.load(evidence.shipped(plan)))
+    heads[heads.index("KL")] = "KL, nats a token"
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return lines + [f"| {' | '.join([*row[:-1], re.sub(r',(?=[0-9])', ', ', row[-1])])} |" for row in rows]
+
+
+def headline_table() -> list[str]:
+    """A few rows of the plan `ablation`, perplexities alone."""
+    record = evidence.load(evidence.shipped("ablation"))
+    kept = [[title, *figures[1:3]] for title, *figures in evidence.cells(record)]
+    chosen = [cells for row, cells in zip(record.rows, kept[1:], strict=True) if row.name in HEADLINE]
+    return [f"| {' | '.join(kept[0])} |", "|---|---|---|", *(f"| {' | '.join(cells)} |" for cells in chosen)]
+
+
+def ratio_table() -> list[str]:
+    """Perplexity of arms of the recorded sweeps as multiples of their control's at the same number of steps."""
+    lines = ["| | steps | calibration domain | held-out domain |", "|---|---|---|---|"]
+    for what, name, seed, arm, other in RATIOS:
+        sweep = points.load(ROOT / "assets" / "evidence" / "sweeps" / f"{name}.json")
+        controls = {p.steps: p for p in sweep.of(other) if p.seed == seed}
+        for point in sorted((p for p in sweep.of(arm) if p.seed == seed), key=lambda p: p.steps):
+            pairs = [(point.losses[d], controls[point.steps].losses[d]) for d in DOMAINS]
+            cells = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (intervals.factor(*pair) for pair in pairs)]
+            lines.append(f"| {what} | {point.steps} | {' | '.join(cells)} |")
+    return lines
 
 
 def _figures(row: dict[str, Any]) -> str:
@@ -42,26 +86,55 @@ def _figures(row: dict[str, Any]) -> str:
     return f"{row['ratio']} | {low} to {high} | {aim} | {'yes' if reached else '**no**'}"
 
 
-FILES = "gpu.jsonl", "results.jsonl"  # `make bench` on a machine with a GPU has its rows in the second
-TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {
-    "<!-- benchmarks: made by `make bench` -->": table,
-    "<!-- benchmarks: made by `python -m benchmarks gpu` -->": gpu_table,
-}
-
-
-def main() -> None:
-    """Put the tables into the README."""
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
+def tables() -> dict[str, dict[str, list[str]]]:
+    """Every table, by the file that it stands in and the mark before it."""
     lines = [line for name in FILES for line in (ROOT / "benchmarks" / name).read_text("utf-8").splitlines()]
-    rows = {row["benchmark"]: row for row in map(json.loads, lines)}
-    for mark, make in TABLES.items():
-        own = {name: row for name, row in rows.items() if ("device" in row["facts"]) == (make is gpu_table)}
-        inside = "\n".join([mark, *make(own), END])
-        pattern = re.escape(mark) + ".*?" + re.escape(END)
-        text = re.sub(pattern, lambda _, inside=inside: inside, text, flags=re.S)
-    readme.write_text(text, "utf-8")
+    rows: Rows = {row["benchmark"]: row for row in map(json.loads, lines)}
+    of_gpu = {name: row for name, row in rows.items() if "device" in row["facts"]}
+    others = {name: row for name, row in rows.items() if name not in of_gpu}
+    made = "made by `python -m benchmarks._table`"
+    return {
+        "README.md": {f"<!-- evidence: headline, {made} -->": headline_table()},
+        "docs/benchmarks.md": {
+            "<!-- benchmarks: made by `make bench` -->": table(others),
+            "<!-- benchmarks: made by `python -m benchmarks gpu` -->": gpu_table(of_gpu),
+        },
+        "docs/results.md": {
+            f"<!-- evidence: ablation, {made} -->": evidence_table("ablation"),
+            f"<!-- evidence: methods, {made} -->": evidence_table("methods"),
+            f"<!-- evidence: against the control, {made} -->": ratio_table(),
+        },
+    }
+
+
+def with_tables(text: str, by_mark: dict[str, list[str]]) -> str:
+    """`text` with each table between its mark and the next end.
+
+    Raises:
+        ValueError: a mark or its end is missing, or stands there twice.
+    """
+    for mark, lines in by_mark.items():
+        end = END[mark.split()[1].rstrip(":")]
+        if text.count(mark) != 1 or end not in text.split(mark)[1]:
+            raise ValueError(f"{mark} has to stand there once, and {end} behind it")
+        before, rest = text.split(mark)
+        text = "\n".join([f"{before}{mark}", *lines, f"{end}{rest.split(end, 1)[1]}"])
+    return text
+
+
+def main(check: bool) -> int:
+    """Write the tables, or say which files differ from their records; then the exit code is 1."""
+    code = 0
+    for name, by_mark in tables().items():
+        now = (ROOT / name).read_text("utf-8")
+        wanted = with_tables(now, by_mark)
+        if not check:
+            (ROOT / name).write_text(wanted, "utf-8")
+        elif now != wanted:
+            print(f"{name}: a table is not what its records say. Run: python -m benchmarks._table", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main("--check" in sys.argv[1:]))

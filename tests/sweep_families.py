@@ -1,7 +1,7 @@
 """Every causal language model of transformers against the contract that pruning rests on.
 
     python -m tests.sweep_families [MODEL_TYPE ...]   say how each fares
-    python -m tests.sweep_families --write            all of them, into assets/families.json and the README's table;
+    python -m tests.sweep_families --write            all of them, into assets/families.json and the docs;
                                                       with MODEL_TYPE, those anew and the others as recorded
 
 Each is built and tried in a process of its own, with a limit on its memory and its time.
@@ -34,7 +34,7 @@ from trsp_core.errors import TrspError
 from trsp_core.families import Outcome, Sweep
 from trsp_core.surgery import Stack
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models-and-texts.md"
 BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
 GONE = [1, 4]
 MOST_BYTES, MOST_SECONDS = 6 << 30, 120
@@ -248,7 +248,7 @@ def _brief(error: Exception) -> str:
 
 
 def markdown(found: Sweep) -> str:
-    """The README's account of a sweep."""
+    """The account of a sweep in the docs."""
     count = {outcome: len(found.of(outcome)) for outcome in ("supported", "refused", "no decoder", "not built")}
     decoders = count["supported"] + count["refused"] + len(found.of("failed"))
     lines = [
@@ -269,18 +269,18 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def write(found: Sweep) -> None:
-    """Put the record and the README's table in their places."""
+    """Put the record and its account in their places."""
     outcomes = ",\n".join(json.dumps(dataclasses.asdict(o), ensure_ascii=False) for o in found.outcomes)
     text = f'{{"transformers": "{found.transformers}", "outcomes": [\n{outcomes}\n]}}\n'
     families.RECORD.write_text(text, "utf-8")
-    before, rest = README.read_text("utf-8").split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}", "utf-8")
+    before, rest = PAGE.read_text("utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}", "utf-8")
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sweep_families", description=__doc__)
     parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE")
-    parser.add_argument("--write", action="store_true", help="write the record and the README's table")
+    parser.add_argument("--write", action="store_true", help="write the record and its account in the docs")
     arguments = parser.parse_args(words)
     wanted, found = tuple(arguments.model_types) or zoo.MODEL_TYPES, []
     for told in sweep(wanted):

@@ -1,4 +1,4 @@
-"""The recorded sweep over all causal language models: what the README says of it, and that it is still so."""
+"""The recorded sweep over all causal language models: what the docs say of it, and that it is still so."""
 
 import json
 import os
@@ -44,9 +44,9 @@ AIM = [
 ]
 
 
-def test_the_readme_holds_what_was_recorded():
-    readme = sweep_families.README.read_text("utf-8")
-    told = readme.split(sweep_families.BEGIN)[1].split(sweep_families.END)[0].strip()
+def test_the_docs_hold_what_was_recorded():
+    page = sweep_families.PAGE.read_text("utf-8")
+    told = page.split(sweep_families.BEGIN)[1].split(sweep_families.END)[0].strip()
     assert told == sweep_families.markdown(families.recorded())
 
 

@@ -1,4 +1,4 @@
-"""The Quick preset on the real default model, from the shell: what the README claims of it."""
+"""The Quick preset on the real default model, from the shell: what docs/results.md claims of it."""
 
 import json
 import statistics

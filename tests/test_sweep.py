@@ -174,8 +174,8 @@ def test_what_is_no_grid_is_refused_with_a_remedy(change):
     assert caught.value.remedy
 
 
-def test_the_grid_in_the_readme_and_the_one_in_the_module_are_grids():
-    blocks = re.findall(r"```json\n(.+?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+def test_the_grid_in_the_docs_and_the_one_in_the_module_are_grids():
+    blocks = re.findall(r"```json\n(.+?)```", (ROOT / "docs" / "cli.md").read_text("utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if '"axes"' in block]
     assert len(grids.parse(json.loads(block)).plan.variations) == 2 + 2 * 8
     stated = (grids.__doc__ or "").partition("\n\n")[2].partition("\n\nAn arm")[0]

@@ -22,7 +22,7 @@ from trsp_core.answers import Request
 from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import Problem, TrspError, refuse
 
-HOW = "To run it without limits, install it on your own machine: see the README."
+HOW = "To run it without limits, install it on your own machine: see README.md."
 SWITCH = "TRSP_DEMO"
 ON, OFF = ("1", "true", "yes", "on", "demo"), ("", "0", "false", "no", "off", "open")
 PROXIES = "FORWARDED_ALLOW_IPS"  # of uvicorn, which reads the header X-Forwarded-For of these alone

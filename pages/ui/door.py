@@ -41,8 +41,8 @@ FRAMING = 1_000_000  # bytes that a form has beside its file, at most
 LEAST = 20_000  # bytes that a file counts for at least: an empty one takes room too
 NOT_HERE = "There is nothing here.\n"
 ANOTHER_NAME = (
-    "This server does not go by this name. Who runs it can add the name: --server.allowedHosts=NAME (see Deploy in the "
-    "README).\n"
+    'This server does not go by this name. Who runs it can add the name: --server.allowedHosts=NAME (see "Names" in '
+    "docs/deploy.md).\n"
 )
 ANOTHER_SITE = "This came from a page of another site.\n"
 TOO_MANY = "Too many pages are open from your network address.\n"
