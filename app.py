@@ -9,7 +9,7 @@ all they know about pruning in `trsp_core`.
 import streamlit as st
 
 from pages.ui import door, files, guide, server, theme
-from trsp_core import limits
+from trsp_core.runs import limits
 
 # What `streamlit run` serves: this script, and files beside it.
 app = st.App(__file__, routes=files.routes(), middleware=door.middleware(), lifespan=server.life)

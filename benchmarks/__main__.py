@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import Row
 from trsp_core.errors import TrspError
-from trsp_core.record import environment
+from trsp_core.runs.recorder import environment
 
 
 def names() -> list[str]:

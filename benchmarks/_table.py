@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trsp_core import evidence, intervals, points
-from trsp_core.events import DOMAINS
+from trsp_core.evaluation import intervals
+from trsp_core.experiments import grid_results, plan_results
+from trsp_core.schema.events import DOMAINS
 
 ROOT = Path(__file__).parent.parent
 FILES = "gpu.jsonl", "results.jsonl"  # `make bench` on a machine with a GPU has its rows in the second
@@ -51,7 +52,7 @@ def gpu_table(rows: Rows) -> list[str]:
 
 def evidence_table(plan: str) -> list[str]:
     """The rows of the recorded plan, with intervals, KL to the dense model, and the layers that went."""
-    heads, *rows = evidence.cells(evidence.load(evidence.shipped(plan)))
+    heads, *rows = plan_results.cells(plan_results.load(plan_results.shipped(plan)))
     heads[heads.index("KL")] = "KL, nats a token"
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     return lines + [f"| {' | '.join([*row[:-1], re.sub(r',(?=[0-9])', ', ', row[-1])])} |" for row in rows]
@@ -59,8 +60,8 @@ def evidence_table(plan: str) -> list[str]:
 
 def headline_table() -> list[str]:
     """A few rows of the plan `ablation`, perplexities alone."""
-    record = evidence.load(evidence.shipped("ablation"))
-    kept = [[title, *figures[1:3]] for title, *figures in evidence.cells(record)]
+    record = plan_results.load(plan_results.shipped("ablation"))
+    kept = [[title, *figures[1:3]] for title, *figures in plan_results.cells(record)]
     chosen = [cells for row, cells in zip(record.rows, kept[1:], strict=True) if row.name in HEADLINE]
     return [f"| {' | '.join(kept[0])} |", "|---|---|---|", *(f"| {' | '.join(cells)} |" for cells in chosen)]
 
@@ -69,7 +70,7 @@ def ratio_table() -> list[str]:
     """Perplexity of arms of the recorded sweeps as multiples of their control's at the same number of steps."""
     lines = ["| | steps | calibration domain | held-out domain |", "|---|---|---|---|"]
     for what, name, seed, arm, other in RATIOS:
-        sweep = points.load(ROOT / "assets" / "evidence" / "sweeps" / f"{name}.json")
+        sweep = grid_results.load(ROOT / "assets" / "evidence" / "sweeps" / f"{name}.json")
         controls = {p.steps: p for p in sweep.of(other) if p.seed == seed}
         for point in sorted((p for p in sweep.of(arm) if p.seed == seed), key=lambda p: p.steps):
             pairs = [(point.losses[d], controls[point.steps].losses[d]) for d in DOMAINS]

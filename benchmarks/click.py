@@ -13,10 +13,10 @@ from typing import Any
 from benchmarks import Row, row
 from benchmarks._web import PATIENCE, chromium, server
 from benchmarks.generation import PROMPT
-from trsp_core.config import RunConfig
-from trsp_core.events import RunFinished
-from trsp_core.record import record
-from trsp_core.store import Store
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import Store
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import RunFinished
 
 CLICKS, AIM, PORT = 8, 0.5, 8599
 WATCH = """() => {

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import Row, row
-from trsp_core import events as ev
-from trsp_core import load, models
-from trsp_core.store import Run
+from trsp_core.models import catalog, libraries
+from trsp_core.runs.store import Run
+from trsp_core.schema import events as ev
 
 MODEL = "smollm2-135m"
 SHORT = ["--preset", "quick", "--stage1-steps", "3", "--stage2-steps", "12", "--measure-blocks", "6", "--seed", "0"]
@@ -61,7 +61,7 @@ def built(folder: Path, n_layers: int, width: int) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    tokenizer = load.load_tokenizer(models.locate(MODEL))
+    tokenizer = libraries.load_tokenizer(catalog.locate(MODEL))
     shape = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": n_layers}
     heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 128}
     config = LlamaConfig(

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks import Row, row
-from trsp_core import answers as an
-from trsp_core import columns, load, measure
-from trsp_core.shelf import Model, Shelf, without
-from trsp_core.surgery import find
+from trsp_core.evaluation import perplexity
+from trsp_core.models import loading
+from trsp_core.schema import messages as an
+from trsp_core.surgery.discovery import find
+from trsp_core.workbench import side_by_side
+from trsp_core.workbench.model_cache import Model, Shelf, without
 
 MODEL = "smollm2-135m"
 PROMPT = (
@@ -24,7 +26,7 @@ NEW, REPEATS = 48, 15
 
 def run() -> Iterator[Row]:
     """Each repeat times all of them in turn, so that a change of the machine's pace meets all."""
-    model, tokenizer = load.load(MODEL, device="cpu")
+    model, tokenizer = loading.load(MODEL, device="cpu")
     whole = Model(MODEL, find(model), tokenizer, 0, 0, 0.0)
     thin = without(whole, REMOVED)
     shelf = Shelf(device="cpu")
@@ -38,7 +40,7 @@ def run() -> Iterator[Row]:
         to_generate.append(rate / theirs(model, ids))
         first.append(wait)
         rates.append(rate)
-        dense, pruned = (measure.time_once(m.stack.model, ids, NEW)[1] for m in (whole, thin))
+        dense, pruned = (perplexity.time_once(m.stack.model, ids, NEW)[1] for m in (whole, thin))
         to_dense.append(pruned / dense)
     ceiling = len(whole.stack.layers) / len(thin.stack.layers)
     facts = {
@@ -58,7 +60,7 @@ def ours(shelf: Shelf, prompt: str) -> tuple[float, float]:
     """Seconds to the first token, and tokens per second in all, as the workbench answers."""
     ask = an.Generate([{"model": MODEL}], prompt, new_tokens=NEW, trace=False)
     began, count, first = time.perf_counter(), 0, 0.0
-    for answer in columns.stream(ask, shelf):
+    for answer in side_by_side.stream(ask, shelf):
         if isinstance(answer, an.TokenGenerated):
             first = first or time.perf_counter() - began
             count += 1

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks import Row, row, steps
-from trsp_core import config as configs
-from trsp_core import measure, quantized, surgery
 from trsp_core.errors import TrspError
+from trsp_core.evaluation import perplexity
+from trsp_core.pruning import validate
+from trsp_core.surgery import discovery, quantization
 
 SIZES: dict[str, dict[str, Any]] = {
     "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
@@ -42,8 +43,8 @@ def measured(size: str, shape: dict[str, Any], precision: str, device: str, fuse
     """The steps of one model; the aim is half of the matrix rate."""
     with tempfile.TemporaryDirectory() as folder:
         model, seconds = built(shape, precision, device, Path(folder))
-    stack = surgery.find(model)
-    config = configs.from_values(
+    stack = discovery.find(model)
+    config = validate.from_values(
         {
             "block_length": LENGTH,
             "batch_blocks": BLOCKS,
@@ -53,7 +54,7 @@ def measured(size: str, shape: dict[str, Any], precision: str, device: str, fuse
         }
     )
     blocks = torch.randint(0, shape["vocab_size"], (16, LENGTH))
-    parameters, held = measure.parameter_bytes(model)
+    parameters, held = perplexity.parameter_bytes(model)
     how = f"{precision}, fused" if fuse else precision
     _peak(device)
     for name, each in steps.timed(stack, config, blocks, blocks, lambda: rate(device)):
@@ -75,7 +76,7 @@ def measured(size: str, shape: dict[str, Any], precision: str, device: str, fuse
 def _peak(device: str) -> int:
     """The most bytes that were allocated on the device since the last call."""
     if device != "cuda":
-        return measure.peak_bytes()
+        return perplexity.peak_bytes()
     most = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     return most
@@ -88,9 +89,9 @@ def built(shape: dict[str, int], precision: str, device: str, folder: Path) -> t
     with torch.device(device):
         LlamaForCausalLM(LlamaConfig(**shape, dtype=torch.bfloat16)).to(torch.bfloat16).save_pretrained(folder)
     began = time.perf_counter()
-    how = {"quantization_config": quantized.recipe("nf4", torch.bfloat16)} if precision == "nf4" else {}
+    how = {"quantization_config": quantization.recipe("nf4", torch.bfloat16)} if precision == "nf4" else {}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": device}, **how)
-    quantized.settle(model)
+    quantization.settle(model)
     return model.eval(), time.perf_counter() - began
 
 

@@ -20,11 +20,13 @@ import torch
 from benchmarks import Row, row
 from benchmarks._web import ROOT
 from benchmarks.steps import PASSES, operations
-from trsp_core import config as configs
-from trsp_core import measure, surgery
-from trsp_core.lab import Lab
-from trsp_core.methods import trsp
-from trsp_core.transfer import transfer
+from trsp_core.evaluation import perplexity
+from trsp_core.pruning import validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.pruning.methods import trsp
+from trsp_core.pruning.stage2 import transfer
+from trsp_core.schema import config as configs
+from trsp_core.surgery import discovery
 
 BASE = {"layers": 8, "width": 512, "tokens": 512}
 AXES = {"layers": (4, 8, 16, 32), "width": (256, 512, 1024, 1536), "tokens": (128, 256, 512, 1024)}
@@ -73,7 +75,7 @@ def measured() -> Iterator[Point]:
             kinds["stage 2"] = lambda lab=lab, config=config, chosen=chosen: transfer(lab, config, chosen)
         for kind, make in kinds.items():
             needed = operations(lab.stack, shape["tokens"], LENGTH) * PASSES[kind] / 1e9
-            parameters = measure.parameter_bytes(lab.model)[0]
+            parameters = perplexity.parameter_bytes(lab.model)[0]
             rate, seconds = timed(make())
             yield Point(kind, axis, **shape, parameters=parameters, needed=needed, rate=rate, seconds=seconds)
 
@@ -89,7 +91,7 @@ def built(layers: int, width: int, tokens: int) -> tuple[Lab, configs.RunConfig]
     shape = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": layers}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=True, **shape, **heads)).eval()
     model.requires_grad_(False)
-    config = configs.from_values(
+    config = validate.from_values(
         {
             "block_length": LENGTH,
             "batch_blocks": tokens // LENGTH,
@@ -99,18 +101,18 @@ def built(layers: int, width: int, tokens: int) -> tuple[Lab, configs.RunConfig]
         }
     )
     blocks = torch.randint(0, VOCABULARY, (32, LENGTH))
-    return Lab(surgery.find(model), blocks, config), config
+    return Lab(discovery.find(model), blocks, config), config
 
 
 def timed(steps: Any) -> tuple[float, float]:
     """The matrix rate around a step, GFLOP/s, and its seconds; medians, the first step left out."""
     rates, seconds = [], []
     for number in range(STEPS):
-        before, began = measure.matrix_rate(0.1), time.perf_counter()
+        before, began = perplexity.matrix_rate(0.1), time.perf_counter()
         next(steps)
         if number:
             seconds.append(time.perf_counter() - began)
-            rates.append((before + measure.matrix_rate(0.1)) / 2)
+            rates.append((before + perplexity.matrix_rate(0.1)) / 2)
     steps.close()
     return statistics.median(rates), statistics.median(seconds)
 

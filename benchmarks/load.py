@@ -33,12 +33,12 @@ from typing import Any
 import psutil
 
 from benchmarks import Row, row
-from trsp_core import config as configs
-from trsp_core import events as ev
-from trsp_core import models
 from trsp_core.errors import TrspError
-from trsp_core.record import record
-from trsp_core.store import Run, Store
+from trsp_core.models import catalog
+from trsp_core.pruning import validate
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
 
 ROOT = Path(__file__).parent.parent
 MODEL = "smollm2-135m"
@@ -264,8 +264,8 @@ class Memory:
 def _runs(store: Store) -> tuple[Run, Run]:
     """One that the server is to begin, with steps for hours, and one that has finished, whose layers are toggled."""
     settings = {"model": MODEL, "stage1_steps": 1, "stage2_steps": 20_000, "resume_minutes": 0}
-    made, other = (store.create(configs.from_values(settings, "quick")) for _ in range(2))
-    facts = models.facts(MODEL)
+    made, other = (store.create(validate.from_values(settings, "quick")) for _ in range(2))
+    facts = catalog.facts(MODEL)
     sizes = (facts.n_layers, facts.width, facts.vocabulary, facts.parameters, list(facts.layer_parameters), facts.bytes)
     told = [ev.ModelLoaded(MODEL, facts.architecture, *sizes, "float32", "cpu"), ev.RunFinished(0)]
     record(other, (event for event in told))

@@ -52,27 +52,31 @@ def grown(name: str) -> tuple[int, int]:
     import psutil
     import torch
 
-    from trsp_core import config as configs
-    from trsp_core import data, load, measure, memory, surgery
-    from trsp_core.lab import Lab
-    from trsp_core.methods import trsp
-    from trsp_core.transfer import transfer
+    from trsp_core import malloc
+    from trsp_core.data import blocks
+    from trsp_core.evaluation import perplexity
+    from trsp_core.models import libraries, loading
+    from trsp_core.pruning import validate
+    from trsp_core.pruning.lab import Lab
+    from trsp_core.pruning.methods import trsp
+    from trsp_core.pruning.stage2 import transfer
+    from trsp_core.surgery import discovery
 
-    memory.share_heaps()  # as a run does, and what it does before it trains
-    load.load_tokenizer(load.models.locate(MODEL))
+    malloc.share_heaps()  # as a run does, and what it does before it trains
+    libraries.load_tokenizer(loading.models.locate(MODEL))
     from transformers.models.llama import modeling_llama  # noqa: F401 - what a model's class brings along
 
     before = psutil.Process().memory_info().rss
-    model, tokenizer = load.load(MODEL, device="cpu")
+    model, tokenizer = loading.load(MODEL, device="cpu")
     model.requires_grad_(False)
-    config = configs.from_values({**TEXT, "stage1_steps": STEPS, "stage2_steps": STEPS, **KINDS[name]})
-    lab = Lab(surgery.find(model), data.prepare(config, tokenizer).calibration, config)
-    memory.give_back()
-    torch.set_num_threads(measure.os.cpu_count() or 1)
+    config = validate.from_values({**TEXT, "stage1_steps": STEPS, "stage2_steps": STEPS, **KINDS[name]})
+    lab = Lab(discovery.find(model), blocks.prepare(config, tokenizer).calibration, config)
+    malloc.give_back()
+    torch.set_num_threads(perplexity.os.cpu_count() or 1)
     steps = trsp.choose(lab, config, 1) if name.startswith("stage 1") else transfer(lab, config, list(range(14, 21)))
     for _ in steps:
         pass
-    return measure.peak_bytes() - before, measure.parameter_bytes(model)[1]
+    return perplexity.peak_bytes() - before, perplexity.parameter_bytes(model)[1]
 
 
 if __name__ == "__main__":

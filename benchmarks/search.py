@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from benchmarks import Row, row
-from trsp_core import config as configs
-from trsp_core import data, load, surgery
-from trsp_core.lab import Lab
-from trsp_core.surgery import Stack
+from trsp_core.data import blocks
+from trsp_core.models import loading
+from trsp_core.pruning import validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.surgery import discovery, hooks
+from trsp_core.surgery.stack import Stack
 
 MODEL, ROUNDS, STEPS = "smollm2-135m", 7, 3
 TEXT = {
@@ -30,10 +32,10 @@ TEXT = {
 
 def run() -> Iterator[Row]:
     """A row each: the ratio is that of all rounds together, the spread that of single ones."""
-    model, tokenizer = load.load(MODEL, device="cpu")
+    model, tokenizer = loading.load(MODEL, device="cpu")
     model.requires_grad_(False)
-    config = configs.from_values({**TEXT, "stage1_steps": STEPS})
-    lab = Lab(surgery.find(model), data.prepare(config, tokenizer).calibration, config)
+    config = validate.from_values({**TEXT, "stage1_steps": STEPS})
+    lab = Lab(discovery.find(model), blocks.prepare(config, tokenizer).calibration, config)
     yield sleb(lab)
     yield from stage_one(lab)
 
@@ -59,7 +61,7 @@ def sleb(lab: Lab) -> Row:
 
 def textbook_loss(stack: Stack, removed: list[int], ids: torch.Tensor) -> float:
     """One pass from the input up, with transformers' own loss."""
-    with torch.inference_mode(), surgery.skipped(stack, removed):
+    with torch.inference_mode(), hooks.skipped(stack, removed):
         return stack.model(input_ids=ids, labels=ids, use_cache=False).loss.item()
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import psutil
 
 from benchmarks import Row, row
-from trsp_core import answers as an
-from trsp_core.workbench import Workbench
+from trsp_core.schema import messages as an
+from trsp_core.workbench.client import Workbench
 
 MODEL = "smollm2-135m"
 SESSIONS, NEW = 10, 24

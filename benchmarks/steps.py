@@ -14,12 +14,16 @@ from typing import Any
 import torch
 
 from benchmarks import Row, row
-from trsp_core import config as configs
-from trsp_core import data, load, measure, surgery
-from trsp_core.lab import Lab
-from trsp_core.methods import trsp
-from trsp_core.surgery import Stack
-from trsp_core.transfer import transfer
+from trsp_core.data import blocks as data
+from trsp_core.evaluation import perplexity
+from trsp_core.models import loading
+from trsp_core.pruning import validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.pruning.methods import trsp
+from trsp_core.pruning.stage2 import transfer
+from trsp_core.schema import config as configs
+from trsp_core.surgery import discovery
+from trsp_core.surgery.stack import Stack
 
 MODEL = "smollm2-135m"
 STEPS, WARM, LENGTH = 8, 2, 128
@@ -29,11 +33,11 @@ PASSES = {"stage 1": 2, "stage 2": 3, "stage 2, LoRA": 2, "perplexity": 1}
 
 def run() -> Iterator[Row]:
     """Stage 1, stage 2 on all of W and on adapters, perplexity; each step beside a measurement of the matrix rate."""
-    model, tokenizer = load.load(MODEL, device="cpu")
-    config = configs.from_values(TEXT | {"stage1_steps": STEPS, "stage2_steps": STEPS})
+    model, tokenizer = loading.load(MODEL, device="cpu")
+    config = validate.from_values(TEXT | {"stage1_steps": STEPS, "stage2_steps": STEPS})
     texts = data.prepare(config, tokenizer)
     blocks, measured = texts.calibration, texts.measure["calibration"]
-    found = dict(timed(surgery.find(model), config, blocks, measured, measure.matrix_rate))
+    found = dict(timed(discovery.find(model), config, blocks, measured, perplexity.matrix_rate))
     plain = textbook(MODEL, texts.calibration)
     aims = {"stage 1": 0.8, "stage 2": 0.8, "perplexity": 0.85}
     facts = {"tokens": 4 * LENGTH, "threads": torch.get_num_threads()}
@@ -59,11 +63,11 @@ def timed(
     stack.model.requires_grad_(False)
     chosen = list(range(len(stack.layers) // 2, len(stack.layers) // 2 + max(len(stack.layers) // 4, 1)))
     lab = Lab(stack, blocks, config)
-    adapted = configs.from_values(config.as_dict() | {"adapter_rank": 8})
+    adapted = validate.from_values(config.as_dict() | {"adapter_rank": 8})
     kinds: dict[str, Any] = {
         "stage 1": lambda: trsp.choose(lab, config, 1),
         "stage 2, LoRA": lambda: transfer(lab, adapted, chosen),
-        "perplexity": lambda: (list(measure.block_losses(stack.model, measured)) for _ in range(STEPS)),
+        "perplexity": lambda: (list(perplexity.block_losses(stack.model, measured)) for _ in range(STEPS)),
         "stage 2": lambda: transfer(lab, config, chosen),
     }
     if getattr(stack.model, "is_quantized", False):
@@ -91,14 +95,14 @@ def _each(steps: Any, rate: Callable[[], float]) -> Iterator[tuple[float, float]
 def operations(stack: Stack, tokens: int, length: int) -> float:
     """Floating-point operations of one pass forward over `tokens` in blocks of `length`."""
     text = stack.text_config
-    layers = sum(measure.parameter_bytes(layer)[0] for layer in stack.layers)
+    layers = sum(perplexity.parameter_bytes(layer)[0] for layer in stack.layers)
     attention = 2 * length * text.hidden_size * len(stack.layers)
     return 2.0 * tokens * (layers + attention + text.vocab_size * text.hidden_size)
 
 
 def textbook(name: str, blocks: torch.Tensor) -> list[float]:
     """Seconds of plain steps on all of W with torch's AdamW, as a tutorial writes them."""
-    model, _ = load.load(name, device="cpu")
+    model, _ = loading.load(name, device="cpu")
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     seconds = []

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import Row, row
-from trsp_core import config as configs
-from trsp_core import events as ev
-from trsp_core import jobs, spare
-from trsp_core.config import RunConfig
-from trsp_core.record import record
-from trsp_core.store import Run, Store
+from trsp_core.pruning import validate
+from trsp_core.runs import process as process_module
+from trsp_core.runs import warm_worker
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
+from trsp_core.schema.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "assets" / "demo_run"
@@ -79,15 +80,15 @@ def child() -> Iterator[Row]:
         seconds, loaded = [], []
         for _ in range(3):
             with tempfile.TemporaryDirectory() as folder:
-                made = Store(Path(folder)).create(configs.from_values(START, "quick"))
-                waits = spare.Spare()
+                made = Store(Path(folder)).create(validate.from_values(START, "quick"))
+                waits = warm_worker.Spare()
                 if ready:
                     waits.prepare()
-                    time.sleep(spare.AFTER)
+                    time.sleep(warm_worker.AFTER)
                     waits.attend(busy=False)
                     time.sleep(LOADING)
                 began = time.time()
-                process = waits.take(made) if ready else jobs.start(made)
+                process = waits.take(made) if ready else process_module.start(made)
                 if process is None or process.wait():
                     raise RuntimeError((made.folder / "stderr.log").read_text("utf-8"))
                 lines, _ = made.read()

@@ -25,8 +25,8 @@ from typing import Any
 from benchmarks import Row, row
 from benchmarks._web import PATIENCE, ROOT, chromium, server
 from benchmarks.load import Visitor
-from trsp_core import events as ev
-from trsp_core.store import Run
+from trsp_core.runs.store import Run
+from trsp_core.schema import events as ev
 
 PORT = 8597
 TURNS, STEPS = 5, 7  # visits, and steps of each, and of the time before and after each

@@ -15,12 +15,15 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks import Row, row
-from trsp_core import answers as an
-from trsp_core import load, measure, surgery, what_if
-from trsp_core.answers import WhatIf
-from trsp_core.events import DOMAINS
-from trsp_core.shelf import Model
-from trsp_core.surgery import Stack
+from trsp_core.evaluation import layer_removal, perplexity
+from trsp_core.models import loading
+from trsp_core.schema import messages as an
+from trsp_core.schema.events import DOMAINS
+from trsp_core.schema.messages import WhatIf
+from trsp_core.surgery import discovery, hooks
+from trsp_core.surgery.stack import Stack
+from trsp_core.workbench import what_if
+from trsp_core.workbench.model_cache import Model
 
 MODEL = "smollm2-135m"
 TOGGLES, AIM = 20, 1.35
@@ -28,8 +31,8 @@ TOGGLES, AIM = 20, 1.35
 
 def run() -> Iterator[Row]:
     """Toggles at random heights on random sets, each from a set that was just measured."""
-    model, tokenizer = load.load(MODEL, device="cpu")
-    stack = surgery.find(model)
+    model, tokenizer = loading.load(MODEL, device="cpu")
+    stack = discovery.find(model)
     study = what_if.study_of(WhatIf(MODEL, []), Model(MODEL, stack, tokenizer, 0, 0, 0.0))
     draw = random.Random(0)  # noqa: S311 - the same toggles each time
     list(study.measure([]))
@@ -42,11 +45,11 @@ def run() -> Iterator[Row]:
         if study.known(toggled):
             continue
         needed = sum(operations(stack, path, toggled) for path in study.paths.values())
-        rates = [measure.matrix_rate(0.2)]
+        rates = [perplexity.matrix_rate(0.2)]
         began = time.perf_counter()
         list(study.measure(sorted(toggled)))
         spent = time.perf_counter() - began
-        rates.append(measure.matrix_rate(0.2))
+        rates.append(perplexity.matrix_rate(0.2))
         to_floor.append(spent / (needed / statistics.fmean(rates) / 1e9))
         to_full.append(full(stack, study, toggled) / spent)
         seconds.append(spent)
@@ -61,7 +64,7 @@ def run() -> Iterator[Row]:
     yield row("what_if_over_full", to_full, 1.0, "higher", **facts)
 
 
-def operations(stack: Stack, path: what_if.Path, removed: frozenset[int]) -> float:
+def operations(stack: Stack, path: layer_removal.Path, removed: frozenset[int]) -> float:
     """Floating-point operations of the layers and the head that must be computed for `removed`."""
     tokens, length = path.ids.numel(), path.ids.shape[1]
     running = [i for i in range(path.start(removed), len(stack.layers)) if i not in removed]
@@ -75,6 +78,6 @@ def operations(stack: Stack, path: what_if.Path, removed: frozenset[int]) -> flo
 def full(stack: Stack, study: what_if.Study, removed: frozenset[int]) -> float:
     """Seconds of a plain forward pass over both texts without `removed`, with loss and no reuse."""
     began = time.perf_counter()
-    with surgery.skipped(stack, removed):
-        list(measure.block_losses(stack.model, torch.cat([path.ids for path in study.paths.values()])))
+    with hooks.skipped(stack, removed):
+        list(perplexity.block_losses(stack.model, torch.cat([path.ids for path in study.paths.values()])))
     return time.perf_counter() - began

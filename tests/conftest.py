@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import shutil
@@ -14,19 +15,21 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import psutil
 import pytest
 
-from trsp_core.agenda import Agenda
-from trsp_core.errands import Errands
-from trsp_core.jobs import Jobs
-from trsp_core.store import Store
+from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.export.export_queue import Errands
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Store
 
 ROOT = Path(__file__).parent.parent
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as trsp_core sets it; tests may load torch first
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two files beside each other have the cores; sums are in one order
 gc.freeze()
 hypothesis.settings.register_profile("here", deadline=None, max_examples=50)  # a busy machine is no failure
 hypothesis.settings.load_profile("here")
@@ -36,6 +39,66 @@ def pytest_configure(config) -> None:
     """Tests are the same on a machine with a GPU and on one without, but for those marked so: `-m gpu`."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+LONGEST = ("hostile", "faults", "export", "quick_run", "sweep", "resume", "hostile_pages")  # files of minutes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: of two workers that take a file at a time, none is left with one at the end."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_pace_of_the_machine_is_measured_once() -> Iterator[None]:
+    """A run measures it for 0.3 s to forecast its time: in the hundreds of tiny runs of the tests, most of their time.
+    What follows is still a true figure of this machine."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from trsp_core.evaluation import perplexity
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perplexity, "matrix_rate", functools.cache(perplexity.matrix_rate))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _installed_packages_are_looked_through_once() -> Iterator[None]:
+    """Streamlit's `AppTest` reads what every installed package says of itself each time that a page is run, in search
+    of components: more than half of what a page takes."""
+    if "streamlit" not in sys.modules:
+        yield
+        return
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        scan = functools.cache(manifest_scanner.scan_component_manifests)
+        patch.setattr(manifest_scanner, "scan_component_manifests", scan)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _cores_stay_as_they_were() -> Iterator[None]:
+    """A run takes all cores for its process; the next test has those that it would have had alone."""
+    torch = sys.modules.get("torch")
+    cores = torch and torch.get_num_threads()
+    yield
+    if torch and torch.get_num_threads() != cores:
+        torch.set_num_threads(cores)
+
+
+@pytest.fixture
+def unproved(monkeypatch) -> None:
+    """What a run keeps is taken for proved, without the seconds of a fresh process: for tests that are not about the
+    proof, which `test_kept` and `test_export` are."""
+
+    def proved(folder, kept):
+        yield from ()
+        return SimpleNamespace(problems=[])
+
+    monkeypatch.setattr("trsp_core.evaluation.verification.checking", proved)
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +118,8 @@ def page_store(tmp_path, monkeypatch) -> Store:
 
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
-    monkeypatch.setattr("trsp_core.jobs.Jobs.prepare", lambda jobs: None)
+    monkeypatch.setattr("trsp_core.runs.process.start", story.no_child)
+    monkeypatch.setattr("trsp_core.runs.queue.Jobs.prepare", lambda jobs: None)
     streamlit.cache_resource.clear()
     return Store()
 

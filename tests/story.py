@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator
 
-from trsp_core import events as ev
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.events import Event
-from trsp_core.record import record
-from trsp_core.state import RunState, fold
-from trsp_core.store import Run, Store
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import Event
+from trsp_core.schema.run_state import RunState, fold
 
 L, CHOSEN, STEPS = 6, (3, 2), 5
 CONFIG = RunConfig(ratio=0.34, stage1_steps=STEPS, stage2_steps=10)

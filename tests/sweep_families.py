@@ -28,11 +28,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tests import tiny, zoo
-from trsp_core import config as configs
-from trsp_core import engine, events, families, generate, load, surgery
 from trsp_core.errors import TrspError
-from trsp_core.families import Outcome, Sweep
-from trsp_core.surgery import Stack
+from trsp_core.evaluation import generation
+from trsp_core.models import libraries
+from trsp_core.pruning import engine, validate
+from trsp_core.schema import events
+from trsp_core.surgery import discovery, families, hooks, removal
+from trsp_core.surgery.families import Outcome, Sweep
+from trsp_core.surgery.stack import Stack
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models-and-texts.md"
 BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
@@ -67,18 +70,18 @@ def gates_at_one_are_identity(stack: Stack) -> None:
     ids, ones = tiny.ids(), torch.ones(len(stack.layers))
     before = logits(stack.model, ids)
     for kind in ("branch", "output"):
-        with surgery.gated(stack, ones, kind, range(len(ones))):
+        with hooks.gated(stack, ones, kind, range(len(ones))):
             assert torch.equal(logits(stack.model, ids), before), kind
 
 
 def gates_at_zero_and_skips_are_removal(stack: Stack) -> None:
     ids, weights = tiny.ids(), torch.ones(len(stack.layers))
     weights[GONE] = 0
-    with surgery.gated(stack, weights, "branch", GONE):
+    with hooks.gated(stack, weights, "branch", GONE):
         gated = logits(stack.model, ids)
-    with surgery.skipped(stack, GONE):
+    with hooks.skipped(stack, GONE):
         skipped = logits(stack.model, ids)
-    with surgery.removed(stack, GONE):
+    with removal.removed(stack, GONE):
         removed = logits(stack.model, ids)
     assert torch.equal(gated, skipped), "a gate at zero is no skip"
     assert torch.equal(skipped, removed), "a skip is no removal"
@@ -88,7 +91,7 @@ def gates_at_zero_and_skips_are_removal(stack: Stack) -> None:
 def deletion_shrinks_by_exactly_the_layers(stack: Stack) -> None:
     count = sum(p.numel() for p in stack.model.parameters())
     layers = sum(p.numel() for i in GONE for p in stack.layers[i].parameters())
-    with surgery.removed(stack, GONE):
+    with removal.removed(stack, GONE):
         assert sum(p.numel() for p in stack.model.parameters()) == count - layers
 
 
@@ -96,7 +99,7 @@ def removable(stack: Stack, sets: list[list[int]]) -> Iterator[list[int]]:
     """Those of `sets` that `surgery.removed` does not refuse; it may refuse all but GONE and none."""
     for gone in sets:
         try:
-            with surgery.removed(stack, gone):
+            with removal.removed(stack, gone):
                 pass
         except TrspError:
             if gone in ([], GONE):
@@ -108,7 +111,7 @@ def removable(stack: Stack, sets: list[list[int]]) -> Iterator[list[int]]:
 def reloaded_it_is_equal(stack: Stack) -> None:
     for gone in removable(stack, [GONE, [0, 3]]):
         with tempfile.TemporaryDirectory() as folder:
-            with surgery.removed(stack, gone):
+            with removal.removed(stack, gone):
                 before = logits(stack.model, tiny.ids())
                 weights = {name: w.clone() for name, w in stack.model.state_dict().items()}
                 stack.model.save_pretrained(folder)
@@ -117,7 +120,7 @@ def reloaded_it_is_equal(stack: Stack) -> None:
             )
         reloaded, report = loaded
         assert not any(report.values()), f"keys: {report}"
-        assert len(surgery.find(reloaded).layers) == len(stack.layers) - len(gone)
+        assert len(discovery.find(reloaded).layers) == len(stack.layers) - len(gone)
         assert all(torch.equal(w, weights[name]) for name, w in reloaded.state_dict().items())
         near = torch.allclose(logits(reloaded.eval(), tiny.ids()), before, atol=1e-4)  # experts add up in any order
         assert near, f"logits without {gone}"
@@ -125,8 +128,8 @@ def reloaded_it_is_equal(stack: Stack) -> None:
 
 def cached_generation_is_uncached_generation(stack: Stack) -> None:
     for gone in removable(stack, [[], GONE, [0, 3]]):
-        with surgery.removed(stack, gone):
-            tokens = list(generate.tokens(stack.model, tiny.ids(rows=1), 14))
+        with removal.removed(stack, gone):
+            tokens = list(generation.tokens(stack.model, tiny.ids(rows=1), 14))
             ids = torch.cat([tiny.ids(rows=1), torch.tensor([tokens])], dim=1)
             for token, uncached in zip(reversed(tokens), logits(stack.model, ids)[0, :-1].flip(0), strict=False):
                 assert uncached.max() - uncached[token] < 1e-3, f"without {gone}: {tokens}"
@@ -136,7 +139,7 @@ def all_is_as_it_was(stack: Stack) -> None:
     ids, config = tiny.ids(), stack.text_config.to_dict()
     before = logits(stack.model, ids)
     modules = _state(stack.model)
-    for change in (surgery.skipped(stack, GONE), surgery.removed(stack, GONE)):
+    for change in (hooks.skipped(stack, GONE), removal.removed(stack, GONE)):
         with contextlib.suppress(KeyError), change:
             logits(stack.model, ids)
             raise KeyError
@@ -159,11 +162,11 @@ def a_whole_run_ends(stack: Stack) -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text(tiny.text(600), "utf-8")
-        config = configs.from_values({**RUN, "text": str(text), "heldout": str(text), "model": "tiny"})
+        config = validate.from_values({**RUN, "text": str(text), "heldout": str(text), "model": "tiny"})
         before = logits(stack.model, tiny.ids())
         stack.model.config.save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
-        tokenizer = load.load_tokenizer(Path(folder))  # the class that transformers gives to this family
+        tokenizer = libraries.load_tokenizer(Path(folder))  # the class that transformers gives to this family
         told = list(engine.execute(config, Path(folder), (stack.model, tokenizer)))
         assert isinstance(told[-1], events.RunFinished)
         assert torch.equal(logits(stack.model, tiny.ids()), before)
@@ -192,7 +195,7 @@ def outcome(model_type: str) -> Outcome:
     except Exception as error:
         return Outcome(model_type, architecture, "not built", _brief(error))
     try:
-        stack = surgery.find(model)
+        stack = discovery.find(model)
     except TrspError as refusal:
         return Outcome(model_type, architecture, _refusal(model), refusal.message)
     for law in LAWS:
@@ -215,7 +218,7 @@ def sweep(model_types: tuple[str, ...] = zoo.MODEL_TYPES) -> Iterator[Outcome]:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    surgery.find(zoo.build("llama"))  # what all import is imported once
+    discovery.find(zoo.build("llama"))  # what all import is imported once
     for model_type in model_types:
         yield _apart(model_type)
 

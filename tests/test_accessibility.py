@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pages.ui.theme import ON_LIGHT_BLUE
-from trsp_core.palette import PALETTES
+from trsp_core.charts.palette import PALETTES
 
 ROOT = Path(__file__).parent.parent
 THEME = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["theme"]
@@ -196,7 +196,7 @@ VIEWS = {
 def told(served):
     """A finished run in the server's folder."""
     from tests import story
-    from trsp_core.store import Store
+    from trsp_core.runs.store import Store
 
     return story.write(Store(served.runs), "finished")
 

@@ -16,12 +16,15 @@ from streamlit.testing.v1 import AppTest
 from pages.ui import server
 from tests import story, tiny
 from tests.test_jobs import CHILD
-from trsp_core import agenda, jobs, models, plans, record
-from trsp_core.agenda import Agenda
-from trsp_core.checkpoint import Facts
 from trsp_core.errors import TrspError
-from trsp_core.jobs import Jobs
-from trsp_core.store import Store
+from trsp_core.experiments import plan_queue, plans
+from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.models import catalog
+from trsp_core.models.inspection import Facts
+from trsp_core.pruning import preflight
+from trsp_core.runs import process, recorder
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Store
 
 ROOT = Path(__file__).parent.parent
 NAMES = [v["name"] for v in plans.built_in()["ablation"]["variations"]]
@@ -33,21 +36,21 @@ def store(tmp_path, monkeypatch) -> Store:
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
     facts = Facts("tiny", tmp_path, "LlamaForCausalLM", story.L, 32, 128, 512, 50_000, [8_000] * story.L, 200_000)
-    monkeypatch.setattr(models, "facts", lambda name: facts)
-    monkeypatch.setattr(models, "preflight", lambda config: None)
-    monkeypatch.setattr(agenda, "PAUSE", 0.05)
-    monkeypatch.setattr(jobs, "start", tell)
+    monkeypatch.setattr(catalog, "facts", lambda name: facts)
+    monkeypatch.setattr(preflight, "preflight", lambda config: None)
+    monkeypatch.setattr(plan_queue, "PAUSE", 0.05)
+    monkeypatch.setattr(process, "start", tell)
     st.cache_resource.clear()
     return Store()
 
 
 def tell(run):
-    record.record(run, story.tell())
+    recorder.record(run, story.tell())
     return story.no_child(run)
 
 
 def fail(run):
-    record.record(run, story._failing())
+    recorder.record(run, story._failing())
     return story.no_child(run)
 
 
@@ -83,7 +86,7 @@ def test_a_plan_is_worked_through_and_pressing_twice_does_nothing_twice(store):
 
 
 def test_stop_ends_the_run_at_hand_and_the_missing_ones_can_be_run_later(store, monkeypatch):
-    monkeypatch.setattr(jobs, "start", wait_for_go)
+    monkeypatch.setattr(process, "start", wait_for_go)
     book = Agenda(store, Jobs(store))
     book.start("ablation")
     until(lambda: store.runs() and store.runs()[0].status() == "running")
@@ -95,14 +98,14 @@ def test_stop_ends_the_run_at_hand_and_the_missing_ones_can_be_run_later(store, 
     time.sleep(0.5)
     assert not book.standing("ablation").active
     assert ran(store) == ["trsp"]
-    monkeypatch.setattr(jobs, "start", tell)
+    monkeypatch.setattr(process, "start", tell)
     book.start("ablation")
     until(lambda: book.standing("ablation").done == len(NAMES))
     assert sorted(ran(store)) == sorted(NAMES), "the stopped one went on, and was not begun anew"
 
 
 def test_a_run_that_fails_takes_the_plan_off_the_agenda_with_its_reason(store, monkeypatch):
-    monkeypatch.setattr(jobs, "start", fail)
+    monkeypatch.setattr(process, "start", fail)
     book = Agenda(store, Jobs(store))
     book.start("ablation")
     until(lambda: book.standing("ablation").trouble)
@@ -115,14 +118,14 @@ def test_a_run_that_fails_takes_the_plan_off_the_agenda_with_its_reason(store, m
 
 
 def test_the_next_server_goes_on(store, monkeypatch):
-    monkeypatch.setattr(jobs, "start", wait_for_go)
+    monkeypatch.setattr(process, "start", wait_for_go)
     first = Jobs(store)
     book = Agenda(store, first)
     book.start("ablation")
     until(lambda: store.runs() and store.runs()[0].status() == "running")
     monkeypatch.setattr(book, "_feed", lambda plan: None)  # the old server is gone
     first.workers = 0
-    monkeypatch.setattr(jobs, "start", tell)
+    monkeypatch.setattr(process, "start", tell)
     again = Agenda(store, Jobs(store))
     assert again.standing("ablation").at_hand == store.runs()[0]
     (store.runs()[0].folder / "go").touch()
@@ -135,7 +138,7 @@ def test_a_plan_that_cannot_begin_is_refused_at_once(store, monkeypatch):
     def refuse(config):
         raise TrspError("There is no room.", "Make some.")
 
-    monkeypatch.setattr(models, "preflight", refuse)
+    monkeypatch.setattr(preflight, "preflight", refuse)
     book = Agenda(store, Jobs(store))
     with pytest.raises(TrspError, match="no room"):
         book.start("ablation")
@@ -158,7 +161,7 @@ def shown(app) -> str:
 
 
 def test_the_button_on_the_page_runs_the_plan_and_shows_how_it_stands(store, monkeypatch):
-    monkeypatch.setattr(jobs, "start", wait_for_go)
+    monkeypatch.setattr(process, "start", wait_for_go)
     app = open_page()
     assert f"Run all {len(NAMES)}" in shown(app)
     app.get_by_key("run-plan-ablation").click().run()
@@ -171,7 +174,7 @@ def test_the_button_on_the_page_runs_the_plan_and_shows_how_it_stands(store, mon
     until(lambda: store.runs()[0].status() == "cancelled")
     app = open_page()
     assert f"0 of {len(NAMES)} runs are on this machine" in shown(app)
-    monkeypatch.setattr(jobs, "start", tell)
+    monkeypatch.setattr(process, "start", tell)
     app.get_by_key("run-plan-ablation").click().run()
     until(lambda: server.agenda().standing("ablation").done == len(NAMES))
     until(lambda: not server.agenda().standing("ablation").active)
@@ -183,7 +186,7 @@ def test_the_page_says_why_a_plan_cannot_begin(store, monkeypatch):
     def refuse(config):
         raise TrspError("There is no room.", "Make some.")
 
-    monkeypatch.setattr(models, "preflight", refuse)
+    monkeypatch.setattr(preflight, "preflight", refuse)
     app = open_page()
     app.get_by_key("run-plan-ablation").click().run()
     assert "There is no room" in shown(app)

@@ -9,7 +9,7 @@ import pytest
 
 from tests import story
 from tests.conftest import serving
-from trsp_core.store import Store
+from trsp_core.runs.store import Store
 
 pytestmark = pytest.mark.browser
 BASE = "tools/trsp"

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from pages.ui import lessons
 from tests.test_browser import CHARTS, address, opened, tab  # noqa: F401 - a fixture
-from trsp_core import lessons
 
 pytestmark = pytest.mark.browser
 expect = pytest.importorskip("playwright.sync_api").expect

@@ -1,4 +1,4 @@
-"""Columns: tokens are those of `generate`, seeds repeat, letters of several bytes come whole, texts are read right."""
+"""Columns: tokens are those of `generation`, seeds repeat, letters of several bytes come whole, texts are read."""
 
 import pytest
 import torch
@@ -6,10 +6,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
-from trsp_core import answers as an
-from trsp_core import columns, generate, shelf, surgery
-from trsp_core.answers import Generate, Variant
 from trsp_core.errors import TrspError
+from trsp_core.evaluation import generation
+from trsp_core.schema import messages as an
+from trsp_core.schema.messages import Generate, Variant
+from trsp_core.surgery import removal
+from trsp_core.workbench import model_cache, side_by_side
 
 PROMPT = "The river crosses"
 
@@ -29,43 +31,43 @@ def tokens(found, column=0):
 
 
 def answers(request, held=None):
-    return [a for a in columns.stream(request, held or shelf.Shelf()) if a]
+    return [a for a in side_by_side.stream(request, held or model_cache.Shelf()) if a]
 
 
 def test_greedy_columns_equal_generate(folder):
-    held = shelf.Shelf()
+    held = model_cache.Shelf()
     variants = [{"model": folder}, {"model": folder, "removed": [1, 3]}]
     found = answers(Generate(variants, PROMPT, new_tokens=12, trace=False), held)
     whole = held.take(Variant(folder))
-    ids, _ = columns.encode(whole, PROMPT, False)
+    ids, _ = side_by_side.encode(whole, PROMPT, False)
     for column, removed in enumerate([[], [1, 3]]):
-        with surgery.removed(whole.stack, removed), torch.inference_mode():
+        with removal.removed(whole.stack, removed), torch.inference_mode():
             want = whole.stack.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
         assert tokens(found, column) == want
 
 
 def test_a_view_shares_every_tensor_and_leaves_no_trace(folder):
-    whole = shelf.Shelf().take(Variant(folder))
+    whole = model_cache.Shelf().take(Variant(folder))
     before, count = whole.stack.text_config.num_hidden_layers, len(whole.stack.layers)
-    thin = shelf.without(whole, [0, 2])
+    thin = model_cache.without(whole, [0, 2])
     assert len(thin.stack.layers) == count - 2
     assert thin.stack.text_config.num_hidden_layers == count - 2
     own = {p.data_ptr() for p in whole.stack.model.parameters()}
     assert {p.data_ptr() for p in thin.stack.model.parameters()} < own
     assert (whole.stack.text_config.num_hidden_layers, len(whole.stack.layers)) == (before, count)
-    with surgery.removed(whole.stack, [0, 2]), torch.inference_mode():
+    with removal.removed(whole.stack, [0, 2]), torch.inference_mode():
         want = whole.stack.model(input_ids=tiny.ids()).logits
     with torch.inference_mode():
         assert torch.equal(thin.stack.model(input_ids=tiny.ids()).logits, want)
 
 
 def test_a_pruned_model_shares_what_is_equal(llama, tmp_path):
-    held = shelf.Shelf()
+    held = model_cache.Shelf()
     whole, kept = held.take(Variant(llama)), [0, 2, 4]
-    with surgery.removed(whole.stack, [1, 3]) as model:
+    with removal.removed(whole.stack, [1, 3]) as model:
         model.save_pretrained(tmp_path / "pruned")
     tiny.tokenizer().save_pretrained(tmp_path / "pruned")
-    with torch.inference_mode(), surgery.removed(whole.stack, [1, 3]):
+    with torch.inference_mode(), removal.removed(whole.stack, [1, 3]):
         want = whole.stack.model(input_ids=tiny.ids()).logits
     pruned = held.take(Variant(str(tmp_path / "pruned"), base=llama, kept=kept))
     assert pruned.shared == pruned.bytes
@@ -75,7 +77,7 @@ def test_a_pruned_model_shares_what_is_equal(llama, tmp_path):
 
 
 def test_changed_tensors_are_not_shared(llama, tmp_path):
-    held = shelf.Shelf()
+    held = model_cache.Shelf()
     whole = held.take(Variant(llama))
     other = tiny.build()
     with torch.no_grad():
@@ -88,7 +90,7 @@ def test_changed_tensors_are_not_shared(llama, tmp_path):
 
 
 def test_the_shelf_holds_few_models(tmp_path):
-    held = shelf.Shelf(most=2)
+    held = model_cache.Shelf(most=2)
     names = [str(tiny.save(tmp_path / f"m{i}")) for i in range(4)]
     for name in names:
         held.take(Variant(name))
@@ -96,9 +98,9 @@ def test_the_shelf_holds_few_models(tmp_path):
 
 
 def test_no_room_is_refused_with_numbers(llama, monkeypatch):
-    monkeypatch.setattr(shelf.forecast, "available_memory", lambda: 10_000_000)
+    monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 10_000_000)
     with pytest.raises(TrspError, match=r"needs 0\.1 GB .* 0\.0 GB are free"):
-        shelf.Shelf().take(Variant(llama))
+        model_cache.Shelf().take(Variant(llama))
 
 
 def test_sampling_repeats_with_its_seed(llama):
@@ -120,14 +122,14 @@ def test_letters_of_several_tokens_come_whole():
     core = Tokenizer(models.BPE())  # no merges: each byte is a token
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     core.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    decoder, text = columns.Decoder(PreTrainedTokenizerFast(tokenizer_object=core)), "The río — 北京 🙂 end"
+    decoder, text = side_by_side.Decoder(PreTrainedTokenizerFast(tokenizer_object=core)), "The río — 北京 🙂 end"
     pieces = [decoder.add(i) for i in core.encode(text).ids]
     assert len(pieces) == len(text.encode())
     assert [p for p in pieces if p] == list(text)
 
 
 def test_traces_are_the_models_probabilities(llama):
-    held = shelf.Shelf()
+    held = model_cache.Shelf()
     variants = [{"model": llama}, {"model": llama, "removed": [1]}]
     found = answers(Generate(variants, PROMPT, new_tokens=8), held)
     traces = [a for a in found if isinstance(a, an.TextTraced)]
@@ -138,23 +140,23 @@ def test_traces_are_the_models_probabilities(llama):
     assert all(max(a) == pytest.approx(p, rel=1e-3) for a, p in  # greedy: the token is the likeliest
                zip(first.alternative_probabilities, first.probabilities, strict=True))  # fmt: skip
     whole = held.take(Variant(llama))
-    ids, _ = columns.encode(whole, PROMPT, False)
-    thin = shelf.without(whole, [1])
-    logs = [columns._log_probabilities(m, ids, first.tokens).double() for m in (whole, thin)]
+    ids, _ = side_by_side.encode(whole, PROMPT, False)
+    thin = model_cache.without(whole, [1])
+    logs = [side_by_side._log_probabilities(m, ids, first.tokens).double() for m in (whole, thin)]
     kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
     assert traces[1].kl == pytest.approx(kl.tolist(), abs=1e-5)
 
 
 def test_a_text_can_be_read_without_writing(llama):
-    found = list(columns.trace(an.Trace([{"model": llama}], PROMPT, " the city"), shelf.Shelf()))
+    found = list(side_by_side.trace(an.Trace([{"model": llama}], PROMPT, " the city"), model_cache.Shelf()))
     assert found[-1].column == 0
     assert "".join(found[-1].pieces) == " the city"
 
 
 def test_repetition_rate():
-    assert columns.repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert columns.repetition([1] * 8) == pytest.approx(1 - 1 / 5)
-    assert columns.repetition([1, 2]) == 0
+    assert side_by_side.repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert side_by_side.repetition([1] * 8) == pytest.approx(1 - 1 / 5)
+    assert side_by_side.repetition([1, 2]) == 0
 
 
 def test_too_long_a_prompt_is_refused_before_it_is_read(llama):
@@ -186,10 +188,10 @@ def test_every_record_survives_the_pipe():
 @pytest.mark.parametrize("large", [0, 2**21])
 def test_one_row_in_pieces_is_the_linear_map(monkeypatch, bias, outputs, large):
     """Also where the rows of the matrix cannot be dealt out, where more than one row is read, and on all cores."""
-    monkeypatch.setattr(generate, "LARGE", large)
+    monkeypatch.setattr(generation, "LARGE", large)
     cores = torch.get_num_threads()
     holder = torch.nn.Sequential(torch.nn.Linear(24, outputs, bias=bias))
-    found = generate._rows(holder)
+    found = generation._rows(holder)
     assert len(found) == (outputs != 7)
     for forward in found.values():
         for shape in [(1, 1, 24), (1, 24), (24,), (2, 3, 24), (0, 24)]:
@@ -201,9 +203,9 @@ def test_one_row_in_pieces_is_the_linear_map(monkeypatch, bias, outputs, large):
 def test_a_model_is_what_it_was_between_tokens():
     """A reader may leave after any of them."""
     model = tiny.build()
-    told = generate.tokens(model, tiny.ids(rows=1), 5)
+    told = generation.tokens(model, tiny.ids(rows=1), 5)
     cores = torch.get_num_threads()
     next(told), next(told)
-    assert generate._rows(model)
+    assert generation._rows(model)
     assert torch.get_num_threads() == cores
     assert not any("forward" in vars(m) for m in model.modules())

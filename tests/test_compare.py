@@ -14,11 +14,11 @@ from streamlit.testing.v1 import AppTest
 from pages.ui import knowledge, trials
 from pages.ui.trials import Choice, Trials
 from tests import story
-from trsp_core import answers as an
-from trsp_core import comparison
 from trsp_core.errors import TrspError
-from trsp_core.store import Store
-from trsp_core.workbench import Reading
+from trsp_core.runs.store import Store
+from trsp_core.schema import messages as an
+from trsp_core.workbench import transcript
+from trsp_core.workbench.client import Reading
 
 ROOT = Path(__file__).parent.parent
 NASTY = "<b>*x*</b> $1"
@@ -87,7 +87,7 @@ def _answers(request):
 def script(tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("trsp_core.jobs.start", story.no_child)
+    monkeypatch.setattr("trsp_core.runs.process.start", story.no_child)
     st.cache_resource.clear()
     made = Script()
     monkeypatch.setattr("pages.ui.desk.Workbench", lambda: made)
@@ -224,7 +224,7 @@ def test_answers_that_are_gone_are_told(script):
 def test_a_comparison_is_kept_linked_and_copied(script):
     run = story.write(Store(), "finished")
     app = press(press(open_page("compare", run=run.id), "write"), "keep")
-    (name,) = comparison.kept(run)
+    (name,) = transcript.kept(run)
     assert query(app, "kept") == name
     again = open_page("compare", run=run.id, kept=name)
     assert "Kept comparison" in texts(again)
@@ -240,13 +240,13 @@ def test_kept_files_that_are_damaged_are_refused(script):
     for n, text in enumerate(("", "{", "[]", "[1]", json.dumps([{"ticket": "", "kind": "Stopped"}]))):
         (run.folder / "comparisons" / f"{n:012x}.json").write_text(text)
         with pytest.raises(TrspError):
-            comparison.read(run, f"{n:012x}")
+            transcript.read(run, f"{n:012x}")
     open_page("compare", run=run.id)
 
 
 def test_markdown_cannot_be_broken_out_of():
     request = an.Generate([{"label": "Dense"}], "a\n```\n# b", new_tokens=8)
-    text = comparison.markdown(comparison.gather(request, [an.TokenGenerated(0, 1, "````", 0.1)]))
+    text = transcript.markdown(transcript.gather(request, [an.TokenGenerated(0, 1, "````", 0.1)]))
     assert "````text\na\n```\n# b\n````" in text
     assert "`````text\n````\n`````" in text
 
@@ -356,7 +356,7 @@ def test_a_page_says_that_a_run_goes_first(script, monkeypatch):
     script.place = 2
     run = story.write(Store(), "finished")
     assert "goes first" not in texts(open_page("layers", run=run.id, off="1"))
-    monkeypatch.setattr("trsp_core.jobs.Jobs.goes_first", lambda self: True)
+    monkeypatch.setattr("trsp_core.runs.queue.Jobs.goes_first", lambda self: True)
     assert "place 2 in the queue. A run is training on this machine and goes first." in texts(
         open_page("layers", run=run.id, off="1")
     )

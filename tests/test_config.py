@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trsp_core import config, knobs
-from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import TrspError
+from trsp_core.pruning import validate
+from trsp_core.schema import config, knobs
+from trsp_core.schema.config import KNOBS, RunConfig
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -42,13 +43,13 @@ def settings(draw):
 @given(settings())
 def test_a_config_survives_json_and_the_command_line(chosen):
     try:
-        made = config.from_values(chosen)
+        made = validate.from_values(chosen)
     except TrspError:
         return  # values that contradict one another
-    assert config.from_json(config.to_json(made)) == made
+    assert validate.from_json(config.to_json(made)) == made
     words = shlex.split(made.as_command())[4:]
     by_flag = {flag.lstrip("-").replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
-    assert config.from_values(by_flag) == made
+    assert validate.from_values(by_flag) == made
 
 
 @example('{"schema": 1e999, "settings": {}}')
@@ -56,13 +57,13 @@ def test_a_config_survives_json_and_the_command_line(chosen):
 @given(st.text() | JSON.map(json.dumps) | JSON.map(lambda v: json.dumps({"schema": v, "settings": {}})))
 def test_a_hostile_config_file_is_refused_and_nothing_else(text):
     with contextlib.suppress(TrspError):
-        assert config.from_json(text) == RunConfig()
+        assert validate.from_json(text) == RunConfig()
 
 
 @given(st.dictionaries(st.sampled_from(list(KNOBS)) | st.text(max_size=12), JSON, max_size=6))
 def test_loose_values_give_a_config_within_bounds_or_a_refusal(values):
     try:
-        made = config.from_values(values)
+        made = validate.from_values(values)
     except TrspError:
         return
     for name, knob in KNOBS.items():
@@ -93,24 +94,24 @@ def test_numbers_are_read_from_text_and_whole_floats():
 
 def test_all_problems_are_told_at_once():
     with pytest.raises(TrspError) as caught:
-        config.from_values({"ratio": 2, "gate": "door", "seed": -1, "nonsense": 1}, "hasty")
+        validate.from_values({"ratio": 2, "gate": "door", "seed": -1, "nonsense": 1}, "hasty")
     assert {p.knob for p in caught.value.problems} == {"ratio", "gate", "seed", "nonsense", "preset"}
 
 
 def test_a_newer_schema_is_refused():
     with pytest.raises(TrspError, match="newer version"):
-        config.from_json(json.dumps({"schema": config.SCHEMA + 1, "settings": {}}))
+        validate.from_json(json.dumps({"schema": config.SCHEMA + 1, "settings": {}}))
 
 
 @pytest.mark.parametrize("preset", list(config.PRESETS))
 def test_presets_are_configs(preset):
-    made = config.from_values({}, preset)
-    assert config.check(made, n_layers=30, max_length=8192) == []
+    made = validate.from_values({}, preset)
+    assert validate.check(made, n_layers=30, max_length=8192) == []
     assert made != RunConfig() or preset == "standard"
 
 
 def test_a_flag_beats_the_preset():
-    assert config.from_values({"stage2_steps": 7}, "quick").stage2_steps == 7
+    assert validate.from_values({"stage2_steps": 7}, "quick").stage2_steps == 7
 
 
 @given(st.floats(0, 1), st.integers(1, 200))
@@ -152,7 +153,7 @@ def test_any_text_names_layers_or_is_refused(text):
     ],
 )
 def test_contradictions_are_found_before_anything_runs(changes, said):
-    problems = config.check(RunConfig(**changes), n_layers=30, max_length=2048)
+    problems = validate.check(RunConfig(**changes), n_layers=30, max_length=2048)
     assert any(said in p.message for p in problems)
     assert all(p.remedy for p in problems)
 

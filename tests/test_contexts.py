@@ -6,11 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from trsp_core import answers as an
-from trsp_core import columns, engine, events, families, generate, proof, shelf, surgery, what_if
-from trsp_core import config as configs
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
+from trsp_core.evaluation import generation, verification
+from trsp_core.pruning import engine, validate
+from trsp_core.schema import events
+from trsp_core.schema import messages as an
+from trsp_core.schema.config import RunConfig
+from trsp_core.surgery import discovery, families
+from trsp_core.workbench import model_cache, side_by_side, what_if
 
 LENGTH = 16
 NAMES = {"gpt2": "n_positions", "gptj": "n_positions", "mpt": "max_seq_len"}
@@ -45,11 +48,11 @@ def run(model, text, length, kept, **settings) -> tuple[list[events.Event], int]
         asked[0] = max(asked[0], ids.shape[1] + before)
 
     values = {**SMALL, "model": "tiny", "block_length": length, "measure_length": length, **settings}
-    config = configs.from_values({**values, "text": text, "heldout": text})
+    config = validate.from_values({**values, "text": text, "heldout": text})
     hook = model.register_forward_pre_hook(listen, with_kwargs=True)
     try:
         told = list(engine.execute(config, None, (model, tiny.tokenizer())))
-        proof.keep(model, tiny.tokenizer(), kept)
+        verification.keep(model, tiny.tokenizer(), kept)
     finally:
         hook.remove()
     assert isinstance(told[-1], events.RunFinished)
@@ -65,7 +68,7 @@ def text(tmp_path_factory) -> str:
 
 @given(st.none() | st.integers(2, 4096), st.integers(1, 600), st.integers(1, 600))
 def test_reading_and_writing_fit_and_give_way_only_where_they_must(context, read, written):
-    fits = generate.fitted(context, read, written)
+    fits = generation.fitted(context, read, written)
     assert all(1 <= got <= wanted for got, wanted in zip(fits, (read, written), strict=True))
     if context is None or read + written <= context:
         assert fits == (read, written)
@@ -109,22 +112,22 @@ def test_a_text_in_a_short_context_is_the_models_own():
     model, tokenizer = tiny.build("gpt2"), tiny.tokenizer()
     prompt = "The river crosses the garden in year 1000. The city keeps"
     count = len(tokenizer(prompt).input_ids)
-    whole, free = generate.continuation(model, tokenizer, prompt, 10)
+    whole, free = generation.continuation(model, tokenizer, prompt, 10)
     assert whole == prompt
-    _, cut = generate.continuation(model, tokenizer, prompt, 10, count + 4)
+    _, cut = generation.continuation(model, tokenizer, prompt, 10, count + 4)
     assert cut
     assert free.startswith(cut)
-    seen, _ = generate.continuation(model, tokenizer, prompt, 10, 12)
+    seen, _ = generation.continuation(model, tokenizer, prompt, 10, 12)
     assert prompt.endswith(seen)
     assert len(tokenizer(seen).input_ids) == 6
 
 
 def test_a_fresh_process_proves_a_model_of_a_short_context(tmp_path):
     model = short("gpt2", LENGTH)
-    proof.keep(model, tiny.tokenizer(), tmp_path / "proof")
+    verification.keep(model, tiny.tokenizer(), tmp_path / "proof")
     model.save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
-    found = proof.check(tmp_path / "model", tmp_path / "proof")
+    found = verification.check(tmp_path / "model", tmp_path / "proof")
     assert found.problems == []
     assert (found.tokens, found.new_tokens) == (8, 8)
     assert "logits on 8 tokens" in found.sentence
@@ -134,7 +137,7 @@ def test_a_fresh_process_proves_a_model_of_a_short_context(tmp_path):
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_the_config_names_the_context(family):
     model = short(family, 40)
-    found = surgery.find(model).context
+    found = discovery.find(model).context
     assert found == (None if family in ENDLESS else 40)
     assert families.context(model.config.to_dict()) == found, "and so does its file"
 
@@ -148,11 +151,11 @@ def test_a_what_if_reads_no_more_than_the_context(text, tmp_path):
     model = short("gpt2", 20)
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    taken = shelf.Shelf(device="cpu").take(an.Variant(str(tmp_path)))
+    taken = model_cache.Shelf(device="cpu").take(an.Variant(str(tmp_path)))
     asked = an.WhatIf(str(tmp_path), [1], text=text, heldout=text, prompt=RunConfig().prompt, sample_tokens=24)
     study = what_if.study_of(asked, taken)
     (measured,) = [a for a in study.measure([1]) if isinstance(a, an.SetMeasured)]
     assert measured.tokens == 19
     assert [a for a in study.sample([1], asked.prompt, asked.sample_tokens) if isinstance(a, an.TokenGenerated)]
     with pytest.raises(TrspError, match="reads 20"):
-        columns.room(taken, 21)
+        side_by_side.room(taken, 21)

@@ -14,22 +14,16 @@ import pytest
 from pages.ui.server import Follower
 from tests import story, tiny
 from tests.test_resume import OFTEN, Killed, config_of, go, told
-from trsp_core import (
-    curves,
-    engine,
-    events,
-    evidence,
-    export,
-    housekeeping,
-    plans,
-    record,
-    report,
-    resume,
-    shell,
-    state,
-)
+from trsp_core.cli import arguments
 from trsp_core.errors import TrspError
-from trsp_core.store import Run, Store
+from trsp_core.experiments import plan_results, plans
+from trsp_core.export import checkpoint, curves_csv, html_report
+from trsp_core.pruning import engine
+from trsp_core.runs import recorder, resume, retention
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events, run_state
+
+pytestmark = pytest.mark.usefixtures("unproved")
 
 
 @pytest.fixture
@@ -84,24 +78,24 @@ def test_a_finished_run_with_events_missing_is_finished_nowhere(harm, store):
     assert folded.missing[0].first == 12
     note = next(note for note in folded.notes if note.startswith("Event"))
     assert "cannot be read" in note
-    assert note in report.html(run)
-    assert "damaged" in report.html(run)
-    assert "\ncannot be read,,,12,number of the event," in curves.table(run.config(), folded)
-    assert "events cannot be read" in shell.account({"run": run.id, "status": run.status(), **run.summary()})
+    assert note in html_report.html(run)
+    assert "damaged" in html_report.html(run)
+    assert "\ncannot be read,,,12,number of the event," in curves_csv.table(run.config(), folded)
+    assert "events cannot be read" in arguments.account({"run": run.id, "status": run.status(), **run.summary()})
     assert plans.finished(store) == {}
     assert resume.can(folded, run.status())
     with pytest.raises(TrspError, match="damaged"):
-        list(export.export(run))
+        list(checkpoint.export(run))
 
 
 def test_a_damaged_run_is_no_evidence(store):
     name = "20260101-000000-ablation-trsp-12345678"
     run = store.create(story.CONFIG, store.root / name)
-    record.record(run, story.tell())
-    assert evidence.gather("ablation", store.runs()).rows
+    recorder.record(run, story.tell())
+    assert plan_results.gather("ablation", store.runs()).rows
     flip(run, 12)
     with pytest.raises(TrspError, match="No run of the plan"):
-        evidence.gather("ablation", store.runs())
+        plan_results.gather("ablation", store.runs())
 
 
 def test_any_flipped_bit_of_a_line_is_seen():
@@ -154,12 +148,12 @@ def test_another_file_in_its_place_is_read_anew(store):
     follower.look()
     story.append(other, 25)
     os.truncate(run.events_file, 0)
-    assert follower.look() == state.RunState()
+    assert follower.look() == run_state.RunState()
     shutil.copy(other.events_file, run.events_file)
     assert follower.look() == run.state()
     assert follower.look().count == 25
     story.append(run, None)  # longer than what was read before
-    record.add(run, events.Noted("more"))
+    recorder.add(run, events.Noted("more"))
     assert follower.look() == run.state()
     lines = lines_of(run)
     run.events_file.write_bytes(b"".join(lines[:10] + lines[20:]))
@@ -245,7 +239,7 @@ def test_what_a_resume_repeats_is_said_before(store, text):
     run = store.create(config_of(text, ratio=0.6, stage1_steps=3, learn_weights=True, save_model=False))
     story_of = engine.execute(run.config(), run.folder, (tiny.build(), tiny.tokenizer()))
     with pytest.raises(Killed):
-        record.record(run, story_of, killed_when(lambda folded: len(folded.weight_steps) == 5))
+        recorder.record(run, story_of, killed_when(lambda folded: len(folded.weight_steps) == 5))
     said = resume.outlook(run)
     assert "at the beginning of the choice of layers" in said
     assert "of stage 1" in said
@@ -278,7 +272,7 @@ def test_stopped_is_said_when_its_process_has_let_go(store):
             run.cancel()
         seen.append((folded.ended, run.status()))
 
-    record.record(run, story.tell(), watch)
+    recorder.record(run, story.tell(), watch)
     assert seen[-1] == ("cancelled", "running")
     assert run.status() == "cancelled"
 
@@ -299,7 +293,7 @@ def test_a_run_whose_folder_is_taken_away_stops_and_leaves_nothing(moment, store
             closed.append(True)
 
     with pytest.raises(TrspError, match="deleted"):
-        record.record(run, tell())
+        recorder.record(run, tell())
     assert closed == [True]
     assert list(store.root.iterdir()) == []
 
@@ -315,7 +309,7 @@ def test_what_is_not_the_runs_stays_when_its_folder_is_taken_away(store):
         yield events.PhaseStarted("text")
 
     with pytest.raises(TrspError, match="deleted"):
-        record.record(run, tell())
+        recorder.record(run, tell())
     assert [p.name for p in run.folder.iterdir()] == ["letter.txt"]
 
 
@@ -325,7 +319,7 @@ def test_points_to_resume_from_of_a_finished_run_go(store):
     for each in (run, other):
         each.checkpoint_file.touch()
         each.rounds_file.touch()
-    housekeeping.clear_up(store)
+    retention.clear_up(store)
     assert not run.checkpoint_file.exists()
     assert not run.rounds_file.exists()
     assert other.checkpoint_file.exists()
@@ -336,7 +330,7 @@ def test_a_copy_that_was_never_completed_goes(store):
     old.mkdir(parents=True)
     new.mkdir()
     os.utime(old, (0, 0))
-    housekeeping.clear_up(store)
+    retention.clear_up(store)
     assert not old.exists()
     assert new.exists()
 
@@ -400,7 +394,7 @@ def test_a_model_is_on_the_disk_before_it_is_said_to_be_saved(store, text, monke
     run = store.create(config_of(text, save_trained=True))
     story_of = engine.execute(run.config(), run.folder, (tiny.build(), tiny.tokenizer()))
     with pytest.raises(Killed):
-        record.record(run, story_of, killed_when(lambda folded: folded.saved_bytes))
+        recorder.record(run, story_of, killed_when(lambda folded: folded.saved_bytes))
     assert run.state().saved_bytes
     held = {p.relative_to(run.folder): p.read_bytes() for p in run.folder.rglob("*model*/*")}
     proof = run.proof_file.read_bytes()

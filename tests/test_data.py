@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from trsp_core import data, texts
-from trsp_core.config import RunConfig, from_values
+from trsp_core.data import blocks as data
+from trsp_core.data import corpora
+from trsp_core.data.corpora import Corpus
 from trsp_core.errors import TrspError
-from trsp_core.texts import Corpus
+from trsp_core.pruning.validate import from_values
+from trsp_core.schema.config import RunConfig
 
 SMALL = {"block_length": 16, "measure_length": 24, "measure_blocks": 4, "calibration_blocks": 10, "probe_blocks": 2}
 
@@ -141,19 +143,19 @@ def test_a_text_without_divisions_is_cut_and_the_reader_told(file):
 
 @given(st.text(alphabet="ab \n\t\u00e9", min_size=1, max_size=400))
 def test_pieces_lose_nothing(content):
-    assert "".join(texts.pieces(content)) == content
+    assert "".join(corpora.pieces(content)) == content
 
 
 def test_wikitext_headings_divide_a_file_into_articles(file):
     one = "\n".join(f" = Title {n} = \n\n Words of it . \n\n = = Part = = \n\n More {n} . \n" for n in range(9))
-    found = texts.read(file(one)).articles
+    found = corpora.read(file(one)).articles
     assert len(found) == 9
     assert all("Part" in article for article in found)
 
 
 def test_json_lines_hold_one_article_each_and_repeats_count_once(file):
     lines = [json.dumps({"text": f"story {n % 10}"}) for n in range(20)]
-    assert len(texts.read(file("\n".join(lines) + "\n\n", "a.jsonl")).articles) == 10
+    assert len(corpora.read(file("\n".join(lines) + "\n\n", "a.jsonl")).articles) == 10
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_what_is_no_file_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_file_too_large_is_refused_unread(file, monkeypatch):
-    monkeypatch.setattr(texts, "MAX_FILE", 10)
+    monkeypatch.setattr(corpora, "MAX_FILE", 10)
     with pytest.raises(TrspError, match="at most"):
         data.check(settings(text=file("more than ten characters")))
 
@@ -220,13 +222,13 @@ def test_batches_pass_over_all_blocks_before_any_comes_again():
 
 def test_wikipedia_reads_as_plain_prose_and_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_HOME", str(tmp_path))
-    found = texts.read("wikipedia").articles
+    found = corpora.read("wikipedia").articles
     assert len(found) > 80
-    assert all(len(article) >= texts.MIN_ARTICLE for article in found)
+    assert all(len(article) >= corpora.MIN_ARTICLE for article in found)
     for mark in ("''", "==", "[[", "{{", "{|", "()", "( ", " ,", "#REDIRECT", "File:"):
         assert sum(article.count(mark) for article in found) <= 20, mark
     monkeypatch.setattr("gensim.corpora.wikicorpus.extract_pages", None)
-    assert texts.read("wikipedia").articles == found
+    assert corpora.read("wikipedia").articles == found
 
 
 def test_markup_is_cleaned_line_by_line():
@@ -236,7 +238,7 @@ def test_markup_is_cleaned_line_by_line():
         "*An entry of a list that is long enough to be a sentence of its own, and says something to the reader.\n"
         "== See also ==\nA line below a heading that ends the article, which is long enough for prose.\n"
     )
-    assert texts.clean(left).split("\n\n") == [
+    assert corpora.clean(left).split("\n\n") == [
         "Paris is the capital of France (French) and its largest city by far.",
         "An entry of a list that is long enough to be a sentence of its own, and says something to the reader.",
     ]
@@ -256,7 +258,7 @@ def test_hub_texts_measure_on_their_own_test_part(monkeypatch):
         return Rows({"text": f"{split} {n}"} for n in range(9000))
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    wikitext, c4 = texts.read("wikitext2"), texts.read("c4")
+    wikitext, c4 = corpora.read("wikitext2"), corpora.read("c4")
     assert len(wikitext.articles) == len(wikitext.reserved) == 20
     assert (len(c4.articles), len(c4.reserved)) == (3000, 500)
     assert all(how.get("streaming") for name, *_, how in asked if "c4" in name)
@@ -273,7 +275,7 @@ def test_a_hub_out_of_reach_says_what_works_without(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(TrspError, match="ConnectionError") as caught:
-        texts.read("wikitext2")
+        corpora.read("wikitext2")
     assert "wikipedia" in caught.value.remedy
 
 

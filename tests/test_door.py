@@ -27,9 +27,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from pages.ui import door
 from tests.conftest import Server, serving
-from trsp_core import limits
 from trsp_core.errors import TrspError
-from trsp_core.limits import DEMO, OPEN
+from trsp_core.runs import limits
+from trsp_core.runs.limits import DEMO, OPEN
 
 ROOT = Path(__file__).parent.parent
 IMAGE = {"TRSP_DEMO": "1", "STREAMLIT_SERVER_ENABLE_XSRF_PROTECTION": "false"}  # as the Dockerfile starts it

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pages.ui import uploads
+from pages.ui import lessons, uploads
 from tests import tiny
-from trsp_core import data, encodings, grids, lessons, plans, questions, texts
-from trsp_core.config import from_values
+from trsp_core.data import blocks, corpora, encodings
 from trsp_core.errors import TrspError
+from trsp_core.evaluation import questions
+from trsp_core.experiments import grids, plans
+from trsp_core.pruning.validate import from_values
 
 GERMAN = "Die Größe der Städte wächst. Über die Brücke fährt täglich ein Zug, der müde Gäste führt.\n\n"
 RUSSIAN = "Вчера вечером пришёл мой друг и сказал, что город очень красивый.\n\n"
@@ -124,10 +126,10 @@ def test_a_run_says_how_a_text_was_read(tmp_path, codec):
     file.write_bytes((GERMAN * 60).encode(codec))
     config = from_values({"text": str(file), "heldout": "news", "block_length": 16, "measure_length": 16,
                           "measure_blocks": 2, "probe_blocks": 2, "calibration_blocks": 2})  # fmt: skip
-    data.check(config)
-    made = data.prepare(config, tiny.tokenizer())
+    blocks.check(config)
+    made = blocks.prepare(config, tiny.tokenizer())
     assert any(note.startswith("mine.txt was read as ") for note in made.notes)
-    assert "Über die Brücke" in " ".join(texts.read(str(file)).articles)
+    assert "Über die Brücke" in " ".join(corpora.read(str(file)).articles)
 
 
 def test_an_upload_is_decoded_as_a_path_is(tmp_path):
@@ -136,21 +138,21 @@ def test_an_upload_is_decoded_as_a_path_is(tmp_path):
     with pytest.raises(TrspError, match="may be cp1251"):
         uploads.how_read((RUSSIAN * 6).encode("cp1251"), "a.txt")
     kept = uploads.keep((GERMAN * 3).encode("utf-16"), "a.txt", tmp_path)
-    assert set("".join(texts.read(str(kept)).articles)) <= set(GERMAN)
+    assert set("".join(corpora.read(str(kept)).articles)) <= set(GERMAN)
 
 
 def test_a_line_of_jsonl_holds_a_text_or_content_or_messages(tmp_path):
     said = [{"role": "user", "content": "A river?"}, {"role": "assistant", "content": None},
             {"role": "assistant", "content": [{"type": "text", "text": "A city."}, {"type": "image"}]}]  # fmt: skip
     lines = [{"text": "one\u2028two"}, {"content": "three"}, {"text": None, "messages": said}]
-    more = [{"text": str(n)} for n in range(texts.FEW)]
+    more = [{"text": str(n)} for n in range(corpora.FEW)]
     file = tmp_path / "a.jsonl"
     file.write_text("\ufeff" + "\r".join(json.dumps(line, ensure_ascii=False) for line in [*lines, *more]), "utf-8")
-    assert texts.read(str(file)).articles[:3] == ("one\u2028two", "three", "A river?\n\nA city.")
+    assert corpora.read(str(file)).articles[:3] == ("one\u2028two", "three", "A river?\n\nA city.")
     for bad in ({}, {"messages": "x"}, {"messages": [3]}, {"messages": [{"role": "user"}]}, {"content": ["x"]}):
         file.write_text(json.dumps(bad))
         with pytest.raises(TrspError, match="line 1"):
-            texts.read(str(file))
+            corpora.read(str(file))
 
 
 def test_lines_are_cut_at_line_ends_alone():

@@ -8,12 +8,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from trsp_core import config as configs
-from trsp_core import data, engine, events, methods, record, state, surgery
+from trsp_core.data import blocks as data
 from trsp_core.errors import TrspError
-from trsp_core.lab import Lab
-from trsp_core.store import Store
+from trsp_core.pruning import engine, methods, validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Store
+from trsp_core.schema import events, run_state
+from trsp_core.surgery import discovery, removal
 
+pytestmark = pytest.mark.usefixtures("unproved")
 TINY = {
     "block_length": 16,
     "measure_length": 24,
@@ -39,7 +43,7 @@ def text(tmp_path):
 
 
 def config_of(text, **settings):
-    return configs.from_values({**TINY, "text": text, "heldout": text, "model": "tiny", **settings})
+    return validate.from_values({**TINY, "text": text, "heldout": text, "model": "tiny", **settings})
 
 
 def logits(model):
@@ -53,7 +57,7 @@ def run(config, model=None, folder=None):
 
 def test_a_run_tells_its_whole_story_in_order(text, tmp_path):
     told = run(config_of(text), folder=tmp_path)
-    folded = state.fold(state.RunState(), [(i, float(i), e) for i, e in enumerate(told)])
+    folded = run_state.fold(run_state.RunState(), [(i, float(i), e) for i, e in enumerate(told)])
     phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
     first = ["load", "text", "dense", "importance", "choose", "direct", "transfer", "trained"]
     assert phases == [*first, "importance after", "pruned", "speed", "save"]
@@ -86,7 +90,7 @@ def test_same_seed_same_events_but_for_times(text):
 
 def test_direct_deletion_equals_the_model_without_the_layers(text):
     """With no stage 2 the pruned model is the direct deletion, and both are told, with the same losses."""
-    folded = state.fold(state.RunState(), [(0, 0.0, e) for e in run(config_of(text, stage2_steps=0))])
+    folded = run_state.fold(run_state.RunState(), [(0, 0.0, e) for e in run(config_of(text, stage2_steps=0))])
     by = {(m.state, m.domain): m.losses for m in folded.measured}
     assert by["direct", "calibration"] == by["pruned", "calibration"]
     assert "trained" not in folded.perplexity
@@ -95,7 +99,7 @@ def test_direct_deletion_equals_the_model_without_the_layers(text):
 
 def test_the_probe_says_what_deletion_would_give(text):
     """The probe of the last step is measured by skipping; deletion for real gives the same on the same blocks."""
-    folded = state.fold(state.RunState(), [(0, 0.0, e) for e in run(config_of(text))])
+    folded = run_state.fold(run_state.RunState(), [(0, 0.0, e) for e in run(config_of(text))])
     pruned = next(m for m in folded.measured if (m.state, m.domain) == ("pruned", "calibration"))
     expected = torch.tensor(pruned.losses[:2]).mean().exp().item()
     assert folded.probes[-1].perplexity == pytest.approx(expected, rel=1e-5)
@@ -123,7 +127,7 @@ def test_closing_leaves_every_family_bit_identical(text, family):
     small = {"stage1_steps": 1, "stage2_steps": 1, "importance_blocks": 0, "sample_tokens": 0, "speed_repeats": 0}
     config = config_of(text, learn_weights=True, **small)
     model = tiny.build(family)
-    before, settings = logits(model), surgery.find(model).text_config.to_dict()
+    before, settings = logits(model), discovery.find(model).text_config.to_dict()
     told = run(config, model)
     stops = {(type(e), getattr(e, "state", "")): n for n, e in enumerate(told[:-1], start=1)}
     middle = (events.StageOneStepped, events.DeletionProbed, events.StageTwoStepped, events.LayersRemoved)
@@ -134,7 +138,7 @@ def test_closing_leaves_every_family_bit_identical(text, family):
             next(generator)
         generator.close()
         assert torch.equal(logits(model), before), f"after event {stop}: {told[stop - 1]}"
-        assert surgery.find(model).text_config.to_dict() == settings
+        assert discovery.find(model).text_config.to_dict() == settings
 
 
 def test_the_saved_model_reloads_and_has_the_measured_perplexity(text, tmp_path):
@@ -153,7 +157,7 @@ def test_the_model_before_deletion_is_kept_where_it_is_asked_for(text, tmp_path)
     whole, pruned = (AutoModelForCausalLM.from_pretrained(tmp_path / f).eval() for f in ("trained-model", "model"))
     assert whole.config.num_hidden_layers == tiny.L
     ids = tiny.ids()
-    with torch.inference_mode(), surgery.removed(surgery.find(whole), gone):
+    with torch.inference_mode(), removal.removed(discovery.find(whole), gone):
         assert torch.equal(whole(input_ids=ids).logits, pruned(input_ids=ids).logits)
     saved = next(e for e in told if isinstance(e, events.ModelSaved))
     assert saved.bytes == sum(p.stat().st_size for f in ("trained-model", "model") for p in (tmp_path / f).iterdir())
@@ -198,13 +202,13 @@ def test_a_recorded_run_folds_to_what_was_told_live(text, tmp_path):
     run_folder = Store(tmp_path).create(config_of(text))
     live = []
     generator = engine.execute(config_of(text), run_folder.folder, (tiny.build(), tiny.tokenizer()))
-    record.record(run_folder, generator, lambda folded, event: live.append(event))
+    recorder.record(run_folder, generator, lambda folded, event: live.append(event))
     lines, offset = run_folder.read()
     assert [e for _, _, e in lines] == live
     assert offset == run_folder.events_file.stat().st_size
     assert run_folder.status() == "finished"
     kept = json.loads((run_folder.folder / "summary.json").read_text())
-    assert kept == json.loads(json.dumps(state.summary(run_folder.state())))
+    assert kept == json.loads(json.dumps(run_state.summary(run_folder.state())))
 
 
 def test_a_cancel_between_events_ends_the_run_in_writing(text, tmp_path):
@@ -217,7 +221,7 @@ def test_a_cancel_between_events_ends_the_run_in_writing(text, tmp_path):
             run_folder.cancel()
 
     generator = engine.execute(config_of(text), run_folder.folder, (model, tiny.tokenizer()))
-    folded = record.record(run_folder, generator, stop_in_stage_two)
+    folded = recorder.record(run_folder, generator, stop_in_stage_two)
     assert folded.ended == run_folder.status() == "cancelled"
     assert len(folded.gap_steps) == 1
     assert torch.equal(logits(model), before)
@@ -229,7 +233,7 @@ def test_a_broken_model_ends_the_run_failed_with_the_step_named(text, tmp_path):
     with torch.no_grad():
         model.model.layers[2].mlp.up_proj.weight.fill_(float("nan"))
     generator = engine.execute(config_of(text), run_folder.folder, (model, tiny.tokenizer()))
-    folded = record.record(run_folder, generator)
+    folded = recorder.record(run_folder, generator)
     assert folded.ended == "failed"
     assert "step 1 of stage 1" in folded.failure.message
     assert folded.failure.trace == ""
@@ -238,7 +242,7 @@ def test_a_broken_model_ends_the_run_failed_with_the_step_named(text, tmp_path):
 
 def test_numbers_count_up_and_times_do_not_go_back(text, tmp_path):
     run_folder = Store(tmp_path).create(config_of(text))
-    record.record(run_folder, engine.execute(config_of(text), None, (tiny.build(), tiny.tokenizer())))
+    recorder.record(run_folder, engine.execute(config_of(text), None, (tiny.build(), tiny.tokenizer())))
     lines, _ = run_folder.read()
     assert [n for n, _, _ in lines] == list(range(len(lines)))
     assert all(a[1] <= b[1] for a, b in pairwise(lines))
@@ -249,7 +253,7 @@ def test_importance_is_the_rise_of_the_loss_without_each_layer_alone(text):
     before, after = (e for e in run(config, model) if isinstance(e, events.ImportanceMeasured))
     assert (before.state, after.state, len(before.rises)) == ("dense", "trained", tiny.L)
     blocks = data.prepare(config, tiny.tokenizer()).measure["calibration"][:2]
-    lab = Lab(surgery.find(model), blocks, config)
+    lab = Lab(discovery.find(model), blocks, config)
     for layer, rise in enumerate(before.rises):
         assert rise == pytest.approx(lab.loss_without([layer], blocks) - lab.loss_without([], blocks), abs=1e-5)
     assert after.rises != before.rises

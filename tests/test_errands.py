@@ -17,20 +17,24 @@ import pytest
 
 from tests import story, tiny
 from tests.test_export import pruned
-from trsp_core import errands, export, housekeeping, limits
-from trsp_core.errands import Errands, Step
+from trsp_core import subprocesses
 from trsp_core.errors import TrspError
-from trsp_core.limits import OPEN
-from trsp_core.store import Store
+from trsp_core.export import checkpoint
+from trsp_core.export.export_queue import Errands
+from trsp_core.runs import limits, retention
+from trsp_core.runs.limits import OPEN
+from trsp_core.runs.store import Store
+from trsp_core.subprocesses import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = """
 import sys, time
 from pathlib import Path
-from trsp_core.errands import Errands
-from trsp_core.store import Run
+from trsp_core.export.export_queue import Errands
+from trsp_core.runs.store import Run
 run, name = Run(Path(sys.argv[1])), sys.argv[2]
-Errands().start(run, name, "export", target=str(run.exports_folder / name), dtype="", push="", token="")
+asked = {"target": str(run.exports_folder / name), "dtype": "", "push": "", "token": ""}
+Errands().start(run, name, "trsp_core.export.checkpoint", **asked)
 print("up", flush=True)
 time.sleep(600)
 """
@@ -68,12 +72,12 @@ def child(monkeypatch):
         finally:
             now[0] -= 1
 
-    monkeypatch.setattr(errands, "run", run)
+    monkeypatch.setattr(subprocesses, "run", run)
     return begun, go, most
 
 
 def ask(queue: Errands, run, name: str, **more) -> None:
-    queue.start(run, name, "report", target=str(run.exports_folder / name), **more)
+    queue.start(run, name, "trsp_core.export.html_report", target=str(run.exports_folder / name), **more)
 
 
 def test_one_at_a_time_in_the_order_in_which_they_were_asked_for(store, child):
@@ -147,7 +151,7 @@ def test_a_failure_is_told_where_it_belongs_and_the_next_one_is_served(store, mo
         if asked["target"].endswith("bug.zip"):
             raise KeyError("a bug")
 
-    monkeypatch.setattr(errands, "run", run)
+    monkeypatch.setattr(subprocesses, "run", run)
     made, queue = story.write(store, "finished"), Errands()
     for name in ("refused.zip", "bug.zip", "sound.zip"):
         ask(queue, made, name, token="a-secret")
@@ -171,7 +175,7 @@ def test_an_errand_whose_time_is_over_is_ended(store):
 
 def test_a_report_is_made_by_a_real_child(store):
     run, queue = story.write(store, "finished"), Errands()
-    queue.start(run, "report.html", "report", target=str(run.exports_folder / "report.html"))
+    queue.start(run, "report.html", "trsp_core.export.html_report", target=str(run.exports_folder / "report.html"))
     (errand,) = queue.of(run)
     until(lambda: not errand.running, 120)
     assert errand.refusal is None
@@ -182,8 +186,8 @@ def test_a_report_is_made_by_a_real_child(store):
 def test_a_child_that_complains_at_length_is_not_held_up(tmp_path, monkeypatch):
     (tmp_path / "trsp_core").mkdir()
     code = "import json, sys; sys.stderr.write('x' * 1_000_000); print(json.dumps({'message': 'Done', 'fraction': 1}))"
-    monkeypatch.setattr("trsp_core.leash.held", lambda command: [sys.executable, "-c", code])
-    assert [step.message for step in errands.run("report", 60)] == ["Done"]
+    monkeypatch.setattr("trsp_core.process_limits.held", lambda command: [sys.executable, "-c", code])
+    assert [step.message for step in subprocesses.run("trsp_core.export.html_report", 60)] == ["Done"]
 
 
 # -- what is killed leaves nothing
@@ -211,7 +215,7 @@ def is_gone(process: psutil.Process) -> bool:
 
 @pytest.mark.parametrize("where", ["server", "child", "stopped"])
 def test_a_killed_export_takes_its_processes_along_and_its_parts_are_tidied(kept, where):
-    store, name = Store(kept.folder.parent), export.archive(kept, "float32").name
+    store, name = Store(kept.folder.parent), checkpoint.archive(kept, "float32").name
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(kept.folder), name], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         server.stdout.readline()
@@ -219,12 +223,12 @@ def test_a_killed_export_takes_its_processes_along_and_its_parts_are_tidied(kept
 
         def proving() -> bool:
             found[:] = below(parent)
-            return any("stock.py" in word for process in found for word in process.cmdline())
+            return any("stock_process.py" in word for process in found for word in process.cmdline())
 
         until(proving, 120)
         parts = list(kept.exports_folder.glob(".*.partial"))
         assert len(parts) == 1
-        housekeeping.clear_up(store)
+        retention.clear_up(store)
         assert parts[0].is_dir(), "a living process is at it"
         assert kept.busy()
         with pytest.raises(TrspError, match="being exported"):
@@ -240,7 +244,7 @@ def test_a_killed_export_takes_its_processes_along_and_its_parts_are_tidied(kept
             until(lambda: list(kept.exports_folder.iterdir()) == [], 10)
         else:
             assert parts[0].is_dir()
-            housekeeping.clear_up(store)
+            retention.clear_up(store)
         assert list(kept.exports_folder.iterdir()) == []
         assert not kept.busy()
     finally:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsp_core import events, shell, state
+from trsp_core.cli import arguments
 from trsp_core.errors import TrspError
-from trsp_core.state import RunState
+from trsp_core.schema import codec, events, run_state
+from trsp_core.schema.run_state import RunState
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = {
@@ -76,38 +77,38 @@ def test_a_line_that_does_not_fit_is_refused(line):
 
 @given(st.lists(any_event(), max_size=12))
 def test_a_fold_takes_events_in_any_order(many):
-    folded = state.fold(RunState(), [(n, float(n), event) for n, event in enumerate(many)])
+    folded = run_state.fold(RunState(), [(n, float(n), event) for n, event in enumerate(many)])
     assert folded.count == len(many)
     assert 0 <= folded.fraction <= 1
-    json.dumps(events.plain(state.summary(folded)))
-    assert shell.progress(folded)
-    assert shell.account({"run": "x", **state.summary(folded)})
+    json.dumps(codec.plain(run_state.summary(folded)))
+    assert arguments.progress(folded)
+    assert arguments.account({"run": "x", **run_state.summary(folded)})
 
 
 @given(st.lists(any_event(), max_size=12), st.data())
 def test_a_fold_in_parts_is_a_fold_of_the_whole(many, data):
     lines = [(n, float(n), event) for n, event in enumerate(many)]
     cut = data.draw(st.integers(0, len(lines)))
-    assert state.fold(state.fold(RunState(), lines[:cut]), lines[cut:]) == state.fold(RunState(), lines)
+    assert run_state.fold(run_state.fold(RunState(), lines[:cut]), lines[cut:]) == run_state.fold(RunState(), lines)
 
 
 def test_a_plan_from_elsewhere_cannot_break_the_fold():
     line = (
         '{"n":0,"at":0,"event":"RunPlanned","phases":[{"x":1},{"name":"a","seconds":"b"},{"name":"c"}],"peak_bytes":1}'
     )
-    folded = state.fold(RunState(), [events.from_line(line)])
+    folded = run_state.fold(RunState(), [events.from_line(line)])
     assert folded.fraction == 0.0
     assert folded.seconds_left is None
 
 
 def test_time_left_follows_the_plan_and_the_pace():
     plan = events.RunPlanned([{"name": "a", "seconds": 10.0}, {"name": "b", "seconds": 30.0}], 0)
-    folded = state.fold(RunState(), [(0, 0.0, plan), (1, 0.0, events.PhaseStarted("a", 10))])
+    folded = run_state.fold(RunState(), [(0, 0.0, plan), (1, 0.0, events.PhaseStarted("a", 10))])
     assert folded.seconds_left == 40.0
-    state.fold(folded, [(2, 16.0, events.Progressed(8))])
+    run_state.fold(folded, [(2, 16.0, events.Progressed(8))])
     assert folded.fraction == pytest.approx(0.2)
     assert folded.seconds_left == pytest.approx(64.0)  # twice as slow as planned
-    state.fold(folded, [(3, 20.0, events.RunCancelled("a"))])
+    run_state.fold(folded, [(3, 20.0, events.RunCancelled("a"))])
     assert folded.seconds_left is None
 
 

@@ -11,8 +11,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import charts, ladder, published, verdict
-from trsp_core import evidence, plans
-from trsp_core.evidence import Record, Row
+from trsp_core.experiments import plan_results, plans
+from trsp_core.experiments.plan_results import Record, Row
 
 ROOT = Path(__file__).parent.parent
 SPEEDS = {"prefill": [100.0, 90.0, 110.0], "decode": [10.0, 9.0, 11.0]}
@@ -104,7 +104,7 @@ def test_published_figures_are_apart_and_name_their_source():
 
 def test_records_that_ship_can_be_read_and_repeated():
     for file in (ROOT / "assets" / "evidence").glob("*.json"):
-        found = evidence.load(file)
+        found = plan_results.load(file)
         known = {v.name for v in plans.read(found.plan).variations}
         assert {r.name for r in found.rows} - {"dense"} <= known
         assert verdict.sentences(found)
@@ -121,10 +121,10 @@ def test_the_page_with_and_without_records(shipped, tmp_path, monkeypatch):
     def place(plan: str) -> Path:
         return tmp_path / f"{plan}.json"
 
-    monkeypatch.setattr(evidence, "shipped", place)
+    monkeypatch.setattr(plan_results, "shipped", place)
     if shipped:
         for plan in ("ablation", "methods"):
-            place(plan).write_text(evidence.to_json(record(plan, trsp=(3.5, 4.0), direct=(3.9, 4.6))))
+            place(plan).write_text(plan_results.to_json(record(plan, trsp=(3.5, 4.0), direct=(3.9, 4.6))))
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
     app.switch_page("pages/views/evidence.py")
     app.run()

@@ -31,10 +31,15 @@ from starlette.applications import Starlette
 
 from pages.ui import files
 from tests import story, tiny
-from trsp_core import __main__ as main
-from trsp_core import card, config, curves, engine, errands, export, proof, record, replay, report, stock, upload
+from trsp_core import subprocesses
+from trsp_core.cli import main
 from trsp_core.errors import TrspError
-from trsp_core.store import Run, Store
+from trsp_core.evaluation import stock_process, verification
+from trsp_core.export import checkpoint, curves_csv, html_report, hub_upload, model_card
+from trsp_core.pruning import engine, validate
+from trsp_core.runs import recorder, replay
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import config
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -64,8 +69,8 @@ def text(tmp_path_factory) -> Path:
 def pruned(root: Path, model: Path, text: Path, **settings) -> Run:
     """A finished run, in this process."""
     values = {"model": str(model), "text": str(text), "heldout": str(text), **SMALL, **settings}
-    run = Store(root).create(config.from_values(values))
-    assert record.record(run, engine.execute(run.config(), run.folder)).ended == "finished"
+    run = Store(root).create(validate.from_values(values))
+    assert recorder.record(run, engine.execute(run.config(), run.folder)).ended == "finished"
     return run
 
 
@@ -98,13 +103,13 @@ FOUND = {
 
 
 @pytest.fixture
-def no_child(monkeypatch) -> None:
-    """For what happens around the proof: a proof that costs nothing."""
-    monkeypatch.setattr("trsp_core.proof.check", lambda folder, kept: proof.Proof(**FOUND))
+def no_child(monkeypatch, unproved) -> None:
+    """For what happens around the proof: a proof that costs nothing, of the run and of the export."""
+    monkeypatch.setattr("trsp_core.evaluation.verification.check", lambda folder, kept: verification.Proof(**FOUND))
 
 
 def exported(run: Run, target: Path, **how) -> Path:
-    steps = list(export.export(run, target, **how))
+    steps = list(checkpoint.export(run, target, **how))
     assert [s.fraction for s in steps] == sorted(s.fraction for s in steps)
     return target
 
@@ -142,8 +147,8 @@ def test_no_folder_of_this_machine_is_told(no_child, trained, tmp_path):
         assert str(trained.folder.parent) not in said
         assert "/tmp" not in said
         assert str(ROOT) not in said
-    assert config.from_json((folder / "run.json").read_text()).text == "own text.txt"
-    assert "/tmp" not in report.html(trained)
+    assert validate.from_json((folder / "run.json").read_text()).text == "own text.txt"
+    assert "/tmp" not in html_report.html(trained)
 
 
 def test_what_killed_exports_left_is_swept_and_what_living_ones_work_on_is_not(trained, tmp_path):
@@ -167,7 +172,7 @@ def test_another_number_format_states_its_difference(deleted, tmp_path, dtype):
     folder = exported(deleted, tmp_path / "out", dtype=dtype)
     found = json.loads((folder / "proof.json").read_text())
     assert (found["dtype"], found["memory_dtype"]) == (dtype, "float32")
-    assert 0 < found["largest_difference"] < proof.ROUNDING[dtype] * found["largest_logit"]
+    assert 0 < found["largest_difference"] < verification.ROUNDING[dtype] * found["largest_logit"]
     assert f"written as {dtype}" in (folder / "README.md").read_text()
     weights = load_file(folder / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {f"torch.{dtype}"}
@@ -177,7 +182,7 @@ def test_another_number_format_states_its_difference(deleted, tmp_path, dtype):
 def test_other_families_are_proved_too(model_type, tmp_path, text):
     model = tiny.save(tmp_path / "model", model_type)
     run = pruned(tmp_path / "runs", model, text, method="manual", layers="1,3", stage2_steps=0)
-    assert list(export.export(run, tmp_path / "out"))[-1].fraction == 1
+    assert list(checkpoint.export(run, tmp_path / "out"))[-1].fraction == 1
 
 
 def test_a_narrowed_model_is_proved_too(tmp_path, tiny_model, text):
@@ -239,33 +244,33 @@ def test_where_the_proof_fails_there_is_no_export(spoil, dtype, said, deleted, t
     run = Run(shutil.copytree(deleted.folder, tmp_path / "run"))
     spoil(run)
     with pytest.raises(TrspError, match=said):
-        list(export.export(run, tmp_path / "place" / ("out" if dtype else "out.zip"), dtype))
+        list(checkpoint.export(run, tmp_path / "place" / ("out" if dtype else "out.zip"), dtype))
     assert list((tmp_path / "place").iterdir()) == []
 
 
 def test_the_proof_sees_a_cache_that_goes_wrong():
     wrong = FOUND | {"cached_equals_uncached": False, "tie": 0.3}
     half = wrong | {"dtype": "bfloat16", "memory_dtype": "bfloat16"}
-    assert "key-value cache" in proof.Proof(**wrong).problems[0]
-    assert proof.Proof(**half).problems == []
-    assert "0.3 apart" in proof.Proof(**half).sentence
-    assert "key-value cache" in proof.Proof(**half | {"tie": 0.5}).problems[0]
-    assert proof.Proof(**FOUND).problems == []
-    assert proof.Proof(**FOUND | {"largest_difference": float("nan")}).problems
+    assert "key-value cache" in verification.Proof(**wrong).problems[0]
+    assert verification.Proof(**half).problems == []
+    assert "0.3 apart" in verification.Proof(**half).sentence
+    assert "key-value cache" in verification.Proof(**half | {"tie": 0.5}).problems[0]
+    assert verification.Proof(**FOUND).problems == []
+    assert verification.Proof(**FOUND | {"largest_difference": float("nan")}).problems
 
 
 def test_ties_are_measured_where_two_texts_part():
     model, ids = tiny.build(), tiny.ids(rows=1)
-    written = stock.continuation(model, ids, 4, cached=True)
-    assert written == stock.continuation(model, ids, 4, cached=False)
-    assert stock.tie(model, ids, written, written) is None
+    written = stock_process.continuation(model, ids, 4, cached=True)
+    assert written == stock_process.continuation(model, ids, 4, cached=False)
+    assert stock_process.tie(model, ids, written, written) is None
     other = [*written[:2], (written[2] + 1) % tiny.V, written[3]]
-    last = stock.logits(model, torch.cat([ids, torch.tensor([written[:2]])], dim=1))[-1]
-    assert stock.tie(model, ids, written, other) == pytest.approx(abs(float(last[written[2]] - last[other[2]])))
+    last = stock_process.logits(model, torch.cat([ids, torch.tensor([written[:2]])], dim=1))[-1]
+    assert stock_process.tie(model, ids, written, other) == pytest.approx(abs(float(last[written[2]] - last[other[2]])))
 
 
 def test_the_fresh_process_imports_nothing_of_ours():
-    tree = ast.parse(Path(stock.__file__).read_text("utf-8"))
+    tree = ast.parse(Path(stock_process.__file__).read_text("utf-8"))
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert names == {"pathlib", "peft", "json", "os", "sys", "threading", "torch", "transformers"}
@@ -273,7 +278,7 @@ def test_the_fresh_process_imports_nothing_of_ours():
 
 def test_an_export_that_is_closed_or_has_no_place_leaves_nothing(no_child, deleted, tmp_path):
     for stop in (1, 2):
-        steps = export.export(deleted, tmp_path / "place" / "out.zip")
+        steps = checkpoint.export(deleted, tmp_path / "place" / "out.zip")
         for _ in range(stop):
             next(steps)
         steps.close()
@@ -281,11 +286,11 @@ def test_an_export_that_is_closed_or_has_no_place_leaves_nothing(no_child, delet
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(TrspError, match="no earlier export"):
-        list(export.export(deleted, tmp_path / "mine"))
+        list(checkpoint.export(deleted, tmp_path / "mine"))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     (tmp_path / "mine.zip").write_text("precious")
     with pytest.raises(TrspError, match="no earlier export"):
-        list(export.export(deleted, tmp_path / "mine.zip"))
+        list(checkpoint.export(deleted, tmp_path / "mine.zip"))
     for name in ("again", "again", "again.zip", "again.zip"):
         exported(deleted, tmp_path / name)
 
@@ -294,7 +299,7 @@ def test_a_run_without_a_model_or_an_end_is_refused(tmp_path):
     store = Store(tmp_path)
     for status, said in (("finished", "kept no model"), ("failed", "has not finished")):
         with pytest.raises(TrspError, match=said):
-            next(export.export(story.write(store, status), tmp_path / "out"))
+            next(checkpoint.export(story.write(store, status), tmp_path / "out"))
 
 
 def asked(run: Run, target: Path, push: str = "", token: str = "") -> dict[str, str]:
@@ -304,8 +309,10 @@ def asked(run: Run, target: Path, push: str = "", token: str = "") -> dict[str, 
 
 def test_a_zip_holds_the_export_uncompressed_and_is_gone_with_its_run(deleted, tmp_path):
     run = Run(shutil.copytree(deleted.folder, tmp_path / deleted.id))
-    (step,) = list(errands.run("export", **asked(run, export.archive(run, "float32"))))[-1:]
-    (made,) = export.archives(run)
+    (step,) = list(subprocesses.run("trsp_core.export.checkpoint", **asked(run, checkpoint.archive(run, "float32"))))[
+        -1:
+    ]
+    (made,) = checkpoint.archives(run)
     assert made.told == step.message
     assert made.file.name == "tiny-llama-manual-3-of-5-float32.zip"
     with zipfile.ZipFile(made.file) as packed:
@@ -320,7 +327,7 @@ def test_a_zip_holds_the_export_uncompressed_and_is_gone_with_its_run(deleted, t
 def test_a_child_passes_its_refusal_on(deleted, tmp_path):
     (tmp_path / "out.zip").mkdir()
     with pytest.raises(TrspError, match="no earlier export"):
-        list(errands.run("export", **asked(deleted, tmp_path / "out.zip")))
+        list(subprocesses.run("trsp_core.export.checkpoint", **asked(deleted, tmp_path / "out.zip")))
 
 
 def test_the_recipe_for_mergekit_keeps_the_same_layers(no_child, deleted, tmp_path):
@@ -332,7 +339,7 @@ def test_the_recipe_for_mergekit_keeps_the_same_layers(no_child, deleted, tmp_pa
     assert [i for low, high in spans for i in range(low, high)] == deleted.state().removed.kept == [0, 2, 4]
     assert recipe["merge_method"] == "passthrough"
     assert recipe["dtype"] == "float32"
-    assert "4-bit GGUF" in card.mergekit(config.RunConfig(), deleted.state(), "float32")
+    assert "4-bit GGUF" in model_card.mergekit(config.RunConfig(), deleted.state(), "float32")
 
 
 @pytest.mark.parametrize(
@@ -359,10 +366,10 @@ def test_the_recipe_for_mergekit_keeps_the_same_layers(no_child, deleted, tmp_pa
 def test_a_recipe_is_given_where_mergekit_makes_the_same_tensors(settings, exported, dtype, said, deleted):
     """Seen with mergekit 0.1.5 on tiny models; everywhere else the reason is given in its place."""
     values, of = config.RunConfig(**{"stage2_steps": 0, **settings}), {"model_type": "llama", **exported}
-    reason = card.no_recipe(values, deleted.state(), of, dtype)
+    reason = model_card.no_recipe(values, deleted.state(), of, dtype)
     assert bool(reason) == bool(said)
     assert said in reason
-    written = card.write(values, deleted.state(), proof.Proof(**FOUND), "A model", of, dtype)
+    written = model_card.write(values, deleted.state(), verification.Proof(**FOUND), "A model", of, dtype)
     assert (reason or "`mergekit.yml` reproduces the deletion alone") in written
 
 
@@ -372,7 +379,7 @@ def test_card_and_page_say_what_mergekit_and_llama_cpp_would_make_of_it(no_child
     model = tiny.save(tmp_path / "model", family)
     run = pruned(tmp_path / "runs", model, text, method="manual", layers=layers, stage2_steps=0)
     folder = exported(run, tmp_path / "out")
-    written, remarks = (folder / "README.md").read_text(), export.remarks(run, "float32")
+    written, remarks = (folder / "README.md").read_text(), checkpoint.remarks(run, "float32")
     assert all(remark in written for remark in remarks)
     assert (folder / "mergekit.yml").exists() == (family == "gpt2")
     assert [("mergekit.yml" in remark, "GGUF" in remark) for remark in remarks] == (
@@ -395,13 +402,13 @@ def test_card_and_page_say_what_mergekit_and_llama_cpp_would_make_of_it(no_child
 )
 def test_only_a_direct_deletion_gets_a_recipe(settings, direct, tmp_path):
     state = story.write(Store(tmp_path), "finished").state()
-    assert card.is_direct(config.RunConfig(**settings), state) is direct
+    assert model_card.is_direct(config.RunConfig(**settings), state) is direct
 
 
 def test_the_script_repeats_the_run(deleted, tmp_path):
     """The Python that is offered, run as it is, writes the same figures."""
     done = subprocess.run(
-        [sys.executable, "-c", card.script(deleted.config())],
+        [sys.executable, "-c", model_card.script(deleted.config())],
         cwd=ROOT,
         env={**os.environ, "TRSP_RUNS": str(tmp_path)},
         capture_output=True,
@@ -430,7 +437,7 @@ def test_the_shell_exports_and_reports_and_refuses_an_unknown_run(no_child, dele
 
 def test_a_report_is_one_file_that_asks_for_nothing(tmp_path):
     run = story.write(Store(tmp_path), "finished")
-    written = report.html(run)
+    written = html_report.html(run)
     assert written.count("<svg") == 6
     assert written.count('role="img" aria-label=') >= 6
     assert "<script" not in written
@@ -449,7 +456,7 @@ def test_a_report_is_one_file_that_asks_for_nothing(tmp_path):
 
 @pytest.mark.parametrize("status", ["queued", "failed", "cancelled", "lost"])
 def test_there_is_a_report_of_any_run(status, tmp_path):
-    written = report.html(story.write(Store(tmp_path), status))
+    written = html_report.html(story.write(Store(tmp_path), status))
     assert status in written
     assert ("[384]" in written) == (status == "failed")
 
@@ -459,9 +466,9 @@ def test_curves_are_a_row_a_point(tmp_path):
 
     run = story.write(Store(tmp_path), "finished")
     state = run.state()
-    (tmp_path / "curves.csv").write_text(curves.table(run.config(), state))
+    (tmp_path / "curves.csv").write_text(curves_csv.table(run.config(), state))
     table = pd.read_csv(tmp_path / "curves.csv")
-    assert tuple(table.columns) == curves.HEAD
+    assert tuple(table.columns) == curves_csv.HEAD
     weights = table[table.curve == "layer weight"]
     assert len(weights) == len(state.weight_steps) * story.L
     assert weights.iloc[-1].value == state.weight_steps[-1].weights[-1]
@@ -473,7 +480,7 @@ def test_curves_are_a_row_a_point(tmp_path):
 def test_the_curve_of_lambda_2_ends_where_it_stops_acting():
     """Of the recorded run too, which told it as if it went on: its gate is shut from step 15 of 60 on."""
     recorded = Run(replay.FOLDER)
-    text = io.StringIO(curves.table(recorded.config(), recorded.state()))
+    text = io.StringIO(curves_csv.table(recorded.config(), recorded.state()))
     told = [float(row["value"]) for row in csv.DictReader(text) if row["curve"] == "lambda_2"]
     assert told == pytest.approx([10 * n / 60 for n in range(1, 15)] + [0.0] * 46)
 
@@ -562,7 +569,7 @@ def test_an_export_is_pushed_with_the_users_own_token_which_stays_nowhere(delete
 def test_what_the_hub_refuses_is_said_and_the_export_stays(code, said, no_child, deleted, tmp_path, monkeypatch):
     with hub_server(refuse=code) as (endpoint, _), pytest.raises(TrspError, match=said) as refused:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        list(export.export(deleted, tmp_path / "out", push="owner/name", token=TOKEN))
+        list(checkpoint.export(deleted, tmp_path / "out", push="owner/name", token=TOKEN))
     assert TOKEN not in str(refused.value)
     assert refused.value.remedy
     assert (tmp_path / "out" / "proof.json").is_file()
@@ -573,20 +580,22 @@ def test_no_token_no_network_and_no_name_are_said_at_once(deleted, tmp_path, mon
     assert main.main(["export", str(deleted.folder), "--out", str(tmp_path / "out"), "--push", "owner/name"]) == 2
     assert "no token" in capsys.readouterr().err
     with pytest.raises(TrspError, match="no name of a repository"):
-        next(export.export(deleted, tmp_path / "out", push="name alone", token=TOKEN))
+        next(checkpoint.export(deleted, tmp_path / "out", push="name alone", token=TOKEN))
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TrspError, match="could not be uploaded"):
-        upload.push(tmp_path, "owner/name", TOKEN)
+        hub_upload.push(tmp_path, "owner/name", TOKEN)
 
 
 def test_a_child_gets_the_token_by_no_list_of_processes_and_no_environment(deleted, tmp_path, monkeypatch):
     with hub_server() as (endpoint, heard):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        steps = errands.run("export", **asked(deleted, tmp_path / "out.zip", push="owner/name", token=TOKEN))
+        steps = subprocesses.run(
+            "trsp_core.export.checkpoint", **asked(deleted, tmp_path / "out.zip", push="owner/name", token=TOKEN)
+        )
         next(steps)
-        (child,) = [c for c in psutil.Process().children() if "trsp_core.export" in c.cmdline()]
+        (child,) = [c for c in psutil.Process().children() if "trsp_core.export.checkpoint" in c.cmdline()]
         assert TOKEN not in " ".join(child.cmdline()) + " ".join(child.environ().values())
         assert list(steps)[-1].fraction == 1
     assert {auth for path, auth, _ in heard if "create" in path or "/commit/" in path} == {f"Bearer {TOKEN}"}
@@ -653,14 +662,20 @@ def test_nothing_but_exports_is_given_away(download, name):
     assert get(app, f"/files/no-such-run/{name}")[0] == 404
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["", "bfloat16"])
-def test_the_default_model_is_exported_with_proof(dtype, tmp_path):
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    """A run of the default model."""
     values = {"method": "manual", "layers": "13-18,25,26", "stage2_steps": 0, "measure_blocks": 2, "kl_blocks": 1}
     values |= {"probe_blocks": 1, "importance_blocks": 0, "speed_repeats": 0, "sample_tokens": 4}
-    run = Store(tmp_path).create(config.from_values(values))
-    assert record.record(run, engine.execute(run.config(), run.folder)).ended == "finished"
-    folder = exported(run, tmp_path / "out", dtype=dtype)
+    run = Store(tmp_path_factory.mktemp("default")).create(validate.from_values(values))
+    assert recorder.record(run, engine.execute(run.config(), run.folder)).ended == "finished"
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["", "bfloat16"])
+def test_the_default_model_is_exported_with_proof(dtype, default_run, tmp_path):
+    folder = exported(default_run, tmp_path / "out", dtype=dtype)
     found = json.loads((folder / "proof.json").read_text())
     if dtype:
         assert 0 < found["largest_difference"] < 1.5

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from tests import sweep_families, zoo
-from trsp_core import families
+from trsp_core.surgery import families
 
 ROOT = Path(__file__).resolve().parent.parent
 AIM = [

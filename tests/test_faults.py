@@ -17,11 +17,13 @@ from safetensors.numpy import load_file
 
 from tests import tiny, zygote
 from tests.test_resume import TINY
-from trsp_core import answers as an
-from trsp_core import config as configs
-from trsp_core import events, jobs, workbench
-from trsp_core.jobs import Jobs
-from trsp_core.store import Store
+from trsp_core.pruning import validate
+from trsp_core.runs import process as process_module
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Store
+from trsp_core.schema import events
+from trsp_core.schema import messages as an
+from trsp_core.workbench import client
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +33,10 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from tests import zygote
-from trsp_core import jobs
-from trsp_core.store import Store
-jobs.start = lambda run: zygote.start_run(sys.argv[2], run)
-jobs.Jobs(Store(Path(sys.argv[1])))
+from trsp_core.runs import process, queue
+from trsp_core.runs.store import Store
+process.start = lambda run: zygote.start_run(sys.argv[2], run)
+queue.Jobs(Store(Path(sys.argv[1])))
 print("up", flush=True)
 time.sleep(600)
 """
@@ -68,7 +70,7 @@ def config(tmp_path_factory):
     text.write_text(tiny.text(1200), "utf-8")
     model = tiny.save(folder / "model")
     changed = {"model": str(model), "text": str(text), "heldout": str(text), "resume_minutes": 1e-9, "device": "cpu"}
-    return configs.from_values({**TINY, **changed, "stage2_steps": 12})
+    return validate.from_values({**TINY, **changed, "stage2_steps": 12})
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def at_its_end(run, whole):
 
 def test_the_child_is_killed_and_the_run_resumed(where, config, whole, tmp_path, monkeypatch, capsys):
     dice, store, counts = random.Random(SEED), Store(tmp_path), {"injected": 0, "ended before": 0, "survived": 0}
-    monkeypatch.setattr(jobs, "start", lambda run: zygote.start_run(where, run))
+    monkeypatch.setattr(process_module, "start", lambda run: zygote.start_run(where, run))
     queue = Jobs(store)
     for _ in range(TIMES):
         run = queue.submit(config)
@@ -194,8 +196,8 @@ def test_the_workbench_is_killed_and_answers_the_next_request(where, config, mon
         pids.append(child.pid)
         return child
 
-    monkeypatch.setattr(workbench.subprocess, "Popen", popen)
-    bench = workbench.Workbench()
+    monkeypatch.setattr(client.subprocess, "Popen", popen)
+    bench = client.Workbench()
     request = an.Generate([{"model": config.model}], "The river", new_tokens=24, trace=True)
     try:
         expected = bench.read(ticket := bench.ask(request))

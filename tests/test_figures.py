@@ -15,12 +15,15 @@ import pytest
 from pages.ui import figure, knowledge, pictures, player, results, stages, strips, trials, words
 from tests import story
 from tests.test_pages import open_page, texts
-from trsp_core import events as ev
-from trsp_core import evidence, replay, report, series
-from trsp_core.config import RunConfig
-from trsp_core.record import record
-from trsp_core.state import RunState, fold
-from trsp_core.store import Run, Store
+from trsp_core.charts import frames
+from trsp_core.experiments import plan_results
+from trsp_core.export import html_report
+from trsp_core.runs import replay
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState, fold
 
 RECORDED = Run(replay.FOLDER)
 ROOT = Path(__file__).parent.parent
@@ -51,19 +54,19 @@ def test_pictures_of_stage_2_are_multiples_of_the_dense_model_on_the_same_blocks
     """Of the recorded run by hand: its probes are of the first two of its eight measured blocks."""
     state, config = RECORDED.state(), RECORDED.config()
     first = {m.state: m.losses[:2] for m in state.measured if m.domain == "calibration"}
-    levels, probes = series.times_dense(state, config)
+    levels, probes = frames.times_dense(state, config)
     for name in ("direct", "pruned"):
         rise = statistics.fmean(first[name]) - statistics.fmean(first["dense"])
         assert levels[name] == pytest.approx(math.exp(rise), rel=1e-3)
     assert levels["dense"] == 1.0
     assert probes[0][1] == pytest.approx(levels["direct"], rel=1e-3), "the curve begins at deletion at once"
     assert probes[-1][1] == pytest.approx(levels["pruned"], rel=1e-3), "and ends at the pruned model"
-    assert (series.compared(state, config), series.sample(state, config)) == ((2, 8), "2 of the 8 measured blocks")
+    assert (frames.compared(state, config), frames.sample(state, config)) == ((2, 8), "2 of the 8 measured blocks")
 
 
 def test_no_picture_has_a_figure_that_looks_like_one_of_all_blocks():
     state, config = RECORDED.state(), RECORDED.config()
-    shown = [*figure.frame(state, config)["label"], *series.probes(state, config)["label"]]
+    shown = [*figure.frame(state, config)["label"], *frames.probes(state, config)["label"]]
     numbers = [label for label in shown if re.search(r"\d\.\d", label)]
     assert len(numbers) == 3
     assert all(label.endswith("×") for label in numbers), numbers
@@ -91,25 +94,27 @@ def test_the_tile_of_a_probe_is_no_perplexity_of_all_blocks(store):
 def test_a_run_without_probes_is_drawn_from_all_blocks():
     config = RunConfig(stage2_steps=0)
     state = folded(cut(list(story.tell()), ev.LayersChosen))
-    assert series.compared(state, config) == (8, 8)
-    assert series.sample(state, config) == "all 8 measured blocks"
+    assert frames.compared(state, config) == (8, 8)
+    assert frames.sample(state, config) == "all 8 measured blocks"
     assert "times dense, on all 8 blocks" in set(figure.frame(state, config)["label"])
 
 
 def test_in_cycles_no_first_probe_passes_for_deletion_at_once():
     """It is without the first cycle's layers alone, and the others are deleted later."""
     told = [e for e in story.tell() if getattr(e, "state", "") != "direct"]
-    frame = series.probes(folded(told), dataclasses.replace(story.CONFIG, cycles=2))
+    frame = frames.probes(folded(told), dataclasses.replace(story.CONFIG, cycles=2))
     assert set(frame["model"]) == {"dense", "deleted now"}
 
 
 def test_a_report_says_it_as_the_page_does(store):
-    text = report.html(story.write(store, "finished"))
+    text = html_report.html(story.write(store, "finished"))
     assert "as a multiple of the dense model&#x27;s, on 2 of the 8 measured blocks" in text
     assert "λ₂ acts in all 10 steps of stage 2" in text
     assert "as it was when it was the least of those left" in text
     assert "KL is of the first 2 of the blocks" in text
-    assert "Measured in the calibration domain: wikipedia, 8 blocks" in report.html(story.write(store, "cancelled"))
+    assert "Measured in the calibration domain: wikipedia, 8 blocks" in html_report.html(
+        story.write(store, "cancelled")
+    )
 
 
 # -- not yet measured is no bad number
@@ -162,7 +167,9 @@ def test_no_figure_reads_nan():
     assert words.measured({}, "dense", live=True) == "being measured"
     assert words.measured({}, "dense", live=False) == "not measured"
     assert words.perplexity(math.nan) == words.perplexity(math.inf) == "not a number"
-    assert evidence.with_interval(evidence.Interval(math.nan, math.nan, math.nan)).startswith("not a number [not a")
+    assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
+        "not a number [not a"
+    )
     assert "nan" not in knowledge.told([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
     assert "nan" not in knowledge.told([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
 
@@ -173,7 +180,7 @@ def test_no_figure_reads_nan():
 def test_a_chosen_layer_keeps_its_number_and_weight_and_is_set_apart():
     """Layer 7 was taken at 0.90 as the least of all; layer 13 stays, and is at 0.65 in the end."""
     state = RECORDED.state()
-    bars = series.stack(state).query("kind == 'bar'").set_index("layer")
+    bars = frames.stack(state).query("kind == 'bar'").set_index("layer")
     assert bars.loc[7, "label"] == "no. 1 at 0.90"
     assert bars.loc[13, "weight"] < bars.loc[7, "weight"]
     assert sorted(bars.index[bars["frozen"]]) == sorted(state.chosen)
@@ -215,15 +222,15 @@ def test_a_method_without_weights_claims_none():
     told = [e for e in story.tell() if not isinstance(e, ev.StageOneStepped)]
     state = folded(cut(told, ev.LayerChosen))
     assert player.told(state) == "Stage 1. Layer 3 is chosen as no. 1: it is crossed out."
-    assert not series.stack(state)["frozen"].any()
+    assert not frames.stack(state)["frozen"].any()
     assert "weight" not in stages.winner(state)
 
 
 def test_on_deep_models_bars_are_too_thin_for_text():
-    state = story.long_state(4, series.MOST_LABELS + 1)
+    state = story.long_state(4, frames.MOST_LABELS + 1)
     chosen = folded([e for _, _, e in state.told] + [ev.LayerChosen(0, 5, 1.0)])
-    assert set(series.stack(chosen)["label"]) == {""}
-    assert series.stack(chosen)["frozen"].sum() == 1
+    assert set(frames.stack(chosen)["label"]) == {""}
+    assert frames.stack(chosen)["frozen"].sum() == 1
 
 
 def test_no_words_call_a_chosen_weight_near_nought():

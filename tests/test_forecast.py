@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from trsp_core import config, forecast
-from trsp_core.checkpoint import Facts
+from trsp_core import machine
 from trsp_core.errors import TrspError
+from trsp_core.models.inspection import Facts
+from trsp_core.pruning import forecast, validate
+from trsp_core.schema import config
 
 SMOL = Facts(
     name="smollm2-135m",
@@ -24,7 +26,7 @@ TWO_CORES = 182.0  # GFLOP/s
 
 
 def made(preset=None, rate=TWO_CORES, **settings):
-    return forecast.forecast(config.from_values(settings, preset), SMOL, rate)
+    return forecast.forecast(validate.from_values(settings, preset), SMOL, rate)
 
 
 def names(**settings):
@@ -70,8 +72,8 @@ def test_a_forecast_without_a_measured_rate_says_that_it_is_rough(tmp_path, monk
     monkeypatch.setattr(forecast, "on_gpu", lambda config: False)
     assert made(rate=None).rough
     for rate in (100.0, 300.0, 200.0):
-        forecast.write_rate(rate)
-    assert forecast.read_rate() == 200.0
+        machine.write_rate(rate)
+    assert machine.read_rate() == 200.0
     assert not made(rate=None).rough
     assert made(rate=None).seconds == made(rate=200.0).seconds
 
@@ -80,43 +82,43 @@ def test_a_forecast_without_a_measured_rate_says_that_it_is_rough(tmp_path, monk
 def test_a_damaged_record_of_the_machine_is_no_record(tmp_path, monkeypatch, content):
     monkeypatch.setenv("TRSP_HOME", str(tmp_path))
     (tmp_path / "machine.json").write_text(content)
-    assert forecast.read_rate() is None
-    forecast.write_rate(50.0)
-    assert forecast.read_rate() == 50.0
+    assert machine.read_rate() is None
+    machine.write_rate(50.0)
+    assert machine.read_rate() == 50.0
 
 
 def test_only_the_last_rates_count(tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_HOME", str(tmp_path))
-    for rate in [1.0] * 10 + [90.0] * forecast.KEPT:
-        forecast.write_rate(rate)
-    assert forecast.read_rate() == 90.0
+    for rate in [1.0] * 10 + [90.0] * machine.KEPT:
+        machine.write_rate(rate)
+    assert machine.read_rate() == 90.0
 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_failure(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRSP_HOME", str(tmp_path / "file" / "below"))
-    forecast.write_rate(100.0)
-    assert forecast.read_rate() is None
+    machine.write_rate(100.0)
+    assert machine.read_rate() is None
 
 
 def test_a_run_beyond_memory_is_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(forecast, "available_memory", lambda: 1_500_000_000)
+    monkeypatch.setattr(machine, "available_memory", lambda: 1_500_000_000)
     with pytest.raises(TrspError, match=r"needs about \d\.\d GB of memory, 1\.5 GB are free"):
         forecast.check_memory(made())
-    monkeypatch.setattr(forecast, "available_memory", lambda: 10**13)
+    monkeypatch.setattr(machine, "available_memory", lambda: 10**13)
     forecast.check_memory(made())
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
     for name, text in {"max": "4000000", "current": "3000000", "stat": "anon 5\ninactive_file 500000\n"}.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(forecast, "_CGROUPS", ((tmp_path / "max", tmp_path / "current", tmp_path / "stat"),))
-    assert forecast.available_memory() == 1_500_000
+    monkeypatch.setattr(machine, "_CGROUPS", ((tmp_path / "max", tmp_path / "current", tmp_path / "stat"),))
+    assert machine.available_memory() == 1_500_000
     (tmp_path / "max").write_text("max")
-    assert forecast.available_memory() > 10_000_000
+    assert machine.available_memory() > 10_000_000
 
 
 def test_layers_named_by_hand_are_counted():
-    by_hand = config.from_values({"method": "manual", "layers": "3,5-7"})
+    by_hand = validate.from_values({"method": "manual", "layers": "3,5-7"})
     assert forecast.how_many(by_hand, 30) == 4
     assert forecast.how_many(config.RunConfig(), 30) == 8

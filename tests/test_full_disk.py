@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trsp_core.store import Run
+from trsp_core.runs.store import Run
 
 CODE = """
 import sys
 from pathlib import Path
-from trsp_core import record
-from trsp_core.events import Noted, Progressed
-from trsp_core.store import Run
+from trsp_core.runs import recorder
+from trsp_core.schema.events import Noted, Progressed
+from trsp_core.runs.store import Run
 
 def story(folder):
     for i in range(50):
@@ -22,7 +22,7 @@ def story(folder):
     raise OSError(28, "No space left on device")
 
 run = Run(Path(sys.argv[1]))
-print(record.record(run, story(run.folder)).ended)
+print(recorder.record(run, story(run.folder)).ended)
 """
 
 
@@ -39,21 +39,21 @@ def test_a_full_disk_ends_the_run_in_writing_and_gives_the_room_back(tmp_path):
 FULL = """
 import os, sys
 from pathlib import Path
-from trsp_core import record
-from trsp_core.events import Noted
-from trsp_core.store import Run
+from trsp_core.runs import recorder
+from trsp_core.schema.events import Noted
+from trsp_core.runs.store import Run
 
 ROOM = 100_000
 run = Run(Path(sys.argv[1]))
-written = record._append
+written = recorder._append
 
 def append(file, data):  # a disk of ROOM bytes, shared by all of the run's files
     if run.size() + len(data) > ROOM:
         raise OSError(28, "No space left on device")
     written(file, data)
 
-record._append = append
-ended = record.record(run, (Noted("x" * 300) for _ in range(1000)))
+recorder._append = append
+ended = recorder.record(run, (Noted("x" * 300) for _ in range(1000)))
 print(ended.ended, run.size() <= ROOM)
 """
 
@@ -72,15 +72,15 @@ def test_events_that_fill_the_disk_leave_room_for_the_ending(tmp_path):
 CAPPED = """
 import resource, signal, sys
 from pathlib import Path
-from trsp_core import record
-from trsp_core.events import Noted
-from trsp_core.store import Run
+from trsp_core.runs import recorder
+from trsp_core.schema.events import Noted
+from trsp_core.runs.store import Run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the cap fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 run = Run(Path(sys.argv[1]))
 try:
-    record.record(run, (Noted("x" * 300) for _ in range(100)))
+    recorder.record(run, (Noted("x" * 300) for _ in range(100)))
 except OSError:
     print("no room for the ending either")
 """

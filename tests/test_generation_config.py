@@ -9,8 +9,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests import tiny
-from trsp_core import config as configs
-from trsp_core import engine, events, generate, load, measure, proof, quantized, stock, surgery
+from trsp_core.data import blocks
+from trsp_core.evaluation import generation, perplexity, stock_process
+from trsp_core.models import loading
+from trsp_core.pruning import engine, validate
+from trsp_core.schema import events
+from trsp_core.surgery import discovery, quantization, removal
 
 # For each field a value that a file can hold and that transformers loads: odd, and of effect where it is heeded.
 ODD = {
@@ -101,15 +105,17 @@ def plain(tmp_path_factory):
 
 def saved(folder, target) -> dict[str, torch.Tensor]:
     """What a run keeps of the model in `folder`, less layers 1 and 3, and what it writes by itself."""
-    model, tokenizer = load.load(str(folder), device="cpu")
-    stack = surgery.find(model)
-    with surgery.removed(stack, [1, 3]):
-        engine.save(configs.from_values(SETTINGS), stack, tokenizer, target / "model", target / "proof.safetensors")
-        _, text = generate.continuation(model, tokenizer, TEXT, 12)
-        assert min(measure.time_once(model, tiny.ids(1, 6), 4)) > 0
+    model, tokenizer = loading.load(str(folder), device="cpu")
+    stack = discovery.find(model)
+    with removal.removed(stack, [1, 3]):
+        engine.save(validate.from_values(SETTINGS), stack, tokenizer, target / "model", target / "proof.safetensors")
+        _, text = generation.continuation(model, tokenizer, TEXT, 12)
+        assert min(perplexity.time_once(model, tiny.ids(1, 6), 4)) > 0
     kept = load_file(target / "proof.safetensors")
     again = AutoModelForCausalLM.from_pretrained(target / "model")
-    written = [stock.continuation(again, kept["ids"][None], len(kept["text"]), cached) for cached in (True, False)]
+    written = [
+        stock_process.continuation(again, kept["ids"][None], len(kept["text"]), cached) for cached in (True, False)
+    ]
     return kept | {"sample": torch.tensor(list(text.encode())), "again": torch.tensor(written)}
 
 
@@ -162,10 +168,10 @@ def test_a_run_to_its_proof_with_many_odd_fields(plain, tmp_path):
     small = {"block_length": 16, "measure_length": 16, "measure_blocks": 2, "calibration_blocks": 2, "probe_blocks": 1}
     small |= {"method": "manual", "layers": "1,3", "stage2_steps": 0, "importance_blocks": 0, "kl_blocks": 1}
     text = str(tmp_path / "text.txt")
-    config = configs.from_values(SETTINGS | small | {"text": text, "heldout": text})
+    config = validate.from_values(SETTINGS | small | {"text": text, "heldout": text})
     told = list(engine.execute(config, tmp_path, (model, tiny.tokenizer())))
     assert isinstance(told[-1], events.RunFinished)
-    assert len(load_file(tmp_path / "proof.safetensors")["text"]) == proof.NEW_TOKENS
+    assert len(load_file(tmp_path / "proof.safetensors")["text"]) == blocks.NEW_TOKENS
     kept = json.loads((tmp_path / "model" / "generation_config.json").read_text())
     assert {name: kept[name] for name in odd} == odd
     assert model.generation_config.repetition_penalty == ODD["repetition_penalty"], "the model keeps its own as well"
@@ -183,5 +189,5 @@ def test_what_a_config_wants_to_be_answered_changes_nothing_either(flag, plain, 
 def test_packed_weights_spelled_out_keep_it_too():
     model = tiny.build()
     model.generation_config.eos_token_id = [2, 5]
-    plain = quantized.spelled_out(surgery.find(model), torch.bfloat16)
+    plain = quantization.spelled_out(discovery.find(model), torch.bfloat16)
     assert plain.generation_config.eos_token_id == [2, 5]

@@ -3,7 +3,8 @@
 import pytest
 
 from tests import tiny
-from trsp_core import gguf, surgery
+from trsp_core.export import gguf_layer_kinds
+from trsp_core.surgery import discovery, removal
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -38,41 +39,43 @@ def test_a_layer_changes_where_its_new_place_is_of_another_kind(model_type, step
     kinds = [alternating(step, 24, usual, other)[i] for i in kept]
     want = [new for new, old in enumerate(kept) if (old % step == step - 1) != (new % step == step - 1)]
     made = config(model_type, kinds, field)
-    got = gguf.changed(made)
+    got = gguf_layer_kinds.changed(made)
     assert sorted(layer for layers in got.values() for layer in layers) == want
-    told = gguf.warning(made)
+    told = gguf_layer_kinds.warning(made)
     assert bool(told) == bool(want)
     if want:
         assert f"Of the {len(kept)} layers here, counted from 0, {len(want)} would change" in told
-        assert gguf.VERSION in told
-    assert gguf.changed({"model_type": "whole", "text_config": made}) == got
+        assert gguf_layer_kinds.VERSION in told
+    assert gguf_layer_kinds.changed({"model_type": "whole", "text_config": made}) == got
 
 
 def test_of_ten_kept_layers_of_a_gemma_three_change():
     kept = [0, 1, 2, 3, 5, 6, 7, 8, 9, 11]
     made = config("gemma3_text", [alternating(6, 18, SLIDING, FULL)[i] for i in kept])
-    assert gguf.changed(made) == {
+    assert gguf_layer_kinds.changed(made) == {
         ("full attention", "sliding attention"): [4, 9],
         ("sliding attention", "full attention"): [5],
     }
     assert "3 would change: layers 4 and 9 from full attention to sliding attention; layer 5 from sliding" in (
-        gguf.warning(made)
+        gguf_layer_kinds.warning(made)
     )
 
 
 def test_exaone_slides_at_64_layers_alone():
     """Elsewhere llama.cpp gives full attention with RoPE to every layer."""
-    assert gguf.changed(config("exaone4", alternating(4, 64, SLIDING, FULL))) == {}
-    got = gguf.changed(config("exaone4", alternating(4, 12, SLIDING, FULL)))
+    assert gguf_layer_kinds.changed(config("exaone4", alternating(4, 64, SLIDING, FULL))) == {}
+    got = gguf_layer_kinds.changed(config("exaone4", alternating(4, 12, SLIDING, FULL)))
     assert sorted(layer for layers in got.values() for layer in layers) == list(range(12))
     assert {there for _, there in got} == {"full attention with RoPE"}
-    assert gguf.warning(config("exaone4", [FULL] * 12)) == "", "the small ones slide nowhere"
+    assert gguf_layer_kinds.warning(config("exaone4", [FULL] * 12)) == "", "the small ones slide nowhere"
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 def test_qwen_slides_nowhere(model_type):
-    assert gguf.changed(config(model_type, [FULL] * 3)) == {}
-    assert gguf.changed(config(model_type, [FULL, SLIDING])) == {("sliding attention", "full attention"): [1]}
+    assert gguf_layer_kinds.changed(config(model_type, [FULL] * 3)) == {}
+    assert gguf_layer_kinds.changed(config(model_type, [FULL, SLIDING])) == {
+        ("sliding attention", "full attention"): [1]
+    }
 
 
 @pytest.mark.parametrize(("model_type", "depth", "scalar"), [("gemma2", 46, 144), ("gemma3_text", 62, 168)])
@@ -81,31 +84,31 @@ def test_the_scale_of_the_27b_goes_by_the_number_of_layers(model_type, depth, sc
     sizes = {"query_pre_attn_scalar": scalar, "head_dim": 128, "hidden_size": 32 * scalar, "num_attention_heads": 32}
     step = 2 if model_type == "gemma2" else 6
     whole = config(model_type, alternating(step, depth, SLIDING, FULL), **sizes)
-    assert gguf.warning(whole) == ""
-    told = gguf.warning(config(model_type, alternating(step, 4 * step, SLIDING, FULL), **sizes))
+    assert gguf_layer_kinds.warning(whole) == ""
+    told = gguf_layer_kinds.warning(config(model_type, alternating(step, 4 * step, SLIDING, FULL), **sizes))
     assert f"the root of 128, not of {scalar}" in told
     assert "would change" not in told
 
 
 def test_what_was_not_looked_up_is_said_to_be_unknown():
-    assert "not checked" in gguf.warning(config("novel", [FULL, "linear_attention"]))
-    assert "not checked" in gguf.warning({"model_type": "novel", "mlp_only_layers": [1]})
+    assert "not checked" in gguf_layer_kinds.warning(config("novel", [FULL, "linear_attention"]))
+    assert "not checked" in gguf_layer_kinds.warning({"model_type": "novel", "mlp_only_layers": [1]})
     for plain in (
         config("novel", [FULL, FULL]),
         {"model_type": "llama"},
         {"model_type": "novel", "mlp_only_layers": []},
     ):
-        assert gguf.warning(plain) == ""
+        assert gguf_layer_kinds.warning(plain) == ""
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_a_config_as_it_is_saved_can_be_read(family):
     """A dense model as transformers makes it is what the pattern is for; where layers go, kinds move."""
     model = tiny.build(family)
-    stack = surgery.find(model)
-    whole = gguf.warning(model.config.to_dict())
+    stack = discovery.find(model)
+    whole = gguf_layer_kinds.warning(model.config.to_dict())
     assert (whole != "") == (family in ("qwen3", "qwen2_moe", "qwen3_moe")), whole
-    with surgery.removed(stack, [1]):
-        told = gguf.warning(model.config.to_dict())
+    with removal.removed(stack, [1]):
+        told = gguf_layer_kinds.warning(model.config.to_dict())
     moved = ("gemma2", "qwen3", "smollm3", "qwen2_moe", "qwen3_moe")
     assert (told != "") == (family in moved), told

@@ -8,12 +8,12 @@ import threading
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import glossary, guide
+from pages.ui import glossary, guide, lessons
+from pages.ui.lessons import Lesson, Step
 from tests.test_pages import open_page, texts
-from trsp_core import lessons, replay
 from trsp_core.errors import TrspError
-from trsp_core.lessons import Lesson, Step
-from trsp_core.store import Store
+from trsp_core.runs import replay
+from trsp_core.runs.store import Store
 
 
 @pytest.fixture(autouse=True)

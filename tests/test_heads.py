@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from tests import tiny
-from trsp_core import heads, measure, surgery
-from trsp_core.lab import next_token_loss
+from trsp_core.evaluation import perplexity
+from trsp_core.evaluation.losses import next_token_loss
+from trsp_core.perf import compilation, head_loss
+from trsp_core.surgery import discovery, training
 
 
 def built(dtype=torch.float64, bias=False, tied=True, seed=0):
@@ -21,8 +23,8 @@ def built(dtype=torch.float64, bias=False, tied=True, seed=0):
 
 
 def taught(model, ids, teacher=None, share=0.0):
-    with heads.withheld(model), heads.withheld(teacher) if teacher else contextlib.nullcontext():
-        return heads.taught(model, ids, teacher, share)
+    with head_loss.withheld(model), head_loss.withheld(teacher) if teacher else contextlib.nullcontext():
+        return head_loss.taught(model, ids, teacher, share)
 
 
 def plain(model, ids, teacher=None, share=0.0):
@@ -39,11 +41,11 @@ def plain(model, ids, teacher=None, share=0.0):
 @pytest.fixture(params=[False, True], ids=["in slices", "whole rows"])
 def whole(request, monkeypatch) -> bool:
     """Logits in slices of the vocabulary, as on a CPU, and in whole rows, as on a GPU; a few rows at once."""
-    monkeypatch.setattr(heads, "SLICE", 40)
-    monkeypatch.setattr(heads, "READ", 16)
+    monkeypatch.setattr(head_loss, "SLICE", 40)
+    monkeypatch.setattr(head_loss, "READ", 16)
     if request.param:
-        monkeypatch.setattr(heads, "_whole", lambda table: True)
-        monkeypatch.setattr(heads, "ROOM", 9 * 4 * tiny.V)
+        monkeypatch.setattr(head_loss, "_whole", lambda table: True)
+        monkeypatch.setattr(head_loss, "ROOM", 9 * 4 * tiny.V)
     return request.param
 
 
@@ -52,9 +54,9 @@ def whole(request, monkeypatch) -> bool:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_values_and_gradients_are_those_of_the_plain_loss(monkeypatch, whole, rows, tied, bias, share):
-    monkeypatch.setattr(heads, "ROWS", rows)
+    monkeypatch.setattr(head_loss, "ROWS", rows)
     model, teacher, ids = built(torch.float32, bias, tied), built(torch.float32, seed=1), tiny.ids(3, 14)
-    assert heads.projects(model, ids)
+    assert head_loss.projects(model, ids)
     found, wanted = taught(model, ids, teacher, share), plain(model, ids, teacher, share)
     assert found[0].item() == pytest.approx(wanted[0].item(), rel=1e-6)
     assert found[1].item() == pytest.approx(wanted[1].item(), rel=1e-6)
@@ -70,10 +72,10 @@ def test_values_and_gradients_are_those_of_the_plain_loss(monkeypatch, whole, ro
 
 def test_frozen_weights_get_no_gradient_and_states_do():
     model, ids = built(torch.float32), tiny.ids(2, 12)
-    with surgery.learning(model, list(surgery.find(model).layers[0].parameters())):
+    with training.learning(model, list(discovery.find(model).layers[0].parameters())):
         taught(model, ids)[1].backward()
         assert model.get_output_embeddings().weight.grad is None
-        assert all(p.grad is not None for p in surgery.find(model).layers[0].parameters())
+        assert all(p.grad is not None for p in discovery.find(model).layers[0].parameters())
 
 
 def test_without_gradients_it_is_a_figure_alone():
@@ -92,7 +94,7 @@ def test_a_head_that_does_more_than_project_is_seen():
         return told
 
     model.forward = capped
-    assert not heads.projects(model, ids)
+    assert not head_loss.projects(model, ids)
 
 
 def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_loss(whole):
@@ -107,14 +109,14 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_plain_loss(whole):
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_gradient_before_a_frozen_head_needs_no_logits_at_all(monkeypatch, whole, bias, dtype):
     """Against the plain loss, with rows and slices that do not divide their tables, and a logit beyond exp's range."""
-    monkeypatch.setattr(heads, "READ", 7)
+    monkeypatch.setattr(head_loss, "READ", 7)
     model, ids = built(dtype, tied=False), tiny.ids(3, 14)
-    layer = surgery.find(model).layers[0]
+    layer = discovery.find(model).layers[0]
     with torch.no_grad():
         model.lm_head.weight[-1] *= 1e3
         model.lm_head.bias = torch.nn.Parameter(torch.randn(tiny.V, dtype=dtype)) if bias else None
     own, wanted = [], []
-    with surgery.learning(model, list(layer.parameters())):
+    with training.learning(model, list(layer.parameters())):
         for loss, kept in ((taught, own), (plain, wanted)):
             value = loss(model, ids)[1]
             (3 * value).backward()
@@ -137,7 +139,7 @@ def test_slopes_by_the_logits_are_autograds_and_the_same_compiled(teacher, dtype
     nats = -logs.gather(1, wanted[:, None]).squeeze(1)
     apart = F.kl_div(logs, says, reduction="none", log_target=True).sum(-1) if teacher else 0 * nats
     ((1 - share) * nats + share * apart).sum().backward()
-    for how in (heads.slopes, surgery.compiled(heads.slopes, "aot_eager")):
+    for how in (head_loss.slopes, compilation.compiled(head_loss.slopes, "aot_eager")):
         found = how(logits.clone(), wanted, says, share)
         assert torch.allclose(found[0], nats, rtol=1e-5)
         assert torch.allclose(found[1], apart, atol=1e-6)
@@ -147,20 +149,20 @@ def test_slopes_by_the_logits_are_autograds_and_the_same_compiled(teacher, dtype
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_nats_of_each_token_are_those_of_the_plain_loss(monkeypatch, whole, bias):
-    monkeypatch.setattr(heads, "READ", 7)
+    monkeypatch.setattr(head_loss, "READ", 7)
     model, ids = built(torch.float32, bias), tiny.ids(3, 14)
     with torch.inference_mode():
         wanted = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids)
-        with heads.withheld(model):
-            assert torch.allclose(heads.nats(model, ids), wanted, rtol=1e-5, atol=1e-6)
+        with head_loss.withheld(model):
+            assert torch.allclose(head_loss.nats(model, ids), wanted, rtol=1e-5, atol=1e-6)
     assert "forward" not in vars(model.get_output_embeddings())
 
 
 def test_measuring_holds_no_logits_unless_somebody_watches_them():
     model, ids = built(torch.float32), tiny.ids(6, 14)
     seen = []
-    watched = list(measure.block_losses(model, ids, seen.append))
-    alone = list(measure.block_losses(model, ids))
+    watched = list(perplexity.block_losses(model, ids, seen.append))
+    alone = list(perplexity.block_losses(model, ids))
     assert [x for part in alone for x in part] == pytest.approx([x for part in watched for x in part], rel=1e-6)
     assert sum(len(logits) for logits in seen) == 6
 
@@ -168,22 +170,22 @@ def test_measuring_holds_no_logits_unless_somebody_watches_them():
 @pytest.mark.parametrize(("room", "passes"), [(100, 1), (39, 1), (20, 2), (13, 3), (1, 39)])
 def test_whole_rows_are_taken_as_many_at_once_as_there_is_room_for(monkeypatch, room, passes):
     """For a figure and for a gradient: 3 blocks of 14 tokens are 39 rows."""
-    monkeypatch.setattr(heads, "_whole", lambda table: True)
-    monkeypatch.setattr(heads, "ROOM", room * 4 * tiny.V)
+    monkeypatch.setattr(head_loss, "_whole", lambda table: True)
+    monkeypatch.setattr(head_loss, "ROOM", room * 4 * tiny.V)
     model, ids = built(torch.float32), tiny.ids(3, 14)
-    asked, real = [], heads.F.linear
+    asked, real = [], head_loss.F.linear
 
     def counted(rows, weight, bias=None):
         if weight is model.lm_head.weight:
             asked.append(len(rows))
         return real(rows, weight, bias)
 
-    with heads.withheld(model):
+    with head_loss.withheld(model):
         states = model(input_ids=ids, use_cache=False).logits.detach().requires_grad_()
-        monkeypatch.setattr(heads.F, "linear", counted)
-        heads.nats_given(model, states.detach(), ids)
+        monkeypatch.setattr(head_loss.F, "linear", counted)
+        head_loss.nats_given(model, states.detach(), ids)
         assert (len(asked), sum(asked)) == (passes, 39)
         asked.clear()
         rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-        heads._Whole.apply(rows, model.lm_head.weight, None, targets, 0.0, None, heads.slopes)
+        head_loss._Whole.apply(rows, model.lm_head.weight, None, targets, 0.0, None, head_loss.slopes)
         assert (len(asked), sum(asked)) == (passes, 39)

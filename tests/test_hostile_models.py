@@ -11,10 +11,11 @@ import pytest
 
 from tests import tiny
 from tests.test_models import folder, refusal, weights  # noqa: F401 - `folder` is a fixture
-from trsp_core import columns, load, templates
-from trsp_core.answers import Variant
 from trsp_core.errors import TrspError
-from trsp_core.shelf import Shelf
+from trsp_core.models import loading
+from trsp_core.schema.messages import Variant
+from trsp_core.workbench import chat_template, side_by_side
+from trsp_core.workbench.model_cache import Shelf
 
 ASK = [{"role": "user", "content": "Hello"}]
 
@@ -70,7 +71,7 @@ def test_a_config_that_lies_about_its_weights_is_a_refusal_and_takes_no_memory(m
     reconfigure(model, **changes)
     before = psutil.Process().memory_info().rss
     with pytest.raises(TrspError) as caught:
-        load.load(str(model))
+        loading.load(str(model))
     assert caught.value.remedy
     assert psutil.Process().memory_info().rss - before < 200e6
 
@@ -91,7 +92,7 @@ def test_a_config_that_lies_about_its_weights_is_a_refusal_and_takes_no_memory(m
 def test_what_is_wrong_with_a_config_is_not_blamed_on_the_tokenizer(model, changes, words):
     reconfigure(model, **changes)
     with pytest.raises(TrspError) as raised:
-        load.load(str(model))
+        loading.load(str(model))
     assert words in raised.value.message
     assert "config.json" in raised.value.remedy
     assert "okenizer" not in str(raised.value)
@@ -133,7 +134,7 @@ def test_a_header_that_lies_is_refused(folder, name, entry):  # noqa: F811
 def test_damage_that_the_headers_do_not_show_is_a_refusal(model):
     (model / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": 3}}')
     with pytest.raises(TrspError, match="tokenizer"):
-        load.load(str(model))
+        loading.load(str(model))
 
 
 HOSTILE = {
@@ -147,7 +148,7 @@ HOSTILE = {
     "it reaches out": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "it does not parse": "{% for %}",
     "it complains": "{{ raise_exception('never') }}",
-    "it is long": "x" * (templates.LONGEST + 1),
+    "it is long": "x" * (chat_template.LONGEST + 1),
 }
 
 
@@ -155,11 +156,11 @@ HOSTILE = {
 def test_a_hostile_chat_template_is_refused_in_bounded_time_and_memory(name, monkeypatch):
     tokenizer = tiny.tokenizer().__class__(tokenizer_object=tiny.tokenizer().backend_tokenizer)
     tokenizer.chat_template = HOSTILE[name]
-    monkeypatch.setattr(templates, "SECONDS", 2)
+    monkeypatch.setattr(chat_template, "SECONDS", 2)
     began, before, others = time.monotonic(), psutil.Process().memory_info().rss, psutil.Process().children()
     with pytest.raises(TrspError, match="chat template"):
-        templates.render(tokenizer, ASK)
-    assert time.monotonic() - began < 2 * templates.SECONDS + 5
+        chat_template.render(tokenizer, ASK)
+    assert time.monotonic() - began < 2 * chat_template.SECONDS + 5
     assert psutil.Process().memory_info().rss - before < 100e6
     assert psutil.Process().children() == others
 
@@ -170,7 +171,7 @@ def test_a_template_in_bounds_gives_the_tokens_that_transformers_gives(model):
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     held = Shelf().take(Variant(str(model)))
-    ids, chat = columns.encode(held, "The river 'crosses' the città", True)
+    ids, chat = side_by_side.encode(held, "The river 'crosses' the città", True)
     said = [{"role": "user", "content": "The river 'crosses' the città"}]
     theirs = held.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True).input_ids
     assert chat

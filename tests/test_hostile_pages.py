@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from tests import story
 from tests.test_hostile import HOSTILE, KEPT, LETTERS, ONE_OF_EACH, SETTINGS, TOLD, as_bytes, damaged, lines, many
 from tests.test_pages import open_page
-from trsp_core import answers as an
-from trsp_core import points
-from trsp_core import state as states
-from trsp_core.config import KNOBS
-from trsp_core.state import RunState
-from trsp_core.store import Store
+from trsp_core.experiments import grid_results
+from trsp_core.runs.store import Store
+from trsp_core.schema import messages as an
+from trsp_core.schema import run_state as states
+from trsp_core.schema.config import KNOBS
+from trsp_core.schema.run_state import RunState
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(file.stem for file in (ROOT / "pages" / "views").glob("*.py"))
@@ -115,8 +115,8 @@ def _other_events(seed: int) -> bytes:
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(MANY // 3, marks=pytest.mark.slow)])
 def test_the_evidence_page_shows_a_damaged_record(store, cases, capsys):
-    document = json.loads((points.shipped() / "length.json").read_text("utf-8"))
-    folder = points.local(store.root)
+    document = json.loads((grid_results.shipped() / "length.json").read_text("utf-8"))
+    folder = grid_results.local(store.root)
     folder.mkdir(parents=True)
 
     def law(content):

@@ -9,9 +9,12 @@ import pytest
 
 from pages.ui import uploads
 from tests import story
-from trsp_core import export, questions, store, texts
+from trsp_core.data import corpora
 from trsp_core.errors import TrspError
-from trsp_core.store import Store
+from trsp_core.evaluation import questions
+from trsp_core.export import checkpoint
+from trsp_core.runs import store
+from trsp_core.runs.store import Store
 
 LONG = 100_000_000  # bytes
 
@@ -24,7 +27,7 @@ def long_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("read", [lambda p: texts.read(str(p)), lambda p: questions.read(str(p), "news", 5)])
+@pytest.mark.parametrize("read", [lambda p: corpora.read(str(p)), lambda p: questions.read(str(p), "news", 5)])
 def test_a_file_with_a_line_of_100_mb_is_refused_unread(long_file, read):
     tracemalloc.start()
     try:
@@ -44,9 +47,9 @@ def test_a_visitor_cannot_bring_one(long_file, tmp_path):
 def test_a_text_that_is_one_word_is_cut_into_pieces_that_a_tokenizer_can_take(tmp_path):
     path = tmp_path / "word.txt"
     path.write_bytes(b"a" * 3_000_000 + bytes(str(list(range(400_000))).replace(" ", ""), "ascii"))
-    corpus = texts.read(str(path))
-    assert max(map(len, corpus.articles)) <= texts.PIECE + texts.LONGEST_WORD
-    assert sum(map(len, texts.pieces(path.read_text()))) == path.stat().st_size, "nothing is lost where it is cut"
+    corpus = corpora.read(str(path))
+    assert max(map(len, corpus.articles)) <= corpora.PIECE + corpora.LONGEST_WORD
+    assert sum(map(len, corpora.pieces(path.read_text()))) == path.stat().st_size, "nothing is lost where it is cut"
 
 
 def test_an_event_of_100_mb_is_left_out_and_the_others_are_read(tmp_path):
@@ -78,7 +81,7 @@ def test_no_archive_unfolds_to_gigabytes(tmp_path):
         (run.exports_folder / f"{name}.zip").write_bytes(content[:-9] if name == "torn" else b"")
     tracemalloc.start()
     try:
-        assert [a.told for a in export.archives(run)] == ["It answers alike."]
+        assert [a.told for a in checkpoint.archives(run)] == ["It answers alike."]
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()

@@ -8,18 +8,21 @@ import time
 import pytest
 
 from tests import story
-from trsp_core import events, jobs, record
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.jobs import Jobs
-from trsp_core.store import Store
+from trsp_core.runs import process, recorder
+from trsp_core.runs import queue as jobs
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Store
+from trsp_core.schema import events
+from trsp_core.schema.config import RunConfig
 
 # What a child does instead of pruning: it waits for a file `go`, or to be cancelled, then ends in writing.
 CHILD = """
 import sys, time
 from pathlib import Path
-from trsp_core import events, record
-from trsp_core.store import Run
+from trsp_core.schema import events
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Run
 run = Run(Path(sys.argv[1]))
 def story():
     yield events.PhaseStarted("choose")
@@ -27,7 +30,7 @@ def story():
         yield events.Noted("waiting")
         time.sleep(0.02)
     yield events.RunFinished(1)
-record.record(run, story())
+recorder.record(run, story())
 """
 
 
@@ -40,7 +43,7 @@ def runs(tmp_path, monkeypatch):
         children.append(child)
         return child
 
-    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(process, "start", start)
     yield Store(tmp_path)
     for child in children:
         child.kill()
@@ -123,8 +126,8 @@ def test_a_run_that_does_not_stop_is_made_to(runs, monkeypatch):
     deaf = CHILD.replace("record.record(run, story())", "exec(DEAF)").replace("import sys", "DEAF = '''\n"
         "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "with run.hold():\n    time.sleep(600)\n'''\nimport sys", 1)  # fmt: skip
-    original = jobs.start
-    monkeypatch.setattr(jobs, "start", lambda run: original(run, deaf))
+    original = process.start
+    monkeypatch.setattr(process, "start", lambda run: original(run, deaf))
     monkeypatch.setattr(jobs, "GRACE", 0.3)
     queue = Jobs(runs)
     run = queue.submit(RunConfig())
@@ -135,9 +138,9 @@ def test_a_run_that_does_not_stop_is_made_to(runs, monkeypatch):
 
 
 def test_a_child_that_dies_at_once_leaves_a_lost_run_and_the_queue_goes_on(runs, monkeypatch):
-    original = jobs.start
+    original = process.start
     programs = iter(["raise SystemExit(7)", CHILD])
-    monkeypatch.setattr(jobs, "start", lambda run: original(run, next(programs)))
+    monkeypatch.setattr(process, "start", lambda run: original(run, next(programs)))
     queue = Jobs(runs)
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     until(lambda: first.status() == "lost")
@@ -175,7 +178,7 @@ def test_a_deleted_run_in_the_queue_is_skipped(runs):
 def test_the_real_child_runs_the_shell_and_ends_bad_input_in_writing(tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_HOME", str(tmp_path / "home"))
     run = Store(tmp_path / "runs").create(RunConfig(model="nowhere"))
-    assert jobs.start(run).wait() == 3
+    assert process.start(run).wait() == 3
     assert "There is no model 'nowhere'" in run.state().failure.message
     assert run.status() == "failed"
 
@@ -183,7 +186,7 @@ def test_the_real_child_runs_the_shell_and_ends_bad_input_in_writing(tmp_path, m
 def test_what_ended_is_not_started_again(runs):
     run = runs.create(RunConfig())
     (run.folder / "queued").touch()
-    record.record(run, (e for e in [events.RunFinished(0)]))
+    recorder.record(run, (e for e in [events.RunFinished(0)]))
     again = Jobs(runs)
     assert again.place(run.id) == 0
     assert run.status() == "finished"
@@ -191,7 +194,7 @@ def test_what_ended_is_not_started_again(runs):
 
 def test_a_closed_queue_starts_nothing_and_the_next_one_takes_over(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(jobs, "start", lambda run: started.append(run.id) or story.no_child(run))
+    monkeypatch.setattr(process, "start", lambda run: started.append(run.id) or story.no_child(run))
     store = Store(tmp_path)
     first = Jobs(store)
     first.close()

@@ -15,9 +15,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests import tiny, zoo
-from trsp_core import config, engine, forecast, proof, record, stock
-from trsp_core import events as ev
-from trsp_core.store import Run, Store
+from trsp_core import machine
+from trsp_core.evaluation import stock_process, verification
+from trsp_core.pruning import engine, forecast, validate
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
 
 SMALL = {
     "block_length": 16,
@@ -51,11 +54,11 @@ def run(tmp_path, tiny_model, text) -> Run:
 
 def made(root: Path, model: Path, text: Path, **settings) -> Run:
     values = {"model": str(model), "text": str(text), "heldout": str(text), **SMALL, **settings}
-    return Store(root / "runs").create(config.from_values(values))
+    return Store(root / "runs").create(validate.from_values(values))
 
 
 def recorded(run: Run, watch=None):
-    return record.record(run, engine.execute(run.config(), run.folder), watch)
+    return recorder.record(run, engine.execute(run.config(), run.folder), watch)
 
 
 def spoil_weights(folder: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_model_that_was_proved_lies_in_its_place_with_what_it_computed(tmp_pat
     state = recorded(run)
     assert state.ended == "finished"
     assert sorted(part.name for part in run.folder.iterdir() if "model" in part.name) == ["model", "trained-model"]
-    assert proof.check(run.model_folder, run.proof_file).problems == []
+    assert verification.check(run.model_folder, run.proof_file).problems == []
     told = [event for _, _, event in state.told]
     begun = told.index(ev.PhaseStarted("save", 4))
     assert [event.done for event in told[begun:] if isinstance(event, ev.Progressed)] == [1, 2, 3, 4]
@@ -133,7 +136,7 @@ def test_odd_families_are_kept_and_proved(model_type, fields, tmp_path, text):
 
 
 def children() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if any("stock.py" in word for word in c.cmdline())]
+    return [c for c in psutil.Process().children() if any("stock_process.py" in word for word in c.cmdline())]
 
 
 def test_a_run_is_stopped_while_its_model_is_proved(run):
@@ -155,7 +158,7 @@ def test_a_run_is_stopped_while_its_model_is_proved(run):
 def test_the_fresh_process_ends_with_whoever_asked_it(tiny_model, tmp_path):
     """A parent that is killed can end nobody: its child sees stdin end."""
     child = subprocess.Popen(
-        [sys.executable, "-I", stock.__file__, str(tiny_model), str(tmp_path / "logits")],
+        [sys.executable, "-I", stock_process.__file__, str(tiny_model), str(tmp_path / "logits")],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -185,7 +188,7 @@ def test_a_fresh_process_that_was_killed_for_memory_says_so(run, monkeypatch):
 def test_memory_that_is_gone_by_then_is_told_before_the_fresh_process_starts(run, monkeypatch):
     def take(state, event) -> None:
         if isinstance(event, ev.PhaseStarted) and event.name == "save":
-            monkeypatch.setattr(forecast, "available_memory", lambda: 10**8)
+            monkeypatch.setattr(machine, "available_memory", lambda: 10**8)
 
     state = recorded(run, take)
     assert state.ended == "failed"
@@ -194,10 +197,10 @@ def test_memory_that_is_gone_by_then_is_told_before_the_fresh_process_starts(run
 
 
 def test_the_forecast_counts_the_fresh_process(tiny_model):
-    from trsp_core import models
+    from trsp_core.models import catalog
 
-    facts = models.facts(str(tiny_model))
-    direct = config.from_values({"stage2_steps": 0, "method": "random", "save_model": True, "measure_length": 16})
-    without = config.from_values({"stage2_steps": 0, "method": "random", "save_model": False, "measure_length": 16})
+    facts = catalog.facts(str(tiny_model))
+    direct = validate.from_values({"stage2_steps": 0, "method": "random", "save_model": True, "measure_length": 16})
+    without = validate.from_values({"stage2_steps": 0, "method": "random", "save_model": False, "measure_length": 16})
     assert forecast.peak_bytes(direct, facts) >= forecast.peak_bytes(without, facts) + 0.9 * forecast.BASE
     assert forecast.forecast(direct, facts, 100.0).seconds > forecast.forecast(without, facts, 100.0).seconds + 4

@@ -1,22 +1,25 @@
 """The laws of the design, held against the code itself."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from trsp_core import config
+from trsp_core.schema import config
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
-TORCH_FREE = ("errors", "knobs", "config", "events", "state", "store", "record", "jobs", "models", "checkpoint",
-              "downloads", "hub", "forecast", "texts", "data", "methods", "families", "workbench", "evidence", "plans",
-              "intervals", "questions", "grids", "crew", "sweep", "points", "agenda", "series", "drawings", "palette",
-              "card", "proof", "export", "upload", "errands", "curves", "report", "lessons",
-              "replay", "resume", "schedules", "limits", "housekeeping", "leash", "vocabulary")  # fmt: skip
+# A package imports only what stands before it, and nothing of its own rank. "" is the folder itself.
+RANKS = (("",), ("schema",), ("surgery", "charts"), ("models",), ("data", "perf"), ("evaluation",), ("pruning",),
+         ("runs",), ("experiments", "workbench", "export"), ("cli",))  # fmt: skip
+TORCH_FREE = ("", "schema", "charts", "models", "data", "runs", "experiments", "export", "cli")
+TORCH_FREE_BESIDE = ("surgery.families", "evaluation.intervals", "evaluation.questions", "evaluation.tasks",
+                     "evaluation.verification", "pruning.methods", "pruning.forecast", "pruning.preflight",
+                     "pruning.progress", "pruning.validate", "workbench.client", "workbench.transcript")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:
@@ -41,8 +44,59 @@ def test_no_streamlit_in_the_core():
     assert [f.name for f in CORE if "streamlit" in imports(f)] == []
 
 
-def test_the_torch_free_half_loads_no_torch():
-    assert loaded_by("from trsp_core import " + ", ".join(TORCH_FREE)) == set()
+def module(file: Path) -> str:
+    """`surgery.stack` for a file of the core."""
+    return ".".join(file.relative_to(ROOT / "trsp_core").with_suffix("").parts).removesuffix(".__init__")
+
+
+def package(name: str) -> str:
+    return name.partition(".")[0] if "." in name or (ROOT / "trsp_core" / name).is_dir() else ""
+
+
+def graph() -> dict[str, set[str]]:
+    """The modules of the core that each of them imports, wherever in it, and be it for types alone."""
+    names = {module(file) for file in CORE}
+    edges: dict[str, set[str]] = {}
+    for file in CORE:
+        found = edges.setdefault(module(file), set())
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.removeprefix("trsp_core.") for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("trsp_core."):
+                base = f"{node.module}.".removeprefix("trsp_core.")
+                for alias in node.names:
+                    found.add(base + alias.name if base + alias.name in names else base.removesuffix("."))
+        edges[module(file)] = (found & names) - {module(file), "", "__init__"}
+    return edges
+
+
+def test_every_package_imports_only_what_stands_below_it():
+    rank = {name: n for n, names in enumerate(RANKS) for name in names}
+    upward = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        if not name.startswith("__")
+        for other in others
+        if package(name) != package(other) and rank[package(other)] >= rank[package(name)]
+    ]
+    assert upward == []
+
+
+def test_charts_need_the_schema_alone():
+    assert {package(o) for n, others in graph().items() if package(n) == "charts" for o in others} <= {
+        "", "schema", "charts"
+    }  # fmt: skip
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graphlib.TopologicalSorter(graph()).prepare()  # raises CycleError
+
+
+def test_packages_without_torch_load_none():
+    modules = [module(f) for f in CORE if package(module(f)) in TORCH_FREE and not module(f).startswith("__")]
+    modules = [name for name in [*modules, *TORCH_FREE_BESIDE] if name]
+    assert len(modules) > 50
+    assert loaded_by("\n".join(f"import trsp_core.{name}" for name in modules)) == set()
 
 
 def test_the_app_and_all_pages_load_no_torch():
@@ -74,7 +128,7 @@ def test_every_knob_says_what_it_is():
 
 def test_no_prints_in_the_core_outside_the_shell():
     for file in CORE:
-        if file.name != "__main__.py":
+        if file.parent.name != "cli":
             calls = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.Call)]
             assert not [c for c in calls if getattr(c.func, "id", "") == "print"], file.name
 

@@ -11,11 +11,13 @@ import streamlit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pages.ui import lessons
+from pages.ui.lessons import Lesson, Step
 from tests.test_config import JSON, settings
 from tests.test_pages import ROOT, open_page
-from trsp_core import config, lessons
 from trsp_core.errors import TrspError
-from trsp_core.lessons import Lesson, Step
+from trsp_core.pruning import validate
+from trsp_core.schema import config
 
 LETTERS = st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00")
 
@@ -28,7 +30,7 @@ def words(most: int, least: int = 1):
 def usable(draw):
     chosen = draw(settings())
     with contextlib.suppress(TrspError):
-        made = config.from_values(chosen, "quick")
+        made = validate.from_values(chosen, "quick")
         return {name: getattr(made, name) for name in chosen}
     return {}
 
@@ -167,7 +169,10 @@ def test_what_ships_can_be_used_named_and_put_into_a_link():
         assert lessons.find(name) == lesson
         assert lessons.find(lessons.pack(lesson)) == lesson
         for step in lesson.steps:
-            assert config.check(config.from_values(step.form()), n_layers=30, max_length=8192) == [], (name, step.title)
+            assert validate.check(validate.from_values(step.form()), n_layers=30, max_length=8192) == [], (
+                name,
+                step.title,
+            )
     for tour in ("two-minutes", "twenty-minutes"):
         assert 6 <= len(there[tour].steps) <= 8
 
@@ -200,4 +205,4 @@ def test_a_step_fills_the_whole_form():
     changed = dataclasses.replace(step, settings={"lambda_1": 0.5})
     assert set(changed.form()) == set(config.KNOBS)
     assert changed.form() == step.form() | {"lambda_1": 0.5}
-    assert config.from_values(step.form()) == config.from_values({}, "quick")
+    assert validate.from_values(step.form()) == validate.from_values({}, "quick")

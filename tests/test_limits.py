@@ -14,18 +14,23 @@ from pages.ui import uploads
 from tests import story
 from tests.test_jobs import go, runs, until  # noqa: F401 - a fixture
 from tests.test_pages import open_page
-from trsp_core import answers as an
-from trsp_core import bench, downloads, export, housekeeping, limits, models
-from trsp_core import config as configs
-from trsp_core.agenda import Agenda
-from trsp_core.config import RunConfig
-from trsp_core.downloads import Fetches
-from trsp_core.errands import Errands
+from trsp_core import paths
 from trsp_core.errors import TrspError
-from trsp_core.jobs import Jobs
-from trsp_core.limits import DEMO, OPEN
-from trsp_core.store import Store, runs_root
-from trsp_core.workbench import Workbench
+from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.export import checkpoint
+from trsp_core.export.export_queue import Errands
+from trsp_core.models import download
+from trsp_core.models.download import Fetches
+from trsp_core.paths import runs_root
+from trsp_core.pruning import validate
+from trsp_core.runs import limits, retention
+from trsp_core.runs.limits import DEMO, OPEN
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Store
+from trsp_core.schema import messages as an
+from trsp_core.schema.config import RunConfig
+from trsp_core.workbench import worker
+from trsp_core.workbench.client import Workbench
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def demo(monkeypatch):
 
 
 def settings(**changed):
-    return dataclasses.replace(configs.from_values({}, "quick"), **changed)
+    return dataclasses.replace(validate.from_values({}, "quick"), **changed)
 
 
 def test_one_setting_turns_the_demo_on(monkeypatch):
@@ -57,7 +62,7 @@ def test_the_open_mode_refuses_nothing(tmp_path):
 
 @pytest.mark.parametrize("preset", ["quick", "standard"])
 def test_a_demo_takes_its_presets(preset, tmp_path):
-    config = configs.from_values({}, preset)
+    config = validate.from_values({}, preset)
     assert [p.message for p in DEMO.check_run(config, tmp_path)] == []
 
 
@@ -132,15 +137,18 @@ def test_a_run_whose_time_is_over_is_stopped_and_says_so(runs):  # noqa: F811
 
 
 def test_a_demo_asks_no_hub_and_pushes_nothing(demo, runs):  # noqa: F811
-    for asked in (lambda: downloads.search("llama"), lambda: downloads.look("owner/name")):
+    for asked in (
+        lambda: download.search("llama", limits.current()),
+        lambda: download.look("owner/name", limits.current()),
+    ):
         with pytest.raises(TrspError, match="only the models"):
             asked()
-    fetches = Fetches()
+    fetches = Fetches(limits.current())
     fetches.start("owner/name")
     until(lambda: not fetches.look("owner/name").running)
     assert "only the models" in fetches.look("owner/name").refusal.message
     with pytest.raises(TrspError, match="uploads nothing"):
-        next(iter(export.export(story.write(runs, "finished"), push="owner/name", token="t")))
+        next(iter(checkpoint.export(story.write(runs, "finished"), push="owner/name", token="t")))
     with pytest.raises(TrspError, match="no plans"):
         Agenda(runs, Jobs(runs)).start("ablation")
 
@@ -178,7 +186,7 @@ def aged(run, days):
     """`run` as if its last event were so old."""
     for file in (run.events_file, run.folder / "config.json"):
         if file.exists():
-            at = file.stat().st_mtime - days * housekeeping.DAY
+            at = file.stat().st_mtime - days * retention.DAY
             os.utime(file, (at, at))
     return run
 
@@ -193,10 +201,10 @@ def test_old_runs_go_and_those_that_somebody_needs_stay(tmp_path):
     kept.keep(True)
     with story.running(store) as live:
         aged(live, 8)
-        assert set(housekeeping.sweep(store, bounds, {watched.id})) == {old.id, orphan.id}
+        assert set(retention.sweep(store, bounds, {watched.id})) == {old.id, orphan.id}
     assert {r.id for r in store.runs()} == {fresh.id, kept.id, watched.id, waiting.id, live.id}
     kept.keep(False)
-    assert kept.id in housekeeping.sweep(store, bounds)
+    assert kept.id in retention.sweep(store, bounds)
 
 
 def test_a_full_quota_takes_the_oldest_first_and_stops_when_it_is_enough(tmp_path):
@@ -205,20 +213,20 @@ def test_a_full_quota_takes_the_oldest_first_and_stops_when_it_is_enough(tmp_pat
     for run in many:
         (run.folder / "weights").write_bytes(b"x" * 100_000)
     many[0].keep(True)
-    assert housekeeping.sweep(store, dataclasses.replace(OPEN, disk_bytes=360_000)) == [many[1].id, many[2].id]
+    assert retention.sweep(store, dataclasses.replace(OPEN, disk_bytes=360_000)) == [many[1].id, many[2].id]
 
 
 def test_the_open_mode_deletes_no_run(tmp_path):
     store = Store(tmp_path)
     run = aged(story.write(store, "finished"), 5000)
-    assert housekeeping.sweep(store, OPEN) == []
+    assert retention.sweep(store, OPEN) == []
     assert store.runs() == [run]
 
 
 def test_a_clock_that_jumps_back_sweeps_nothing(tmp_path):
     store = Store(tmp_path)
     run = aged(story.write(store, "finished"), -400)
-    assert housekeeping.sweep(store, DEMO) == []
+    assert retention.sweep(store, DEMO) == []
     assert store.runs() == [run]
 
 
@@ -230,7 +238,7 @@ def test_what_killed_processes_left_is_cleared_up(tmp_path):
     (run.folder / ".model.partial").mkdir()
     (run.folder / ".resume.safetensors.partial").write_bytes(b"x")
     (run.folder / ".tmpab12CD").write_bytes(b"x")  # of safetensors
-    housekeeping.sweep(store, OPEN)
+    retention.sweep(store, OPEN)
     assert list(tmp_path.glob(".*")) == list(run.folder.glob(".*")) == []
 
 
@@ -266,7 +274,8 @@ def test_a_run_goes_first_while_it_is_at_work(runs):  # noqa: F811
 @pytest.mark.parametrize(("second", "rests"), [(True, 1), (False, 0)])
 def test_a_step_that_had_to_wait_is_followed_by_a_rest(monkeypatch, second, rests):
     rested: list[float] = []
-    monkeypatch.setattr(bench.time, "sleep", rested.append)
+    here, sleep = threading.get_ident(), time.sleep  # other threads of this process sleep on
+    monkeypatch.setattr(worker.time, "sleep", lambda s: rested.append(s) if threading.get_ident() == here else sleep(s))
     waiting = threading.Event()
 
     def steps():
@@ -275,12 +284,12 @@ def test_a_step_that_had_to_wait_is_followed_by_a_rest(monkeypatch, second, rest
         waiting.wait(0.3)  # had not
         yield None
 
-    loop = bench.Loop(bench.Bench(), io.StringIO(), io.StringIO(), second)
+    loop = worker.Loop(worker.Bench(), io.StringIO(), io.StringIO(), second)
     assert list(loop._rested(steps())) == [None, None]
-    assert len([s for s in rested if s > bench.REST * 0.25]) == rests
+    assert len([s for s in rested if s > worker.REST * 0.25]) == rests
 
 
-class OneStep(bench.Bench):
+class OneStep(worker.Bench):
     def answer(self, request):
         yield an.TokenGenerated(0, 1, "done", 0.1)
         raise AssertionError("it was stopped")
@@ -288,7 +297,7 @@ class OneStep(bench.Bench):
 
 def test_what_was_done_when_the_cancel_came_is_told():
     out = io.StringIO()
-    loop = bench.Loop(OneStep(), io.StringIO(), out)
+    loop = worker.Loop(OneStep(), io.StringIO(), out)
     loop._stopped.add("ticket")
     assert isinstance(loop._ending("ticket", an.Status()), an.Stopped)
     assert an.unpack(out.getvalue())[1] == an.TokenGenerated(0, 1, "done", 0.1)
@@ -338,7 +347,7 @@ def test_a_run_that_goes_on_counts_for_who_resumes_it(runs, demo):  # noqa: F811
 def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path))
     waiting = threading.Event()
-    monkeypatch.setattr("trsp_core.workbench.Workbench._work", lambda *_: waiting.wait(60))
+    monkeypatch.setattr("trsp_core.workbench.client.Workbench._work", lambda *_: waiting.wait(60))
     bench_ = Workbench(command=("false",))
     request = an.Generate([{"model": DEMO.models[0]}], "a")
     try:
@@ -352,7 +361,7 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
         waiting.set()
         bench_.close()
     held, run = threading.Event(), story.write(Store(tmp_path), "finished")
-    monkeypatch.setattr("trsp_core.errands.Errands._work", lambda *_: held.wait(60))
+    monkeypatch.setattr("trsp_core.export.export_queue.Errands._work", lambda *_: held.wait(60))
     errands = Errands()
     try:
         errands.start(run, "0.html", "report", "a")
@@ -447,9 +456,9 @@ def test_texts_that_no_run_reads_are_swept(tmp_path):
     story.write(store, "queued", settings(heldout=str(folder / "heldout.txt")))
     (tmp_path / "20260101-000000-aaaa").mkdir()
     (tmp_path / "20260101-000000-aaaa" / "config.json").write_text("not a config", "utf-8")
-    housekeeping.sweep(store, OPEN)
+    retention.sweep(store, OPEN)
     assert len(list(folder.iterdir())) == 5, "in the open mode they have a day"
-    housekeeping.sweep(store, DEMO)
+    retention.sweep(store, DEMO)
     assert sorted(f.name for f in folder.iterdir()) == ["fresh.txt", "heldout.txt", "read.txt"]
 
 
@@ -471,7 +480,7 @@ def test_a_text_that_is_brought_again_is_not_swept_as_an_old_one(tmp_path):
     file = uploads.keep(b"some text", "a.txt", tmp_path)
     os.utime(file, (1, 1))
     assert uploads.keep(b"some text", "a.txt", tmp_path) == file
-    housekeeping.clear_uploads(Store(tmp_path), 3600, time.time())
+    retention.clear_uploads(Store(tmp_path), 3600, time.time())
     assert file.is_file()
 
 
@@ -479,4 +488,4 @@ def test_an_empty_name_of_a_folder_is_none(monkeypatch):
     for name in ("TRSP_RUNS", "TRSP_HOME"):
         monkeypatch.setenv(name, "")
     assert runs_root() == Path("runs").absolute()
-    assert models.home() != Path.cwd()
+    assert paths.home() != Path.cwd()

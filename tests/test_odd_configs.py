@@ -15,10 +15,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests import tiny, zoo
-from trsp_core import checkpoint, load, record, surgery
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError, is_ours
-from trsp_core.store import Store
+from trsp_core.models import inspection, loading
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Store
+from trsp_core.schema.config import RunConfig
+from trsp_core.surgery import discovery, removal
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 256}
 EVERY_OTHER = ["conv", "full_attention"] * 4
@@ -82,9 +84,9 @@ def logits(model: nn.Module) -> torch.Tensor:
 def test_what_is_removed_and_saved_is_what_stock_transformers_loads(case, tmp_path):
     model_type, fields, gone, untouched = ODD[case]
     model = zoo.build(model_type, **fields)
-    stack = surgery.find(model)
+    stack = discovery.find(model)
     before = stack.text_config.to_dict()
-    with surgery.removed(stack, gone):
+    with removal.removed(stack, gone):
         expected = logits(model)
         model.save_pretrained(tmp_path)
         for name in untouched:
@@ -94,7 +96,7 @@ def test_what_is_removed_and_saved_is_what_stock_transformers_loads(case, tmp_pa
     assert torch.allclose(logits(loaded.eval()), expected, atol=1e-4)
     assert stack.text_config.to_dict() == before
     tiny.tokenizer().save_pretrained(tmp_path)
-    assert checkpoint.read(tmp_path, case).n_layers == len(stack.layers) - len(gone)
+    assert inspection.read(tmp_path, case).n_layers == len(stack.layers) - len(gone)
 
 
 # -- heads and embeddings
@@ -114,8 +116,8 @@ def test_a_head_that_is_stored_apart_stays_apart_whatever_the_config_says(model_
     folder = tiny.save(tmp_path / "model", model_type)
     head = torch.randn(tiny.V, tiny.D, generator=torch.Generator().manual_seed(7))
     changed(folder, head, tied=True)
-    model, _ = load.load(str(folder))
-    with surgery.removed(surgery.find(model), [1]):
+    model, _ = loading.load(str(folder))
+    with removal.removed(discovery.find(model), [1]):
         expected = logits(model)
         model.save_pretrained(tmp_path / "kept")
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / "kept")
@@ -127,7 +129,7 @@ def test_a_head_that_is_stored_apart_stays_apart_whatever_the_config_says(model_
 def test_a_head_that_is_tied_and_stored_twice_stays_tied(tmp_path):
     folder = tiny.save(tmp_path / "model", "gpt2")
     changed(folder, load_file(folder / "model.safetensors")["transformer.wte.weight"].clone(), tied=True)
-    model, _ = load.load(str(folder))
+    model, _ = loading.load(str(folder))
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.config.tie_word_embeddings
 
@@ -136,10 +138,10 @@ def test_a_head_that_is_not_there_is_refused_with_what_to_write(tmp_path):
     folder = tiny.save(tmp_path / "model", "gpt2")
     changed(folder, None, tied=False)
     with pytest.raises(TrspError, match=r"lm_head\.weight") as refused:
-        load.load(str(folder))
+        loading.load(str(folder))
     assert "tie_word_embeddings true" in refused.value.remedy
     changed(folder, None, tied=True)
-    assert load.load(str(folder))
+    assert loading.load(str(folder))
 
 
 # -- models that bring code which transformers has
@@ -157,8 +159,8 @@ def test_a_native_model_that_names_code_of_its_own_is_loaded_without_and_kept_wi
     (folder / "tokenizer_config.json").write_text(json.dumps(said | {"auto_map": {"AutoTokenizer": [None, "evil.T"]}}))
     for file in ("configuration_phi3.py", "evil.py"):
         (folder / file).write_text("raise SystemExit('this code was run')")
-    model, tokenizer = load.load(str(folder))
-    assert torch.equal(logits(model), logits(load.load(str(plain))[0]))
+    model, tokenizer = loading.load(str(folder))
+    assert torch.equal(logits(model), logits(loading.load(str(plain))[0]))
     for kept in (model, tokenizer):
         kept.save_pretrained(tmp_path / "kept")
     assert all("auto_map" not in file.read_text("utf-8") for file in (tmp_path / "kept").glob("*.json"))
@@ -171,16 +173,16 @@ def test_an_error_in_our_own_code_is_no_refusal_of_the_model(tiny_model, monkeyp
     def broken(model: nn.Module) -> None:
         raise AttributeError("'NoneType' object has no attribute 'data'")
 
-    monkeypatch.setattr("trsp_core.quantized.settle", broken)
+    monkeypatch.setattr("trsp_core.surgery.quantization.settle", broken)
     with pytest.raises(AttributeError, match="NoneType"):
-        load.load(str(tiny_model))
+        loading.load(str(tiny_model))
 
 
 def test_a_tokenizer_that_cannot_be_read_is_told_as_such(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": 3}}')
     with pytest.raises(TrspError, match="tokenizer") as refused:
-        load.load(str(folder))
+        loading.load(str(folder))
     assert "tokenizer" in refused.value.remedy
 
 
@@ -190,7 +192,7 @@ def test_memory_that_is_short_is_told_as_such(tiny_model, monkeypatch):
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(RuntimeError, match="allocate memory"):
-        load.load(str(tiny_model))
+        loading.load(str(tiny_model))
 
 
 def test_a_run_whose_memory_runs_out_in_torch_says_so(tmp_path):
@@ -202,7 +204,7 @@ def test_a_run_whose_memory_runs_out_in_torch_says_so(tmp_path):
         yield
 
     for n, error in enumerate((OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"))):
-        state = record.record(Store(tmp_path / str(n)).create(RunConfig()), events(error))
+        state = recorder.record(Store(tmp_path / str(n)).create(RunConfig()), events(error))
         assert state.failure.message == "The machine ran out of memory."
         assert state.failure.trace == ""
 
@@ -215,6 +217,6 @@ def test_errors_are_told_apart_by_who_raised_them():
             return error
         raise AssertionError("nothing was raised")
 
-    assert is_ours(caught(checkpoint.header, None)), "an AttributeError in a line of ours"
+    assert is_ours(caught(inspection.header, None)), "an AttributeError in a line of ours"
     assert not is_ours(caught(json.loads, "{")), "a library's"
-    assert not is_ours(caught(checkpoint.header, Path("/nowhere/at/all"))), "the system's"
+    assert not is_ours(caught(inspection.header, Path("/nowhere/at/all"))), "the system's"

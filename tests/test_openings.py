@@ -8,10 +8,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
-from trsp_core import answers as an
-from trsp_core import columns, data, generate, openings, scoring, shelf
-from trsp_core.config import from_values
+from trsp_core.data import blocks as data
+from trsp_core.data import special_tokens
 from trsp_core.errors import TrspError
+from trsp_core.evaluation import generation, multiple_choice
+from trsp_core.pruning.validate import from_values
+from trsp_core.schema import messages as an
+from trsp_core.workbench import model_cache, side_by_side
 
 BOS, EOS = 1, 2
 TEMPLATES = {"<s> $A </s>": ([1], [2]), "<s> $A": ([1], []), "$A </s>": ([], [2]), "$A": ([], []),
@@ -32,7 +35,7 @@ def template(request) -> str:
 
 
 def test_what_stands_around_a_text_is_found(template):
-    assert openings.around(openings.encoder(tokenizer(template))) == TEMPLATES[template]
+    assert special_tokens.around(special_tokens.encoder(tokenizer(template))) == TEMPLATES[template]
 
 
 def test_every_block_begins_as_a_text_does_and_holds_no_end_of_one(template, tmp_path):
@@ -71,29 +74,29 @@ def test_no_prompt_is_closed_before_it_goes_on(template):
     before, _ = TEMPLATES[template]
     text = "The river crosses"
     wanted = before + beside(text, add_special_tokens=False).input_ids
-    assert openings.begun(beside, text) == wanted
-    taken = shelf.Model("tiny", stack_of(model), beside, 0, 0, 0.0)
-    assert columns.encode(taken, text, chat=False)[0].tolist() == [wanted]
-    after = list(generate.tokens(model, torch.tensor([wanted]), 5))
-    assert generate.continuation(model, beside, text, 5)[1] == beside.decode(after, skip_special_tokens=True)
-    ids, count = scoring.encode(beside, text, " the city")
+    assert special_tokens.begun(beside, text) == wanted
+    taken = model_cache.Model("tiny", stack_of(model), beside, 0, 0, 0.0)
+    assert side_by_side.encode(taken, text, chat=False)[0].tolist() == [wanted]
+    after = list(generation.tokens(model, torch.tensor([wanted]), 5))
+    assert generation.continuation(model, beside, text, 5)[1] == beside.decode(after, skip_special_tokens=True)
+    ids, count = multiple_choice.encode(beside, text, " the city")
     assert ids == before + beside(text + " the city", add_special_tokens=False).input_ids
     assert count == len(ids) - len(wanted)
 
 
 def stack_of(model):
-    from trsp_core import surgery
+    from trsp_core.surgery import discovery
 
-    return surgery.find(model)
+    return discovery.find(model)
 
 
 def test_a_tokenizer_that_knows_no_letter_of_ours_is_refused_where_it_matters():
     core = Tokenizer(models.WordLevel({"δ": 0, "<s>": 1, "</s>": 2}, unk_token="?"))
     core.pre_tokenizer, core.decoder = pre_tokenizers.Whitespace(), decoders.Fuse()
-    assert openings.around(lambda text, around: [1, 5, 2] if around else [5]) == ([1], [2])
-    assert openings.around(lambda text, around: []) == ([], [])
+    assert special_tokens.around(lambda text, around: [1, 5, 2] if around else [5]) == ([1], [2])
+    assert special_tokens.around(lambda text, around: []) == ([], [])
     with pytest.raises(TrspError, match="begins a text"):
-        openings.around(lambda text, around: [1, 6, 2] if around else [5])
+        special_tokens.around(lambda text, around: [1, 6, 2] if around else [5])
 
 
 def test_blocks_without_room_behind_what_begins_them_are_refused(tmp_path):

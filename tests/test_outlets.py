@@ -24,12 +24,16 @@ from markdown_it import MarkdownIt
 from pages.ui import words
 from tests import story, test_export
 from tests.test_shown_as_text import planted
-from trsp_core import __main__ as main
-from trsp_core import answers as an
-from trsp_core import card, comparison, curves, outlets, points, proof, report, shell
-from trsp_core import events as ev
-from trsp_core.state import RunState
-from trsp_core.store import Run, Store
+from trsp_core import escaping, formatting
+from trsp_core.cli import arguments, main
+from trsp_core.evaluation import verification
+from trsp_core.experiments import grid_results
+from trsp_core.export import curves_csv, html_report, model_card
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
+from trsp_core.schema import messages as an
+from trsp_core.schema.run_state import RunState
+from trsp_core.workbench import transcript
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = (
@@ -124,15 +128,15 @@ def test_titles_of_plans_and_grids(tmp_path, monkeypatch, capsys):
         text = said(capsys, *kind.split(), str(tmp_path / "file.json"))
         assert text.strip()
         assert steers(text) == []
-    record = points.load(points.shipped() / "length.json")
+    record = grid_results.load(grid_results.shipped() / "length.json")
     record = dataclasses.replace(record, points=[dataclasses.replace(p, title=HOSTILE) for p in record.points])
-    table = shell.table(points.cells(record))
+    table = formatting.table(grid_results.cells(record))
     assert steers(table) == []
     assert not [line for line in table.splitlines() if line.startswith("rm -rf")]
 
 
 def test_a_phase_steers_no_line_of_progress():
-    shown = shell.progress(RunState(phase=HOSTILE))
+    shown = arguments.progress(RunState(phase=HOSTILE))
     assert steers(shown) == []
     assert "\n" not in shown
 
@@ -144,19 +148,19 @@ def test_a_spreadsheet_computes_nothing(run, tmp_path, capsys):
     rows = list(csv.reader(io.StringIO(text)))
     assert len(rows) > 50
     for row in rows[1:]:
-        assert len(row) == len(curves.HEAD)
+        assert len(row) == len(curves_csv.HEAD)
         assert not [cell for cell in row if re.match(r"[=+\-@\t\r]", cell) and not re.fullmatch(r"-?[\d.e+-]+", cell)]
         float(row[5] or 0)
 
 
 @pytest.mark.parametrize("head", ["=", "+", "-", "@", "\t=", "\r=", "\n=", " =", "＝"])
 def test_a_cell_is_text_or_a_number(head):
-    assert outlets.csv(f"{head}1+1").startswith("'")
-    assert [outlets.csv(v) for v in (-1.5, 3, None, True, "loss")] == [-1.5, 3, None, True, "loss"]
+    assert escaping.csv(f"{head}1+1").startswith("'")
+    assert [escaping.csv(v) for v in (-1.5, 3, None, True, "loss")] == [-1.5, 3, None, True, "loss"]
 
 
 def test_a_report_shows_letters_alone(run):
-    page = report.html(run)
+    page = html_report.html(run)
     assert steers(page) == []
     assert "<script" not in page
     assert "\\x1b" in page
@@ -171,9 +175,9 @@ def blocks(text: str) -> list[Any]:
 
 def test_a_card_holds_no_markup_of_strangers(run):
     config, state = run.config(), run.state()
-    found = dataclasses.replace(proof.Proof(**test_export.FOUND), dtype=HOSTILE)
+    found = dataclasses.replace(verification.Proof(**test_export.FOUND), dtype=HOSTILE)
     exported = {"model_type": HOSTILE, HOSTILE: [1, 2, 1, 2], "layer_types": [HOSTILE, "b", "a", "b"]}
-    text = card.write(config, state, found, HOSTILE, exported, "float32")
+    text = model_card.write(config, state, found, HOSTILE, exported, "float32")
     assert steers(text) == []
     _, front, body = re.split(r"^---$", text, maxsplit=2, flags=re.MULTILINE)
     assert set(yaml.safe_load(front)) <= {"library_name", "pipeline_tag", "base_model", "license", "tags"}
@@ -182,7 +186,7 @@ def test_a_card_holds_no_markup_of_strangers(run):
     assert [p.attrs for p in parts if p.type in ("link_open", "image")] == []
     fences = [p for p in parts if p.type == "fence"]
     assert [f.info for f in fences] == ["python", "sh", "python"]
-    assert outlets.lines(HOSTILE) in fences[1].content.replace("'\\''", "'")
+    assert escaping.lines(HOSTILE) in fences[1].content.replace("'\\''", "'")
     assert "RunConfig(" in fences[2].content
     compile(fences[2].content, "card", "exec")
     assert not [p for p in parts if p.type == "strong_open"]
@@ -190,7 +194,7 @@ def test_a_card_holds_no_markup_of_strangers(run):
 
 def test_a_recipe_names_its_base_as_a_text(run):
     config = dataclasses.replace(run.config(), model=f"/models/{HOSTILE} # x: - no")
-    recipe = card.mergekit(config, run.state(), "float32")
+    recipe = model_card.mergekit(config, run.state(), "float32")
     assert steers(recipe) == []
     named = {source["model"] for part in yaml.safe_load(recipe)["slices"] for source in part["sources"]}
     assert len(named) == 1
@@ -203,50 +207,50 @@ def test_the_licence_of_a_card_is_a_text(tmp_path):
     for word in ("no", "null", "1e3", "2024-01-01", "apache-2.0"):
         (folder / "README.md").write_text(f"---\nlicense: {word}\n---\n", "utf-8")
         config = dataclasses.replace(story.CONFIG, model=str(folder))
-        text = card.write(config, RunState(), proof.Proof(**test_export.FOUND), "t", {}, "float32")
+        text = model_card.write(config, RunState(), verification.Proof(**test_export.FOUND), "t", {}, "float32")
         assert yaml.safe_load(text.split("---")[1])["license"] == word
 
 
 def test_a_comparison_to_paste_holds_no_markup_of_strangers():
     asked = an.Generate([{"model": "m", "label": HOSTILE}], HOSTILE)
-    found = comparison.gather(asked, [an.TokenGenerated(0, 1, HOSTILE, 0.1)])
-    text = comparison.markdown(found)
+    found = transcript.gather(asked, [an.TokenGenerated(0, 1, HOSTILE, 0.1)])
+    text = transcript.markdown(found)
     assert steers(text) == []
     parts = blocks(text)
-    assert [p.content for p in parts if p.type == "fence"] == [outlets.lines(HOSTILE) + "\n"] * 2
+    assert [p.content for p in parts if p.type == "fence"] == [escaping.lines(HOSTILE) + "\n"] * 2
     assert not [p for p in parts if p.type in ("html_block", "html_inline", "link_open", "image", "table_open")]
 
 
 @given(st.text() | st.text("`\n~=-#[](): <>|\x1b\u202e", max_size=30))
 def test_any_text_comes_through_each_outlet_as_text(text):
-    assert steers(outlets.line(text)) == []
-    assert "\n" not in outlets.line(text)
-    assert json.loads(outlets.json(text)) == text
+    assert steers(escaping.line(text)) == []
+    assert "\n" not in escaping.line(text)
+    assert json.loads(escaping.json(text)) == text
     whole = text.encode("utf-8", "replace").decode()
-    assert yaml.safe_load(f"a: {outlets.yaml(whole)}") == {"a": whole}
-    (fence,) = blocks(outlets.fenced(text, "text"))
-    assert fence.content == (outlets.lines(text) if text.endswith("\n") else outlets.lines(text) + "\n")
-    inside = blocks(f"**{outlets.markdown(text)}.**")
+    assert yaml.safe_load(f"a: {escaping.yaml(whole)}") == {"a": whole}
+    (fence,) = blocks(escaping.fenced(text, "text"))
+    assert fence.content == (escaping.lines(text) if text.endswith("\n") else escaping.lines(text) + "\n")
+    inside = blocks(f"**{escaping.markdown(text)}.**")
     allowed = {"paragraph_open", "paragraph_close", "inline", "text", "text_special", "strong_open", "strong_close"}
     assert {p.type for p in inside} <= allowed
     assert steers(words.plain(text)) in ([], ["0x2060"])
     assert steers(words.lines(text)) in ([], ["0x2060"])
-    assert steers(outlets.html(text)) == []
+    assert steers(escaping.html(text)) == []
 
 
 def test_what_is_printed_goes_through_an_outlet():
     """Every print of the shell, every cell of a table and every text of a report is handed to one of them."""
-    shown = {"outlets.line", "outlets.lines", "outlets.html", "outlets.csv"}
+    shown = {"escaping.line", "escaping.lines", "escaping.html", "escaping.csv"}
     for file in sorted((ROOT / "trsp_core").rglob("*.py")):
         tree = ast.parse(file.read_text("utf-8"))
         prints = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
-        assert not prints or file.name == "__main__.py", file
+        assert not prints or file.parent.name == "cli", file
         for call in prints:
             text = ast.unparse(call)
             assert any(outlet in text for outlet in shown) or text.startswith("print('\\r' + line"), text
     for name, outlet in {
-        "report.py": "outlets.html",
-        "curves.py": "outlets.csv",
-        "card.py": "outlets.markdown",
+        "export/html_report.py": "escaping.html",
+        "export/curves_csv.py": "escaping.csv",
+        "export/model_card.py": "escaping.markdown",
     }.items():
         assert outlet in (ROOT / "trsp_core" / name).read_text("utf-8")

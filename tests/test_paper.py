@@ -11,9 +11,11 @@ import pytest
 from pages.ui import departures, doubts, equations, session, words
 from tests import story
 from tests.test_pages import ROOT, open_page, texts
-from trsp_core import config, points
-from trsp_core.config import KNOBS
-from trsp_core.store import Store
+from trsp_core.experiments import grid_results
+from trsp_core.pruning import validate
+from trsp_core.runs.store import Store
+from trsp_core.schema import config
+from trsp_core.schema.config import KNOBS
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +49,8 @@ def test_each_literal_run_is_a_config_and_comes_back_from_its_link():
     for settings in departures.RUNS.values():
         values, problems = session.read_settings(session.written(dict(session.START) | dict(settings)))
         assert problems == []
-        made = config.from_values(values)
-        assert config.check(made, n_layers=30, max_length=8192) == []
+        made = validate.from_values(values)
+        assert validate.check(made, n_layers=30, max_length=8192) == []
         assert {k: getattr(made, k) for k in settings} == dict(settings)
 
 
@@ -65,7 +67,7 @@ def test_an_answer_changes_with_its_record():
     found = doubts.shipped()
     sweep = found.sweeps["choice"]
     before = doubts.gates(found)
-    value = points.perplexity(sweep.of("output"), "heldout").value
+    value = grid_results.perplexity(sweep.of("output"), "heldout").value
     assert words.perplexity(value) in " ".join(before)
     for losses in sweep.of("output")[0].losses.values():
         losses[:] = [loss + 1 for loss in losses]

@@ -13,15 +13,19 @@ from safetensors import SafetensorError
 
 from tests import story
 from tests.test_pages import open_page
-from trsp_core import __main__ as shell_main
-from trsp_core import answers as an
-from trsp_core import limits, models, paths, questions, tasks
-from trsp_core.bench import Bench
-from trsp_core.config import KNOBS
+from trsp_core import paths
+from trsp_core.cli import main as shell_main
 from trsp_core.errors import TrspError, disk_full
-from trsp_core.knobs import number, whole
-from trsp_core.record import record
-from trsp_core.store import Run, Store, runs_root
+from trsp_core.evaluation import questions, tasks
+from trsp_core.models import catalog
+from trsp_core.paths import runs_root
+from trsp_core.runs import limits
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import messages as an
+from trsp_core.schema.config import KNOBS
+from trsp_core.schema.knobs import number, whole
+from trsp_core.workbench.worker import Bench
 
 NO_PATHS = ["x" * 300, "~nobody-here", "~nobody-here/a.json", "a\0b", "/" + "y/" * 3000, "\udcff"]
 NO_FILES = [*NO_PATHS, "/dev/full", "/", "/dev/null/x", "/nowhere/a.json"]
@@ -42,7 +46,7 @@ def test_what_can_be_no_path_is_refused(name):
         assert caught.value.remedy
         str(caught.value).encode()
     assert paths.folder(name) is None
-    assert not models.is_ready(name)
+    assert not catalog.is_ready(name)
 
 
 @pytest.mark.parametrize("name", NO_FILES)
@@ -61,8 +65,12 @@ def test_every_flag_with_a_path_refuses_what_cannot_be_one(run, name, capsys):
 
 @pytest.mark.parametrize("name", [*NO_PATHS, "/dev/null", "/", "/dev/null/x", "x" * 250])
 def test_no_work_is_done_for_a_place_that_cannot_be_written(run, name, capsys, monkeypatch):
-    for worker in ("jobs.finish", "sweep.work", "export.export"):
-        monkeypatch.setattr(f"trsp_core.{worker}", lambda *given, **more: pytest.fail("work was begun"))
+    for worker in (
+        "trsp_core.runs.process.finish",
+        "trsp_core.experiments.runner.work",
+        "trsp_core.export.checkpoint.export",
+    ):
+        monkeypatch.setattr(worker, lambda *given, **more: pytest.fail("work was begun"))
     grid = run.folder / "grid.json"
     grid.write_text(json.dumps({"name": "mine", "axes": {"seed": [0]}}))
     kept = ["report", str(run.folder)], ["curves", str(run.folder)], ["compare", "--plan", "ablation"]

@@ -11,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from trsp_core import __main__ as shell_main
-from trsp_core import engine, events, evidence, intervals, jobs, models, plans, record
-from trsp_core.checkpoint import Facts
+from trsp_core.cli import main as shell_main
 from trsp_core.errors import TrspError
-from trsp_core.store import Store
+from trsp_core.evaluation import intervals
+from trsp_core.experiments import plan_results, plans
+from trsp_core.models import catalog
+from trsp_core.models.inspection import Facts
+from trsp_core.pruning import engine, preflight
+from trsp_core.runs import process, recorder
+from trsp_core.runs.store import Store
+from trsp_core.schema import events
 
 TINY = {
     "block_length": 16,
@@ -46,17 +51,17 @@ def plan_file(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text(tiny.text(1200), "utf-8")
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(models, "preflight", lambda config: None)
+    monkeypatch.setattr(preflight, "preflight", lambda config: None)
     facts = Facts("tiny", tmp_path, "LlamaForCausalLM", tiny.L, tiny.D, tiny.V, 512, 50_000, [8_000] * tiny.L, 200_000)
-    monkeypatch.setattr(models, "facts", lambda name: facts)
+    monkeypatch.setattr(catalog, "facts", lambda name: facts)
     ran = []
 
     def finish(run):
         ran.append(run.id)
         settings = run.config()
-        record.record(run, engine.execute(settings, None, (tiny.build(), tiny.tokenizer())))
+        recorder.record(run, engine.execute(settings, None, (tiny.build(), tiny.tokenizer())))
 
-    monkeypatch.setattr(jobs, "finish", finish)
+    monkeypatch.setattr(process, "finish", finish)
     base = TINY | {"text": str(text), "heldout": str(text)}
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"name": "small", "base": base, "variations": VARIATIONS}))
@@ -73,7 +78,7 @@ def test_a_plan_runs_each_variation_once_and_prints_one_table(plan_file, tmp_pat
     assert "calibration domain" in shown
     assert shell_main.main(["compare", "--plan", str(file), "--json"]) == 0
     assert len(ran) == 3, "a finished run is never run again"
-    found = evidence.load(out)
+    found = plan_results.load(out)
     assert [row.name for row in found.rows] == ["dense", "trsp", "control", "timed"]
     assert found.row("control").removed == found.row("trsp").removed
     assert found.row("trsp").steps == found.row("control").steps == 4
@@ -139,7 +144,7 @@ def test_a_damaged_record_is_refused(tmp_path):
         file = tmp_path / "record.json"
         file.write_text(text)
         with pytest.raises(TrspError):
-            evidence.load(file)
+            plan_results.load(file)
 
 
 class TestIntervals:

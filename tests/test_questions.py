@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests import tiny
-from trsp_core import __main__ as shell_main
-from trsp_core import questions, scoring
+from trsp_core.cli import main as shell_main
 from trsp_core.errors import TrspError
-from trsp_core.questions import Question
+from trsp_core.evaluation import multiple_choice, questions
+from trsp_core.evaluation.questions import Question
 
 LINES = [
     {"query": "Question: What crosses?\n", "choices": ["the river", "a machine in the garden", "year"], "gold": 1},
@@ -78,10 +78,10 @@ def test_likelihoods_are_the_sums_of_each_tokens_log_probability(model_type, fil
     """Whole batches, filled up on the right, give what each sequence gives alone, token by token."""
     model, tokenizer = tiny.build(model_type), tiny.tokenizer()
     asked = questions.read(str(file), "news")
-    for question, answered in zip(asked, scoring.answer(model, tokenizer, asked, 512), strict=True):
+    for question, answered in zip(asked, multiple_choice.answer(model, tokenizer, asked, 512), strict=True):
         by_hand = []
         for context, continuation in zip(question.contexts, question.continuations, strict=True):
-            ids, n = scoring.encode(tokenizer, context, continuation)
+            ids, n = multiple_choice.encode(tokenizer, context, continuation)
             with torch.no_grad():
                 logs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
             by_hand.append(sum(logs[t - 1, ids[t]].item() for t in range(len(ids) - n, len(ids))))
@@ -102,20 +102,20 @@ def test_a_single_choice_is_right_if_the_model_would_write_it():
     asked = [Question((context,), (" qqq",), 0)]
     if joined == [*ids, likeliest]:  # the text comes back as that token
         asked.append(Question((context,), (written,), 0))
-    chosen = [a.chosen for a in scoring.answer(model, tokenizer, asked, 512)]
+    chosen = [a.chosen for a in multiple_choice.answer(model, tokenizer, asked, 512)]
     assert chosen == [-1, 0][: len(asked)]
 
 
 def test_of_a_long_context_the_end_counts():
     model, tokenizer = tiny.build(), tiny.tokenizer()
     long = "The river crosses the garden. " * 20
-    (short,) = scoring.answer(model, tokenizer, [Question((long,) * 2, (" city", " letter"), 0)], 16)
+    (short,) = multiple_choice.answer(model, tokenizer, [Question((long,) * 2, (" city", " letter"), 0)], 16)
     assert len(short.nats) == 2
 
 
 def test_accuracy_counts_both_ways():
-    answers = [scoring.Answered(0, 1, 0, (0.0, 0.0)), scoring.Answered(1, 1, 1, (0.0, 0.0))]
-    plain, by_bytes = scoring.accuracy(answers)
+    answers = [multiple_choice.Answered(0, 1, 0, (0.0, 0.0)), multiple_choice.Answered(1, 1, 1, (0.0, 0.0))]
+    plain, by_bytes = multiple_choice.accuracy(answers)
     assert (plain.value, by_bytes.value) == (1.0, 0.5)
 
 
@@ -141,5 +141,5 @@ def test_lm_eval_agrees_on_the_same_items(file):
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=512).loglikelihood(
         [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(pairs)], disable_tqdm=True
     )
-    ours = [value for a in scoring.answer(model, tokenizer, asked, 512) for value in a.nats]
+    ours = [value for a in multiple_choice.answer(model, tokenizer, asked, 512) for value in a.nats]
     assert ours == pytest.approx([value for value, _ in theirs], rel=1e-4)

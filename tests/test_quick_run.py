@@ -8,11 +8,14 @@ import sys
 import pytest
 import torch
 
-from trsp_core import config as configs
-from trsp_core import data, load, measure, surgery
-from trsp_core.lab import Lab
-from trsp_core.methods import get
-from trsp_core.store import Run
+from trsp_core.data import blocks as data
+from trsp_core.evaluation import perplexity
+from trsp_core.models import loading
+from trsp_core.pruning import validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.pruning.methods import get
+from trsp_core.runs.store import Run
+from trsp_core.surgery import discovery, hooks
 
 pytestmark = pytest.mark.slow
 
@@ -49,18 +52,18 @@ def test_the_choice_beats_chance(quick):
     """Direct deletion of TRSP's choice against the mean of three random choices, on the same blocks."""
     run, summary = quick
     config = run.config()
-    model, tokenizer = load.load(config.model)
-    stack = surgery.find(model)
+    model, tokenizer = loading.load(config.model)
+    stack = discovery.find(model)
     texts = data.prepare(config, tokenizer)
     lab = Lab(stack, texts.calibration, config)
     chance = []
     for seed in range(3):
-        chooser = get("random").choose(lab, configs.from_values({"method": "random", "seed": seed}), 8)
+        chooser = get("random").choose(lab, validate.from_values({"method": "random", "seed": seed}), 8)
         with pytest.raises(StopIteration) as end:
             next(chooser)
-        with surgery.skipped(stack, end.value.value):
-            losses = [loss for part in measure.block_losses(model, texts.measure["calibration"]) for loss in part]
-        chance.append(measure.perplexity(losses))
+        with hooks.skipped(stack, end.value.value):
+            losses = [loss for part in perplexity.block_losses(model, texts.measure["calibration"]) for loss in part]
+        chance.append(perplexity.perplexity(losses))
     assert summary["perplexity"]["calibration"]["direct"] < statistics.fmean(chance)
 
 
@@ -79,11 +82,11 @@ def test_the_child_needs_no_more_memory_than_was_forecast_before_it_started(quic
 
 def test_the_pruned_model_reloads_with_the_measured_perplexity(quick):
     run, summary = quick
-    model, tokenizer = load.load(str(run.model_folder))
+    model, tokenizer = loading.load(str(run.model_folder))
     assert model.config.num_hidden_layers == 22
     blocks = data.prepare(run.config(), tokenizer).measure["heldout"]
-    losses = [loss for part in measure.block_losses(model, blocks) for loss in part]
-    assert measure.perplexity(losses) == pytest.approx(summary["perplexity"]["heldout"]["pruned"], rel=1e-4)
+    losses = [loss for part in perplexity.block_losses(model, blocks) for loss in part]
+    assert perplexity.perplexity(losses) == pytest.approx(summary["perplexity"]["heldout"]["pruned"], rel=1e-4)
     ids = tokenizer("The river", return_tensors="pt").input_ids
     how = {"max_new_tokens": 12, "do_sample": False}
     assert torch.equal(model.generate(ids, use_cache=True, **how), model.generate(ids, use_cache=False, **how))

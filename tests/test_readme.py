@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from streamlit.config import get_config_options
 
-from trsp_core import config, evidence, lessons, methods, points, shell
-from trsp_core.events import DOMAINS
+from pages.ui import lessons
+from trsp_core.cli import arguments
+from trsp_core.experiments import grid_results, plan_results
+from trsp_core.pruning import methods
+from trsp_core.schema import config
+from trsp_core.schema.events import DOMAINS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -102,7 +106,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command):
-    shell.parser().parse_args(shlex.split(command))
+    arguments.parser().parse_args(shlex.split(command))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[0] in ("list", "methods", "families", "doctor")])
@@ -115,7 +119,7 @@ def test_every_quick_command_runs(command, tmp_path):
 
 
 def test_the_table_of_commands_is_the_shells():
-    listed = re.findall(r"^ {2,4}([a-z]+)(?: {2}|$)", shell.parser().format_help(), re.MULTILINE)
+    listed = re.findall(r"^ {2,4}([a-z]+)(?: {2}|$)", arguments.parser().format_help(), re.MULTILINE)
     rows = re.findall(r"^\| `(\w+)` \|", PAGES["docs/cli.md"], re.MULTILINE)
     assert sorted(rows) == sorted(listed)
 
@@ -173,7 +177,7 @@ def test_the_sentences_about_the_plans_follow_from_the_records():
         ("methods", "trsp", "sleb", 2),
         ("methods", "trsp", "shortgpt", 2),
     ):
-        found = evidence.compared(evidence.load(evidence.shipped(plan)), one, other)
+        found = plan_results.compared(plan_results.load(plan_results.shipped(plan)), one, other)
         for domain in DOMAINS:
             value, low, high = (f"{v:.{digits}f}" for v in (found[domain].value, found[domain].low, found[domain].high))
             assert f"{value} [{low}, {high}]" in results, (one, other, domain)
@@ -181,19 +185,19 @@ def test_the_sentences_about_the_plans_follow_from_the_records():
 
 def test_the_headline_follows_from_the_records():
     text = " ".join(PAGES["README.md"].split("## What was measured")[1].split("##")[0].split())
-    record = evidence.load(evidence.shipped("ablation"))
-    home, away = (evidence.compared(record, "trsp", "direct")[d].value for d in DOMAINS)
+    record = plan_results.load(plan_results.shipped("ablation"))
+    home, away = (plan_results.compared(record, "trsp", "direct")[d].value for d in DOMAINS)
     assert f"{home:.2f} times the perplexity of deleting at once (held out {away:.2f} times)" in text
-    home, away = (evidence.compared(record, "trsp", "delete_first")[d].value for d in DOMAINS)
+    home, away = (plan_results.compared(record, "trsp", "delete_first")[d].value for d in DOMAINS)
     assert f"{home:.2f} times the control's perplexity (held out {away:.2f} times)" in text
-    home, away = (evidence.compared(record, "fade", "delete_first")[d].value for d in DOMAINS)
+    home, away = (plan_results.compared(record, "fade", "delete_first")[d].value for d in DOMAINS)
     assert f"{home:.2f}" == f"{away:.2f}"
     assert f"it comes to {home:.2f} times" in text
-    record = evidence.load(evidence.shipped("methods"))
+    record = plan_results.load(plan_results.shipped("methods"))
     others = [row.name for row in record.rows if row.name not in ("dense", "trsp")]
     assert f"{len(others)} other choices" in text
     for domain in DOMAINS:
-        ratios = {name: evidence.compared(record, "trsp", name)[domain] for name in others}
+        ratios = {name: plan_results.compared(record, "trsp", name)[domain] for name in others}
         assert max(ratios, key=lambda name: ratios[name].value) == "sleb"
         assert max(ratio.value for ratio in ratios.values()) < 1
         assert (ratios["sleb"].high > 1) == (domain == "calibration")  # within the noise, or not
@@ -201,7 +205,7 @@ def test_the_headline_follows_from_the_records():
 
 def recorded(name: str) -> set[tuple[str, str]]:
     """What a recorded sweep has measured: pairs of perplexities, calibration domain and held-out domain, as written."""
-    sweep = points.load(ROOT / "assets" / "evidence" / "sweeps" / f"{name}.json")
+    sweep = grid_results.load(ROOT / "assets" / "evidence" / "sweeps" / f"{name}.json")
     pairs = [losses for point in sweep.points for losses in (point.losses, point.direct)]
     pairs += [{d: sweep.dense[point.blocks[d]] for d in DOMAINS} for point in sweep.points]
     values = [[math.exp(statistics.fmean(losses[d])) for d in DOMAINS] for losses in pairs if losses]

@@ -15,13 +15,14 @@ from hypothesis import strategies as some
 from pages.ui import figure
 from tests import story
 from tests.test_pages import ROOT, chart_specs, open_page, texts
-from trsp_core import events as ev
-from trsp_core import replay, state
-from trsp_core.config import PRESETS, RunConfig
-from trsp_core.record import record
-from trsp_core.replay import Head
-from trsp_core.state import RunState
-from trsp_core.store import Run, Store
+from trsp_core.runs import replay
+from trsp_core.runs.recorder import record
+from trsp_core.runs.replay import Head
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import codec, run_state
+from trsp_core.schema import events as ev
+from trsp_core.schema.config import PRESETS, RunConfig
+from trsp_core.schema.run_state import RunState
 
 RECORDED = Run(replay.FOLDER)
 
@@ -50,7 +51,7 @@ def test_the_recorded_run_is_whole_small_and_names_no_machine():
     assert not re.search(r"/(home|root|tmp|Users|mnt|work)\b|localhost|@[\w-]+\.", words)
     told = RECORDED.state()
     assert told.ended == "finished"
-    assert ev.plain(state.summary(told)) == json.loads((replay.FOLDER / "summary.json").read_text("utf-8"))
+    assert codec.plain(run_state.summary(told)) == json.loads((replay.FOLDER / "summary.json").read_text("utf-8"))
     assert RECORDED.config() == RunConfig(**PRESETS["quick"] | {"stage2_steps": 60})
 
 

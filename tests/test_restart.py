@@ -13,8 +13,8 @@ import pytest
 
 from tests import tiny
 from tests.test_resume import TINY
-from trsp_core import config as configs
-from trsp_core.store import Store
+from trsp_core.pruning import validate
+from trsp_core.runs.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def test_a_server_that_is_told_to_end_stops_its_run_and_the_next_goes_on(tiny_mo
     text.write_text(tiny.text(1200), "utf-8")
     changed = {"model": str(tiny_model), "text": str(text), "heldout": str(text), "stage2_steps": 3000}
     store = Store(tmp_path / "runs")
-    run = store.create(configs.from_values({**TINY, **changed, "probe_every": 1, "resume_minutes": 1e-9}))
+    run = store.create(validate.from_values({**TINY, **changed, "probe_every": 1, "resume_minutes": 1e-9}))
     (run.folder / "queued").touch()
     first = serve(store.root, tmp_path)
     try:

@@ -3,18 +3,19 @@
 import itertools
 import operator
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from trsp_core import config as configs
-from trsp_core import engine, events, record, resume, state, waypoint
 from trsp_core.errors import TrspError
-from trsp_core.store import Store
+from trsp_core.pruning import checkpointing, engine, validate
+from trsp_core.runs import recorder, resume
+from trsp_core.runs.store import Store
+from trsp_core.schema import events, run_state
 
+pytestmark = pytest.mark.usefixtures("unproved")
 TINY = {
     "model": "tiny",
     "block_length": 16,
@@ -43,18 +44,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def _a_point_at_every_step(monkeypatch):
-    monkeypatch.setattr(waypoint, "PATIENCE", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def _no_fresh_process(monkeypatch):
-    """What is kept is proved at once: `test_kept` is about that."""
-
-    def proved(folder, kept):
-        yield from ()
-        return SimpleNamespace(problems=[])
-
-    monkeypatch.setattr("trsp_core.proof.checking", proved)
+    monkeypatch.setattr(checkpointing, "PATIENCE", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +55,7 @@ def text(tmp_path_factory):
 
 
 def config_of(text, **settings):
-    return configs.from_values({**TINY, "text": text, "heldout": text, **settings})
+    return validate.from_values({**TINY, "text": text, "heldout": text, **settings})
 
 
 def go(run, stop=None, step=None):
@@ -77,7 +67,7 @@ def go(run, stop=None, step=None):
             raise Killed
 
     story = engine.execute(run.config(), run.folder, (tiny.build(), tiny.tokenizer()), resume.find(run))
-    return record.record(run, story, watch)
+    return recorder.record(run, story, watch)
 
 
 def told(run):
@@ -155,7 +145,7 @@ def test_what_the_chart_shows_has_no_step_twice(text, tmp_path):
     assert [s.step for s in folded.gap_steps] == [1, 2, 3, 4, 5]
     assert [s.step for s in folded.weight_steps] == [1, 2, 3, 4]
     assert [p.step for p in folded.probes] == [0, 2, 4, 5]
-    assert folded.notes.count(state.RESUMED) == 1
+    assert folded.notes.count(run_state.RESUMED) == 1
     lines = run.read()[0]
     assert [n for n, _, _ in lines] == list(range(len(lines)))
     assert all(a[1] <= b[1] for a, b in itertools.pairwise(lines))
@@ -167,10 +157,10 @@ def test_a_look_at_new_lines_alone_folds_to_the_same(text, tmp_path):
     with pytest.raises(Killed):
         go(run, step=4)
     lines, offset = run.read()
-    folded = state.fold(state.RunState(), lines)
+    folded = run_state.fold(run_state.RunState(), lines)
     resume.reopen(run)
     go(run)
-    assert vars(state.fold(folded, run.read(offset)[0])) == vars(run.state())
+    assert vars(run_state.fold(folded, run.read(offset)[0])) == vars(run.state())
 
 
 def test_a_torn_last_line_is_ended_and_left_out(text, tmp_path):
@@ -254,12 +244,12 @@ def test_a_damaged_point_is_done_without_before_the_run_goes_on(stage, text, tmp
     with pytest.raises(Killed):
         go(run, second + 2) if stage == 1 else go(run, step=4)
     past = resume.reopen(run)
-    assert waypoint.without_damage(past) == ""
+    assert checkpointing.without_damage(past) == ""
     file = past.rounds if stage == 1 else past.checkpoint
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    sentence = waypoint.without_damage(past)
+    sentence = checkpointing.without_damage(past)
     assert file.name in sentence
     assert not file.exists()
     assert resume.reopen(run, anew=True).place < past.place
@@ -280,17 +270,17 @@ def test_a_file_that_is_cut_short_is_done_without(text, tmp_path):
 
 
 def test_no_room_for_a_point_is_told_and_stops_nothing(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(waypoint.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 1000})())
+    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 1000})())
     run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
     go(run)
     assert run.status() == "finished"
-    assert run.state().notes.count(waypoint.NO_ROOM) == 1
+    assert run.state().notes.count(checkpointing.NO_ROOM) == 1
 
 
 def test_a_stopped_run_goes_on_without_the_files_of_its_ending(text, tmp_path):
     run = Store(tmp_path).create(config_of(text, resume_minutes=OFTEN))
     story = engine.execute(run.config(), run.folder, (tiny.build(), tiny.tokenizer()))
-    record.record(run, story, lambda folded, _: run.cancel() if len(folded.gap_steps) == 3 else None)
+    recorder.record(run, story, lambda folded, _: run.cancel() if len(folded.gap_steps) == 3 else None)
     assert (run.status(), run.summary()["ended"]) == ("cancelled", "cancelled")
     assert resume.can(run.state(), run.status())
     assert resume.reopen(run).step == 2

@@ -9,8 +9,8 @@ from pages.ui import rivals
 from pages.ui.rivals import Rival
 from tests import story
 from tests.test_compare import open_page, script, texts  # noqa: F401 - a fixture
-from trsp_core.state import fold
-from trsp_core.store import Store
+from trsp_core.runs.store import Store
+from trsp_core.schema.run_state import fold
 
 BY_HAND = dataclasses.replace(story.CONFIG, method="manual", layers="2,3")
 

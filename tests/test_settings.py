@@ -13,8 +13,9 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import lengths, maps
-from trsp_core import intervals, points
-from trsp_core.points import Point, Sweep
+from trsp_core.evaluation import intervals
+from trsp_core.experiments import grid_results
+from trsp_core.experiments.grid_results import Point, Sweep
 
 ROOT = Path(__file__).parent.parent
 DOMAINS = ("calibration", "heldout")
@@ -59,9 +60,9 @@ def test_a_sweep_that_continues_another_is_part_of_it():
     first, more = long({60: (4.1, 4.1), 240: (4.0, 4.0)}), long({600: (3.9, 3.9)})
     first = replace(first, shared={"threads": 1, "ratio": 0.3})
     more = replace(more, name="longer", shared={"threads": 1, "batch_blocks": 2}, continues="mine")
-    alone = points.joined([more])
+    alone = grid_results.joined([more])
     assert alone == {"longer": more}, "what it continues is not there"
-    (whole,) = points.joined([more, first]).values()
+    (whole,) = grid_results.joined([more, first]).values()
     assert whole.name == "mine"
     assert whole.axes["stage2_steps"] == [60, 240, 600]
     assert whole.planned == len(whole.points) == 12
@@ -190,8 +191,8 @@ def test_a_diverged_point_breaks_no_picture():
 
 
 def test_sweeps_that_ship_can_be_read_and_repeated():
-    for file in points.shipped().glob("*.json"):
-        found = points.load(file)
+    for file in grid_results.shipped().glob("*.json"):
+        found = grid_results.load(file)
         assert file.stat().st_size < 400_000
         assert maps.table(found) is not None
         assert all(found.command(p).startswith("python -m trsp_core run") for p in found.points)
@@ -201,13 +202,17 @@ def test_sweeps_that_ship_can_be_read_and_repeated():
 def test_the_tab_with_and_without_records(records, tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(points, "shipped", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(grid_results, "shipped", lambda: tmp_path / "shipped")
     st.cache_resource.clear()
     if records:
-        points.write(replace(long({60: (4.2, 4.3), 240: (3.9, 3.9)}), name="length"), points.shipped() / "length.json")
+        grid_results.write(
+            replace(long({60: (4.2, 4.3), 240: (3.9, 3.9)}), name="length"), grid_results.shipped() / "length.json"
+        )
     if records > 1:
-        points.write(replace(grid_of(map_points()), title="A map"), points.local(tmp_path / "runs") / "map.json")
-        (points.shipped() / "bad.json").write_text("{}")
+        grid_results.write(
+            replace(grid_of(map_points()), title="A map"), grid_results.local(tmp_path / "runs") / "map.json"
+        )
+        (grid_results.shipped() / "bad.json").write_text("{}")
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     app.switch_page("pages/views/evidence.py")
     app.run()

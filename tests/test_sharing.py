@@ -8,13 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pages.ui import address, classroom, session
+from pages.ui import address, classroom, lessons, session
 from tests import story
 from tests.test_config import settings
 from tests.test_pages import open_page, texts
-from trsp_core import lessons
-from trsp_core.config import KNOBS, PRESETS
-from trsp_core.store import Store
+from trsp_core.runs.store import Store
+from trsp_core.schema.config import KNOBS, PRESETS
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from trsp_core import __main__ as main
-from trsp_core import config, methods, shell, state
-from trsp_core.state import RunState
-from trsp_core.store import Run, Store
+from trsp_core import formatting
+from trsp_core.cli import arguments, main
+from trsp_core.pruning import methods, validate
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import config, run_state
+from trsp_core.schema.run_state import RunState
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = shlex.split(
@@ -93,7 +95,7 @@ def test_the_folder_of_a_shell_run_is_any_runs_folder(finished):
     run, out, _ = finished
     read = Run(run)
     assert read.status() == "finished"
-    assert json.loads(out)["perplexity"] == state.summary(read.state())["perplexity"]
+    assert json.loads(out)["perplexity"] == run_state.summary(read.state())["perplexity"]
     assert (read.model_folder / "model.safetensors").is_file()
 
 
@@ -127,9 +129,9 @@ def test_every_knob_has_a_flag_with_its_help(capsys):
 
 def test_flags_are_read_as_the_page_reads_its_form():
     words = ["run", "--one-shot", "--no-neighbours", "false", "--layers=-1", "--lambda-2", "1e-3"]
-    given = shell.given(shell.parser().parse_args(words))
+    given = arguments.given(arguments.parser().parse_args(words))
     assert given == {"one_shot": "true", "no_neighbours": "false", "layers": "-1", "lambda_2": "1e-3"}
-    made = config.from_values({k: v for k, v in given.items() if k != "layers"})
+    made = validate.from_values({k: v for k, v in given.items() if k != "layers"})
     assert (made.one_shot, made.no_neighbours, made.lambda_2) == (True, False, 1e-3)
 
 
@@ -183,7 +185,7 @@ def test_a_run_folder_that_is_taken_or_missing_is_refused(finished, tiny_model, 
 
 
 def test_a_model_too_large_for_memory_is_refused_with_the_numbers(here, tiny_model, text, monkeypatch, capsys):
-    monkeypatch.setattr("trsp_core.forecast.available_memory", lambda: 100_000_000)
+    monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 100_000_000)
     assert main.main([*pruning(tiny_model, text)]) == 2
     assert "0.1 GB are free" in capsys.readouterr().err
 
@@ -257,25 +259,25 @@ def test_fetching_tells_its_progress_or_why_not(here, tiny_model, capsys):
 
 
 def test_only_run_imports_torch():
-    code = "import sys\nfrom trsp_core.__main__ import main\n"
+    code = "import sys\nfrom trsp_core.cli.main import main\n"
     code += "codes = [main([w]) for w in ('list', 'methods', 'families', 'doctor')]\n"
     code += "sys.exit(any(codes) or 'torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_progress_is_one_line():
-    assert shell.progress(RunState()) == "[  0%] start"
+    assert arguments.progress(RunState()) == "[  0%] start"
     now = RunState(
         at=50.0, phases=[{"name": "choose", "seconds": 200.0}], phase="choose", phase_number=0, units=80, done=20
     )
-    assert shell.progress(now) == "[ 25%] choose 20/80, about 2:30 left"
-    assert shell.clock(3725) == "1:02:05"
+    assert arguments.progress(now) == "[ 25%] choose 20/80, about 2:30 left"
+    assert formatting.clock(3725) == "1:02:05"
 
 
 def test_figures_without_a_finite_value_are_said_in_words():
-    assert shell.number(None) == shell.number(float("inf")) == "beyond measure"
-    assert shell.number(12.345) == "12.3"
-    assert shell.number(288298.0) == "2.88e+05"
+    assert formatting.number(None) == formatting.number(float("inf")) == "beyond measure"
+    assert formatting.number(12.345) == "12.3"
+    assert formatting.number(288298.0) == "2.88e+05"
 
 
 @pytest.mark.slow

@@ -16,10 +16,11 @@ from streamlit.testing.v1 import AppTest
 from pages.ui import words
 from tests import story
 from tests.test_pages import open_page
-from trsp_core import answers as an
-from trsp_core import card, points, report
-from trsp_core import events as ev
-from trsp_core.store import Run, Store
+from trsp_core.experiments import grid_results
+from trsp_core.export import html_report, model_card
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
+from trsp_core.schema import messages as an
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(file.stem for file in (ROOT / "pages" / "views").glob("*.py"))
@@ -87,14 +88,14 @@ FAILED = ev.RunFailed(PLANTED, PLANTED, PLANTED)
 
 def sweep_record(root: Path) -> None:
     """A record of a sweep on this machine, planted."""
-    sweep = points.load(points.shipped() / "length.json")
+    sweep = grid_results.load(grid_results.shipped() / "length.json")
     arms = {name: f"{name} {PLANTED}" for name in sweep.arms}
     told = [dataclasses.replace(p, title=PLANTED) for p in sweep.points]
     protocol = dict.fromkeys(sweep.protocol, PLANTED)
     made = dataclasses.replace(
         sweep, name="planted", title=PLANTED, model=PLANTED, made=PLANTED, arms=arms, points=told, protocol=protocol
     )
-    points.write(made, points.local(root) / "planted.json")
+    grid_results.write(made, grid_results.local(root) / "planted.json")
 
 
 @pytest.fixture
@@ -144,14 +145,14 @@ def test_every_mark_is_escaped():
 def test_a_report_and_a_card_hold_no_markup_of_strangers(store):
     for ending in (ev.RunFinished(10**9), FAILED):
         run = write(store, ending)
-        page = report.html(run)
+        page = html_report.html(run)
         assert "<img" not in page
         assert "<script" not in page
         assert re.findall(r"<a\b|javascript:(?!window)|\son\w+=[^&]", re.sub(r"&lt;.*?&gt;", "", page)) == []
         assert "default-src 'none'" in page
         assert "&lt;img src=x onerror" in page
-    assert "<img" not in card.name(CONFIG, run.state(), "float32")
-    assert not set("<>/$`|") & set(card.name(CONFIG, run.state(), "float32"))
+    assert "<img" not in model_card.name(CONFIG, run.state(), "float32")
+    assert not set("<>/$`|") & set(model_card.name(CONFIG, run.state(), "float32"))
 
 
 @pytest.mark.browser
@@ -194,4 +195,4 @@ def test_in_a_browser_it_is_text_too(server, browser):
         context.close()
         for made in (run, other):
             store.delete(made.id)
-        (points.local(store.root) / "planted.json").unlink()
+        (grid_results.local(store.root) / "planted.json").unlink()

@@ -237,7 +237,7 @@ def test_built_as_a_plain_user_it_serves_without_network(box):
     said = box.run(sys.executable, "-m", "trsp_core", "models", network=False)
     assert "smollm2-135m" in said
     code = (
-        "from trsp_core import load; model, tokenizer = load.load('smollm2-135m'); "
+        "from trsp_core.models import loading; model, tokenizer = loading.load('smollm2-135m'); "
         "print(sum(p.numel() for p in model.parameters()), tokenizer('The river').input_ids)"
     )
     parameters, ids = box.run(sys.executable, "-c", code, network=False).strip().splitlines()[-1].split(" ", 1)

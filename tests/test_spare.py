@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
-from trsp_core import spare
-from trsp_core.config import RunConfig
-from trsp_core.jobs import Jobs
-from trsp_core.spare import Spare
-from trsp_core.store import Store
+from trsp_core.runs import warm_worker
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Store
+from trsp_core.runs.warm_worker import Spare
+from trsp_core.schema.config import RunConfig
 
 
 def until(truth, seconds=120):
@@ -29,8 +29,8 @@ def until(truth, seconds=120):
 
 @pytest.fixture
 def ready(monkeypatch):
-    monkeypatch.setattr(spare, "AFTER", 0.0)
-    monkeypatch.setattr(spare, "ROOM", 0)
+    monkeypatch.setattr(warm_worker, "AFTER", 0.0)
+    monkeypatch.setattr(warm_worker, "ROOM", 0)
 
 
 def lives(child):
@@ -64,7 +64,9 @@ def test_what_the_run_says_goes_into_its_folder(ready, tmp_path):
 
 def test_one_that_died_is_replaced_by_an_ordinary_start(ready, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("trsp_core.jobs.start", lambda run: started.append(run.id) or subprocess.Popen(["true"]))
+    monkeypatch.setattr(
+        "trsp_core.runs.process.start", lambda run: started.append(run.id) or subprocess.Popen(["true"])
+    )
     queue = Jobs(Store(tmp_path / "runs"))
     queue.prepare()
     child = until(lambda: queue._spare._child)
@@ -77,8 +79,8 @@ def test_one_that_died_is_replaced_by_an_ordinary_start(ready, tmp_path, monkeyp
 
 def test_it_ends_with_its_server(tmp_path):
     code = (
-        "import sys, time; from trsp_core import spare; spare.AFTER = spare.ROOM = 0\n"
-        "from trsp_core.jobs import Jobs; from trsp_core.store import Store; from pathlib import Path\n"
+        "import sys, time; from trsp_core.runs import warm_worker; warm_worker.AFTER = warm_worker.ROOM = 0\n"
+        "from trsp_core.runs.queue import Jobs; from trsp_core.runs.store import Store; from pathlib import Path\n"
         f"queue = Jobs(Store(Path({str(tmp_path)!r}))); queue.prepare()\n"
         "while not queue._spare._child: time.sleep(0.02)\n"
         "print(queue._spare._child.pid, flush=True); time.sleep(600)\n"
@@ -103,12 +105,12 @@ def test_it_is_made_when_nothing_is_at_work_and_let_go_when_nobody_asks(ready, m
     made.prepare()
     made.attend(busy=False)
     assert made._child is child, "one is enough"
-    monkeypatch.setattr(spare, "IDLE", -1.0)
+    monkeypatch.setattr(warm_worker, "IDLE", -1.0)
     made.attend(busy=False)
     assert made._child is None
     assert child.wait(60) == 0
-    monkeypatch.setattr(spare, "IDLE", 600.0)
-    monkeypatch.setattr(spare, "ROOM", 10**18)
+    monkeypatch.setattr(warm_worker, "IDLE", 600.0)
+    monkeypatch.setattr(warm_worker, "ROOM", 10**18)
     made.prepare()
     made.attend(busy=False)
     assert made._child is None, "there is no room for one"

@@ -12,23 +12,27 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests import tiny
-from trsp_core import abreast, adapters, forecast, schedules, surgery, transfer
-from trsp_core import config as configs
-from trsp_core.adam import EagerAdamW
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.events import LayerChosen, StageOneStepped, StageTwoStepped
-from trsp_core.lab import Lab, next_token_loss
-from trsp_core.methods import trsp
-from trsp_core.surgery import Stack
+from trsp_core.evaluation.losses import next_token_loss
+from trsp_core.perf import budget, parallel
+from trsp_core.perf.optimizer_in_backward import EagerAdamW
+from trsp_core.pruning import stage2, validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.pruning.methods import trsp
+from trsp_core.schema import config as configs
+from trsp_core.schema import schedules
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import LayerChosen, StageOneStepped, StageTwoStepped
+from trsp_core.surgery import discovery, hooks, lora
+from trsp_core.surgery.stack import Stack
 
 SMALL = {"block_length": 16, "stage1_steps": 3, "stage2_steps": 4, "batch_blocks": 2, "lambda_1": 0.05}
 
 
 def lab_of(model=None, **settings):
     model = model or tiny.build()
-    config = configs.from_values({**SMALL, **settings})
-    return Lab(surgery.find(model), tiny.ids(16, 16), config), config
+    config = validate.from_values({**SMALL, **settings})
+    return Lab(discovery.find(model), tiny.ids(16, 16), config), config
 
 
 def drain(generator):
@@ -69,7 +73,7 @@ def test_gate_gradients_by_hand(kind):
     toy = Toy()
     stack = Stack(toy, toy, "layers", None, None)  # type: ignore[arg-type]
     x, s = torch.randn(1, 4, 3, dtype=torch.float64), torch.tensor([0.7, 0.4], dtype=torch.float64, requires_grad=True)
-    with surgery.gated(stack, s, kind, [0, 1]):
+    with hooks.gated(stack, s, kind, [0, 1]):
         toy(x).sum().backward()
     A1, A2 = (layer.A.detach() for layer in toy.layers)
     one = torch.eye(3, dtype=torch.float64)
@@ -108,13 +112,13 @@ def test_each_penalty_against_a_direct_sum():
     }
     assert set(expected) == set(configs.KNOBS["penalty"].choices)
     for kind, value in expected.items():
-        assert transfer.penalty(x, y, kind).item() == pytest.approx(value, rel=1e-5), kind
+        assert stage2.penalty(x, y, kind).item() == pytest.approx(value, rel=1e-5), kind
 
 
 def test_the_relative_penalty_does_not_depend_on_the_models_scale_nor_teach_the_input_to_grow():
     x, y = torch.randn(1, 5, 8, requires_grad=True), torch.randn(1, 5, 8)
-    small = transfer.penalty(x, y, "relative")
-    assert transfer.penalty(100 * x, 100 * y, "relative").item() == pytest.approx(small.item(), rel=1e-4)
+    small = stage2.penalty(x, y, "relative")
+    assert stage2.penalty(100 * x, 100 * y, "relative").item() == pytest.approx(small.item(), rel=1e-4)
     (gradient,) = torch.autograd.grad(small, x)
     gap = y - x.detach()
     by_hand = -gap / gap.norm(dim=-1, keepdim=True) / x.detach().norm(dim=-1, keepdim=True) / 5
@@ -125,7 +129,7 @@ def test_a_penalty_of_a_closed_gap_has_a_finite_gradient():
     x = torch.randn(1, 2, 4)
     y = x.clone().requires_grad_()
     for kind in configs.KNOBS["penalty"].choices:
-        (gradient,) = torch.autograd.grad(transfer.penalty(x, y, kind), y)
+        (gradient,) = torch.autograd.grad(stage2.penalty(x, y, kind), y)
         assert torch.isfinite(gradient).all(), kind
 
 
@@ -207,7 +211,7 @@ class TestStageOne:
     def test_planted_redundancy_is_found(self):
         """Layers whose branch is nothing cost nothing to remove: only the l1 term moves their weights."""
         model = tiny.build()
-        stack = surgery.find(model)
+        stack = discovery.find(model)
         with torch.no_grad():
             for i in (1, 3):
                 for p in stack.outputs(i):
@@ -239,7 +243,7 @@ def test_nothing_is_stepped_on_a_loss_that_is_no_number(rank, monkeypatch):
         lab.model.model.norm.weight[0] = torch.nan
     before = {name: p.detach().clone() for name, p in lab.model.named_parameters()}
     with pytest.raises(TrspError, match="no longer a finite number at step 1"):
-        drain(transfer.transfer(lab, config, [1, 3]))
+        drain(stage2.transfer(lab, config, [1, 3]))
     after = dict(lab.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before if "norm" not in name)
 
@@ -278,7 +282,7 @@ def test_eager_steps_are_those_of_adamw_to_the_bit(monkeypatch, small):
 class TestStageTwo:
     def steps(self, model=None, **settings):
         lab, config = lab_of(model, **settings)
-        return [e for e in drain(transfer.transfer(lab, config, [1, 3]))[0]], lab, config
+        return [e for e in drain(stage2.transfer(lab, config, [1, 3]))[0]], lab, config
 
     def test_a_strong_penalty_closes_the_gap(self):
         how = {"stage2_steps": 60, "stage2_lr": 3e-3, "lambda_2": 20.0, "output_rate": 3.0}
@@ -308,7 +312,7 @@ class TestStageTwo:
                 grads[names[id(p)]] = p.grad.clone()
 
         monkeypatch.setattr(torch.optim.AdamW, "step", catch)
-        drain(transfer.transfer(lab, config, [1, 3]))
+        drain(stage2.transfer(lab, config, [1, 3]))
         lab.model.zero_grad()
         with lab.tapped([1, 3]) as taps:
             lab.lm_loss(ids).backward()
@@ -372,7 +376,7 @@ class TestStageTwo:
 
     def test_a_loss_that_is_no_number_names_the_step(self):
         lab, config = lab_of(stage2_steps=5)
-        generator = transfer.transfer(lab, config, [1, 3])
+        generator = stage2.transfer(lab, config, [1, 3])
         next(generator)
         next(generator)
         with torch.no_grad():
@@ -407,8 +411,8 @@ def test_the_loss_in_parts_is_the_whole_one_with_its_gradient(model_type, rows):
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_an_adapter_as_one_step_is_pefts_own(kind):
     """Values and gradients, with biases (qwen2) and without."""
-    stack, ids = surgery.find(tiny.build(kind)), tiny.ids()
-    with adapters.adapted(stack, 3, 0) as learnt:
+    stack, ids = discovery.find(tiny.build(kind)), tiny.ids()
+    with lora.adapted(stack, 3, 0) as learnt:
         with torch.no_grad():
             for parameter in learnt:
                 parameter.normal_(std=0.1)
@@ -416,7 +420,7 @@ def test_an_adapter_as_one_step_is_pefts_own(kind):
         for _ in range(2):
             loss = next_token_loss(stack.model(input_ids=ids, use_cache=False).logits, ids).mean()
             told.append([loss.detach(), *torch.autograd.grad(loss, learnt)])
-            for adapter in adapters.of(stack).values():
+            for adapter in lora.of(stack).values():
                 adapter.__class__ = type(adapter).__bases__[0]
         for own, pefts in zip(*told, strict=True):
             assert (own - pefts).norm() <= 1e-5 * pefts.norm() + 1e-9
@@ -443,15 +447,15 @@ def test_adapters_learn_in_lanes_what_they_learn_in_one_pass(monkeypatch, settin
     settings = {"batch_blocks": 3, "adapter_rank": 2, "lambda_2": 2.0} | settings
     kind, found = settings.pop("model_type", "llama"), []
     monkeypatch.setattr(EagerAdamW, "SMALL", 0)
-    monkeypatch.setattr(forecast, "LANE_TOKENS", 16)
+    monkeypatch.setattr(budget, "LANE_TOKENS", 16)
     torch.set_num_threads(2)
     try:
         for lanes in (Lab.lanes, lambda self, rows: [self]):
             monkeypatch.setattr(Lab, "lanes", lanes)
             lab, config = lab_of(tiny.build(kind), **settings)
-            lab.teacher = surgery.find(tiny.build(kind, seed=1))
+            lab.teacher = discovery.find(tiny.build(kind, seed=1))
             learnt, events = {}, []
-            for event in transfer.transfer(lab, config, [1, 3]):
+            for event in stage2.transfer(lab, config, [1, 3]):
                 events.append(event)
                 learnt = {n: p.detach().clone() for n, p in lab.model.named_parameters() if "lora_" in n}
                 assert all(p.grad is None for p in lab.model.parameters())
@@ -470,7 +474,7 @@ def test_adapters_learn_in_lanes_what_they_learn_in_one_pass(monkeypatch, settin
 @pytest.mark.parametrize("slow", [0, 1])
 def test_lanes_end_the_same_whichever_is_first(monkeypatch, slow):
     """Gradients are added up in order, so a run can be repeated to the bit."""
-    cores, run = torch.get_num_threads(), abreast.run
+    cores, run = torch.get_num_threads(), parallel.run
 
     def late(task):
         time.sleep(0.05)
@@ -483,9 +487,9 @@ def test_lanes_end_the_same_whichever_is_first(monkeypatch, slow):
     try:
         ends = []
         for how in (run, one_late):
-            monkeypatch.setattr(abreast, "run", how)
+            monkeypatch.setattr(parallel, "run", how)
             lab, config = lab_of(adapter_rank=2, lambda_2=2.0)
-            drain(transfer.transfer(lab, config, [1, 3]))
+            drain(stage2.transfer(lab, config, [1, 3]))
             ends.append([p.detach() for p in lab.model.parameters()])
         assert all(map(torch.equal, *ends))
     finally:

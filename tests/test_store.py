@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsp_core import events, record, store
-from trsp_core.config import RunConfig
+from trsp_core import files
 from trsp_core.errors import TrspError
-from trsp_core.store import Run, Store
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events
+from trsp_core.schema.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-HOLD = "import sys, time; from pathlib import Path; from trsp_core.store import Run\n"
+HOLD = "import sys, time; from pathlib import Path; from trsp_core.runs.store import Run\n"
 HOLD += "with Run(Path(sys.argv[1])).hold():\n    print('held', flush=True); time.sleep(60)"
 
 
@@ -33,7 +35,7 @@ def run(runs):
 
 def told(run, *many):
     """`run` after `many` events were recorded."""
-    return record.record(run, (event for event in many))
+    return recorder.record(run, (event for event in many))
 
 
 def test_a_run_can_be_found_again_with_its_config(runs, run):
@@ -81,14 +83,14 @@ def test_a_damaged_config_is_a_refusal(run, content):
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
-    store.write_atomic(file, "old")
+    files.write_atomic(file, "old")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
-        store.write_atomic(file, "new")
+        files.write_atomic(file, "new")
     assert file.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -188,7 +190,7 @@ def test_what_was_recorded_is_what_is_read(run):
 
 def test_a_watcher_sees_each_event_with_the_state_so_far(run):
     seen = []
-    record.record(run, (events.Noted(str(n)) for n in range(3)), lambda now, event: seen.append((now.count, event)))
+    recorder.record(run, (events.Noted(str(n)) for n in range(3)), lambda now, event: seen.append((now.count, event)))
     assert seen == [(n + 1, events.Noted(str(n))) for n in range(3)]
 
 
@@ -198,14 +200,14 @@ def failing(error):
 
 
 def test_a_refusal_ends_a_run_without_a_trace(run):
-    record.record(run, failing(TrspError("No.", "Do this.")))
+    recorder.record(run, failing(TrspError("No.", "Do this.")))
     failure = run.state().failure
     assert (failure.message, failure.remedy, failure.trace) == ("No.", "Do this.", "")
     assert run.status() == "failed"
 
 
 def test_a_bug_ends_a_run_with_its_trace(run):
-    record.record(run, failing(ZeroDivisionError("oh")))
+    recorder.record(run, failing(ZeroDivisionError("oh")))
     failure = run.state().failure
     assert "ZeroDivisionError: oh" in failure.message
     assert "in failing" in failure.trace
@@ -215,7 +217,7 @@ def test_short_memory_and_a_full_disk_end_a_run_with_a_remedy(runs):
     for error, said in ((MemoryError(), "out of memory"), (OSError(errno.ENOSPC, "No space left on device"), "disk")):
         run = runs.create(RunConfig())
         run.model_folder.mkdir()
-        record.record(run, failing(error))
+        recorder.record(run, failing(error))
         failure = run.state().failure
         assert said in failure.message
         assert failure.remedy
@@ -235,7 +237,7 @@ def test_a_cancel_file_closes_the_generator_and_ends_in_writing(run):
         finally:
             closed.append(True)
 
-    record.record(run, endless())
+    recorder.record(run, endless())
     assert closed == [True]
     assert [type(e).__name__ for _, _, e in run.read()[0]] == ["PhaseStarted", "Noted", "RunCancelled"]
     assert run.state().phase == "choose"
@@ -248,7 +250,7 @@ def test_a_cancel_that_comes_too_late_changes_nothing(run):
 
 
 def test_an_interrupt_ends_in_writing(run):
-    record.record(run, failing(KeyboardInterrupt()))
+    recorder.record(run, failing(KeyboardInterrupt()))
     assert run.status() == "cancelled"
 
 

@@ -6,10 +6,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests import tiny, zoo
-from trsp_core import config as configs
-from trsp_core import families, surgery
 from trsp_core.errors import TrspError
-from trsp_core.lab import Lab
+from trsp_core.perf import compilation
+from trsp_core.pruning import validate
+from trsp_core.pruning.lab import Lab
+from trsp_core.surgery import discovery, families, hooks, removal, training
 
 GONE = [1, 3]
 
@@ -21,7 +22,7 @@ def logits(model, ids):
 
 @pytest.fixture(params=list(tiny.CONFIGS))
 def stack(request):
-    return surgery.find(tiny.build(request.param))
+    return discovery.find(tiny.build(request.param))
 
 
 def test_layers_are_found_by_looking(stack):
@@ -33,7 +34,7 @@ def test_gates_at_one_leave_logits_bit_identical(stack):
     ids, ones = tiny.ids(), torch.ones(tiny.L)
     before = logits(stack.model, ids)
     for kind in ("branch", "output"):
-        with surgery.gated(stack, ones, kind, range(tiny.L)):
+        with hooks.gated(stack, ones, kind, range(tiny.L)):
             assert torch.equal(logits(stack.model, ids), before), kind
 
 
@@ -41,9 +42,9 @@ def test_gates_at_one_leave_logits_bit_identical(stack):
 def test_a_gate_works_in_float32_whatever_the_models_format(kind):
     """In bfloat16 0.997 would be 0.99609, and the steps of the layer weights would be lost."""
     model, weights, seen = tiny.build().to(torch.bfloat16), torch.full((tiny.L,), 0.997), {}
-    stack, layer = surgery.find(model), model.model.layers[2]
+    stack, layer = discovery.find(model), model.model.layers[2]
     raw = layer.register_forward_hook(lambda _, given, out: seen.update(x_in=given[0], x_out=out))
-    with surgery.gated(stack, weights, kind, [2]):
+    with hooks.gated(stack, weights, kind, [2]):
         gated = layer.register_forward_hook(lambda _, given, out: seen.update(gated=out))
         logits(model, tiny.ids())
     raw.remove(), gated.remove()
@@ -60,8 +61,8 @@ def test_layers_that_cannot_be_fused_are_told():
     def fails(graph, inputs):
         raise RuntimeError("no compiler")
 
-    stack = surgery.find(tiny.build())
-    with pytest.raises(TrspError, match="no compiler") as told, surgery.fused(stack, fails):
+    stack = discovery.find(tiny.build())
+    with pytest.raises(TrspError, match="no compiler") as told, compilation.fused(stack, fails):
         stack.model(input_ids=tiny.ids(), use_cache=False)
     assert "--fuse false" in told.value.remedy
     assert not any("forward" in vars(layer) for layer in stack.layers)
@@ -70,11 +71,11 @@ def test_layers_that_cannot_be_fused_are_told():
 def test_a_branch_gate_at_zero_is_removal(stack):
     ids, weights = tiny.ids(), torch.ones(tiny.L)
     weights[GONE] = 0
-    with surgery.gated(stack, weights, "branch", range(tiny.L)):
+    with hooks.gated(stack, weights, "branch", range(tiny.L)):
         gated = logits(stack.model, ids)
-    with surgery.skipped(stack, GONE):
+    with hooks.skipped(stack, GONE):
         skipped = logits(stack.model, ids)
-    with surgery.removed(stack, GONE):
+    with removal.removed(stack, GONE):
         removed = logits(stack.model, ids)
     assert torch.equal(gated, skipped)
     assert torch.equal(skipped, removed)
@@ -85,10 +86,10 @@ def test_the_model_is_untouched_afterwards_also_after_an_error(stack):
     ids, before = tiny.ids(), logits(stack.model, tiny.ids())
     config = stack.text_config.to_dict()
     for change in (
-        surgery.gated(stack, torch.zeros(tiny.L), "output", range(tiny.L)),
-        surgery.skipped(stack, GONE),
-        surgery.removed(stack, GONE),
-        surgery.tapped(stack, GONE),
+        hooks.gated(stack, torch.zeros(tiny.L), "output", range(tiny.L)),
+        hooks.skipped(stack, GONE),
+        removal.removed(stack, GONE),
+        hooks.tapped(stack, GONE),
     ):
         with pytest.raises(KeyError), change:
             logits(stack.model, ids)
@@ -100,7 +101,7 @@ def test_the_model_is_untouched_afterwards_also_after_an_error(stack):
 
 def test_a_removed_model_saves_and_reloads_equal(stack, tmp_path):
     ids = tiny.ids()
-    with surgery.removed(stack, GONE):
+    with removal.removed(stack, GONE):
         before = logits(stack.model, ids)
         stack.model.save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True).eval()
@@ -111,7 +112,7 @@ def test_a_removed_model_saves_and_reloads_equal(stack, tmp_path):
 def test_cached_generation_equals_uncached_after_removal(stack):
     ids = tiny.ids(rows=1)
     how = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    with surgery.removed(stack, [0, 3]):  # layer 0 too: caches read their length from the first one
+    with removal.removed(stack, [0, 3]):  # layer 0 too: caches read their length from the first one
         cached = stack.model.generate(ids, use_cache=True, **how)
         assert torch.equal(cached, stack.model.generate(ids, use_cache=False, **how))
     assert cached.shape[1] == ids.shape[1] + 24
@@ -120,13 +121,13 @@ def test_cached_generation_equals_uncached_after_removal(stack):
 def test_deletion_shrinks_parameters_by_exactly_the_layers(stack):
     count = sum(p.numel() for p in stack.model.parameters())
     layers = sum(p.numel() for i in GONE for p in stack.layers[i].parameters())
-    with surgery.removed(stack, GONE):
+    with removal.removed(stack, GONE):
         assert sum(p.numel() for p in stack.model.parameters()) == count - layers
 
 
 def test_indices_and_per_layer_lists_are_right_after_removal(stack):
     kinds = getattr(stack.text_config, "layer_types", None)
-    with surgery.removed(stack, GONE):
+    with removal.removed(stack, GONE):
         for i, layer in enumerate(stack.layers):
             assert {m.layer_idx for m in layer.modules() if getattr(m, "layer_idx", None) is not None} <= {i}
         assert stack.text_config.num_hidden_layers == len(stack.layers)
@@ -138,7 +139,7 @@ def test_the_named_output_modules_are_what_writes_into_the_residual_stream(stack
     """With those parameters at zero a layer is the identity, so they are all of its outputs."""
     assert stack.outputs(2)
     ids = tiny.ids()
-    with surgery.skipped(stack, [2]):
+    with hooks.skipped(stack, [2]):
         without = logits(stack.model, ids)
     with torch.no_grad():
         for p in stack.outputs(2):
@@ -148,7 +149,7 @@ def test_the_named_output_modules_are_what_writes_into_the_residual_stream(stack
 
 
 def test_taps_see_what_enters_and_leaves(stack):
-    with surgery.tapped(stack, [1, 2]) as seen:
+    with hooks.tapped(stack, [1, 2]) as seen:
         logits(stack.model, tiny.ids())
         assert torch.equal(seen[1][1], seen[2][0])
         assert seen[1][0].shape == (2, 12, tiny.D)
@@ -157,7 +158,7 @@ def test_taps_see_what_enters_and_leaves(stack):
 def test_restored_puts_every_weight_back():
     model = tiny.build()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ZeroDivisionError), surgery.restored(model):
+    with pytest.raises(ZeroDivisionError), training.restored(model):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(1.0)
@@ -170,88 +171,88 @@ class TestRefusals:
         model = tiny.build()
         model.config.num_kv_shared_layers = 2
         with pytest.raises(TrspError, match="reuse the key-value cache"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_a_family_that_is_declared_unfit(self):
         model = tiny.build()
         model.config.model_type = "gemma3n_text"
         with pytest.raises(TrspError, match="Gemma 3n"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_a_model_without_a_stack(self):
         model = tiny.build()
         model.model.layers = nn.ModuleList()
         model.config.num_hidden_layers = 0
         with pytest.raises(TrspError, match="No list of decoder layers"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_a_count_that_the_config_does_not_share(self):
         model = tiny.build("gpt2")
         model.config.n_layer = 9
         with pytest.raises(TrspError, match="says it has 9 layers"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_an_encoder_decoder(self):
         model = tiny.build()
         model.config.is_encoder_decoder = True
         with pytest.raises(TrspError, match="encoder-decoder"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_an_encoder(self):
         with pytest.raises(TrspError, match="reads the tokens that follow"):
-            surgery.find(zoo.build("bert"))
+            discovery.find(zoo.build("bert"))
 
     def test_the_decoder_of_an_encoder_decoder(self):
         with pytest.raises(TrspError, match="encoder-decoder"):
-            surgery.find(zoo.build("bart"))
+            discovery.find(zoo.build("bart"))
 
     def test_layers_that_share_weights(self):
         model = tiny.build()
         model.model.layers[3].mlp = model.model.layers[1].mlp
         with pytest.raises(TrspError, match="share weights"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_layers_that_take_the_tokens_that_others_pick(self):
         with pytest.raises(TrspError, match="earlier one has picked"):
-            surgery.find(zoo.build("hy_v4"))
+            discovery.find(zoo.build("hy_v4"))
 
     def test_what_would_load_as_no_causal_model(self):
         with pytest.raises(TrspError, match="loads as no causal model"):
-            surgery.find(zoo.build("emu3"))
+            discovery.find(zoo.build("emu3"))
 
     def test_values_that_a_config_cannot_give_to_fewer_layers(self):
         """GPT-2's attention may be scaled by the layer's number; a removed layer then leaves a gap in the scales."""
         model = tiny.build("gpt2", scale_attn_by_inverse_layer_idx=True)
         with pytest.raises(TrspError, match=r"layers.1.attn.scaling, 0.117\d+ or 0.176"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_the_inputs_of_its_own_that_a_layer_of_gemma_4_may_have(self):
         model = zoo.build("gemma4_text", hidden_size_per_layer_input=8)
         with pytest.raises(TrspError, match="per_layer"):
-            surgery.find(model)
+            discovery.find(model)
 
     def test_the_last_layer_that_attends(self):
-        stack = surgery.find(zoo.build("bamba"))
-        with surgery.removed(stack, [2]):
+        stack = discovery.find(zoo.build("bamba"))
+        with removal.removed(stack, [2]):
             pass
-        with pytest.raises(TrspError, match="without layers 2, 5"), surgery.removed(stack, [2, 5]):
+        with pytest.raises(TrspError, match="without layers 2, 5"), removal.removed(stack, [2, 5]):
             pass
         assert len(stack.layers) == zoo.L
         assert stack.text_config.num_hidden_layers == zoo.L
 
     def test_a_layer_that_stays(self):
-        stack = surgery.find(zoo.build("minimax"))
-        with pytest.raises(TrspError, match="without layer 0"), surgery.removed(stack, [0]):
+        stack = discovery.find(zoo.build("minimax"))
+        with pytest.raises(TrspError, match="without layer 0"), removal.removed(stack, [0]):
             pass
-        config = configs.from_values({"protect_first": 0, "protect_last": 0})
+        config = validate.from_values({"protect_first": 0, "protect_last": 0})
         assert 0 not in Lab(stack, tiny.ids(8, 16), config).unprotected(config)
 
 
 class TestWhatAConfigSaysOfLayers:
     def kept(self, model_type, gone=(1, 4), **fields):
-        stack = surgery.find(zoo.build(model_type, **fields))
+        stack = discovery.find(zoo.build(model_type, **fields))
         before = dict(vars(stack.text_config))
-        with surgery.removed(stack, gone):
+        with removal.removed(stack, gone):
             told = stack.text_config.to_dict()
         assert vars(stack.text_config) == before
         return told

@@ -20,11 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import story, tiny
-from trsp_core import __main__ as shell_main
-from trsp_core import config, crew, grids, plans, points, record, sweep
+from trsp_core.cli import main as shell_main
 from trsp_core.errors import TrspError
-from trsp_core.events import DOMAINS, TextPrepared
-from trsp_core.store import Store
+from trsp_core.experiments import executors, grid_results, grids, plans, runner
+from trsp_core.pruning import validate
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Store
+from trsp_core.schema import config
+from trsp_core.schema.events import DOMAINS, TextPrepared
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = {
@@ -68,7 +71,7 @@ class Told:
         if len(self.asked) == self.stop_after:
             raise KeyboardInterrupt
         self.asked.append(run.config())
-        record.record(run, story._failing() if self.fails(run.config()) else tell(run.config().seed))
+        recorder.record(run, story._failing() if self.fails(run.config()) else tell(run.config().seed))
         self.over.append(run)
 
     def ended(self, seconds):
@@ -83,7 +86,7 @@ def store(tmp_path, monkeypatch) -> Store:
 
 
 def work(store, workers, document=GRID):
-    return list(sweep.work(grids.parse(document).plan, store, workers))
+    return list(runner.work(grids.parse(document).plan, store, workers))
 
 
 AXES = {
@@ -211,7 +214,7 @@ def test_a_point_that_another_process_finished_meanwhile_is_neither_deleted_nor_
             if not made:  # the next point is finished while this one runs
                 settings = plans.config_of(plan, plan.variations[1], {})
                 made.append(plans.create(store, plan, plan.variations[1], settings))
-                record.record(made[0], tell(settings.seed))
+                recorder.record(made[0], tell(settings.seed))
             super().start(run)
 
     told = work(store, workers := Raced())
@@ -257,7 +260,7 @@ def test_a_failed_point_is_told_and_the_others_go_on(store):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_shell_reports_and_writes_one_small_record(store, tmp_path, monkeypatch, capsys, fails):
-    monkeypatch.setattr(crew, "Here", lambda: Told(fails=lambda c: fails and c.control != "none" and c.seed == 1))
+    monkeypatch.setattr(executors, "Here", lambda: Told(fails=lambda c: fails and c.control != "none" and c.seed == 1))
     file, out = tmp_path / "grid.json", tmp_path / "record.json"
     file.write_text(json.dumps(GRID))
     code = shell_main.main(["sweep", "--grid", str(file), "--out", str(out), "--json"])
@@ -266,10 +269,10 @@ def test_the_shell_reports_and_writes_one_small_record(store, tmp_path, monkeypa
     assert "[ 3/10] TRSP, steps 10, seed 0: finished, perplexity 60.0 (calibration)" in said.err
     assert ("2 did not finish" in said.err) == fails
     assert ("my_file.txt" in said.err) == fails, "the reason is told"
-    found = points.load(out)
+    found = grid_results.load(out)
     assert json.loads(said.out)["name"] == "small"
     assert out.stat().st_size < 1500 * 10
-    assert points.load(points.local(store.root) / "small.json") == found
+    assert grid_results.load(grid_results.local(store.root) / "small.json") == found
     assert (found.planned, len(found.points)) == (10, 8 if fails else 10)
     choice, trsp = found.of("choice")[0], found.of("trsp")[0]
     assert choice.weights[3] == pytest.approx(0.25)
@@ -279,24 +282,24 @@ def test_the_shell_reports_and_writes_one_small_record(store, tmp_path, monkeypa
     assert trsp.gap == [0.9, 0.09]
     assert set(trsp.losses) == set(trsp.direct) == set(trsp.kl) == set(DOMAINS)
     assert "--layers 2,3" in found.command(trsp)
-    assert config.from_values(found.shared | trsp.settings).seed == 0
+    assert validate.from_values(found.shared | trsp.settings).seed == 0
 
 
 def test_points_are_paired_by_the_blocks_they_were_measured_on(store):
     grid = grids.parse(GRID)
-    done = {t.variation.name: (t.run, t.state) for t in sweep.work(grid.plan, store, Told()) if t.what == "finished"}
-    found = points.gather(grid, done)
+    done = {t.variation.name: (t.run, t.state) for t in runner.work(grid.plan, store, Told()) if t.what == "finished"}
+    found = grid_results.gather(grid, done)
     trsp, control = found.of("trsp"), found.of("control")
-    one, other = points.paired(trsp[:2], control[:2], "calibration")
+    one, other = grid_results.paired(trsp[:2], control[:2], "calibration")
     assert len(one) == len(other) == 16
-    assert points.paired(trsp[:1], [c for c in control if c.seed == 1], "calibration") == ([], [])
+    assert grid_results.paired(trsp[:1], [c for c in control if c.seed == 1], "calibration") == ([], [])
     with pytest.raises(TrspError):
-        points.gather(grid, {})
+        grid_results.gather(grid, {})
 
 
 def test_the_clock_learns_from_what_points_took(tiny_model):
     plan = grids.parse(GRID | {"base": GRID["base"] | {"model": str(tiny_model)}}).plan
-    clock = sweep.Clock(plan, 1)
+    clock = runner.Clock(plan, 1)
     whole = clock.left()
     state = story.long_state(1, 5)
     names = [v.name for v in plan.variations]
@@ -307,12 +310,12 @@ def test_the_clock_learns_from_what_points_took(tiny_model):
         assert clock.gone(name) is not None
     assert clock.left() == 0
     unknown = grids.parse(GRID | {"base": {"model": "nobody/nothing"}}).plan
-    assert sweep.Clock(unknown, 1).left() is None
+    assert runner.Clock(unknown, 1).left() is None
 
 
 def test_no_scheduler_is_refused_with_a_remedy():
     with pytest.raises(TrspError, match="No Dask scheduler"):
-        crew.Cluster("nonsense://nowhere")
+        executors.Cluster("nonsense://nowhere")
 
 
 # From here on the runs are real, on a tiny model, in processes of their own.
@@ -350,7 +353,7 @@ def test_a_cluster_of_two_workers_gives_the_same_figures(real, tmp_path):
             assert child.stderr.read().count("already there") == 3
     with sweeping(tmp_path / "here", "--grid", real, "--out", here) as child:
         assert child.wait(timeout=1200) == 0
-    one, other = points.load(here), points.load(there)
+    one, other = grid_results.load(here), grid_results.load(there)
     assert len(one.points) == 3
     for a, b in zip(one.points, other.points, strict=True):
         assert (a.losses, a.removed, a.weights, a.gap) == (b.losses, b.removed, b.weights, b.gap)

@@ -15,10 +15,10 @@ import pytest
 from datasets import Dataset
 
 from tests import tiny
-from trsp_core import __main__ as shell_main
-from trsp_core import questions, scoring, tasks
+from trsp_core.cli import main as shell_main
 from trsp_core.errors import TrspError
-from trsp_core.questions import Question
+from trsp_core.evaluation import multiple_choice, questions, tasks
+from trsp_core.evaluation.questions import Question
 
 ROOT = Path(__file__).resolve().parent.parent
 ARC = {"id": "x", "question": "What crosses the city?", "choices": {"text": ["a letter", "the river", "year"],
@@ -181,14 +181,14 @@ class TestAgainstTheHarness:
         )
         samples = sorted(found["samples"]["asked"], key=lambda sample: sample["doc_id"])
         asked = questions.read(str(file), "news")
-        ours = list(scoring.answer(model, tokenizer, asked, 512))
+        ours = list(multiple_choice.answer(model, tokenizer, asked, 512))
         assert len(ours) == len(samples) == len(lines)
         for answered, sample in zip(ours, samples, strict=True):
             theirs = [float(value) for (value, _), *_ in sample["resps"]]
             assert answered.nats == pytest.approx(theirs, rel=1e-4)
             assert answered.chosen == max(range(len(theirs)), key=lambda i: theirs[i])
             assert (answered.chosen == answered.gold) == bool(sample["acc"])
-        plain, _ = scoring.accuracy(ours)
+        plain, _ = multiple_choice.accuracy(ours)
         assert plain.value == pytest.approx(found["results"]["asked"]["acc,none"])
 
 

@@ -12,9 +12,12 @@ from hypothesis import strategies as some
 
 from tests import tiny
 from tests.test_controls import TINY, run, text  # noqa: F401 - a fixture
-from trsp_core import adapters, engine, events, lab, schedules, surgery, transfer
-from trsp_core import config as configs
 from trsp_core.errors import TrspError
+from trsp_core.evaluation import losses as losses_module
+from trsp_core.pruning import engine, lab, stage2, validate
+from trsp_core.schema import config as configs
+from trsp_core.schema import events, schedules
+from trsp_core.surgery import discovery, hooks, lora, removal
 
 LORA = {"adapter_rank": 2, "adapter_lr": 1e-2}
 
@@ -30,7 +33,7 @@ class TestAnneal:
 
     def test_lambda_2_ends_where_the_gate_shuts(self):
         """Quick: of 30 steps the gate is open in 7, for 7 < 7.5; a straight line to 10 has come to 70 / 30 by then."""
-        quick = configs.from_values({}, "quick")
+        quick = validate.from_values({}, "quick")
         assert [schedules.lambda_2(quick, n) for n in (1, 7, 8, 30)] == pytest.approx([1 / 3, 7 / 3, 0.0, 0.0])
         assert schedules.acting(quick) == (7, pytest.approx(7 / 3))
         assert schedules.told(quick).startswith("λ₂ acts in 7 of 30 steps of stage 2, until the gate ")
@@ -52,7 +55,7 @@ class TestAnneal:
         ],
     )
     def test_the_form_says_where_it_does_nothing(self, settings, said):
-        assert said in schedules.told(configs.from_values(settings, "quick"))
+        assert said in schedules.told(validate.from_values(settings, "quick"))
 
     @given(
         steps=some.integers(1, 60),
@@ -87,7 +90,7 @@ class TestAnneal:
         """The second of four steps, at a rate of nearly nothing: the model with both branches at one half."""
         folded, _, config = run(text, method="manual", layers="1,3", anneal=1.0, stage2_steps=4, stage2_lr=1e-8)
         model = tiny.build()
-        bench = lab.Lab(surgery.find(model), _calibration(config), config)
+        bench = lab.Lab(discovery.find(model), _calibration(config), config)
         ids = list(bench.batches(2, 0))[1]
         gate = torch.tensor([1.0, 0.5, 1.0, 0.5, 1.0])
         with torch.no_grad(), bench.gated(gate, "branch", [1, 3]):
@@ -110,15 +113,15 @@ class TestCycles:
     def test_a_later_cycle_sees_the_earlier_layers_skipped(self, text):  # noqa: F811
         folded, _, config = run(text, cycles=2, stage2_steps=2, stage2_lr=1e-8, stage1_lr=1e-6)
         first = folded.chosen[0]
-        bench = lab.Lab(surgery.find(tiny.build()), _calibration(config), config)
+        bench = lab.Lab(discovery.find(tiny.build()), _calibration(config), config)
         ids = next(bench.batches(1, 2))  # the second round's first batch
         step = next(s for s in folded.weight_steps if s.round == 2)
         assert step.weights[first] == 0.0
         assert step.lm_loss == pytest.approx(bench.loss_without([first], ids), rel=1e-4)
 
     def test_blocks_come_in_the_order_of_one_cycle(self):
-        config = configs.from_values(TINY)
-        bench = lab.Lab(surgery.find(tiny.build()), tiny.ids(16, 16), config)
+        config = validate.from_values(TINY)
+        bench = lab.Lab(discovery.find(tiny.build()), tiny.ids(16, 16), config)
         whole = list(bench.batches(5, 7))
         assert all(torch.equal(a, b) for a, b in zip(whole[2:], bench.batches(3, 7, skip=2), strict=True))
 
@@ -128,25 +131,25 @@ class TestCycles:
     )
     def test_what_cannot_be_taken_in_cycles_is_refused(self, more):
         with pytest.raises(TrspError, match=r"ycles take turns between|names all its layers at once"):
-            configs.from_values({"cycles": 2, **more})
+            validate.from_values({"cycles": 2, **more})
 
     def test_more_cycles_than_layers_are_refused(self):
-        config = configs.from_values({"cycles": 9})
-        assert "9 cycles" in configs.check(config, 8)[0].message
+        config = validate.from_values({"cycles": 9})
+        assert "9 cycles" in validate.check(config, 8)[0].message
 
 
 class TestStates:
     def test_the_places_are_right_behind_each_run(self):
-        assert transfer._joins([1, 2, 4], 6) == [3, 5]
-        assert transfer._joins([0, 5], 6) == [1, 6]
+        assert stage2._joins([1, 2, 4], 6) == [3, 5]
+        assert stage2._joins([0, 5], 6) == [1, 6]
 
     def test_the_distance_by_hand(self):
         wanted, found = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]]), torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
-        assert lab.relative_distance(wanted, found).item() == pytest.approx(0.5)
+        assert losses_module.relative_distance(wanted, found).item() == pytest.approx(0.5)
 
     def test_a_method_that_removes_no_layer_has_no_such_place(self):
         with pytest.raises(TrspError, match="removes no layer"):
-            configs.from_values({"method": "width", "control": "delete_first", "distil": 0.5, "distil_from": "states"})
+            validate.from_values({"method": "width", "control": "delete_first", "distil": 0.5, "distil_from": "states"})
 
     @pytest.mark.parametrize("control", ["none", "delete_first"])
     @pytest.mark.parametrize("layers", ["1,2", "0,4"])
@@ -160,30 +163,30 @@ class TestStates:
     def distance(self, text, control, layers, steps) -> float:  # noqa: F811
         model, chosen = tiny.build(), configs.parse_layers(layers)
         settings = {"control": control, "layers": layers, "distil": 1.0, "distil_from": "states", "anneal": 0.1}
-        config = configs.from_values({**TINY, **settings, "method": "manual", "text": text, "stage2_lr": 3e-3})
-        stack, dense, ids = surgery.find(model), surgery.find(tiny.build()), _calibration(config)[:4]
+        config = validate.from_values({**TINY, **settings, "method": "manual", "text": text, "stage2_lr": 3e-3})
+        stack, dense, ids = discovery.find(model), discovery.find(tiny.build()), _calibration(config)[:4]
         bench = lab.Lab(stack, _calibration(config), config)
         bench.teacher = dense
         first = control == "delete_first"
         if steps:
-            with surgery.removed(stack, chosen if first else []):
-                for _ in transfer.transfer(bench, config, chosen, schedules.Span(0, steps), deleted=first):
+            with removal.removed(stack, chosen if first else []):
+                for _ in stage2.transfer(bench, config, chosen, schedules.Span(0, steps), deleted=first):
                     pass
-        places = transfer._joins(chosen, tiny.L)
-        with torch.no_grad(), surgery.skipped(stack, chosen):
-            found, wanted = lab.states_at(stack, ids, places), lab.states_at(dense, ids, places)
-            return sum(lab.relative_distance(wanted[p], found[p]).item() for p in places)
+        places = stage2._joins(chosen, tiny.L)
+        with torch.no_grad(), hooks.skipped(stack, chosen):
+            found, wanted = losses_module.states_at(stack, ids, places), losses_module.states_at(dense, ids, places)
+            return sum(losses_module.relative_distance(wanted[p], found[p]).item() for p in places)
 
 
 class TestAdapters:
     @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "opt"])
     def test_they_start_as_nothing_merge_to_what_they_were_and_leave_no_trace(self, model_type):
         model = tiny.build(model_type)
-        stack, ids = surgery.find(model), tiny.ids()
+        stack, ids = discovery.find(model), tiny.ids()
         names = [n for n, _ in model.named_modules()]
         with torch.no_grad():
             before = model(input_ids=ids, use_cache=False).logits
-            with adapters.adapted(stack, 2, 0) as learning:
+            with lora.adapted(stack, 2, 0) as learning:
                 assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
                 assert 0 < sum(p.numel() for p in learning) < 0.5 * sum(p.numel() for p in model.parameters())
                 for parameter in learning:
@@ -191,10 +194,10 @@ class TestAdapters:
                 taught = model(input_ids=ids, use_cache=False).logits
                 assert not torch.allclose(taught, before)
             assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
-            with adapters.adapted(stack, 2, 0) as learning:
+            with lora.adapted(stack, 2, 0) as learning:
                 for parameter in learning:
                     parameter.add_(0.05)
-                adapters.merge(stack)
+                lora.merge(stack)
             assert torch.allclose(model(input_ids=ids, use_cache=False).logits, taught, atol=1e-4)
         assert [n for n, _ in model.named_modules()] == names
         assert not hasattr(model, "peft_config")
@@ -209,7 +212,7 @@ class TestAdapters:
 
     def test_closing_at_every_event_leaves_the_model_bit_identical(self, text):  # noqa: F811
         settings = {**TINY, **LORA, "text": text, "heldout": text, "model": "tiny", "distil": 0.5, "anneal": 0.5}
-        config, model = configs.from_values(settings), tiny.build()
+        config, model = validate.from_values(settings), tiny.build()
         with torch.no_grad():
             before = model(input_ids=tiny.ids(), use_cache=False).logits
         total = len(list(engine.execute(config, None, (model, tiny.tokenizer()))))
@@ -223,6 +226,6 @@ class TestAdapters:
 
 
 def _calibration(config):
-    from trsp_core import data
+    from trsp_core.data import blocks
 
-    return data.prepare(config, tiny.tokenizer()).calibration
+    return blocks.prepare(config, tiny.tokenizer()).calibration

@@ -19,11 +19,17 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers import models as kinds
 
 from tests import tiny
-from trsp_core import __main__ as main
-from trsp_core import answers as an
-from trsp_core import columns, config, engine, leash, load, models, record, shelf, vocabulary
+from trsp_core import process_limits
+from trsp_core.cli import main
+from trsp_core.data import text_check
 from trsp_core.errors import TrspError
-from trsp_core.store import Store
+from trsp_core.models import catalog, libraries, loading, tokenizer_check
+from trsp_core.pruning import engine, preflight, validate
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Store
+from trsp_core.schema import config
+from trsp_core.schema import messages as an
+from trsp_core.workbench import model_cache, side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"block_length": 16, "measure_length": 16, "measure_blocks": 2, "calibration_blocks": 4, "method": "manual"}
@@ -79,19 +85,19 @@ def text(tmp_path):
 
 
 def settings(model, text, **more) -> config.RunConfig:
-    return config.from_values({"model": str(model), "text": str(text), "heldout": str(text), **SMALL, **more})
+    return validate.from_values({"model": str(model), "text": str(text), "heldout": str(text), **SMALL, **more})
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_tokenizer_is_refused_within_bounds_and_the_server_goes_on(name, model, text, monkeypatch):
     content, said = HOSTILE[name]
     (model / "tokenizer.json").write_text(content)
-    monkeypatch.setattr(vocabulary, "CPU_SECONDS", 1)
+    monkeypatch.setattr(tokenizer_check, "CPU_SECONDS", 1)
     refused: list[TrspError] = []
 
     def check() -> None:
         with pytest.raises(TrspError, match="The tokenizer of") as caught:
-            models.preflight(settings(model, text))
+            preflight.preflight(settings(model, text))
         refused.append(caught.value)
 
     process, began = psutil.Process(), time.monotonic()
@@ -109,36 +115,39 @@ def test_a_hostile_tokenizer_is_refused_within_bounds_and_the_server_goes_on(nam
     assert process.memory_info().rss - before < 50e6
     assert process.children() == others
     with pytest.raises(TrspError, match="The tokenizer of"):
-        load.load(str(model))
+        loading.load(str(model))
 
 
 def test_one_that_never_ends_is_ended_by_the_clock(model, monkeypatch):
     (model / "tokenizer.json").write_text(HOSTILE["it takes long"][0])
-    monkeypatch.setattr(vocabulary, "SECONDS", 0.5)
+    monkeypatch.setattr(tokenizer_check, "SECONDS", 0.5)
     began = time.monotonic()
     with pytest.raises(TrspError, match=r"takes more than"):
-        vocabulary.check(models.facts(str(model)))
+        tokenizer_check.check(catalog.facts(str(model)))
     assert time.monotonic() - began < 5
 
 
 def test_what_has_passed_is_not_run_again_until_a_file_changes(model, text, monkeypatch):
     started = []
-    monkeypatch.setattr(leash, "held", lambda *given, held=leash.held: started.append(1) or held(*given))
+    monkeypatch.setattr(
+        process_limits, "held", lambda *given, held=process_limits.held: started.append(1) or held(*given)
+    )
     for _ in range(3):
-        models.preflight(settings(model, text))
+        preflight.preflight(settings(model, text))
     assert len(started) == 1
     os.utime(model / "tokenizer.json", (1, 1))
-    models.preflight(settings(model, text))
+    preflight.preflight(settings(model, text))
     assert len(started) == 2
     text.write_text(tiny.text(300), "utf-8")
-    models.preflight(settings(model, text))
+    preflight.preflight(settings(model, text))
     assert len(started) == 3
 
 
 def test_the_child_opens_a_tokenizer_without_torch(model):
-    question = {"name": "a", "folder": str(model), "rows": tiny.V, "settings": None}
+    question = {"name": "a", "folder": str(model), "rows": tiny.V}
     code = (
-        "import sys; from trsp_core import vocabulary; vocabulary.main();"
+        "import sys; from pathlib import Path; from trsp_core.models import tokenizer_check as check;"
+        "check.answering(lambda question: check.tokens_of(question['name'], Path(question['folder'])));"
         "print([m for m in ('torch', 'transformers', 'gensim') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -148,9 +157,9 @@ def test_the_child_opens_a_tokenizer_without_torch(model):
 
 
 def test_a_bug_of_ours_is_no_refusal(model, monkeypatch):
-    facts = dataclasses.replace(models.facts(str(model)), vocabulary=None)
+    facts = dataclasses.replace(catalog.facts(str(model)), vocabulary=None)
     with pytest.raises(RuntimeError, match="TypeError"):
-        vocabulary.check(facts, settings(model, "news"))
+        text_check.check(facts, settings(model, "news"))
 
 
 # -- ids beyond the embedding
@@ -160,7 +169,7 @@ def test_a_bug_of_ours_is_no_refusal(model, monkeypatch):
 def grown(tiny_model, tmp_path):
     """A model whose tokenizer was given a token that its embedding has no row for."""
     folder = shutil.copytree(tiny_model, tmp_path / "grown")
-    tokenizer = load.load_tokenizer(folder)
+    tokenizer = libraries.load_tokenizer(folder)
     assert tokenizer.add_tokens([AddedToken("Zanzibar")]) == 1
     tokenizer.save_pretrained(folder)
     return folder
@@ -181,10 +190,10 @@ BESIDE = {
 @pytest.mark.parametrize("place", BESIDE)
 def test_a_token_that_is_added_beside_the_tokenizer_counts(place, model, text):
     rewrite(model / place.partition(",")[0], **BESIDE[place])
-    assert load.load_tokenizer(model)("Zanzibar").input_ids == [tiny.V]
-    assert models.preflight(settings(model, text)).seconds > 0
+    assert libraries.load_tokenizer(model)("Zanzibar").input_ids == [tiny.V]
+    assert preflight.preflight(settings(model, text)).seconds > 0
     with pytest.raises(TrspError, match=f"token id {tiny.V}"):
-        models.preflight(settings(model, text, prompt="From Zanzibar to"))  # a text spells special tokens out
+        preflight.preflight(settings(model, text, prompt="From Zanzibar to"))  # a text spells special tokens out
 
 
 def with_the_word(text: Path) -> Path:
@@ -194,11 +203,12 @@ def with_the_word(text: Path) -> Path:
     return other
 
 
+@pytest.mark.usefixtures("unproved")
 def test_an_added_token_that_nothing_uses_is_no_matter(grown, text, tmp_path):
     asked = settings(grown, text)
-    assert models.preflight(asked).seconds > 0
+    assert preflight.preflight(asked).seconds > 0
     run = Store(tmp_path / "runs").create(asked)
-    assert record.record(run, engine.execute(asked, run.folder)).ended == "finished"
+    assert recorder.record(run, engine.execute(asked, run.folder)).ended == "finished"
 
 
 @pytest.mark.parametrize("where", ["text", "prompt"])
@@ -217,7 +227,7 @@ def test_the_shell_refuses_an_id_without_a_row_before_any_work(where, grown, tex
 def test_a_run_that_nobody_looked_at_before_ends_before_anything_is_measured(grown, text):
     """As where a tokenizer cannot be read ahead: what it gives is looked at once the texts are cut."""
     asked = settings(grown, with_the_word(text))
-    told, loaded = [], load.load(str(grown))
+    told, loaded = [], loading.load(str(grown))
     with pytest.raises(TrspError, match=f"token id {tiny.V}"):
         told += engine.execute(asked, loaded=loaded)
     assert "PerplexityMeasured" not in {type(event).__name__ for event in told}
@@ -245,16 +255,16 @@ def test_eval_refuses_it_too(grown, tmp_path, capsys):
 )
 def test_compare_refuses_it_too(request_, grown):
     asked = dataclasses.replace(request_, columns=[{"model": str(grown)}])
-    work = columns.stream if isinstance(asked, an.Generate) else columns.trace
+    work = side_by_side.stream if isinstance(asked, an.Generate) else side_by_side.trace
     with pytest.raises(TrspError, match=f"token id {tiny.V}"):
-        list(work(asked, shelf.Shelf()))
+        list(work(asked, model_cache.Shelf()))
 
 
 def test_a_text_is_not_read_by_a_model_that_lacks_a_row_for_it(grown, tmp_path):
     """Two models of one tokenizer, one of them with a row for its every token."""
     wide = tmp_path / "wide"
     tiny.build(vocab_size=tiny.V + 8).save_pretrained(wide)
-    load.load_tokenizer(grown).save_pretrained(wide)
+    libraries.load_tokenizer(grown).save_pretrained(wide)
     asked = an.Trace([{"model": str(wide)}, {"model": str(grown)}], "The river", " crosses Zanzibar")
-    told = [a.column for a in columns.trace(asked, shelf.Shelf()) if isinstance(a, an.TextTraced)]
+    told = [a.column for a in side_by_side.trace(asked, model_cache.Shelf()) if isinstance(a, an.TextTraced)]
     assert told == [0]

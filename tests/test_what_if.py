@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tests import tiny
-from trsp_core import heads, surgery, what_if
-from trsp_core.lab import next_token_loss
+from trsp_core.evaluation import layer_removal
+from trsp_core.evaluation.losses import next_token_loss
+from trsp_core.perf import head_loss
+from trsp_core.surgery import discovery, hooks, removal
 
 SETS = [set(), {3}, {1, 3}, {1}, {0, 2}, {0}, {4}, {3, 4}, {0, 1, 2, 3}, {1, 3}]
 
@@ -17,7 +19,7 @@ def full(stack, ids, removed):
     """Loss and KL to dense by a plain pass with the layers gone."""
     with torch.inference_mode():
         dense = torch.log_softmax(stack.model(input_ids=ids, use_cache=False).logits[:, :-1].double(), -1)
-        with surgery.removed(stack, removed):
+        with removal.removed(stack, removed):
             logits = stack.model(input_ids=ids, use_cache=False).logits
         logs = torch.log_softmax(logits[:, :-1].double(), -1)
         kl = (dense.exp() * (dense - logs)).sum(-1).mean()
@@ -26,8 +28,8 @@ def full(stack, ids, removed):
 
 @pytest.mark.parametrize("family", list(tiny.CONFIGS))
 def test_reuse_equals_a_full_pass(family):
-    stack, ids = surgery.find(tiny.build(family)), tiny.ids(2, 20)
-    path = what_if.Path(stack, ids)
+    stack, ids = discovery.find(tiny.build(family)), tiny.ids(2, 20)
+    path = layer_removal.Path(stack, ids)
     for removed in SETS:
         loss, kl = full(stack, ids, removed)
         found = path.figures(frozenset(removed))
@@ -37,9 +39,9 @@ def test_reuse_equals_a_full_pass(family):
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gemma2"])  # plain, with a bias, with capped logits
 def test_slices_of_the_vocabulary_give_the_same_figures(family, monkeypatch):
-    stack, ids = surgery.find(tiny.build(family)), tiny.ids(2, 20)
-    monkeypatch.setattr(heads, "SLICE", 50)
-    path = what_if.Path(stack, ids)
+    stack, ids = discovery.find(tiny.build(family)), tiny.ids(2, 20)
+    monkeypatch.setattr(head_loss, "SLICE", 50)
+    path = layer_removal.Path(stack, ids)
     assert path.figures(frozenset()).kl == pytest.approx(0, abs=1e-6)
     assert path._dense.plain == (family != "gemma2")
     for removed in SETS:
@@ -48,7 +50,7 @@ def test_slices_of_the_vocabulary_give_the_same_figures(family, monkeypatch):
 
 
 def test_a_change_costs_only_what_is_above_it():
-    path = what_if.Path(surgery.find(tiny.build()), tiny.ids())
+    path = layer_removal.Path(discovery.find(tiny.build()), tiny.ids())
     assert path.figures(frozenset()).layers_run == tiny.L
     assert path.figures(frozenset({4})).layers_run == 0  # nothing above it but the head
     assert path.figures(frozenset({2})).layers_run == 2
@@ -58,9 +60,9 @@ def test_a_change_costs_only_what_is_above_it():
 
 
 def test_memory_of_kept_states_is_bounded_and_the_dense_ones_stay():
-    stack, ids = surgery.find(tiny.build()), tiny.ids()
+    stack, ids = discovery.find(tiny.build()), tiny.ids()
     one = ids.numel() * tiny.D * 4
-    path, draw = what_if.Path(stack, ids, most_bytes=12 * one), random.Random(0)
+    path, draw = layer_removal.Path(stack, ids, most_bytes=12 * one), random.Random(0)
     for _ in range(30):
         removed = frozenset(draw.sample(range(tiny.L), draw.randint(0, 4)))
         assert path.figures(removed).loss == pytest.approx(full(stack, ids, removed)[0], abs=1e-5)
@@ -69,24 +71,24 @@ def test_memory_of_kept_states_is_bounded_and_the_dense_ones_stay():
 
 
 def test_nothing_is_left_on_the_model():
-    stack, ids = surgery.find(tiny.build()), tiny.ids()
+    stack, ids = discovery.find(tiny.build()), tiny.ids()
     with torch.inference_mode():
         before = stack.model(input_ids=ids, use_cache=False).logits
-    what_if.Path(stack, ids).figures(frozenset({1}))
+    layer_removal.Path(stack, ids).figures(frozenset({1}))
     with torch.inference_mode():
         assert torch.equal(stack.model(input_ids=ids, use_cache=False).logits, before)
     assert not any("forward" in layer.__dict__ or layer._forward_hooks for layer in stack.layers)
 
 
 def test_block_influence_is_one_minus_the_mean_cosine():
-    stack, ids = surgery.find(tiny.build()), tiny.ids()
-    with torch.inference_mode(), surgery.tapped(stack, [2]) as taps:
+    stack, ids = discovery.find(tiny.build()), tiny.ids()
+    with torch.inference_mode(), hooks.tapped(stack, [2]) as taps:
         stack.model(input_ids=ids, use_cache=False)
         x_in, x_out = taps[2]
         cosine = (x_in * x_out).sum(-1) / (x_in.norm(dim=-1) * x_out.norm(dim=-1))
-    assert what_if.Path(stack, ids).influence(2) == pytest.approx(float(1 - cosine.mean()), abs=1e-6)
+    assert layer_removal.Path(stack, ids).influence(2) == pytest.approx(float(1 - cosine.mean()), abs=1e-6)
 
 
 def test_the_dense_model_is_at_no_distance_from_itself():
-    kl = what_if.Path(surgery.find(tiny.build()), tiny.ids()).figures(frozenset()).kl
+    kl = layer_removal.Path(discovery.find(tiny.build()), tiny.ids()).figures(frozenset()).kl
     assert math.isclose(kl, 0.0, abs_tol=1e-6)

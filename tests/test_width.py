@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.test_methods import DEPTH, SMALL, drain, lab_of, logits
-from trsp_core import config as configs
-from trsp_core import engine, events, methods, surgery
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.events import LayersNarrowed, LayersRemoved, Progressed
-from trsp_core.methods import width
-from trsp_core.state import RunState, fold, summary
+from trsp_core.pruning import engine, methods, validate
+from trsp_core.pruning.methods import width
+from trsp_core.schema import codec
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import LayersNarrowed, LayersRemoved, Progressed
+from trsp_core.schema.run_state import RunState, fold, summary
+from trsp_core.surgery import discovery
 
 WORKS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi")
 WORKS += ("olmo", "granite", "cohere", "starcoder2")
@@ -74,7 +75,7 @@ def test_a_narrowed_model_is_an_ordinary_one_and_leaves_no_trace(model_type, tmp
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_a_family_that_cannot_be_narrowed_is_refused_by_name(model_type):
     model = tiny.build(model_type)
-    with pytest.raises(TrspError, match=f"{surgery.find(model).family.name}.*{REFUSED[model_type]}") as caught:
+    with pytest.raises(TrspError, match=f"{discovery.find(model).family.name}.*{REFUSED[model_type]}") as caught:
         narrowed(model)
     assert caught.value.remedy
 
@@ -209,7 +210,7 @@ def test_a_run_narrows_measures_and_keeps_it(control, tmp_path, own_text):
         "probe_blocks": 1,
     }
     how |= {"measure_length": 16, "kl_blocks": 1, "speed_repeats": 1, "sample_tokens": 2, "calibration_blocks": 4}
-    config = configs.from_values(how)
+    config = validate.from_values(how)
     before = logits(model)
     told = list(engine.execute(config, tmp_path, (model, tiny.tokenizer())))
     assert torch.equal(logits(model), before)
@@ -222,10 +223,10 @@ def test_a_run_narrows_measures_and_keeps_it(control, tmp_path, own_text):
     figures = summary(folded)
     assert "ceiling" not in figures["speed"]
     assert figures["narrowed"]["channels"] == event.channels
-    assert json.loads(json.dumps(events.values(event))) == events.values(event)
+    assert json.loads(json.dumps(codec.values(event))) == codec.values(event)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert sum(p.numel() for p in again.parameters()) == event.parameters
-    assert len(surgery.find(again).layers) == DEPTH
+    assert len(discovery.find(again).layers) == DEPTH
     by = folded.perplexity
     assert (by["pruned"] != by["direct"]) == (control == "delete_first")
 
@@ -237,7 +238,7 @@ def test_settings_that_do_not_go_with_it_are_refused():
         ({"stage2_steps": 0, "no_neighbours": True}, "spared"),
     ):
         with pytest.raises(TrspError, match=what) as caught:
-            configs.from_values({"method": "width", **more})
+            validate.from_values({"method": "width", **more})
         assert "--" in caught.value.problems[0].remedy if caught.value.problems else "--" in caught.value.remedy
-    assert configs.from_values({"method": "width", "stage2_steps": 5, "control": "delete_first"}).stage2_steps == 5
+    assert validate.from_values({"method": "width", "stage2_steps": 5, "control": "delete_first"}).stage2_steps == 5
     assert methods.get("width").narrow is not None

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from tests import tiny
-from trsp_core import answers as an
-from trsp_core.answers import Generate, Status, WhatIf
 from trsp_core.errors import TrspError
-from trsp_core.workbench import Workbench
+from trsp_core.schema import messages as an
+from trsp_core.schema.messages import Generate, Status, WhatIf
+from trsp_core.workbench.client import Workbench
 
 LONG = 60.0  # seconds; a child starts in about five on a quiet machine
 
@@ -217,7 +217,7 @@ def test_the_child_ends_with_the_server(model):
 
 
 def test_old_answers_are_forgotten(monkeypatch):
-    monkeypatch.setattr("trsp_core.workbench.KEPT", 2)
+    monkeypatch.setattr("trsp_core.workbench.client.KEPT", 2)
     bench = Workbench(command=("/bin/false",))
     try:
         tickets = []

@@ -1,5 +1,7 @@
 """A process that has loaded torch and forks: each fork runs the shell's real `main` in a session of its own, a moment
-after it is asked, where a new interpreter would take seconds. For tests that kill hundreds of them.
+after it is asked, where a new interpreter would take seconds. For tests that kill hundreds of them. The process that
+proves a kept model is forked too: the real `stock_process.py`, loading the real checkpoint, in an interpreter that is
+not new.
 
     python -m tests.zygote SOCKET
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+STOCK = "stock_process.py"
 
 
 class Forked:
@@ -51,7 +55,7 @@ class Forked:
 
 
 def start_run(where: str, run: Any) -> Forked:
-    """Instead of `jobs.start`."""
+    """Instead of `process.start`."""
     null = os.open(os.devnull, os.O_RDWR)
     with (run.folder / "stderr.log").open("ab") as log:
         try:
@@ -71,6 +75,38 @@ def piped(where: str, words: list[str]) -> Forked:
     return child
 
 
+def _proving(where: str, real: Any) -> Any:
+    """Instead of the core's `subprocess.Popen`: forks what is to run STOCK, and starts all else as ever."""
+
+    def begin(command: list[str], **given: Any) -> Any:
+        names = [Path(word).name for word in command]
+        if STOCK not in names:
+            return real(command, **given)
+        in_r, in_w = os.pipe()
+        words, files = command[names.index(STOCK) :], (given["stdout"], given["stderr"])
+        child = Forked(where, words, (in_r, *(file.fileno() for file in files)))
+        os.close(in_r)
+        child.stdin = os.fdopen(in_w, "w", encoding="utf-8")
+        return child
+
+    return begin
+
+
+def _main(words: list[str], where: str) -> int:
+    """Be the process that `words` ask for."""
+    from trsp_core.cli import main as shell
+    from trsp_core.evaluation import verification
+
+    if Path(words[0]).name != STOCK:
+        verification.subprocess.Popen = _proving(where, subprocess.Popen)
+        return shell.main(words)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trsp_core"]:
+        del sys.modules[name]  # a stranger has none of ours
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+    return 0
+
+
 def _ask(where: str, message: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(where)
@@ -82,10 +118,13 @@ def _ask(where: str, message: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
 def serve(where: str) -> None:
     """Answer requests, one a connection, until killed."""
     import torch  # noqa: F401
+    import transformers.generation
     import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    from trsp_core import __main__ as shell
-    from trsp_core import bench, engine  # noqa: F401
+    from trsp_core.cli import main  # noqa: F401
+    from trsp_core.pruning import engine  # noqa: F401
+    from trsp_core.workbench import worker  # noqa: F401
 
     ended: dict[int, int] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
@@ -115,7 +154,7 @@ def serve(where: str) -> None:
                     os.close(fd)
                 code = 1
                 try:
-                    code = shell.main(asked["words"])
+                    code = _main(asked["words"], where)
                 finally:
                     sys.stdout.flush()
                     os._exit(code)

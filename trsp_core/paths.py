@@ -11,6 +11,9 @@ from pathlib import Path
 
 from trsp_core.errors import TrspError
 
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent  # what a child process has to find on its path
+ASSETS = ROOT / "assets"
 MOST_JSON = 50_000_000  # bytes of a plan, a grid or a record
 
 
@@ -119,3 +122,17 @@ def _unwritable(path: Path, makes_folders: bool) -> str:
     if not above.is_dir():
         return "its folder is not there"
     return "" if os.access(above, os.W_OK) else "its folder cannot be written"
+
+
+def home() -> Path:
+    """The cache folder: `$TRSP_HOME`, or `~/.cache/trsp-explorer`."""
+    return Path(os.environ.get("TRSP_HOME") or Path.home() / ".cache" / "trsp-explorer").absolute()
+
+
+def runs_root() -> Path:
+    """Where runs are kept: `$TRSP_RUNS`, or `runs/` in the working folder.
+
+    Raises:
+        TrspError: `$TRSP_RUNS` is no path of this machine.
+    """
+    return named(os.environ.get("TRSP_RUNS") or "runs", "folder of runs (TRSP_RUNS)")

@@ -9,15 +9,15 @@ import streamlit as st
 
 from pages.ui import address, desk, session, words
 from pages.ui.prompts import IN_TEMPLATE, PROMPTS
-from trsp_core import answers as an
-from trsp_core import comparison
-from trsp_core.answers import Answer, Generate, Request, Variant
-from trsp_core.comparison import Comparison
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.knobs import number, whole
-from trsp_core.state import RunState
-from trsp_core.store import Run
+from trsp_core.runs.store import Run
+from trsp_core.schema import messages as an
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.knobs import number, whole
+from trsp_core.schema.messages import Answer, Generate, Request, Variant
+from trsp_core.schema.run_state import RunState
+from trsp_core.workbench import transcript
+from trsp_core.workbench.transcript import Comparison
 
 HOW = ["Likeliest token", "Drawn"]
 FIRST = {  # each control's value in a new tab, and how a link's is read
@@ -134,7 +134,7 @@ def keep(run: Run, request: Request, answers: Sequence[Answer], found: Compariso
         copy(found)
     if keeping and isinstance(request, Generate):
         try:
-            session.show_kept(comparison.keep(run, request, answers))
+            session.show_kept(transcript.keep(run, request, answers))
         except TrspError as error:
             session.put("compare-error", str(error))
         st.rerun()  # the whole page: its address and its list have changed
@@ -143,18 +143,18 @@ def keep(run: Run, request: Request, answers: Sequence[Answer], found: Compariso
 def copy(found: Comparison) -> None:
     """The comparison as Markdown, with the copy button of a code block."""
     with st.popover("As Markdown", icon=":material/content_copy:"):
-        st.code(comparison.markdown(found), language="markdown", wrap_lines=True)
+        st.code(transcript.markdown(found), language="markdown", wrap_lines=True)
 
 
 def kept_list(run: Run, now: str | None) -> None:
     """Links to what was kept with the run."""
-    names = comparison.kept(run)
+    names = transcript.kept(run)
     if not names:
         return
     st.markdown("#### Kept with this run")
     for name in names[:10]:
         try:
-            request, _ = comparison.read(run, name)
+            request, _ = transcript.read(run, name)
         except TrspError:
             continue
         labels = ", ".join(str(c.get("label")) for c in request.columns)

@@ -1,4 +1,4 @@
-"""Charts on a page: the specs of `trsp_core.drawings`, drawn and updated in place."""
+"""Charts on a page: the specs of `trsp_core.charts.specs`, drawn and updated in place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
-from trsp_core.drawings import (
+from trsp_core.charts.specs import (
     ALT,
     BOXES,
     HEIGHT,
@@ -25,7 +25,7 @@ from trsp_core.drawings import (
     stack,
     weights,
 )
-from trsp_core.state import RunState
+from trsp_core.schema.run_state import RunState
 
 __all__ = [
     "ALT", "BOXES", "HEIGHT", "LINES", "Spec", "fate_colour", "finish", "gaps", "losses", "of_run", "probes", "scores",

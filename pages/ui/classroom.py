@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.ui import controls, session, words
-from trsp_core import lessons
-from trsp_core.lessons import Step
+from pages.ui import controls, lessons, session, words
+from pages.ui.lessons import Step
 
 LADDERS = ("ratio-ladder", "lambda-1", "literal-gate")
 

@@ -11,10 +11,12 @@ import streamlit as st
 from streamlit.runtime.uploaded_file_manager import DeletedFile
 
 from pages.ui import server, session, uploads, words
-from trsp_core import limits, methods, models
-from trsp_core.config import GROUPS, KNOBS, PRESETS, TEXTS
 from trsp_core.errors import Problem, TrspError
-from trsp_core.knobs import Knob
+from trsp_core.models import catalog
+from trsp_core.pruning import methods
+from trsp_core.runs import limits
+from trsp_core.schema.config import GROUPS, KNOBS, PRESETS, TEXTS
+from trsp_core.schema.knobs import Knob
 
 PRESET_HELP = {
     "quick": "Quick: a few steps of each stage, about 3 minutes on two cores with the default model.",
@@ -127,7 +129,7 @@ def _choice(knob: Knob, key: str) -> str:
 
 def _name(knob: Knob, key: str) -> str:
     """A known name, or anything typed: a hub id, a path."""
-    known = list(dict.fromkeys([*models.CATALOGUE, *server.models_here()])) if knob.name == "model" else list(TEXTS)
+    known = list(dict.fromkeys([*catalog.CATALOGUE, *server.models_here()])) if knob.name == "model" else list(TEXTS)
     value = session.form()[knob.name]
     options = known if value in known else [*known, value]
     shown = st.selectbox(
@@ -138,8 +140,8 @@ def _name(knob: Knob, key: str) -> str:
 
 def title_of(name: str) -> str:
     """What people call a model or a text of ours; other names as they are."""
-    if name in models.CATALOGUE:
-        return models.CATALOGUE[name].title
+    if name in catalog.CATALOGUE:
+        return catalog.CATALOGUE[name].title
     if uploads.is_upload(name, server.store().root):
         return f"Your file, {Path(name).stem[:6]}{Path(name).suffix}"
     return TEXTS.get(name, name)

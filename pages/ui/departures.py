@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui import session
-from trsp_core.config import KNOBS, PRESETS
+from trsp_core.schema.config import KNOBS, PRESETS
 
 ROWS = (  # what, knob, in the paper, why
     ("Gate", "gate", "on a layer's whole output", "it rescales all that came before, and not the layer alone"),

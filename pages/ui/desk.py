@@ -5,13 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.ui import panels, server, words
-from trsp_core import answers as an
-from trsp_core.answers import Variant
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.state import RunState
-from trsp_core.store import Run
-from trsp_core.workbench import Reading, Workbench
+from trsp_core.runs.store import Run
+from trsp_core.schema import messages as an
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.messages import Variant
+from trsp_core.schema.run_state import RunState
+from trsp_core.workbench.client import Reading, Workbench
 
 OTHERS = 8  # newest other runs whose pruned models are offered
 

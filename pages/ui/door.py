@@ -29,8 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import runtime
 from streamlit.proto.BackMsg_pb2 import BackMsg
 
-from trsp_core import limits
 from trsp_core.errors import TrspError
+from trsp_core.runs import limits
 
 INNER = ("health", "host-config", "stream", "upload_file", "bidi-components")
 MESSAGES = ("rerun_script", "stop_script", "app_heartbeat", "file_urls_request", "backend_operation_request")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pages.ui import ladder, lengths, published, verdict, words
-from trsp_core import evidence, intervals, points
 from trsp_core.errors import TrspError
-from trsp_core.events import DOMAINS
-from trsp_core.evidence import Record
-from trsp_core.points import Point, Sweep
+from trsp_core.evaluation import intervals
+from trsp_core.experiments import grid_results, plan_results
+from trsp_core.experiments.grid_results import Point, Sweep
+from trsp_core.experiments.plan_results import Record
+from trsp_core.schema.events import DOMAINS
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ def shipped() -> Evidence:
     records, sweeps = {}, []
     for plan in ("ablation", "methods"):
         try:
-            records[plan] = evidence.load(evidence.shipped(plan))
+            records[plan] = plan_results.load(plan_results.shipped(plan))
         except TrspError:
             continue
-    for file in sorted(points.shipped().glob("*.json")):
+    for file in sorted(grid_results.shipped().glob("*.json")):
         try:
-            sweeps.append(points.load(file))
+            sweeps.append(grid_results.load(file))
         except TrspError:
             continue
-    return Evidence(records, points.joined(sweeps))
+    return Evidence(records, grid_results.joined(sweeps))
 
 
 def answered(found: Evidence) -> list[tuple[str, list[str]]]:
@@ -113,11 +114,11 @@ def _seeds(found: Evidence) -> list[str]:
 
 def _strengths(found: Evidence) -> list[str]:
     path, grid = found.sweeps["path"], found.sweeps["map"]
-    by_l1 = {p.at["lambda_1"]: points.perplexity([p], "heldout").value for p in path.points}
+    by_l1 = {p.at["lambda_1"]: grid_results.perplexity([p], "heldout").value for p in path.points}
     best, worst = min(by_l1, key=by_l1.__getitem__), max(by_l1, key=by_l1.__getitem__)
     spans = []
     for l1 in grid.axes["lambda_1"]:
-        values = [points.perplexity([p], "heldout").value for p in grid.of("trsp") if p.at["lambda_1"] == l1]
+        values = [grid_results.perplexity([p], "heldout").value for p in grid.of("trsp") if p.at["lambda_1"] == l1]
         spans.append(max(values) / min(values) - 1)
     low, high = min(grid.axes["lambda_2"]), max(grid.axes["lambda_2"])
     steps = grid.of("trsp")[0].steps
@@ -150,7 +151,7 @@ def _published(found: Evidence) -> list[str]:
     record = found.records["ablation"]
     said = []
     for method, ours in (("TRSP without stage 2 (w/o R)", "direct"), ("TRSP, all chosen at once (w/o W)", "one_shot")):
-        here = (evidence.compared(record, "trsp", ours) or {})["calibration"]
+        here = (plan_results.compared(record, "trsp", ours) or {})["calibration"]
         said.append(
             f"{words.plain(method)}: the paper's TRSP has {whole / by[method]:.2f} times its perplexity (LLaMA2-7B, "
             f"WikiText-2, calibrated there too), ours {here.value:.2f} times [{here.low:.2f}, {here.high:.2f}]."
@@ -170,7 +171,7 @@ def gates(found: Evidence) -> list[str]:
         ends = theirs[0].settings
         said = []
         for domain in DOMAINS:
-            figures = [words.perplexity(points.perplexity(side, domain).value) for side in (theirs, ours)]
+            figures = [words.perplexity(grid_results.perplexity(side, domain).value) for side in (theirs, ours)]
             level = words.perplexity(intervals.perplexity(sweep.dense[theirs[0].blocks[domain]]).value)
             said.append(
                 f"In the {words.DOMAINS[domain]}, deleted at once, perplexity is **{figures[0]}** with the paper's "
@@ -191,7 +192,7 @@ def _times(found: intervals.Interval) -> str:
 
 def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:
     """Perplexity of `ones` as a multiple of that of `others`, on the blocks that they share."""
-    left, right = points.paired(ones, others, domain)
+    left, right = grid_results.paired(ones, others, domain)
     return intervals.factor(left, right)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from pages.ui import words
-from trsp_core.config import KNOBS
+from trsp_core.schema.config import KNOBS
 
 PAPER = "Two-Stage Regularization-Based Structured Pruning for LLMs"
 ADDRESS = "https://arxiv.org/abs/2505.18232"
@@ -48,7 +48,7 @@ EQUATIONS = (
         "The share ρ of the L layers, rounded to whole ones.",
         ("ratio",),
         "“Layers chosen”, among the figures at the top",
-        (("config.py", "layers_to_remove"),),
+        (("schema/config.py", "layers_to_remove"),),
     ),
     Equation(
         "The gate: where a layer's weight enters",
@@ -60,7 +60,7 @@ EQUATIONS = (
         "came before it too.",
         ("gate", "protect_first", "protect_last"),
         "“Stage 1”: the stack beside the weights",
-        (("surgery.py", "gated"),),
+        (("surgery/hooks.py", "gated"),),
     ),
     Equation(
         "Stage 1: learn the layer weights",
@@ -69,7 +69,7 @@ EQUATIONS = (
         "unless you let W learn too.",
         ("lambda_1", "stage1_steps", "stage1_lr", "l1", "learn_weights"),
         "“Stage 1”: a line a layer; and “What is being minimised”, on the left",
-        (("methods/trsp.py", "choose"), ("methods/trsp.py", "soft_threshold")),
+        (("pruning/methods/trsp.py", "choose"), ("pruning/methods/trsp.py", "soft_threshold")),
     ),
     Equation(
         "Choose, again and again",
@@ -79,7 +79,7 @@ EQUATIONS = (
         "first, and a layer that stays below both.",
         ("one_shot", "no_neighbours"),
         "“Stage 1”: the dots, and the sentence with the margin to the runner-up",
-        (("methods/trsp.py", "_take_smallest"),),
+        (("pruning/methods/trsp.py", "_take_smallest"),),
     ),
     Equation(
         "Stage 2: move the knowledge",
@@ -91,7 +91,7 @@ EQUATIONS = (
             *("stage2_steps", "stage2_lr", "output_rate", "anneal"),
         ),
         "“Stage 2”: the gap of each chosen layer, and the perplexity if they were deleted now",
-        (("transfer.py", "transfer"), ("transfer.py", "penalty")),
+        (("pruning/stage2.py", "transfer"), ("pruning/stage2.py", "penalty")),
     ),
     Equation(
         "Delete",
@@ -100,7 +100,7 @@ EQUATIONS = (
         "writing cannot get faster than the share of layers that is left allows.",
         ("save_model",),
         "the result: parameters, perplexity and speed beside the ceiling",
-        (("surgery.py", "removed"), ("measure.py", "time_once")),
+        (("surgery/removal.py", "removed"), ("evaluation/perplexity.py", "time_once")),
     ),
 )
 

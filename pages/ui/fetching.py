@@ -8,10 +8,13 @@ import streamlit as st
 
 from pages.ui import server, session, words
 from pages.ui.controls import title_of
-from trsp_core import downloads, forecast, models
-from trsp_core.config import RunConfig
+from trsp_core import machine
 from trsp_core.errors import TrspError
-from trsp_core.models import Card, Found, Source
+from trsp_core.models import catalog, download
+from trsp_core.models.catalog import Card, Found, Source
+from trsp_core.pruning import forecast
+from trsp_core.runs import limits
+from trsp_core.schema.config import RunConfig
 
 
 def box(name: str, config: RunConfig | None = None) -> None:
@@ -22,8 +25,8 @@ def box(name: str, config: RunConfig | None = None) -> None:
         if now and now.running:
             st.fragment(_progress, run_every=1.0)(name)
             return
-        if name in models.CATALOGUE:
-            _offer_catalogued(models.CATALOGUE[name])
+        if name in catalog.CATALOGUE:
+            _offer_catalogued(catalog.CATALOGUE[name])
         else:
             _offer_from_hub(name, config or RunConfig(model=name))
         if now and now.refusal:
@@ -71,7 +74,7 @@ def _offer_from_hub(hub_id: str, config: RunConfig) -> None:
 
 def _describe(card: Card, config: RunConfig) -> None:
     """What it is, and whether this machine can hold it."""
-    facts, free = card.facts, forecast.available_memory()
+    facts, free = card.facts, machine.available_memory()
     needed = forecast.peak_bytes(config, facts)
     gated = ", gated, and open to you" if card.gated else ""
     size = f"{facts.n_layers} layers, {words.parameters(facts.parameters)} parameters"
@@ -113,7 +116,7 @@ def choose() -> None:
         if st.button("Search", key="search", disabled=not asked.strip()):
             try:
                 with st.spinner("Asking the hub"):
-                    session.put("search-found", downloads.search(asked))
+                    session.put("search-found", download.search(asked, limits.current()))
             except TrspError as error:
                 session.put("search-found", None)
                 _refused(error)

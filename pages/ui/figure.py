@@ -16,9 +16,9 @@ from pages.ui import words
 from pages.ui.charts import Spec, finish
 from pages.ui.pictures import width_left
 from pages.ui.theme import FATES, PALETTES
-from trsp_core import series
-from trsp_core.config import RunConfig
-from trsp_core.state import RunState
+from trsp_core.charts import frames
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
 
 ALT = (
     "The stack of layers with a bar for the weight of each, chosen layers crossed out and, in the end, gone; beside it "
@@ -68,7 +68,7 @@ def _heads(state: RunState) -> list[tuple]:
     rows = [_row("head" if n == now else "other", LEFT + 31 * (n - 1), 96, name) for n, name in enumerate(HEADS, 1)]
     depth = state.model.n_layers if state.model else 0
     left = ["The model's layers", "A weight for each layer", "What each still does", "What is left"][now]
-    if now == 1 and series.chosen_at(state):
+    if now == 1 and frames.chosen_at(state):
         left = "Faded: weight when chosen"
     if state.narrowed:
         left = "Every layer is narrower"
@@ -76,11 +76,11 @@ def _heads(state: RunState) -> list[tuple]:
 
 
 def _stack(state: RunState) -> list[tuple]:
-    fates, left, rows, place = series.fates(state), leaving(state), [], 0
+    fates, left, rows, place = frames.fates(state), leaving(state), [], 0
     out, down = min(2 * left, 1.0), max(2 * left - 1, 0.0)  # first the layers leave, then the others close up
     step = (HIGH - LOW) / max(len(fates), 1)
     wide = RIGHT - LEFT
-    frozen = series.chosen_at(state) if stage(state) < 2 else {}
+    frozen = frames.chosen_at(state) if stage(state) < 2 else {}
     for i, (fate, length) in enumerate(zip(fates, _lengths(state), strict=True)):
         gone = fate == "removed"
         low = LOW + step * (i if gone else i + (place - i) * down)
@@ -108,11 +108,11 @@ def _lengths(state: RunState) -> list[float]:
     """How long each layer's bar is, 0 to 1: its weight in stage 1, of a chosen one when it was chosen; from stage 2
     on all run again, and a chosen one is as long as its gap, beside that at the first step, until it leaves."""
     if state.narrowed:
-        return [width_left(state)] * len(series.fates(state))
+        return [width_left(state)] * len(frames.fates(state))
     if stage(state) < 2 and state.weight_steps:
-        shown = series.stack(state).query("kind == 'bar'")["weight"]
+        shown = frames.stack(state).query("kind == 'bar'")["weight"]
         return [min(w, 1.0) if math.isfinite(w) else 0.0 for w in shown]
-    lengths = [1.0] * len(series.fates(state))
+    lengths = [1.0] * len(frames.fates(state))
     if state.gap_steps and not state.removed:
         first, last = state.gap_steps[0].gaps, state.gap_steps[-1].gaps
         for layer, begun, now in zip(state.chosen, first, last, strict=False):
@@ -124,15 +124,15 @@ def _lengths(state: RunState) -> list[float]:
 def _curve(state: RunState, config: RunConfig) -> list[tuple]:
     """Levels of the dense model and of deletion at once, and the curve of deletion now, on a logarithmic height: in
     multiples of the dense model's perplexity on the same blocks, which are few beside those of the run's figures."""
-    blocks, whole = series.compared(state, config)
+    blocks, whole = frames.compared(state, config)
     sample = f"{blocks} of {whole}" if blocks < whole else f"all {whole}"
     rows = [
         _row("note", FROM, 87, "Perplexity (lower is better),"),
         _row("note", FROM, 82, f"times dense, on {sample} blocks"),
     ]
-    levels, probes = series.times_dense(state, config)
+    levels, probes = frames.times_dense(state, config)
     direct, pruned, now = levels.get("direct"), levels.get("pruned"), [(step, value) for step, value in probes if value]
-    last = series.planned_steps(state, config, 2)
+    last = frames.planned_steps(state, config, 2)
     if pruned:
         now = [*now[:-1], (last, pruned)] if config.stage2_steps else [(last, pruned)]
     if not levels:

@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from trsp_core.errors import TrspError
-from trsp_core.store import Run, Store
+from trsp_core.runs.store import Run, Store
 
 _NAME = re.compile(r"[\w-][\w.-]{0,200}\.(zip|html|csv)")
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from pages.ui import glossary, server, session, tries, words
+from pages.ui import glossary, lessons, server, session, tries, words
+from pages.ui.lessons import Lesson, Step
 from pages.ui.theme import PALETTES, mode
-from trsp_core import lessons, replay
 from trsp_core.errors import TrspError
-from trsp_core.lessons import Lesson, Step
-from trsp_core.store import Run
+from trsp_core.runs import replay
+from trsp_core.runs.store import Run
 
 OWN = "own"  # in the address for a lesson too long for a link: it lasts as long as its tab
 TRY, TRY_PART = "layers-part", "Try it yourself"

@@ -15,9 +15,9 @@ import streamlit as st
 from pages.ui import charts, planner, theme, words
 from pages.ui.charts import BOXES, Spec, finish
 from pages.ui.theme import PALETTES
-from trsp_core.config import RunConfig
-from trsp_core.series import fates
-from trsp_core.state import RunState
+from trsp_core.charts.frames import fates
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
 
 BEFORE, AFTER = "dense", "after stage 2"
 

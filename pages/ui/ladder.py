@@ -12,10 +12,10 @@ import pandas as pd
 from pages.ui import words
 from pages.ui.charts import Spec, finish
 from pages.ui.theme import PALETTES
-from trsp_core import intervals
-from trsp_core.events import DOMAINS
-from trsp_core.evidence import Record, Row
-from trsp_core.series import apart
+from trsp_core.charts.frames import apart
+from trsp_core.evaluation import intervals
+from trsp_core.experiments.plan_results import Record, Row
+from trsp_core.schema.events import DOMAINS
 
 ROLES = ("dense", "TRSP", "other")
 ALT = {

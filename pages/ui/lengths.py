@@ -13,11 +13,12 @@ import pandas as pd
 from pages.ui import words
 from pages.ui.charts import Spec, finish
 from pages.ui.theme import PALETTES
-from trsp_core import intervals, points
-from trsp_core.events import DOMAINS
-from trsp_core.intervals import Interval
-from trsp_core.points import Point, Sweep
-from trsp_core.series import apart
+from trsp_core.charts.frames import apart
+from trsp_core.evaluation import intervals
+from trsp_core.evaluation.intervals import Interval
+from trsp_core.experiments import grid_results
+from trsp_core.experiments.grid_results import Point, Sweep
+from trsp_core.schema.events import DOMAINS
 
 STEPS = "stage2_steps"
 ROLES = ("dense", "deleted at once", "TRSP", "control")
@@ -72,7 +73,7 @@ def duels(sweep: Sweep) -> list[Duel]:
         one, other = (_best({arm: at(there[arm], steps) for arm in side}) for side in (ours, controls))
         if not one or not other:
             continue
-        pairs = {d: points.paired(at(there[one], steps), at(there[other], steps), d) for d in DOMAINS}
+        pairs = {d: grid_results.paired(at(there[one], steps), at(there[other], steps), d) for d in DOMAINS}
         if all(a for a, _ in pairs.values()):
             home = intervals.only_at_home({d: a for d, (a, _) in pairs.items()}, {d: b for d, (_, b) in pairs.items()})
             found = {d: intervals.points(*pair) for d, pair in pairs.items()}
@@ -81,7 +82,7 @@ def duels(sweep: Sweep) -> list[Duel]:
 
 
 def _best(sides: dict[str, list[Point]]) -> str | None:
-    there = {arm: points.perplexity(found, "heldout").value for arm, found in sides.items() if found}
+    there = {arm: grid_results.perplexity(found, "heldout").value for arm, found in sides.items() if found}
     there = {arm: value for arm, value in there.items() if not math.isnan(value)}
     return min(there, key=lambda arm: there[arm]) if there else None
 
@@ -145,7 +146,7 @@ def curves(sweep: Sweep, domain: str, by: str) -> pd.DataFrame:
         role, side = ("control", controls) if arm in controls else ("TRSP", ours)
         for steps in sorted({p.at[STEPS] for p in found}):
             several = at(found, steps)
-            value = points.perplexity(several, domain).value
+            value = grid_results.perplexity(several, domain).value
             rival = _best({c: at(there[c], steps) for c in controls})
             low, high = _bar(several, at(there[rival], steps), domain) if role == "TRSP" and rival else (None, None)
             x = steps if by == "steps" else sum(p.seconds for p in several) / len(several)
@@ -162,7 +163,7 @@ def curves(sweep: Sweep, domain: str, by: str) -> pd.DataFrame:
 
 
 def _bar(ones: list[Point], others: list[Point], domain: str) -> tuple[float | None, float | None]:
-    one, other = points.paired(ones, others, domain)
+    one, other = grid_results.paired(ones, others, domain)
     if not one:
         return None, None
     level, gap = intervals.perplexity(other).value, intervals.points(one, other)

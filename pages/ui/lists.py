@@ -8,10 +8,13 @@ import streamlit as st
 
 from pages.ui import panels, server, session, words
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import card, outlets, replay, state
-from trsp_core.config import RunConfig
+from trsp_core import escaping
 from trsp_core.errors import TrspError
-from trsp_core.store import Run
+from trsp_core.export import model_card
+from trsp_core.runs import replay
+from trsp_core.runs.store import Run
+from trsp_core.schema import run_state
+from trsp_core.schema.config import RunConfig
 
 PER_PAGE = 10
 
@@ -58,7 +61,7 @@ def figures(run: Run) -> tuple[dict[str, Any], str, RunConfig | None]:
         summary = run.summary()
         return summary, run.status(summary["ended"]), config
     folded, status = server.look(run)
-    return state.summary(folded), status, config
+    return run_state.summary(folded), status, config
 
 
 def _name(config: RunConfig | None, summary: dict[str, Any]) -> str:
@@ -92,9 +95,9 @@ def _actions(run: Run, config: RunConfig | None, status: str) -> None:
     with st.popover("More", icon=":material/more_horiz:", key=f"more-{run.id}"):
         if config:
             st.caption("The same run from a shell:")
-            st.code(outlets.lines(config.as_command()), language="bash", wrap_lines=True)
+            st.code(escaping.lines(config.as_command()), language="bash", wrap_lines=True)
             st.caption("And from Python:")
-            st.code(card.script(config), language="python", wrap_lines=True)
+            st.code(model_card.script(config), language="python", wrap_lines=True)
         st.caption("Run folder:")
         st.code(run.id, language=None)
         if status != "running":

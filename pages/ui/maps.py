@@ -14,11 +14,13 @@ import pandas as pd
 from pages.ui import words
 from pages.ui.charts import LINES, Spec, finish
 from pages.ui.theme import PALETTES
-from trsp_core import config, intervals, points
-from trsp_core.events import DOMAINS
-from trsp_core.grids import label
-from trsp_core.points import Point, Sweep
-from trsp_core.series import apart
+from trsp_core.charts.frames import apart
+from trsp_core.evaluation import intervals
+from trsp_core.experiments import grid_results
+from trsp_core.experiments.grid_results import Point, Sweep
+from trsp_core.experiments.grids import label
+from trsp_core.schema import config
+from trsp_core.schema.events import DOMAINS
 
 ALT = {
     "map": "A map over two settings: each cell says the perplexity, the greener the lower; the best has a frame.",
@@ -50,7 +52,7 @@ def cells(found: list[Point], across: str, up: str, domain: str) -> pd.DataFrame
         groups.setdefault((point.at[across], point.at[up]), []).append(point)
     rows = []
     for (x, y), several in groups.items():
-        value = points.perplexity(several, domain)
+        value = grid_results.perplexity(several, domain)
         rows.append((x, y, value.value, value.low, value.high))
     frame = pd.DataFrame(rows, columns=["x", "y", "value", "low", "high"])
     level = frame["value"].clip(upper=1e9).map(math.log)
@@ -176,7 +178,7 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
         f"{_plain(top['x'])}, {label(up)} {_plain(top['y'])}."
     )
     controls = {
-        other: points.perplexity(sweep.of(other), domain)
+        other: grid_results.perplexity(sweep.of(other), domain)
         for other in sweep.arms
         if other != arm and any("control" in p.settings or "control" in sweep.shared for p in sweep.of(other))
     }
@@ -194,7 +196,7 @@ def table(sweep: Sweep) -> pd.DataFrame:
     """Every figure of every point."""
     rows = []
     for p in sweep.points:
-        figures = [words.perplexity(points.perplexity([p], d).value) for d in DOMAINS]
+        figures = [words.perplexity(grid_results.perplexity([p], d).value) for d in DOMAINS]
         gap = " → ".join(f"{g:.2f}" for g in p.gap) or None
         kl = [p.kl.get(d) for d in DOMAINS]
         rows.append((p.title, *figures, *kl, p.steps, p.seconds, gap, words.layers(p.removed)))

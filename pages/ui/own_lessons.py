@@ -6,11 +6,10 @@ import urllib.parse
 
 import streamlit as st
 
-from pages.ui import guide, session, words
+from pages.ui import guide, lessons, session, words
 from pages.ui.classroom import LADDERS
-from trsp_core import lessons
+from pages.ui.lessons import Lesson
 from trsp_core.errors import TrspError
-from trsp_core.lessons import Lesson
 
 
 def area() -> None:

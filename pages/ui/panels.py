@@ -9,11 +9,13 @@ import streamlit as st
 from pages.ui import address, planner, server, session, words
 from pages.ui.controls import title_of
 from pages.ui.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import methods, resume, series
-from trsp_core.config import RunConfig
+from trsp_core.charts import frames
 from trsp_core.errors import TrspError
-from trsp_core.state import RunState
-from trsp_core.store import Run
+from trsp_core.pruning import methods
+from trsp_core.runs import resume
+from trsp_core.runs.store import Run
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
 
 
 def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
@@ -32,9 +34,9 @@ def name_of(config: RunConfig, depth: int | None) -> str:
     if depth is None and not isinstance(found, TrspError):
         depth = found.n_layers
     if depth and known and known.narrow:
-        return f"{what}, the size of {depth - series.removals(config, depth)} of {depth} layers"
+        return f"{what}, the size of {depth - frames.removals(config, depth)} of {depth} layers"
     if depth:
-        return f"{what}, {series.removals(config, depth)} of {depth} layers"
+        return f"{what}, {frames.removals(config, depth)} of {depth} layers"
     return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
 
 
@@ -84,7 +86,7 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
     def shown(name: str) -> str:
         return words.measured(by, name, live) if name in by or state.phase == name else "–"
 
-    total = series.planned_removals(state, config)
+    total = frames.planned_removals(state, config)
     with st.container(horizontal=True, key="figures"):
         if methods.get(config.method).narrow:
             depth = state.model.n_layers if state.model else 0
@@ -97,7 +99,7 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
         if "pruned" in by or not state.probes:
             st.metric("Pruned", shown("pruned"))
         else:
-            (_, now), (few, whole) = series.times_dense(state, config)[1][-1], series.compared(state, config)
+            (_, now), (few, whole) = frames.times_dense(state, config)[1][-1], frames.compared(state, config)
             value = "not a number" if now is None else f"{words.times(now)} dense"
             st.metric(f"If deleted now, on {few} of {whole} blocks", value)
         st.metric("Time so far" if not state.ended else "Time", words.duration(state.at))

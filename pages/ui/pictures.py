@@ -9,8 +9,8 @@ import pandas as pd
 
 from pages.ui.charts import BOXES, Spec, fate_colour, finish
 from pages.ui.theme import PALETTES
-from trsp_core.series import choice, chosen_at, fates, weights_told
-from trsp_core.state import RunState
+from trsp_core.charts.frames import choice, chosen_at, fates, weights_told
+from trsp_core.schema.run_state import RunState
 
 COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "path"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.ui import server, session, words
-from trsp_core.agenda import Standing
 from trsp_core.errors import TrspError
+from trsp_core.experiments.plan_queue import Standing
 
 PERIOD = 2.0  # seconds between looks while a plan is at work
 

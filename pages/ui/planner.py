@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 import streamlit as st
 
 from pages.ui import server, session, words
-from trsp_core import card, forecast, methods, models, outlets, schedules
-from trsp_core import config as configs
-from trsp_core.config import KNOBS, PACKED, RunConfig
+from trsp_core import escaping
 from trsp_core.errors import Problem, TrspError, refuse
-from trsp_core.models import Card, Facts
+from trsp_core.export import model_card
+from trsp_core.models import catalog, inspection
+from trsp_core.models.catalog import Card, Facts
+from trsp_core.pruning import forecast, methods, preflight, validate
+from trsp_core.schema import config as configs
+from trsp_core.schema import schedules
+from trsp_core.schema.config import KNOBS, PACKED, RunConfig
 
 
 @dataclass
@@ -32,7 +36,7 @@ def plan() -> Plan:
     """Check the form without touching a model: every problem of every knob at once."""
     made = Plan()
     try:
-        made.config = configs.from_values(session.form())
+        made.config = validate.from_values(session.form())
     except TrspError as error:
         made.problems = list(error.problems)
     name, limits = session.form()["model"], server.jobs().limits
@@ -48,7 +52,7 @@ def plan() -> Plan:
         else:
             made.facts = found
     if made.config and made.facts:
-        made.problems += configs.check(made.config, made.facts.n_layers, made.facts.max_length)
+        made.problems += validate.check(made.config, made.facts.n_layers, made.facts.max_length)
     if made.config:
         made.problems += limits.check_run(made.config, server.store().root)
     return made
@@ -57,9 +61,9 @@ def plan() -> Plan:
 def fetchable(name: str) -> bool:
     """Whether the model is one that can be fetched, and is not here."""
     try:
-        models.locate(name)
+        catalog.locate(name)
     except TrspError:
-        return name in models.CATALOGUE or models.is_hub_id(name)
+        return name in catalog.CATALOGUE or catalog.is_hub_id(name)
     return False
 
 
@@ -105,7 +109,7 @@ def forecast_and_start(made: Plan) -> None:
                 st.caption(_packed(made.config, made.facts, expected))
             refusal = refusal or _refused(made.config, expected)
         if made.missing:
-            where = "looked up" if models.is_hub_id(made.missing) else "on this machine"
+            where = "looked up" if catalog.is_hub_id(made.missing) else "on this machine"
             ahead = "Start is possible once the model is on this machine."
             st.caption(ahead if made.facts else f"The forecast comes once the model is {where}.")
         if refusal:
@@ -124,9 +128,9 @@ def command(config: RunConfig, caption: str = "The same run from a shell:") -> N
     """The run as a shell command, to copy."""
     with st.popover("Command", icon=":material/terminal:"):
         st.caption(caption)
-        st.code(outlets.lines(config.as_command()), language="bash", wrap_lines=True)
+        st.code(escaping.lines(config.as_command()), language="bash", wrap_lines=True)
         st.caption("The same from Python:")
-        st.code(card.script(config), language="python", wrap_lines=True)
+        st.code(model_card.script(config), language="python", wrap_lines=True)
 
 
 def _problems(made: Plan) -> str:
@@ -145,7 +149,7 @@ def _packed(config: RunConfig, facts: Facts, expected: forecast.Forecast) -> str
     """What packed weights buy here, and what they cost."""
     whole = forecast.forecast(replace(config, precision="float32"), facts)
     bits = "four" if config.precision == "nf4" else "eight"
-    sizes = [forecast.weight_bytes(facts, p, config.compute_dtype) for p in (config.precision, "float32")]
+    sizes = [inspection.weight_bytes(facts, p, config.compute_dtype) for p in (config.precision, "float32")]
     return (
         f"The layers' weights are packed into {bits} bits: all weights take {words.size(sizes[0])} instead of "
         f"{words.size(sizes[1])}, the run {words.size(expected.peak_bytes)} instead of {words.size(whole.peak_bytes)}. "
@@ -176,7 +180,7 @@ def start(config: RunConfig) -> None:
     try:
         refuse(server.jobs().limits.check_run(config, server.store().root))
         with st.spinner("Looking at the texts"):
-            models.preflight(config)
+            preflight.preflight(config)
         run = server.jobs().submit(config, mine=session.mine(), visitor=session.visitor())
     except TrspError as error:
         st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")

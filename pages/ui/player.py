@@ -9,12 +9,14 @@ import streamlit as st
 
 from pages.ui import charts, figure, panels, server, session, stages, words
 from pages.ui.theme import mode
-from trsp_core import methods, replay, series
-from trsp_core.config import RunConfig
+from trsp_core.charts import frames
 from trsp_core.errors import TrspError
-from trsp_core.replay import Head, Tape
-from trsp_core.state import RunState
-from trsp_core.store import Run
+from trsp_core.pruning import methods
+from trsp_core.runs import replay
+from trsp_core.runs.replay import Head, Tape
+from trsp_core.runs.store import Run
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
 
 TICK = 0.5  # seconds between two frames
 STEP = 0.5  # seconds a press of an arrow key moves
@@ -68,11 +70,11 @@ def _source(config: RunConfig, tape: Tape) -> str:
     """Which run this is."""
     end = tape.state(tape.seconds)
     name = panels.name_of(config, end.model.n_layers if end.model else None)
-    few, whole = series.compared(end, config)
+    few, whole = frames.compared(end, config)
     return (
         f"{words.plain(name)}: a real run, recorded in {words.duration(end.at)} and told in "
         f"{words.duration(tape.seconds)}. Its curves show multiples of the dense model's perplexity on "
-        f"{series.sample(end, config)}" + ("; sentence and figures, perplexity on all of them." if few < whole else ".")
+        f"{frames.sample(end, config)}" + ("; sentence and figures, perplexity on all of them." if few < whole else ".")
     )
 
 
@@ -165,11 +167,11 @@ def told(state: RunState) -> str:
         return f"What if these {count} layers were simply deleted? Perplexity tells: lower is better."
     if state.rounds and state.weight_steps:
         layer = state.rounds[-1].layer
-        sunk = f"Of the layers left, {layer} has sunk furthest: crossed out as {series.choice(state, layer)}."
+        sunk = f"Of the layers left, {layer} has sunk furthest: crossed out as {frames.choice(state, layer)}."
         return f"Stage 1. {sunk}"
     if state.rounds:
         layer = state.rounds[-1].layer
-        return f"Stage 1. Layer {layer} is chosen as {series.choice(state, layer)}: it is crossed out."
+        return f"Stage 1. Layer {layer} is chosen as {frames.choice(state, layer)}: it is crossed out."
     if state.chosen:
         return f"Stage 1. Chosen: {words.layers(state.chosen)}."
     if figure.stage(state) == 1:

@@ -6,11 +6,12 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui import controls, words
-from trsp_core import outlets, resume
-from trsp_core.config import RunConfig
-from trsp_core.events import DOMAINS, PerplexityMeasured
-from trsp_core.state import RunState
-from trsp_core.store import Run
+from trsp_core import escaping
+from trsp_core.runs import resume
+from trsp_core.runs.store import Run
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import DOMAINS, PerplexityMeasured
+from trsp_core.schema.run_state import RunState
 
 
 def ending(run: Run, state: RunState, status: str) -> None:
@@ -24,7 +25,7 @@ def ending(run: Run, state: RunState, status: str) -> None:
         )
         if state.failure.trace:
             with st.expander("Trace, for a report"):
-                st.code(outlets.lines(state.failure.trace), language=None)
+                st.code(escaping.lines(state.failure.trace), language=None)
     elif status == "cancelled":
         st.warning(
             f"**This run was stopped{where}.** {words.plain(state.stopped_why or run.cancel_reason())} "

@@ -12,12 +12,13 @@ import streamlit as st
 
 from pages.ui import server, words
 from pages.ui.trials import YOU
-from trsp_core import intervals, methods
-from trsp_core.config import KNOBS, RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.events import DOMAINS
-from trsp_core.state import RunState
-from trsp_core.store import Run
+from trsp_core.evaluation import intervals
+from trsp_core.pruning import methods
+from trsp_core.runs.store import Run
+from trsp_core.schema.config import KNOBS, RunConfig
+from trsp_core.schema.events import DOMAINS
+from trsp_core.schema.run_state import RunState
 
 SAME = (
     *("model", "text", "lambda_2", "measure_blocks", "measure_length", "seed", "precision"),

@@ -20,16 +20,18 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import session
-from trsp_core import downloads, memory, models, paths, replay
-from trsp_core.agenda import Agenda
-from trsp_core.downloads import Fetches
-from trsp_core.errands import Errands
+from trsp_core import malloc, paths
 from trsp_core.errors import TrspError, refuse
-from trsp_core.events import EventsMissing
-from trsp_core.jobs import Jobs
-from trsp_core.models import Card, Facts
-from trsp_core.state import RunState, fold
-from trsp_core.store import Run, Store
+from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.export.export_queue import Errands
+from trsp_core.models import catalog, download
+from trsp_core.models.catalog import Card, Facts
+from trsp_core.models.download import Fetches
+from trsp_core.runs import limits, replay
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema.events import EventsMissing
+from trsp_core.schema.run_state import RunState, fold
 
 
 class Follower:
@@ -83,7 +85,7 @@ def errands() -> Errands:
 async def life(app: Any) -> AsyncIterator[None]:
     """From the server's start to its end. When it is told to end (SIGTERM: a container goes down), its runs are stopped
     at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
-    memory.hold_steady()
+    malloc.hold_steady()
     agenda()  # with the queue; takes over what an earlier server left
     usual, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=jobs().interrupt, name="last words")
 
@@ -174,7 +176,7 @@ def facts(model: str) -> Facts | TrspError:
     """What the model's files say, or why they cannot be used; kept for a while, since each rerun asks."""
     try:
         refuse(jobs().limits.check_model(model))
-        return models.facts(model)
+        return catalog.facts(model)
     except TrspError as error:
         return error
 
@@ -183,7 +185,7 @@ def facts(model: str) -> Facts | TrspError:
 def models_here() -> dict[str, Facts]:
     """The models that could be loaded now, by name; the folders of late runs among them."""
     folders = [name for name in store().models() if paths.folder(name)]
-    return {found.name: found for found in models.here(folders)}
+    return {found.name: found for found in catalog.here(folders)}
 
 
 def forget_models() -> None:
@@ -195,7 +197,7 @@ def forget_models() -> None:
 @st.cache_resource(show_spinner=False)
 def fetches() -> Fetches:
     """The fetches of all tabs."""
-    return Fetches(ended=forget_models)
+    return Fetches(limits.current(), ended=forget_models)
 
 
 @st.cache_resource(show_spinner=False)
@@ -212,7 +214,7 @@ def card(hub_id: str) -> Card | TrspError | None:
 def look_up(hub_id: str) -> None:
     """Ask the hub, so that `card` knows."""
     try:
-        found = downloads.look(hub_id)
+        found = download.look(hub_id, limits.current())
     except TrspError as error:
         found = error
     _cards()[hub_id] = (time.monotonic(), found)

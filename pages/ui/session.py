@@ -15,9 +15,9 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from trsp_core import limits
-from trsp_core.config import KNOBS, PRESETS
 from trsp_core.errors import Problem
+from trsp_core.runs import limits
+from trsp_core.schema.config import KNOBS, PRESETS
 
 START = {name: knob.default for name, knob in KNOBS.items()} | PRESETS["quick"]  # an untouched form
 KEPT_BY_PRESETS = ("model", "text", "heldout", "ratio", "prompt", "seed", "device", "threads")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.ui import charts, theme, tokens, words
-from trsp_core.comparison import Comparison
-from trsp_core.workbench import Reading
+from trsp_core.workbench.client import Reading
+from trsp_core.workbench.transcript import Comparison
 
 COLOURS = {"Dense": "gray", "Deleted at once": "orange", "Before deletion": "blue", "Pruned": "green"}
 

@@ -6,9 +6,10 @@ import streamlit as st
 
 from pages.ui import charts, words
 from pages.ui.theme import mode
-from trsp_core import methods, series
-from trsp_core.config import RunConfig
-from trsp_core.state import RunState
+from trsp_core.charts import frames
+from trsp_core.pruning import methods
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
 
 SAMPLE = 200  # pixels: the height of a text's place
 
@@ -40,15 +41,15 @@ def stage_1(state: RunState, config: RunConfig) -> None:
     left, right = st.columns([2, 1], gap="medium")
     with left:
         if trains:
-            st.caption(series.caption("weights", state, config))
-            planned = series.planned_steps(state, config, 1)
-            charts.of_run(charts.weights(mode()), state, lambda: series.weights(state, planned), "weights")
+            st.caption(frames.caption("weights", state, config))
+            planned = frames.planned_steps(state, config, 1)
+            charts.of_run(charts.weights(mode()), state, lambda: frames.weights(state, planned), "weights")
         else:
             st.caption(words.plain(methods.get(config.method).summary))
-            charts.of_run(charts.scores(mode()), state, lambda: series.scores(state), "scores")
+            charts.of_run(charts.scores(mode()), state, lambda: frames.scores(state), "scores")
     with right:
-        st.caption(series.caption("stack", state, config))
-        charts.of_run(charts.stack(mode()), state, lambda: series.stack(state), "stack")
+        st.caption(frames.caption("stack", state, config))
+        charts.of_run(charts.stack(mode()), state, lambda: frames.stack(state), "stack")
     with st.container(key="winner"):
         st.markdown(winner(state))
 
@@ -73,11 +74,11 @@ def stage_2(state: RunState, config: RunConfig) -> None:
     st.markdown("#### Stage 2: move the knowledge")
     left, right = st.columns(2, gap="medium")
     with left:
-        st.caption(series.caption("probes", state, config))
-        charts.of_run(charts.probes(mode()), state, lambda: series.probes(state, config), "probes")
+        st.caption(frames.caption("probes", state, config))
+        charts.of_run(charts.probes(mode()), state, lambda: frames.probes(state, config), "probes")
     with right:
-        st.caption(series.caption("gaps", state, config))
-        charts.of_run(charts.gaps(mode()), state, lambda: series.gaps(state, config), "gaps")
+        st.caption(frames.caption("gaps", state, config))
+        charts.of_run(charts.gaps(mode()), state, lambda: frames.gaps(state, config), "gaps")
 
 
 def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
@@ -87,9 +88,9 @@ def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
     st.markdown("#### What is being minimised")
     for column, stage in zip(st.columns(2, gap="medium"), stages, strict=False):
         with column:
-            st.caption(series.caption(f"loss-{stage}", state, config))
-            spec = charts.losses(mode(), series.PULLS[stage])
-            charts.of_run(spec, state, lambda s=stage: series.losses(state, config, s), f"loss-{stage}")
+            st.caption(frames.caption(f"loss-{stage}", state, config))
+            spec = charts.losses(mode(), frames.PULLS[stage])
+            charts.of_run(spec, state, lambda s=stage: frames.losses(state, config, s), f"loss-{stage}")
 
 
 def _learns(config: RunConfig) -> bool:

@@ -11,8 +11,8 @@ import pandas as pd
 from pages.ui.charts import BOXES, Spec, finish, set_apart
 from pages.ui.theme import PALETTES
 from pages.ui.trials import Choice
-from trsp_core import series
-from trsp_core.state import RunState
+from trsp_core.charts import frames
+from trsp_core.schema.run_state import RunState
 
 FATES = ("kept", "protected", "removed")
 
@@ -21,9 +21,9 @@ def frame(state: RunState, now: Choice, influence: Mapping[int, float]) -> pd.Da
     """A row a layer: the run's weight, its block influence where it is known, its size, its fate in this trial."""
     sizes = state.model.layer_parameters if state.model else []
     weights = (
-        series.stack(state).query("kind == 'bar'")["weight"].tolist() if state.weight_steps else [None] * len(sizes)
+        frames.stack(state).query("kind == 'bar'")["weight"].tolist() if state.weight_steps else [None] * len(sizes)
     )
-    frozen = series.chosen_at(state)
+    frozen = frames.chosen_at(state)
     rows = [
         (
             i,
@@ -31,7 +31,7 @@ def frame(state: RunState, now: Choice, influence: Mapping[int, float]) -> pd.Da
             influence.get(i),
             round(size / 1e6, 2),
             now.fate(i),
-            f"as {choice}" if (choice := series.choice(state, i)) else "no",
+            f"as {choice}" if (choice := frames.choice(state, i)) else "no",
             i in frozen,
         )
         for i, size in enumerate(sizes)

@@ -7,10 +7,10 @@ from pathlib import Path
 import streamlit as st
 
 from pages.ui import address, charts, lengths, maps, server, theme, words
-from trsp_core import points
 from trsp_core.errors import TrspError
-from trsp_core.events import DOMAINS
-from trsp_core.points import Sweep
+from trsp_core.experiments import grid_results
+from trsp_core.experiments.grid_results import Sweep
+from trsp_core.schema.events import DOMAINS
 
 COMMAND = "python -m trsp_core sweep --grid FILE"
 
@@ -19,12 +19,12 @@ def records() -> dict[str, Sweep]:
     """By title, those that ship and those of this machine, with a picture first; one that was made here stands for
     a shipped one of its name where it has as many points."""
     found: dict[str, Sweep] = {}
-    for folder in (points.shipped(), points.local(server.store().root)):
+    for folder in (grid_results.shipped(), grid_results.local(server.store().root)):
         for file in sorted(folder.glob("*.json")):
             sweep = _load(str(file), file.stat().st_mtime_ns)
             if sweep and len(sweep.points) >= len(found[sweep.name].points if sweep.name in found else []):
                 found[sweep.name] = sweep
-    ordered = sorted(points.joined(found.values()).values(), key=_place)
+    ordered = sorted(grid_results.joined(found.values()).values(), key=_place)
     return {f"{words.plain(sweep.title)}": sweep for sweep in ordered}
 
 
@@ -36,7 +36,7 @@ def _place(sweep: Sweep) -> int:
 @st.cache_resource(show_spinner=False, max_entries=20)
 def _load(path: str, changed: int) -> Sweep | None:
     try:
-        return points.load(Path(path))
+        return grid_results.load(Path(path))
     except TrspError:
         return None
 

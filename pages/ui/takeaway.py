@@ -9,12 +9,13 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import files, server, session, words
-from trsp_core import curves, export
-from trsp_core.config import RunConfig
-from trsp_core.errands import Errand
 from trsp_core.errors import TrspError
-from trsp_core.state import RunState
-from trsp_core.store import Run, write_atomic
+from trsp_core.export import checkpoint, curves_csv
+from trsp_core.export.export_queue import Errand
+from trsp_core.files import write_atomic
+from trsp_core.runs.store import Run
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
 
 REPORT, CURVES = "report.html", "curves.csv"
 
@@ -34,7 +35,9 @@ def area(run: Run, config: RunConfig, state: RunState) -> None:
                 REPORT,
                 "HTML report",
                 "One file, charts inside, opens offline.",
-                lambda: server.errands().start(run, REPORT, "report", session.visitor(), target=target),
+                lambda: server.errands().start(
+                    run, REPORT, "trsp_core.export.html_report", session.visitor(), target=target
+                ),
             )
             _file(run, CURVES, "Curves, CSV", "Every curve, a row a point.", lambda: _curves(run, config, state))
         for errand in server.errands().of(run):
@@ -43,12 +46,12 @@ def area(run: Run, config: RunConfig, state: RunState) -> None:
 
 def _model(run: Run) -> None:
     """The checkpoints that are there, and the making of another."""
-    for made in export.archives(run):
+    for made in checkpoint.archives(run):
         label = f"Download {made.file.name} ({words.size(made.size)})"
         st.link_button(label, files.link(run, made.file.name), icon=":material/download:")
         st.caption(f":material/verified: {words.plain(made.told)}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        formats = export.formats(run)
+        formats = checkpoint.formats(run)
         dtype = st.selectbox("Number format", formats, key="export-dtype", width=160) if formats else ""
         clicked = st.button("Export the model", icon=":material/deployed_code:", key="export")
         with st.popover("Push to the hub", icon=":material/cloud_upload:"):
@@ -59,14 +62,14 @@ def _model(run: Run) -> None:
         "there is no export."
         + ("" if formats else " Packed weights stay as they are, with their adapters beside them.")
     )
-    for remark in export.remarks(run, dtype):
+    for remark in checkpoint.remarks(run, dtype):
         st.caption(words.plain(remark))
     if clicked or pushed:
         repository, token = pushed or ("", "")
-        target = export.archive(run, dtype)
+        target = checkpoint.archive(run, dtype)
         asked: dict[str, Any] = {"target": str(target), "dtype": dtype, "push": repository, "token": token}
         name = f"{target.name} to {repository}" if pushed else target.name
-        _try(lambda: server.errands().start(run, name, "export", session.visitor(), **asked))
+        _try(lambda: server.errands().start(run, name, "trsp_core.export.checkpoint", session.visitor(), **asked))
 
 
 def _push_form() -> tuple[str, str] | None:
@@ -95,7 +98,7 @@ def _file(run: Run, name: str, label: str, text: str, make: Callable[[], None]) 
 
 def _curves(run: Run, config: RunConfig, state: RunState) -> None:
     run.exports_folder.mkdir(exist_ok=True)
-    write_atomic(run.exports_folder / CURVES, curves.table(config, state))
+    write_atomic(run.exports_folder / CURVES, curves_csv.table(config, state))
 
 
 def _try(make: Callable[[], None]) -> None:

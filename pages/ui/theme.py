@@ -1,10 +1,10 @@
-"""How things look on a page: the colours of `trsp_core.palette`, badges and icons of a run's status."""
+"""How things look on a page: the colours of `trsp_core.charts.palette`, badges and icons of a run's status."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from trsp_core.palette import FATES, PALETTES, Palette
+from trsp_core.charts.palette import FATES, PALETTES, Palette
 
 __all__ = ["FATES", "PALETTES", "STATUS_COLOURS", "STATUS_ICONS", "Palette", "mode"]
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from pages.ui.charts import Spec, finish
 from pages.ui.theme import PALETTES, Palette
-from trsp_core.answers import TextTraced
-from trsp_core.comparison import Comparison
+from trsp_core.schema.messages import TextTraced
+from trsp_core.workbench.transcript import Comparison
 
 WIDE, NARROW = 110, 44  # characters in a row
 ROW = 30  # pixels

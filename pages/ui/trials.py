@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from pages.ui import words
-from trsp_core.answers import SetMeasured
+from trsp_core.schema.messages import SetMeasured
 
 YOU = "You"
 

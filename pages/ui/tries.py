@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from pages.ui import desk, session, trials
 from pages.ui.trials import Choice, Trials
-from trsp_core import answers as an
-from trsp_core.answers import SetMeasured, Variant
-from trsp_core.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.state import RunState
-from trsp_core.store import Run
-from trsp_core.workbench import Reading
+from trsp_core.runs.store import Run
+from trsp_core.schema import messages as an
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.messages import SetMeasured, Variant
+from trsp_core.schema.run_state import RunState
+from trsp_core.workbench.client import Reading
 
 SHORTGPT = "ShortGPT"
 

@@ -1,5 +1,5 @@
 """Texts that visitors bring: stored once under a name made from their content, beside the runs that read them. What no
-run reads is swept after a while (`housekeeping`)."""
+run reads is swept after a while (`retention`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import hashlib
 import threading
 from pathlib import Path
 
-from trsp_core import encodings, limits
+from trsp_core.data import encodings
 from trsp_core.errors import TrspError
-from trsp_core.store import write_atomic
+from trsp_core.files import write_atomic
+from trsp_core.runs import limits
 
 SUFFIXES = (".txt", ".jsonl")
 _lock = threading.Lock()

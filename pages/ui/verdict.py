@@ -4,10 +4,11 @@ hold up."""
 from __future__ import annotations
 
 from pages.ui import words
-from trsp_core import evidence, intervals
-from trsp_core.events import DOMAINS
-from trsp_core.evidence import Record, Row
-from trsp_core.intervals import Interval
+from trsp_core.evaluation import intervals
+from trsp_core.evaluation.intervals import Interval
+from trsp_core.experiments import plan_results
+from trsp_core.experiments.plan_results import Record, Row
+from trsp_core.schema.events import DOMAINS
 
 RIVALS = ("equal_time", "delete_first")  # the first that is there is what stage 2 has to beat
 
@@ -51,13 +52,13 @@ def _methods(record: Record) -> list[str]:
 
 def against(record: Record, one: Row, other: Row) -> str:
     """How the perplexity of row `one` stands beside row `other`'s, in both domains."""
-    found = evidence.compared(record, one.name, other.name) or {}
+    found = plan_results.compared(record, one.name, other.name) or {}
     parts = [f"{change(found[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in found]
     return f"{words.plain(one.title)}'s perplexity is {' and '.join(parts)}, beside “{words.plain(other.title)}”."
 
 
 def _winner(record: Record, one: Row, other: Row) -> str:
-    found = evidence.compared(record, one.name, other.name) or {}
+    found = plan_results.compared(record, one.name, other.name) or {}
     signs = [_sign(found[d]) for d in DOMAINS]
     if all(sign < 0 for sign in signs):
         return "TRSP wins in both domains."

@@ -8,13 +8,13 @@ import streamlit as st
 
 from pages.ui import address, charts, desk, planner, rivals, server, session, strips, theme, trials, tries, words
 from pages.ui.trials import Choice, Trials
-from trsp_core import answers as an
-from trsp_core import methods
-from trsp_core.answers import SetMeasured
-from trsp_core.config import KNOBS, RunConfig
-from trsp_core.state import RunState
-from trsp_core.store import Run
-from trsp_core.workbench import Reading
+from trsp_core.pruning import methods
+from trsp_core.runs.store import Run
+from trsp_core.schema import messages as an
+from trsp_core.schema.config import KNOBS, RunConfig
+from trsp_core.schema.messages import SetMeasured
+from trsp_core.schema.run_state import RunState
+from trsp_core.workbench.client import Reading
 
 SMALL = (
     ".st-key-what-if-layers {gap:0.25rem}"

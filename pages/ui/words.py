@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 
-from trsp_core import outlets
+from trsp_core import escaping
 
 PHASES = {
     "load": "Loading the model",
@@ -86,7 +86,7 @@ def lines(text: str) -> str:
 def letters(text: str) -> str:
     """Escaped for Markdown, each letter visible. Icons, addresses and arrows are looked for after a backslash has done
     its work, so a sign without width parts them."""
-    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", outlets.lines(text)))
+    return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", escaping.lines(text)))
 
 
 def phase(name: str) -> str:

@@ -3,10 +3,10 @@
 import streamlit as st
 
 from pages.ui import address, asking, desk, lists, panels, server, session, side_by_side, words
-from trsp_core import comparison
-from trsp_core.comparison import Comparison
 from trsp_core.errors import TrspError
-from trsp_core.store import Run
+from trsp_core.runs.store import Run
+from trsp_core.workbench import transcript
+from trsp_core.workbench.transcript import Comparison
 
 
 def watch(run: Run, ticket: str, live: bool) -> None:
@@ -19,7 +19,7 @@ def watch(run: Run, ticket: str, live: bool) -> None:
     if live and reading.ending is not None:
         st.rerun()
     desk.standing(reading)
-    found = comparison.gather(reading.request, reading.answers)
+    found = transcript.gather(reading.request, reading.answers)
     if any(c.tokens for c in found.columns) or live:
         side_by_side.texts(found, live)
     if not live and any(c.tokens for c in found.columns):
@@ -30,11 +30,11 @@ def watch(run: Run, ticket: str, live: bool) -> None:
 def show_kept(run: Run, name: str) -> None:
     """A comparison that was kept with the run."""
     try:
-        request, answers = comparison.read(run, name)
+        request, answers = transcript.read(run, name)
     except TrspError as error:
         st.warning(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/link_off:")
         return
-    found: Comparison = comparison.gather(request, answers)
+    found: Comparison = transcript.gather(request, answers)
     st.caption(f":material/bookmark: Kept comparison {name}. Its address can be shared.")
     side_by_side.texts(found, live=False)
     side_by_side.reading_along(found)

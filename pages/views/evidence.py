@@ -5,10 +5,11 @@ import contextlib
 import streamlit as st
 
 from pages.ui import address, charts, ladder, plan_runs, published, server, sweeps, theme, verdict, words
-from trsp_core import evidence, intervals
 from trsp_core.errors import TrspError
-from trsp_core.events import DOMAINS
-from trsp_core.evidence import Record
+from trsp_core.evaluation import intervals
+from trsp_core.experiments import plan_results
+from trsp_core.experiments.plan_results import Record
+from trsp_core.schema.events import DOMAINS
 
 PLANS = {"ablation": "Does the knowledge move?", "methods": "Which layers?"}
 HERE, SHIPPED = "Runs on this machine", "Recorded with this app"
@@ -17,11 +18,11 @@ HERE, SHIPPED = "Runs on this machine", "Recorded with this app"
 def found(plan: str) -> dict[str, Record]:
     """The plan's records: of the runs here, and the one that ships."""
     records = {}
-    file = evidence.shipped(plan)
+    file = plan_results.shipped(plan)
     if file.is_file():
-        records[SHIPPED] = evidence.load(file)
+        records[SHIPPED] = plan_results.load(file)
     with contextlib.suppress(TrspError):  # none has finished here, or not on the same blocks
-        records[HERE] = evidence.gather(plan, server.runs())
+        records[HERE] = plan_results.gather(plan, server.runs())
     return records
 
 
@@ -47,7 +48,7 @@ def show(record: Record) -> None:
                 "The line is L / (L − K), what removing K of L equal layers can give at most; spread of repeats."
             )
     st.dataframe(ladder.table(record), hide_index=True, placeholder="–", alt="Every figure of every row.")
-    home = [row.title for row in record.rows[1:] if evidence.only_at_home(record, row, "direct")]
+    home = [row.title for row in record.rows[1:] if plan_results.only_at_home(record, row, "direct")]
     if home:
         st.badge("Gain in the calibration domain only", icon=":material/home:", color="orange")
         st.caption(f"Beside deleting at once: {words.plain(', '.join(home))}.")

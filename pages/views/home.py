@@ -2,9 +2,8 @@
 
 import streamlit as st
 
-from pages.ui import fetching, glossary, guide, lists, own_lessons, planner, player
-from trsp_core import lessons
-from trsp_core.config import KNOBS
+from pages.ui import fetching, glossary, guide, lessons, lists, own_lessons, planner, player
+from trsp_core.schema.config import KNOBS
 
 TOURS = ("two-minutes", "twenty-minutes")
 STAGES = {

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.ui import address, charts, knowledge, lists, panels, pictures, server, session, theme, what_if, words
-from trsp_core import series
+from trsp_core.charts import frames
 
 address.title("Layers")
 run = lists.choose(server.runs(), "pages/views/layers.py")
@@ -26,7 +26,7 @@ part = address.linked("layers-part", first, address.one_of(names))
 stacks, trying, moved = st.tabs(names, key=part, on_change="rerun")
 if stacks.open:
     with stacks:
-        depth, stay = state.model.n_layers, series.fates(state).count("kept")
+        depth, stay = state.model.n_layers, frames.fates(state).count("kept")
         picture, table = st.columns([5, 4], gap="large")
         with picture:
             if state.narrowed:
@@ -41,7 +41,7 @@ if stacks.open:
             charts.show(spec, pictures.before_after(state), "stacks", description)
             st.caption(pictures.caption(state))
         with table:
-            frame = series.layer_table(state)
+            frame = frames.layer_table(state)
             alt = "Each layer's weight, fate and size."
             two = st.column_config.NumberColumn(format="%.2f", width="small")
             columns = {"Layer": st.column_config.NumberColumn(width="small"), **dict.fromkeys(frame.columns[2:], two)}

@@ -1,0 +1,269 @@
+"""From a run's state to the rows that charts draw, on pages and in reports. Pure; long histories are thinned, so that a
+redraw stays quick.
+
+Every frame has the columns that its spec names, also when it is empty, and rows of kind `frame` that hold the axes
+still while the data grow.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from trsp_core.schema import schedules
+from trsp_core.schema.config import RunConfig, layers_to_remove, parse_layers
+from trsp_core.schema.run_state import RunState
+
+MOST = 240  # steps drawn of one history
+MOST_LABELS = 48  # layers whose bars are high enough for a line of text
+LANGUAGE = "language modelling"
+PULLS = {1: "λ₁ × sum of weights", 2: "λ₂ × penalty"}  # what each stage adds to it
+
+
+def fates(state: RunState) -> list[str]:
+    """The fate of each of the L layers so far: kept, chosen or removed."""
+    count = state.model.n_layers if state.model else len(state.weights)
+    fate = np.full(count, "kept", dtype=object)
+    fate[[i for i in state.chosen if i < count]] = "chosen"
+    if state.removed:
+        fate[[i for i in state.removed.removed if i < count]] = "removed"
+    return list(fate)
+
+
+def chosen_at(state: RunState) -> dict[int, int]:
+    """Layer to the number of stage 1 steps that were done when it was chosen."""
+    last = {s.round: n for n, s in enumerate(state.weight_steps, start=1)}
+    return {c.layer: last[c.round] for c in state.rounds if c.round in last}
+
+
+def weights(state: RunState, planned: int) -> pd.DataFrame:
+    """A line a layer over the steps of stage 1, ending where it is chosen. `planned`: steps of the whole stage."""
+    columns = ["kind", "step", "weight", "layer", "fate"]
+    steps, ends, fate = state.weight_steps, chosen_at(state), fates(state)
+    frame = pd.DataFrame(
+        [("frame", 0, 0.0, 0, "kept"), ("frame", max(planned, len(steps), 1), 1.0, 0, "kept")], columns=columns
+    )
+    if not steps:
+        return frame
+    picked = thin(len(steps), {n - 1 for n in ends.values()})
+    table = np.array([steps[i].weights for i in picked], dtype=float)  # (steps drawn, L)
+    start = np.ones((1, table.shape[1]))
+    table, at = np.vstack([start, table]), np.concatenate([[0], np.array(picked) + 1])
+    layer = np.arange(table.shape[1])
+    shown = at[:, None] <= np.array([ends.get(i, np.inf) for i in layer])[None, :]
+    rows = pd.DataFrame(
+        {
+            "kind": "line",
+            "step": np.repeat(at, len(layer))[shown.ravel()],
+            "weight": np.round(table.ravel()[shown.ravel()], 4),
+            "layer": np.tile(layer, len(at))[shown.ravel()],
+        }
+    )
+    rows["fate"] = np.array(fate, dtype=object)[rows["layer"]]
+    marks = [("mark", n, round(_weight(steps[n - 1].weights[i]), 4), i, fate[i]) for i, n in ends.items()]
+    return pd.concat([frame, rows, pd.DataFrame(marks, columns=columns)], ignore_index=True)
+
+
+def stack(state: RunState) -> pd.DataFrame:
+    """A bar a layer: its weight now; of a chosen one as it was when it was chosen, with its number, since the others
+    sink on after that (`frozen`)."""
+    columns = ["kind", "layer", "weight", "fate", "frozen", "label"]
+    fate, ends, shown = fates(state), chosen_at(state), len(state.weights) <= MOST_LABELS
+    rows = [
+        ("bar", i, round(_weight(w), 4), fate[i], i in ends, choice(state, i) if i in ends and shown else "")
+        for i, w in enumerate(weights_told(state))
+    ]
+    return pd.DataFrame([("frame", 0, 1.0, "kept", False, ""), *rows], columns=columns)
+
+
+def weights_told(state: RunState) -> list[float | None]:
+    """The L layer weights: of a chosen layer when it was chosen, of the others after the latest step."""
+    told: list[float | None] = list(state.weights)
+    for layer, n in chosen_at(state).items():
+        told[layer] = state.weight_steps[n - 1].weights[layer]
+    return told
+
+
+def choice(state: RunState, layer: int) -> str:
+    """Which choice a chosen layer was, and its weight at that moment: `no. 3 at 0.74`; "" of a layer that is kept."""
+    if layer not in state.chosen:
+        return ""
+    weight = weights_told(state)[layer] if layer in chosen_at(state) else None
+    return f"no. {state.chosen.index(layer) + 1}" + ("" if weight is None else f" at {abs(weight):.2f}")
+
+
+def scores(state: RunState) -> pd.DataFrame:
+    """A bar a layer: a method's score, none for a protected layer."""
+    found, fate = state.scores.scores if state.scores else [], fates(state)
+    rows = [("bar", i, score, fate[i]) for i, score in enumerate(found) if i < len(fate)]
+    return pd.DataFrame(rows, columns=["kind", "layer", "score", "fate"])
+
+
+def layer_table(state: RunState) -> pd.DataFrame:
+    """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it."""
+    fate, told, shown, place = fates(state), weights_told(state), [], 0
+    order = {layer: n for n, layer in enumerate(state.chosen, start=1)}
+    gaps_left = dict(zip(state.chosen, state.gap_steps[-1].gaps, strict=False)) if state.gap_steps else {}
+    for i, what in enumerate(fate):
+        if what == "kept":
+            now = "narrower" if state.narrowed else f"now {place}"
+            text, place = (now if state.removed else "kept so far"), place + 1
+        else:
+            text = f"{what} as no. {order.get(i, 0)}"
+        size = state.model.layer_parameters[i] / 1e6 if state.model else None
+        shown.append((i, text, told[i] if state.weight_steps else None, size, gaps_left.get(i)))
+    columns = ["Layer", "Fate", "Weight", "Size, M", "Gap left"]
+    return pd.DataFrame(shown, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
+
+
+def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
+    """The parts of the loss over the steps of a stage, as they enter the sum."""
+    if stage == 1:
+        parts = [(step.lm_loss, config.lambda_1 * _weight(step.l1)) for step in state.weight_steps]
+    else:
+        parts = [(step.lm_loss, step.lambda_2 * _weight(step.penalty)) for step in state.gap_steps]
+    rows: list[tuple] = [("frame", 0, 0.0, LANGUAGE), ("frame", planned_steps(state, config, stage), 1.0, LANGUAGE)]
+    for i in thin(len(parts)):
+        language, pull = parts[i]
+        rows += [("line", i + 1, language, LANGUAGE), ("line", i + 1, pull, PULLS[stage])]
+    return pd.DataFrame(rows, columns=["kind", "step", "value", "part"])
+
+
+def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
+    """A line a chosen layer over the steps of stage 2: how much it still changes what passes through it."""
+    columns = ["kind", "step", "gap", "layer", "fate"]
+    frame = [("frame", 0, 0.0, 0, "chosen"), ("frame", planned_steps(state, config, 2), 0.5, 0, "chosen")]
+    picked, fate = thin(len(state.gap_steps)), fates(state)
+    rows = [
+        ("line", i + 1, _weight(gap), layer, fate[layer])
+        for i in picked
+        for layer, gap in zip(state.chosen, state.gap_steps[i].gaps, strict=False)
+    ]
+    last = sorted((row for row in rows[-len(state.chosen) :] if math.isfinite(row[2])), key=lambda row: row[2])
+    highest = max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
+    places = apart([row[2] for row in last], max(0.085 * highest, 0.032), 0.0)  # the axis reaches 0.5 at least
+    ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, places, strict=True)]
+    return pd.DataFrame(frame + rows + ends, columns=columns)
+
+
+def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
+    """Perplexity if the chosen layers were deleted now, and of the dense model and of deletion at once as level lines:
+    all as multiples of the dense model's on the same blocks."""
+    columns = ["kind", "step", "times", "model", "label"]
+    last = planned_steps(state, config, 2)
+    levels, seen = times_dense(state, config)
+    if not seen:
+        return pd.DataFrame(columns=columns).astype({"step": float, "times": float})
+    rows: list[tuple] = []
+    for name, title in (("dense", "dense"), ("direct", "deleted at once")):
+        if level := levels.get(name):
+            rows += [("level", step, level, title, "") for step in (0, last)]
+            rows.append(("name", last, level, title, title if name == "dense" else f"{title} {level:,.1f} ×"))
+    rows += [("line", *seen[i], "deleted now", "") for i in thin(len(seen))]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float | None]]]:
+    """What the pictures of stage 2 show: by state of the model, and by step if deleted then, perplexity as a multiple
+    of the dense model's, all on the blocks that `compared` counts. Nothing while the dense model is not measured."""
+    blocks, _ = compared(state, config)
+    dense = first_blocks(state, "dense", blocks)
+    if not dense:
+        return {}, []
+    found = {name: first_blocks(state, name, blocks) for name in ("dense", "direct", "pruned")}
+    levels = {name: value / dense for name, value in found.items() if value}
+    return levels, [(p.step, p.perplexity / dense if p.perplexity else None) for p in state.probes]
+
+
+def compared(state: RunState, config: RunConfig) -> tuple[int, int]:
+    """How many of the blocks measured in the calibration domain the pictures of stage 2 are of, and how many there are:
+    those that probes use, or all of them in a run without."""
+    whole = next((m.blocks for m in state.measured if m.domain == "calibration"), config.measure_blocks)
+    few = state.probes[0].blocks if state.probes else config.probe_blocks if config.stage2_steps else 0
+    return (min(few, whole) or whole), whole
+
+
+def sample(state: RunState, config: RunConfig) -> str:
+    """Those blocks in words: `2 of the 8 measured blocks`."""
+    blocks, whole = compared(state, config)
+    return f"{blocks} of the {whole} measured blocks" if blocks < whole else f"all {whole} measured blocks"
+
+
+def first_blocks(state: RunState, model_state: str, blocks: int) -> float | None:
+    """Perplexity of the first `blocks` measured blocks of the calibration domain, the sample that probes use."""
+    for event in state.measured:
+        if event.state == model_state and event.domain == "calibration" and len(event.losses) >= blocks > 0:
+            mean = np.mean([_weight(x) for x in event.losses[:blocks]])
+            return round(float(math.exp(min(mean, 700.0))), 3) if math.isfinite(mean) else None
+    return None
+
+
+def planned_steps(state: RunState, config: RunConfig, stage: int) -> int:
+    """Steps that a stage will take, as far as it is known."""
+    if stage == 2:
+        return max(config.stage2_steps, len(state.gap_steps), 1)
+    return max(planned_rounds(state, config) * config.stage1_steps, len(state.weight_steps), 1)
+
+
+def planned_rounds(state: RunState, config: RunConfig) -> int:
+    return 1 if config.one_shot else max(planned_removals(state, config), 1)
+
+
+def planned_removals(state: RunState, config: RunConfig) -> int:
+    """K of this run; 0 before the model is known."""
+    return removals(config, state.model.n_layers) if state.model else 0
+
+
+def removals(config: RunConfig, depth: int) -> int:
+    """K for a model of `depth` layers."""
+    if config.method == "manual":
+        return len(parse_layers(config.layers))
+    return layers_to_remove(config.ratio, depth)
+
+
+def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]:
+    """At most `MOST` indices spread over `range(count)`, the last one and `also` among them."""
+    if count <= MOST:
+        return list(range(count))
+    return sorted({int(i) for i in np.linspace(0, count - 1, MOST)} | {i for i in also if 0 <= i < count})
+
+
+def apart(places: list[float], least: float, floor: float = -math.inf) -> list[float]:
+    """Ascending `places` moved until neighbours are `least` apart, for labels that stay legible near their lines; none
+    below `floor`."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + least) if moved else place)
+    excess = sum(moved) - sum(places)
+    down = min(excess / len(moved), moved[0] - floor) if moved else 0.0
+    return [place - down for place in moved]
+
+
+def _weight(value: float | None) -> float:
+    return float("nan") if value is None else abs(value)
+
+
+def caption(name: str, state: RunState, config: RunConfig) -> str:
+    """What is to be said under a chart, by its name in `specs.ALT`; of a page and of a report alike."""
+    if name == "weights":
+        return (
+            "A line a layer: its weight sinks the faster, the less the text needs it. A dot: the least of those left "
+            "in its round; there its line ends, and the others sink on."
+        )
+    if name == "stack":
+        frozen = " Outlined: a chosen one, as it was when it was the least of those left."
+        return "The layers now, input at the bottom." + (frozen if chosen_at(state) else "")
+    if name == "probes":
+        return (
+            "Perplexity if the chosen layers were deleted now, as a multiple of the dense model's, on "
+            f"{sample(state, config)}."
+        )
+    if name == "gaps":
+        return "How much each chosen layer still changes what passes through it."
+    if name == "loss-1":
+        return f"Stage 1: language-modelling loss, and {PULLS[1]}."
+    if name == "loss-2":
+        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.told(config)}"
+    return ""

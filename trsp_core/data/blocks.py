@@ -1,0 +1,265 @@
+"""From articles to token blocks: a split by article, so that nothing that is measured was ever trained on.
+
+Sides are filled in a seeded order of the articles. Measurement comes first, from several articles, each giving a part
+of what is needed at most; calibration gets blocks from the articles that are left. Blocks are cut out of the
+concatenation of one side's articles, a blank line ("\\n\\n") between two. Each block begins as the tokenizer begins a
+text (`special_tokens`: with BOS in Gemma, OPT and others), and none holds the end of one: names of special tokens that
+stand in an article are read as the letters they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trsp_core import paths
+from trsp_core.data import corpora as texts
+from trsp_core.data import special_tokens
+from trsp_core.data.corpora import Corpus
+from trsp_core.errors import TrspError
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import TextPrepared
+
+if TYPE_CHECKING:
+    import torch
+
+SPREAD = 16  # a side takes at most this part (1/16) of its need from one article, as long as there are others
+
+Encode = Callable[[str], list[int]]  # the tokens of an article alone
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All token blocks of a run.
+
+    Attributes:
+        calibration: (N, T) int64, trained on; N may be less than asked for where the text is short.
+        measure: by domain, "calibration" and "heldout": (M, T2) int64, never trained on.
+        events: what was cut, one for each role and domain.
+        names: by domain, what the text is called.
+        notes: sentences that the reader should see.
+    """
+
+    calibration: torch.Tensor
+    measure: dict[str, torch.Tensor]
+    events: tuple[TextPrepared, ...]
+    names: dict[str, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One role's blocks. `used` counts articles."""
+
+    domain: str
+    role: str
+    length: int
+    blocks: list[list[int]]
+    used: int
+
+
+def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
+    """Look at the texts of `config` without a model: quick, and without torch.
+
+    Args:
+        tokenizer_file: the model's tokenizer.json, where it has one: then a short text is cut for real.
+
+    Raises:
+        TrspError: unknown, missing, empty, wrongly encoded, or too short.
+    """
+    corpora = {t: texts.own(t) for t in _paths(config)}
+    needed = config.block_length + config.measure_length
+    for text, corpus in corpora.items():
+        size = sum(len(article.encode()) for article in corpus.articles)
+        if size < (needed if text == config.text else config.measure_length):  # a token is a byte at least
+            raise _too_short(text, size, needed, "bytes")
+    short = [t for t, c in corpora.items() if sum(map(len, c.articles)) < 32 * needed]
+    if short and tokenizer_file is not None and tokenizer_file.is_file():
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_file(str(tokenizer_file))
+        fast.no_truncation()
+        fast.no_padding()
+        fast.encode_special_tokens = True
+        prefix, _ = special_tokens.around(lambda text, around: fast.encode(text, add_special_tokens=around).ids)
+        for text in short:
+            own = {d: corpora[text] for d in ("calibration", "heldout") if _text_of(config, d) == text}
+            _cut(config, own, lambda article: fast.encode(article, add_special_tokens=False).ids, prefix)
+
+
+def prepare(config: RunConfig, tokenizer: Any) -> Texts:
+    """Read both texts, split them by article, cut them into blocks.
+
+    Raises:
+        TrspError: as in `check`; or a text without one whole block for each of its roles.
+    """
+    import torch
+
+    corpora = {"calibration": texts.read(config.text)}
+    same = _same(config.text, config.heldout)
+    corpora["heldout"] = corpora["calibration"] if same else texts.read(config.heldout)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+
+    prefix, _ = special_tokens.around(special_tokens.encoder(tokenizer))
+    sides = _cut(config, corpora, encode, prefix)
+    tensors = {(s.domain, s.role): torch.tensor(s.blocks, dtype=torch.int64) for s in sides}
+    names = {domain: _name(_text_of(config, domain)) for domain in corpora}
+    return Texts(
+        calibration=tensors["calibration", "calibrate"],
+        measure={domain: tensors[domain, "measure"] for domain in corpora},
+        events=tuple(_event(side, names) for side in sides),
+        names=names,
+        notes=_notes(config, corpora, sides, same),
+    )
+
+
+def order(n_blocks: int, batch_blocks: int, steps: int, seed: int) -> list[list[int]]:
+    """Which blocks each step trains on: `steps` lists of `batch_blocks` numbers below `n_blocks`.
+
+    Passes over all blocks, each in its own seeded order; a batch may reach over the end of a pass.
+    """
+    draw = random.Random(seed)  # noqa: S311 - a reproducible order, no secret
+    stream: list[int] = []
+    while len(stream) < steps * batch_blocks:
+        stream += draw.sample(range(n_blocks), n_blocks)
+    return [stream[i * batch_blocks : (i + 1) * batch_blocks] for i in range(steps)]
+
+
+def fingerprint(blocks: Sequence[Sequence[int]]) -> str:
+    """First 16 hex digits of the sha256 of the token ids, as little-endian 64-bit numbers."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(struct.pack(f"<{len(block)}q", *block))
+    return digest.hexdigest()[:16]
+
+
+def _cut(config: RunConfig, corpora: dict[str, Corpus], encode: Encode, prefix: list[int]) -> list[_Side]:
+    """All sides for which `corpora` has a text. Sides of one text share its articles; no article serves two of them."""
+    plan = [("calibration", "measure"), ("heldout", "measure"), ("calibration", "calibrate")]
+    drawn = [(d, r, _source(corpora[d], r)) for d, r in plan if d in corpora]
+    pools = {id(source): _shuffled(source, config.seed) for _, _, source in drawn}
+    sides: list[_Side] = []
+    for n, (domain, role, source) in enumerate(drawn):
+        later = sum(other is source for _, _, other in drawn[n + 1 :])  # sides that still need a part of it
+        pool = pools[id(source)]
+        limit = sum(map(len, pool)) // (later + 1) if later else None
+        wanted = config.measure_blocks if role == "measure" else config.calibration_blocks
+        length = config.measure_length if role == "measure" else config.block_length
+        if length <= len(prefix) + 1:
+            raise TrspError(
+                f"This model's tokenizer puts {len(prefix)} tokens before each text; blocks of {length} have no room.",
+                "Set --block-length and --measure-length higher, or choose another model.",
+            )
+        blocks, used, found = _fill(pool, wanted, length, limit, encode, prefix)
+        if not blocks:
+            raise _too_short(_text_of(config, domain), found, length, f"tokens for {_ROLES[role]}")
+        del pool[:used]
+        sides.append(_Side(domain, role, length, blocks, used))
+    return sides
+
+
+def _source(corpus: Corpus, role: str) -> tuple[str, ...]:
+    return corpus.reserved if role == "measure" and corpus.reserved else corpus.articles
+
+
+_ROLES = {"measure": "measuring", "calibrate": "calibration"}
+
+
+def _fill(
+    pool: list[str], wanted: int, length: int, limit: int | None, encode: Encode, prefix: list[int]
+) -> tuple[list[list[int]], int, int]:
+    """Blocks from the first articles of `pool`: `(blocks, articles used, tokens found)`.
+
+    Args:
+        wanted: most blocks; `length`: tokens of each, with the prefix.
+        limit: characters of `pool` that may be used up, beyond what the first block takes; None for all.
+    """
+    body = length - len(prefix)
+    need = wanted * body
+    share = max(body, -(-need // SPREAD))
+    separator = encode("\n\n")
+    stream: list[int] = []
+    whole: list[list[int]] = []  # what the share kept out, for a text of few articles
+    used = characters = 0
+    for article in pool:
+        taken = len(stream) + sum(map(len, whole))
+        if len(stream) >= need or (limit is not None and taken >= body and characters + len(article) > limit):
+            break
+        ids = encode(article)
+        stream += (separator if stream else []) + ids[:share]
+        whole.append(ids[share:])
+        used, characters = used + 1, characters + len(article)
+    for rest in whole:
+        if len(stream) < need and rest:
+            stream += separator + rest
+    blocks = [prefix + stream[i * body : (i + 1) * body] for i in range(min(wanted, len(stream) // body))]
+    return blocks, used, len(stream)
+
+
+def _shuffled(articles: Sequence[str], seed: int) -> list[str]:
+    return random.Random(seed).sample(list(articles), len(articles))  # noqa: S311 - a reproducible split, no secret
+
+
+def _paths(config: RunConfig) -> list[str]:
+    """The texts that are files of the person, each once."""
+    return [t for t in dict.fromkeys([config.text, config.heldout]) if not texts.is_named(t)]
+
+
+def _text_of(config: RunConfig, domain: str) -> str:
+    return config.text if domain == "calibration" else config.heldout
+
+
+def _same(one: str, other: str) -> bool:
+    if one == other or texts.is_named(one) or texts.is_named(other):
+        return one == other
+    return paths.named(one, "text").resolve() == paths.named(other, "text").resolve()
+
+
+def _name(text: str) -> str:
+    return text if texts.is_named(text) else Path(text).name
+
+
+def _event(side: _Side, names: dict[str, str]) -> TextPrepared:
+    return TextPrepared(
+        domain=side.domain,
+        role="calibration" if side.role == "calibrate" else "measure",
+        text=names[side.domain],
+        articles=side.used,
+        blocks=len(side.blocks),
+        block_length=side.length,
+        tokens=len(side.blocks) * side.length,
+        fingerprint=fingerprint(side.blocks),
+    )
+
+
+def _notes(config: RunConfig, corpora: dict[str, Corpus], sides: list[_Side], same: bool) -> tuple[str, ...]:
+    notes = dict.fromkeys(corpus.note for corpus in corpora.values() if corpus.note)
+    if same:
+        notes["Both domains are the same text, so the held-out figures say nothing about another domain."] = None
+    for side in sides:
+        wanted = config.calibration_blocks if side.role == "calibrate" else config.measure_blocks
+        if len(side.blocks) < wanted:
+            where = _name(_text_of(config, side.domain))
+            notes[f"{where} is short: {len(side.blocks)} of {wanted} blocks for {_ROLES[side.role]}."] = None
+    return tuple(notes)
+
+
+def _too_short(text: str, found: int, needed: int, unit: str) -> TrspError:
+    return TrspError(
+        f"{_name(text)} is too short: {found:,} {unit} are there, one block needs {needed:,}.",
+        "Give a longer text, or shorter blocks (--block-length, --measure-length).",
+    )
+
+
+PROOF_TEXT = (
+    "The old harbour lies where the river meets the sea. In 1807 its lighthouse was rebuilt in stone, and for a "
+    "hundred years the keepers wrote down every ship that passed, the wind, and the hour at which the lamp was lit."
+)
+PROOF_TOKENS, NEW_TOKENS = 32, 16

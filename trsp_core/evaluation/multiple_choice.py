@@ -1,0 +1,95 @@
+"""Answering by likelihood: which continuation a model finds most probable, as a whole and a byte.
+
+plain: argmax over choices of  log p(continuation | context)
+by bytes: argmax of  log p(continuation | context) / bytes of the continuation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trsp_core.data import special_tokens
+from trsp_core.evaluation import intervals
+from trsp_core.evaluation.intervals import Interval
+from trsp_core.evaluation.questions import Question
+from trsp_core.models import tokenizer_check
+
+AT_ONCE = 8  # sequences
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question's outcome: chosen plainly and by bytes (numbers of choices; -1: the model would write another word),
+    and the log-likelihood of each choice in nats."""
+
+    chosen: int
+    chosen_by_bytes: int
+    gold: int
+    nats: tuple[float, ...]
+
+
+def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], longest: int) -> Iterator[Answered]:
+    """One `Answered` a question, in order.
+
+    Args:
+        longest: tokens that the model reads; of a longer context the end counts.
+    """
+    device = next(model.parameters()).device
+    for question in questions:
+        pairs = [encode(tokenizer, *pair) for pair in zip(question.contexts, question.continuations, strict=True)]
+        found: list[tuple[float, bool]] = []
+        for start in range(0, len(pairs), AT_ONCE):
+            found += _likelihoods(model, pairs[start : start + AT_ONCE], longest, device)
+        nats = [value for value, _ in found]
+        if len(nats) == 1:
+            chosen = by_bytes = 0 if found[0][1] else -1
+        else:
+            sizes = [len(c.strip().encode()) for c in question.continuations]
+            chosen = max(range(len(nats)), key=lambda i: nats[i])
+            by_bytes = max(range(len(nats)), key=lambda i: nats[i] / max(sizes[i], 1))
+        yield Answered(chosen, by_bytes, question.gold, tuple(nats))
+
+
+def refuse(tokenizer: Any, questions: Sequence[Question], rows: int) -> None:
+    """Raise TrspError if a token of the `questions` has no row in an embedding of `rows`."""
+    if tokenizer_check.highest(tokenizer) >= rows:  # else none can have
+        for number, question in enumerate(questions, 1):
+            for pair in zip(question.contexts, question.continuations, strict=True):
+                tokenizer_check.refuse(encode(tokenizer, *pair)[0], rows, f"Question {number}")
+
+
+def encode(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
+    """Token ids of both together, with what the tokenizer puts before every text, and how many of them are the
+    continuation's: those beyond the context's own."""
+    before, whole = (special_tokens.begun(tokenizer, text) for text in (context, context + continuation))
+    return whole, max(len(whole) - len(before), 1)
+
+
+def _likelihoods(
+    model: nn.Module, pairs: list[tuple[list[int], int]], longest: int, device: torch.device
+) -> list[tuple[float, bool]]:
+    """Of each pair: log p of its last tokens in nats, and whether each of them is the likeliest. Rows are filled up on
+    the right, where a causal model does not look."""
+    cut = [(ids[-longest:], min(n, longest - 1)) for ids, n in pairs]
+    width = max(len(ids) for ids, _ in cut)
+    rows = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in cut], device=device)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=rows, use_cache=False).logits
+        found = []
+        for row, (ids, n) in enumerate(cut):
+            logs = logits[row, len(ids) - n - 1 : len(ids) - 1].float().log_softmax(-1)  # (n, V)
+            wanted = rows[row, len(ids) - n : len(ids)]
+            value = logs.gather(1, wanted[:, None]).double().sum().item()
+            found.append((value, bool((logs.argmax(-1) == wanted).all())))
+        return found
+
+
+def accuracy(answers: Sequence[Answered]) -> tuple[Interval, Interval]:
+    """Share of right answers with Wilson's interval: plainly, and by bytes."""
+    right = sum(a.chosen == a.gold for a in answers), sum(a.chosen_by_bytes == a.gold for a in answers)
+    return intervals.share(right[0], len(answers)), intervals.share(right[1], len(answers))

@@ -1,0 +1,131 @@
+"""Questions that a language model answers by likelihood: multiple choice from a JSONL file, and last words of passages.
+
+A line of a file is `{"query", "choices", "gold"}`, or, where the choice stands in the middle of a sentence,
+`{"context_options", "continuation", "gold"}` (the format of MosaicML's evaluation gauntlet). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from trsp_core import paths
+from trsp_core.data import corpora, encodings
+from trsp_core.errors import TrspError
+
+LAST_WORD = "last_word"  # the task that is made from a text
+MOST_BYTES = 50_000_000  # of a file; the largest of the tasks named here has 12 MB
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])")
+_WORD = re.compile(r"[A-Za-z]{4,}")
+PASSAGE = (30, 90)  # words before the last one
+
+
+@dataclass(frozen=True)
+class Question:
+    """One pair of context and continuation a choice. With a single choice it is right if the model would write it.
+
+    Attributes:
+        contexts, continuations: of equal length, one entry a choice; a continuation begins with its space.
+        gold: number of the right choice.
+    """
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    gold: int
+
+
+def read(task: str, text: str, limit: int | None = None) -> list[Question]:
+    """The questions of `task`: `last_word`, or the path of a JSONL file.
+
+    Args:
+        text: where last words are taken from: a name or a path, as for a run.
+        limit: only the first so many, at least 1.
+
+    Raises:
+        TrspError: no such file, no question in it, a line that is none, or a limit below 1.
+    """
+    check_limit(limit)
+    if task == LAST_WORD:
+        return last_words(text, limit)
+    remedy = f"Give a JSONL file, {LAST_WORD}, or a task that `eval --help` names."
+    path = paths.file(task, "task", remedy, MOST_BYTES)
+    content, _ = encodings.decode(paths.content(path, MOST_BYTES), path.name)
+    lines = [line for line in encodings.lines(content) if line.strip()][:limit]
+    found = [_question(line, path.name, number) for number, line in enumerate(lines, 1)]
+    if not found:
+        raise TrspError(f"{path.name} holds no questions.", "Give a file with one question a line.")
+    return found
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises TrspError: no question would be left."""
+    if limit is not None and limit < 1:
+        raise TrspError(f"{limit:,} questions were asked for.", "Ask for 1 or more, or leave the limit out for all.")
+
+
+def _question(line: str, name: str, number: int) -> Question:
+    try:
+        given: dict[str, Any] = json.loads(line)
+        gold = given["gold"]
+        if "choices" in given:
+            if not isinstance(given["choices"], list) or not all(isinstance(c, str) for c in given["choices"]):
+                raise ValueError("choices")
+            choices = [" " + choice.strip() for choice in given["choices"]]
+            contexts, continuations = [prompt(given["query"])] * len(choices), choices
+        else:
+            contexts = [str(option).rstrip() for option in given["context_options"]]
+            continuations = [" " + str(given["continuation"]).strip()] * len(contexts)
+        if type(gold) is not int or not 0 <= gold < len(contexts) or min(map(len, contexts)) == 0:
+            raise ValueError("gold")
+        "".join([*contexts, *continuations]).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TrspError(
+            f"Line {number} of {name} is no question.",
+            'Write {"query", "choices", "gold"}, or {"context_options", "continuation", "gold"}.',
+        ) from error
+    return Question(tuple(contexts), tuple(continuations), gold)
+
+
+def prompt(query: str) -> str:
+    """The context of a query: where it is marked as a question, the answer's mark follows."""
+    query = query.rstrip()
+    marked = query.startswith("Question:") and not query.endswith("Answer:")
+    return query + "\nAnswer:" if marked else query
+
+
+def last_words(text: str, limit: int | None = None) -> list[Question]:
+    """Passages of whole sentences whose last word the model has to write, in the manner of LAMBADA (arXiv:1606.06031).
+
+    LAMBADA's people made sure that the passage, not the last sentence, gives the word away. Here that word has to stand
+    in the passage before, which is a rough stand-in; figures are for comparing models, not with LAMBADA's. At most one
+    passage an article.
+    """
+    corpus = corpora.read(text)
+    found = []
+    for article in corpus.reserved or corpus.articles:
+        passage = _passage(article)
+        if passage:
+            found.append(passage)
+        if limit and len(found) >= limit:
+            break
+    if not found:
+        raise TrspError(f"No passage of {text[:60]} ends on a word that stood before.", "Take a longer text.")
+    return found
+
+
+def _passage(article: str) -> Question | None:
+    """The first fitting passage of an article; it starts at a sentence's beginning."""
+    sentences = _SENTENCE.split(" ".join(article.split()))
+    for start in range(len(sentences)):
+        words: list[str] = []
+        for sentence in sentences[start:]:
+            words += sentence.split()
+            if len(words) > PASSAGE[1]:
+                break
+            last = words[-1].rstrip(".!?\"'")
+            seen = {word.strip(".,;:!?\"'()") for word in words[:-1]}
+            if len(words) > PASSAGE[0] and _WORD.fullmatch(last) and last in seen:
+                return Question((" ".join(words[:-1]),), (" " + last,), 0)
+    return None

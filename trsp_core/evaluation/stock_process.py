@@ -1,0 +1,90 @@
+"""What a stranger computes from a checkpoint: imports torch and transformers (and peft where there are adapters beside
+packed weights), and nothing of ours.
+
+`verification` runs this file as a fresh, isolated process (`python -I stock_process.py FOLDER LOGITS`, the question as
+a line of JSON on stdin, the answer as JSON on stdout), and calls the same functions on the model in memory, so that
+both answer one question. When stdin ends, nobody waits for the answer.
+"""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def tokens(tokenizer, text, count):
+    """The first `count` token ids of `text`: (1, T)."""
+    return tokenizer(text, return_tensors="pt").input_ids[:, :count]
+
+
+def logits(model, ids):
+    """Logits (T, V) of ids (1, T) in float32, on the CPU."""
+    with torch.inference_mode():
+        return model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
+
+
+def continuation(model, ids, count, cached):
+    """The ids of the likeliest `count` tokens after ids (1, T), with a key-value cache or without. What the model's own
+    generation config says plays no part: no token ends the text, none is barred or favoured, nothing is drawn."""
+    ids, own = ids.to(model.device), model.generation_config
+    how = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}  # nosec B105 - a number of a token
+    model.generation_config = type(own)()
+    try:
+        with torch.inference_mode():
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
+    finally:
+        model.generation_config = own
+    return made[0, ids.shape[1] :].tolist()
+
+
+def tie(model, ids, one, other):
+    """By how much the logits of `one` and `other`, two continuations of ids (1, T), differ where they first part; None
+    where they are equal."""
+    place = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
+    if place is None:
+        return None
+    before = torch.cat([ids, torch.tensor([one[:place]], dtype=ids.dtype)], dim=1)
+    last = logits(model, before)[-1]
+    return abs(float(last[one[place]] - last[other[place]]))
+
+
+def end_with_stdin():
+    """End this process where whoever asked has died."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def main(folder, target):
+    """Answer the question on stdin from the checkpoint in `folder`; the logits go to the file `target` as float32."""
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    torch.set_num_threads(asked["threads"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615 - a folder of this machine
+    device = asked["device"] if asked["device"] == "auto" else {"": asked["device"]}
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map=device).eval()  # nosec B615 - the same
+    packed = getattr(model, "is_quantized", False)
+    if (Path(folder) / "adapter").is_dir():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, Path(folder) / "adapter").eval()
+    ids = tokens(tokenizer, asked["text"], asked["tokens"])
+    logits(model, ids).numpy().tofile(target)
+    cached, uncached = (continuation(model, ids, asked["new_tokens"], cached) for cached in (True, False))
+    answer = {
+        "ids": ids[0].tolist(),
+        "cached": cached,
+        "uncached": uncached,
+        "tie": tie(model, ids, cached, uncached),
+        "dtype": "packed weights" if packed else str(model.dtype).removeprefix("torch."),
+        "foreign": sorted({m.partition(".")[0] for m in sys.modules} & {"trsp_core", "pages"}),
+    }
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,255 @@
+"""Proof that a checkpoint is the model that the run had in memory.
+
+While the pruned model is in memory, `keep` writes what it computes on a fixed text into the run folder. `checking` lets
+a fresh process with stock transformers (`stock_process.py`) load a checkpoint and compute the same, and compares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trsp_core import process_limits
+from trsp_core.data.blocks import NEW_TOKENS, PROOF_TEXT, PROOF_TOKENS
+from trsp_core.errors import TrspError
+
+GPU_ROOM = 1_500_000_000  # bytes of a GPU that a process takes beside the weights
+POLL = 0.2  # seconds between two looks at the fresh process
+
+# How far logits may lie apart, as a share of the largest: what another order of the sums, or the number format, does to
+# numbers of this size. In one format on one machine the difference is 0; a wrong layer makes it 0.1 and more. Packed
+# weights count as bfloat16, in which some CPUs multiply them.
+ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+TIE = 0.2  # the part of that within which a cache may turn the order of two logits
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the fresh process found.
+
+    Attributes:
+        dtype, memory_dtype: number format of the checkpoint, and of the model in memory.
+        tokens: of the fixed text, on which logits are compared; `same_ids`: its tokenizer cuts it the same way.
+        largest_difference, largest_logit: over all tokens and the whole vocabulary.
+        kl: from the model in memory to the checkpoint's, mean nats a token.
+        same_likeliest: at so many of the tokens both hold the same next token for the likeliest.
+        new_tokens: written greedily; `same_text`: the model in memory had written the same.
+        cached_equals_uncached: with a key-value cache and without the same tokens follow. Where they do not, `tie` is
+            by how much the logits of the two tokens differ.
+    """
+
+    dtype: str
+    memory_dtype: str
+    tokens: int
+    same_ids: bool
+    largest_difference: float
+    largest_logit: float
+    kl: float
+    same_likeliest: int
+    new_tokens: int
+    same_text: bool
+    cached_equals_uncached: bool
+    tie: float | None
+
+    @property
+    def rounding(self) -> float:
+        """How far two logits may lie apart in the coarser of the two formats."""
+        return max(ROUNDING.get(d, ROUNDING["bfloat16"]) for d in (self.dtype, self.memory_dtype)) * self.largest_logit
+
+    @property
+    def problems(self) -> list[str]:
+        """Why this is no proof; empty where it is one."""
+        found = []
+        if not self.same_ids:
+            found.append("its tokenizer cuts the text otherwise")
+        if not self.largest_difference <= self.rounding:  # so that not-a-number is a problem too
+            found.append(f"its logits differ by {self.largest_difference:.3g} from those of the model in memory")
+        if not self.cached_equals_uncached and not (self.tie is not None and self.tie <= TIE * self.rounding):
+            found.append("it writes another text with a key-value cache than without")
+        elif self.dtype == self.memory_dtype == "float32" and not (self.same_text and self.cached_equals_uncached):
+            found.append("it writes another text than the model in memory")
+        return found
+
+    @property
+    def sentence(self) -> str:
+        """What was compared, and how it came out."""
+        equal = (
+            f"differ by at most {self.largest_difference:.2g} from" if self.largest_difference else "are bit for bit"
+        )
+        written = "" if self.dtype == self.memory_dtype else f", written as {self.dtype},"
+        figures = [f"largest logit {self.largest_logit:.1f}"]
+        if self.largest_difference:
+            figures.append(f"KL {self.kl:.2g} nats a token")
+            figures.append(f"the same likeliest token at {self.same_likeliest} of {self.tokens}")
+        ending = "are the same with a key-value cache and without."
+        if not self.cached_equals_uncached:
+            ending = f"part with a key-value cache and without at a tie: the two logits lie {self.tie or 0:.2g} apart."
+        return (
+            f"A fresh process with stock transformers loaded this checkpoint{written} and its logits on {self.tokens} "
+            f"tokens {equal} those of the model that the run had in memory in {self.memory_dtype} "
+            f"({'; '.join(figures)}). {self.new_tokens} tokens written greedily {ending}"
+        )
+
+
+def keep(model: Any, tokenizer: Any, target: Path) -> None:
+    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. In a
+    short context it is on less of the text."""
+    import torch
+    from safetensors.torch import save_file
+
+    from trsp_core.evaluation import generation, stock_process
+    from trsp_core.surgery import families
+
+    read, written = generation.fitted(
+        families.context(model.config.get_text_config(decoder=True)), PROOF_TOKENS, NEW_TOKENS
+    )
+    ids = stock_process.tokens(tokenizer, PROOF_TEXT, read)
+    answer = {
+        "ids": ids[0],
+        "logits": stock_process.logits(model, ids),
+        "text": torch.tensor(stock_process.continuation(model, ids, written, cached=True)),
+    }
+    facts = {
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "device": "auto" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else model.device.type,
+        "threads": str(torch.get_num_threads()),
+    }
+    temporary = target.with_name(f".{target.name}.partial")
+    save_file(answer, temporary, facts)
+    temporary.replace(target)
+
+
+def check(folder: Path, kept: Path) -> Proof:
+    """What comes of `checking`."""
+    waiting = checking(folder, kept)
+    while True:
+        try:
+            next(waiting)
+        except StopIteration as end:
+            return end.value
+
+
+def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
+    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `kept`. Yields
+    while it waits; closing the generator ends the process.
+
+    Raises:
+        TrspError: `kept` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(kept, framework="np") as file:
+            facts = file.metadata()
+            ids, memory, text = (file.get_tensor(name) for name in ("ids", "logits", "text"))
+    except (OSError, SafetensorError) as error:
+        raise TrspError(
+            "This run kept no record of what its model computed, so nothing could be proved.",
+            "Run it again with this version and --save-model true.",
+        ) from error
+    question = {
+        "text": PROOF_TEXT,
+        "tokens": len(ids),
+        "new_tokens": len(text),
+        "device": _device(facts["device"], folder),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = yield from _ask(folder, Path(scratch) / "logits", question | {"threads": int(facts["threads"])})
+        found = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
+    if found.size != memory.size or answer["foreign"]:
+        raise TrspError(
+            f"The fresh process gave {found.size} logits, {memory.size} were expected.", "Please report this."
+        )
+    found = found.reshape(memory.shape).astype(np.float64)
+    p, q = _log_softmax(memory.astype(np.float64)), _log_softmax(found)
+    return Proof(
+        dtype=answer["dtype"],
+        memory_dtype=facts["dtype"],
+        tokens=len(ids),
+        same_ids=answer["ids"] == ids.tolist(),
+        largest_difference=float(np.abs(found - memory).max()),
+        largest_logit=float(np.abs(memory).max()),
+        kl=max(float((np.exp(p) * (p - q)).sum(axis=-1).mean()), 0.0),
+        same_likeliest=int((found.argmax(axis=-1) == memory.argmax(axis=-1)).sum()),
+        new_tokens=len(text),
+        same_text=answer["cached"] == text.tolist(),
+        cached_equals_uncached=answer["cached"] == answer["uncached"],
+        tie=answer["tie"],
+    )
+
+
+def _device(recorded: str, folder: Path) -> str:
+    """Where the fresh process computes: where the model in memory did; on the CPU where the GPU, which may hold that
+    one still, has no room for another."""
+    if recorded != "cuda":
+        return recorded
+    import torch
+
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    full = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 1.2 * size + GPU_ROOM
+    return "cpu" if full else recorded
+
+
+def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
+    """The answer of a fresh process that sees no code of ours and no network, and ends when this one does."""
+    command = process_limits.held(
+        [sys.executable, "-I", str(Path(__file__).with_name("stock_process.py")), str(folder), str(target)]
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
+    with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as complaints:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=complaints,
+            text=True,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+            cwd=folder,
+            start_new_session=True,  # a Ctrl-C is for this process, which ends that one
+        )
+        assert child.stdin
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(question) + "\n")
+                child.stdin.flush()  # it stays open: its end tells the child that nobody waits for it any more
+            while child.poll() is None:
+                yield
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL)
+        finally:
+            child.kill()
+            child.wait()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+        for file in (answer, complaints):
+            file.seek(0)
+        if child.returncode:
+            raise _not_loaded(child.returncode, complaints.read())
+        return json.loads(answer.read().splitlines()[-1])
+
+
+def _not_loaded(code: int, complaints: str) -> TrspError:
+    lines = complaints.strip().splitlines()
+    if code == -signal.SIGKILL or any(word in complaints for word in ("MemoryError", "OutOfMemory", "allocate memory")):
+        return TrspError(
+            "A fresh process that was to load the model ran out of memory.", "Free some memory, then try again."
+        )
+    said = lines[-1][:300] if lines else f"it ended with code {code}"
+    return TrspError(f"A fresh process could not load the model: {said}.", "Please report this.")
+
+
+def _log_softmax(logits: Any) -> Any:
+    import numpy as np
+
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -1,0 +1,268 @@
+"""Several runs that belong together: a base, and named variations of it that share seed, texts and order of blocks.
+
+A variation's run folder is named for it and for a digest of its settings, so a finished one is found again and never
+run twice, and a changed one is another run. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trsp_core import paths
+from trsp_core.errors import TrspError
+from trsp_core.models import catalog
+from trsp_core.pruning import forecast, methods, validate
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import config as configs
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
+
+MOST = 1_000  # variations
+_NAME = re.compile(r"[a-z0-9_]{1,24}")
+_RUN = re.compile(r"\d{8}-\d{6}-([a-z0-9_]+)-([a-z0-9_]+)-([0-9a-f]{8})")
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One run of a plan.
+
+    Attributes:
+        settings: knobs that differ from the plan's base.
+        layers_of: the variation whose chosen layers this one removes, without choosing again; "" for its own choice.
+        as_long_as: the variation whose stage 2 takes the same time: so many steps does this one get. Times are the
+            forecast's, from counts of operations: clocks would give other steps at each busy moment of the machine.
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, Any]
+    layers_of: str = ""
+    as_long_as: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Variations in the order they run."""
+
+    name: str
+    title: str
+    base: Mapping[str, Any]
+    variations: tuple[Variation, ...]
+    preset: str | None = None
+
+
+_LEAN = {"measure_blocks": 12, "sample_tokens": 0, "save_model": False, "importance_blocks": 0}
+
+
+def _methods_plan() -> dict[str, Any]:
+    rows: list[dict[str, Any]] = [
+        {"name": m.name, "title": m.title} for m in methods.all_methods().values() if m.name != "manual"
+    ]
+    plus = {"protect_first": 4, "protect_last": 2}
+    rows.append({"name": "taylor_plus", "title": "Taylor+, ends protected", "settings": {"method": "taylor", **plus}})
+    for row in rows:
+        row["settings"] = row.get("settings") or {"method": row["name"]}
+    return {
+        "name": "methods",
+        "title": "Which layers: every method, deleted at once",
+        "preset": "quick",
+        "base": _LEAN | {"anneal": 0.0, "stage2_steps": 0, "speed_repeats": 0},
+        "variations": rows,
+    }
+
+
+def built_in() -> dict[str, dict[str, Any]]:
+    """Plans that need no file, as they would stand in one."""
+    ablation = {
+        "name": "ablation",
+        "title": "What each part of TRSP is worth",
+        "preset": "quick",
+        "base": _LEAN | {"anneal": 0.0},
+        "variations": [
+            {"name": "trsp", "title": "TRSP"},
+            {
+                "name": "direct",
+                "title": "Without stage 2 (w/o R)",
+                "settings": {"stage2_steps": 0, "speed_repeats": 9},
+                "layers_of": "trsp",
+            },
+            {
+                "name": "one_shot",
+                "title": "All chosen at once (w/o W)",
+                "settings": {"one_shot": True, "speed_repeats": 0},
+            },
+            {
+                "name": "no_penalty",
+                "title": "Same steps, λ₂ = 0",
+                "settings": {"lambda_2": 0.0, "speed_repeats": 0},
+                "layers_of": "trsp",
+            },
+            {
+                "name": "fade",
+                "title": "TRSP, chosen layers faded out",
+                "settings": {"anneal": 0.25, "speed_repeats": 0},
+                "layers_of": "trsp",
+            },
+            {
+                "name": "delete_first",
+                "title": "Delete, then the same steps",
+                "settings": {"control": "delete_first", "speed_repeats": 0},
+                "layers_of": "trsp",
+            },
+            {
+                "name": "equal_time",
+                "title": "Delete, then the same time",
+                "settings": {"control": "delete_first", "speed_repeats": 0},
+                "layers_of": "trsp",
+                "as_long_as": "trsp",
+            },
+        ],
+    }
+    return {"ablation": ablation, "methods": _methods_plan()}
+
+
+def read(name: str) -> Plan:
+    """A built-in plan by name, or the JSON file at this path.
+
+    Raises:
+        TrspError: no such plan, no JSON, or something in it that cannot be used.
+    """
+    if name in built_in():
+        return parse(built_in()[name])
+    file = paths.file(name, "plan", f"Take {', '.join(built_in())}, or the path of a JSON file.")
+    try:
+        return parse(json.loads(paths.content(file)))
+    except (ValueError, RecursionError) as error:
+        raise TrspError(f"The plan {name[:80]} is no JSON: {error}.", "Mend the file.") from error
+
+
+def parse(document: Any) -> Plan:
+    """A plan from decoded JSON.
+
+    Raises:
+        TrspError: a part is missing, unknown or of a wrong kind; every variation's settings are checked.
+    """
+    try:
+        variations = tuple(_variation(entry) for entry in document["variations"])
+        plan = Plan(
+            name=_named(document["name"]),
+            title=str(document.get("title") or document["name"]),
+            base=dict(document.get("base", {}).items()),  # a list has none
+            variations=variations,
+            preset=document.get("preset"),
+        )
+        if not isinstance(plan.preset, str | None) or len(variations) > MOST:
+            raise ValueError(f"a preset that is no name, or more than {MOST} variations")
+        "".join([plan.title, *(v.title for v in variations)]).encode()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TrspError(
+            f"This is no plan: {type(error).__name__} {str(error)[:80]}.",
+            'It wants {"name", "base", "variations": [{"name", "settings"}]}; names of small letters, digits and _.',
+        ) from error
+    names: list[str] = []
+    for variation in plan.variations:
+        earlier = {variation.layers_of, variation.as_long_as} - {""}
+        if variation.name in names or not earlier <= set(names):
+            raise TrspError(
+                f"Variation {variation.name} stands twice, or refers to one that does not stand before it.",
+                "Give each its own name, and put what it refers to first.",
+            )
+        names.append(variation.name)
+        validate.from_values({**plan.base, **variation.settings}, plan.preset)
+    if not names:
+        raise TrspError("The plan has no variations.", "Name at least one.")
+    return plan
+
+
+def _variation(entry: Any) -> Variation:
+    if set(entry) - {"name", "title", "settings", "layers_of", "as_long_as"}:
+        raise ValueError("unknown parts of a variation")
+    return Variation(
+        name=_named(entry["name"]),
+        title=str(entry.get("title") or entry["name"]),
+        settings=dict(entry.get("settings", {})),
+        layers_of=str(entry.get("layers_of", "")),
+        as_long_as=str(entry.get("as_long_as", "")),
+    )
+
+
+def _named(name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"name {str(name)[:40]!r}")
+    return name
+
+
+def config_of(plan: Plan, variation: Variation, done: Mapping[str, RunState]) -> RunConfig:
+    """The settings of a variation, given the states of those that it refers to.
+
+    Raises:
+        TrspError: settings that cannot be used, or a model that is not here.
+    """
+    values = {**plan.base, **variation.settings}
+    if variation.layers_of:
+        values |= {"method": "manual", "layers": ",".join(map(str, sorted(done[variation.layers_of].chosen)))}
+    config = validate.from_values(values, plan.preset)
+    if variation.as_long_as:
+        other = next(v for v in plan.variations if v.name == variation.as_long_as)
+        theirs, facts = config_of(plan, other, done), catalog.facts(config.model)
+        ratio = forecast.training_step(theirs, facts) / forecast.training_step(config, facts)
+        steps = max(1, round(theirs.stage2_steps * ratio))
+        config = validate.from_values(values | {"stage2_steps": steps}, plan.preset)
+    return config
+
+
+def find(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run | None:
+    """The newest run of this variation with these settings, whatever became of it. Settings are compared as they are
+    read back, so that a setting that the program has learnt since counts with its default."""
+    mine = (plan.name, variation.name)
+    return next((run for run in store.runs() if belongs(run) == mine and _settings(run) == config), None)
+
+
+def finished(store: Store) -> dict[RunConfig, Run]:
+    """The newest finished run of each settings, whoever asked for it."""
+    found = {}
+    for run in reversed(store.runs()):
+        config = _settings(run)
+        if config and run.summary()["ended"] == "finished":
+            found[config] = run
+    return found
+
+
+def needs(plan: Plan, variation: Variation) -> set[str]:
+    """Names of the variations whose layers have to be known before this one's settings are."""
+    other = next((v for v in plan.variations if v.name == variation.as_long_as), None)
+    return {variation.layers_of} - {""} | (needs(plan, other) if other else set())
+
+
+def _settings(run: Run) -> RunConfig | None:
+    try:
+        return run.config()
+    except TrspError:
+        return None
+
+
+def create(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run:
+    """A new run folder for this variation."""
+    return store.create(config, store.root / name_of(plan, variation, config))
+
+
+def name_of(plan: Plan, variation: Variation, config: RunConfig) -> str:
+    """A run folder's name from now on."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}-{variation.name}-{digest(config)}"
+
+
+def digest(config: RunConfig) -> str:
+    """8 hex digits that settle the settings."""
+    return hashlib.sha256(configs.to_json(config).encode()).hexdigest()[:8]
+
+
+def belongs(run: Run) -> tuple[str, str] | None:
+    """`(plan, variation)` of a run that a plan made."""
+    match = _RUN.fullmatch(run.id)
+    return (match[1], match[2]) if match else None

@@ -1,0 +1,68 @@
+"""A run's curves as CSV: one long table, a row a point, for whatever draws it elsewhere. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from trsp_core import escaping
+from trsp_core.schema import schedules
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import DOMAINS
+from trsp_core.schema.run_state import RunState
+
+HEAD = ("curve", "domain", "layer", "x", "x_unit", "value", "value_unit")
+Row = tuple[str, str, Any, int, str, Any, str]
+STAGE_1, STAGE_2 = "step of stage 1", "step of stage 2"
+
+
+def table(config: RunConfig, state: RunState) -> str:
+    """CSV with a head; `layer` is empty where a curve is the whole model's, a value where it was not a number."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEAD)
+    writer.writerows(map(escaping.csv, row) for row in _rows(config, state))
+    return text.getvalue()
+
+
+def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
+    for step in state.weight_steps:
+        yield "language-modelling loss", "calibration", "", step.step, STAGE_1, step.lm_loss, "nats per token"
+        yield (
+            "l1 times lambda_1",
+            "calibration",
+            "",
+            step.step,
+            STAGE_1,
+            _times(config.lambda_1, step.l1),
+            "nats per token",
+        )
+        for layer, weight in enumerate(step.weights):
+            yield "layer weight", "calibration", layer, step.step, STAGE_1, weight, "1"
+    for step in state.gap_steps:
+        yield "language-modelling loss", "calibration", "", step.step, STAGE_2, step.lm_loss, "nats per token"
+        pull = _times(step.lambda_2, step.penalty)
+        yield "penalty times lambda_2", "calibration", "", step.step, STAGE_2, pull, "nats per token"
+        acts = schedules.penalised(config, step.step)  # older runs told lambda_2 where it did not
+        yield "lambda_2", "", "", step.step, STAGE_2, step.lambda_2 if acts else 0.0, "1"
+        yield "learning rate", "", "", step.step, STAGE_2, step.learning_rate, "1"
+        for layer, gap in zip(state.chosen, step.gaps, strict=False):
+            yield "relative gap", "calibration", layer, step.step, STAGE_2, gap, "1"
+    for domain, probes in zip(DOMAINS, (state.probes, state.probes_elsewhere), strict=True):
+        for probe in probes:
+            curve = f"perplexity if deleted now, first {probe.blocks} blocks"
+            yield curve, domain, "", probe.step, STAGE_2, probe.perplexity, "1"
+    for name, found in state.importance.items():
+        for layer, rise in enumerate(found.rises):
+            yield f"loss without the layer, {name}", "calibration", layer, 0, "none", rise, "nats per token"
+    for found in state.measured:
+        for block, loss in enumerate(found.losses):
+            yield f"loss, {found.state}", found.domain, "", block, "measured block", loss, "nats per token"
+    for stretch in state.missing:
+        yield "cannot be read", "", "", stretch.first, "number of the event", stretch.count, "events"
+
+
+def _times(factor: float | None, value: float | None) -> float | None:
+    return None if factor is None or value is None else factor * value

@@ -1,0 +1,75 @@
+"""What this machine has: free memory, and the rate of matrix products that was measured on it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+from pathlib import Path
+
+from trsp_core import paths
+from trsp_core.errors import TrspError
+from trsp_core.files import write_atomic
+
+KEPT = 5  # measured rates; their median counts, so that one busy moment does not
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Raise TrspError if `needed` bytes are more than what is free now.
+
+    Args:
+        what: subject of the message: "This run".
+    """
+    free = available_memory()
+    if needed > free:
+        raise TrspError(
+            f"{what} needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free.",
+            "Choose a smaller model, shorter or fewer blocks a step, no training of W (--stage2-steps 0), or bfloat16.",
+        )
+
+
+def available_memory() -> int:
+    """Bytes that a new process may still take: of the machine, and of the container where it has a limit."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit, used, stat in _CGROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            cached = [line.split()[1] for line in stat.read_text().splitlines() if line.startswith(_RECLAIMED)]
+            held = int(used.read_text()) - sum(int(n) for n in cached)
+            free = min(free, int(limit.read_text()) - held)  # "max" is no number: no limit
+    return max(free, 0)
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+_RECLAIMED = ("inactive_file ", "total_inactive_file ")
+_CGROUPS = (
+    (_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat"),
+    (
+        _CGROUP / "memory/memory.limit_in_bytes",
+        _CGROUP / "memory/memory.usage_in_bytes",
+        _CGROUP / "memory/memory.stat",
+    ),
+)
+
+
+def read_rate() -> float | None:
+    """GFLOP/s of float32 matrix products, the median of the last measurements on this machine; None before any."""
+    rates = _rates()
+    return statistics.median(rates) if rates else None
+
+
+def write_rate(gflops: float) -> None:
+    """Remember a measurement. A cache folder that cannot be written leaves forecasts rough, nothing worse."""
+    path = paths.home() / "machine.json"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"gflops": [*_rates(), round(gflops, 1)][-KEPT:]}))
+
+
+def _rates() -> list[float]:
+    try:
+        kept = json.loads((paths.home() / "machine.json").read_text("utf-8"))["gflops"]
+        return [float(r) for r in kept if float(r) > 0][-KEPT:]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

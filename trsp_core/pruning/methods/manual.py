@@ -1,0 +1,22 @@
+"""The layers that a person names."""
+
+from __future__ import annotations
+
+from trsp_core.pruning.methods import Method
+
+
+def choose(lab, config, count):
+    """The numbers in `config.layers`, ascending."""
+    from trsp_core.schema.config import parse_layers  # config imports this package for its names
+
+    yield from ()
+    return parse_layers(config.layers)
+
+
+METHOD = Method(
+    name="manual",
+    title="By hand",
+    paper="",
+    summary="The layers that you name, to compete with the methods.",
+    choose=choose,
+)

@@ -1,0 +1,35 @@
+"""ShortGPT: the layers that turn their input the least go (arXiv:2403.03853).
+
+    BI_i = 1 - E over tokens of  cos(X_in_i, X_out_i)
+
+Block influence BI_i is near 0 for a layer that hands its input on almost as it is. One look at the dense model decides
+all K layers; nothing is looked at again after a removal.
+"""
+
+from __future__ import annotations
+
+from trsp_core.pruning.methods import Method, Passes, pick_all, progressed
+
+
+def choose(lab, config, count):
+    """The K layers of lowest block influence."""
+    from trsp_core.evaluation.losses import similarity
+
+    batches = lab.sample(config)
+    tokens, scores = sum(ids.numel() for ids in batches), [0.0] * lab.n_layers
+    for n, ids in enumerate(batches, 1):
+        states = lab.states(ids)
+        for i in range(lab.n_layers):
+            scores[i] += (1 - similarity(states[i], states[i + 1])) * ids.numel() / tokens
+        yield progressed(n, len(batches))
+    return (yield from pick_all(lab, config, "shortgpt", scores, count))
+
+
+METHOD = Method(
+    name="shortgpt",
+    title="ShortGPT, block influence",
+    paper="ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, arXiv:2403.03853",
+    summary="The layers whose output points most nearly where their input does.",
+    choose=choose,
+    passes=Passes(once=1),
+)

@@ -1,0 +1,36 @@
+"""SLEB: again and again remove the layer whose removal raises the loss least (arXiv:2402.09025).
+
+    repeat K times:  P gets the candidate i with the smallest  L_LM(W without P and i; X)
+
+Greedy, so a layer is judged beside the removals made before it. The original computes every candidate from the input
+up; `search` computes nothing twice, and stops at a bound where a candidate cannot be the best.
+"""
+
+from __future__ import annotations
+
+from trsp_core.pruning.methods import Method, Passes, pick, progressed, tell
+
+
+def choose(lab, config, count):
+    """P in order of choice. The first round's losses are told as scores."""
+    chosen, search = [], lab.search(lab.sample(config), rounds=count)
+    for round_ in range(1, count + 1):
+        free = lab.candidates(config, chosen)
+        scores = [float("nan")] * lab.n_layers
+        for done, (layer, loss) in enumerate(search.losses(free, chosen, bounds=round_ > 1), 1):
+            scores[layer] = loss
+            yield progressed(round_ - 1 + min(done / len(free), 1), count)
+        if round_ == 1:
+            yield from tell(lab, config, "sleb", scores)
+        yield pick(lab, config, scores, chosen, round_)
+    return chosen
+
+
+METHOD = Method(
+    name="sleb",
+    title="SLEB, greedy loss",
+    paper="SLEB: Streamlining LLMs through Redundancy Verification and Elimination, arXiv:2402.09025",
+    summary="One layer at a time, the one whose removal raises the loss least beside those already gone.",
+    choose=choose,
+    passes=Passes(each_layer=0.25, each_pair=0.33, keeps=True),
+)

@@ -1,0 +1,36 @@
+"""Taylor: the layers whose weights the loss would miss least, to first order.
+
+    score_i = sum over the weight matrices of layer i, and their entries, of  |w * dL_LM/dw|
+
+The Taylor criterion of Shortened LLaMA (arXiv:2402.02834), plain: what setting single weights to zero would change,
+added up without signs. Its `+` form protects the first four and the last two layers, whose scores mislead; that is
+`protect_first` 4 and `protect_last` 2 here, so that a run says which of the two it took.
+"""
+
+from __future__ import annotations
+
+from trsp_core.pruning.methods import Method, Passes, pick_all, progressed
+
+
+def choose(lab, config, count):
+    """The K lowest. The gradient is that of the mean loss over the scored blocks."""
+    batches = lab.sample(config)
+    tokens = sum(ids.numel() for ids in batches)
+    weights = [lab.matrices(i) for i in range(lab.n_layers)]
+    with lab.learning([w for matrices in weights for w in matrices]):
+        for n, ids in enumerate(batches, 1):
+            lab.add_gradient(ids, ids.numel() / tokens)
+            yield progressed(n, len(batches))
+        scores = [sum((w * w.grad).detach().double().abs().sum().item() for w in matrices) for matrices in weights]
+    return (yield from pick_all(lab, config, "taylor", scores, count))
+
+
+METHOD = Method(
+    name="taylor",
+    title="Taylor, first order",
+    paper="Shortened LLaMA, arXiv:2402.02834",
+    summary="The layers whose weights times their gradients add up to least.",
+    choose=choose,
+    passes=Passes(once=3),
+    reads_weights=True,
+)

@@ -1,0 +1,82 @@
+"""TRSP's stage 1: learn a weight for each layer under an l1 penalty, and greedily choose the smallest
+(arXiv:2505.18232).
+
+    repeat K times:   steps on  L_LM(W, s; X) + lambda_1 * sum over i not in P of |s_i|,
+                      then the candidate with the smallest |s_i| joins P and is skipped from then on.
+
+Symbols as in the paper: L layers, s (L,) the layer weights, all 1 at the start, W the model's parameters, P the chosen
+layers, K how many are to go. Where s enters the forward pass is `surgery.gated`.
+"""
+
+from __future__ import annotations
+
+from trsp_core.pruning.methods import Method
+from trsp_core.schema.events import LayerChosen, StageOneStepped
+
+
+def choose(lab, config, count):
+    """P in order of choice. W stays as it is unless `config.learn_weights`. Weights carry over between rounds."""
+    import torch
+
+    s = torch.ones(lab.n_layers, device=lab.device, requires_grad=True)
+    W = list(lab.model.parameters()) if config.learn_weights else []
+    groups = [{"params": [s], "lr": config.stage1_lr}]
+    if W:
+        groups.append({"params": W, "lr": config.stage1_weight_lr})
+    optimizer = torch.optim.Adam(groups, fused=bool(W))
+    seen = {}
+    with torch.no_grad():
+        s[lab.gone] = 0.0
+    over, P = lab.rounds.begin(s, optimizer)
+    rounds = 1 if config.one_shot else count
+    with lab.learning(W), lab.stepping():
+        for round_ in range(max(over, len(lab.gone)) + 1, len(lab.gone) + rounds + 1):
+            free = [i for i in lab.unprotected(config) if i not in P]
+
+            def loss(ids, free=free):
+                lm = lab.lm_loss(ids) if W else lab.gate_loss(s, ids)
+                l1 = s[free].abs().sum()
+                seen["lm"], seen["l1"] = lm.detach(), l1.detach()
+                if config.l1 == "proximal":  # the l1 term acts after the step instead
+                    return lm
+                return lm + config.lambda_1 * l1
+
+            def project(free=free):
+                if config.l1 == "proximal":
+                    s[free] = soft_threshold(s[free], config.stage1_lr * config.lambda_1)
+                s[P] = 0.0  # Adam's momentum would move them on
+
+            with lab.gated(s, config.gate, free), lab.skipped(P):
+                first = (round_ - 1) * config.stage1_steps + 1
+                seed = config.seed * 1009 + round_
+                steps = lab.fit(optimizer, loss, config.stage1_steps, seed, "stage 1", after=project, first=first)
+                for step in steps:
+                    yield StageOneStepped(step, round_, seen["lm"].item(), seen["l1"].item(), s.tolist())
+            for _ in range(count if config.one_shot else 1):
+                yield _take_smallest(lab, config, s.tolist(), P, round_)
+            lab.rounds.keep(round_, s, optimizer, P)
+    return P
+
+
+def _take_smallest(lab, config, weights, P, round_):
+    """Move the candidate with the smallest |s_i| into P; ties go to the lowest layer."""
+    ranked = sorted(lab.candidates(config, P), key=lambda i: (abs(weights[i]), i))
+    winner, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
+    P.append(winner)
+    margin = abs(weights[runner_up]) - abs(weights[winner]) if runner_up is not None else None
+    return LayerChosen(round_, winner, weights[winner], runner_up, margin)
+
+
+def soft_threshold(s, threshold):
+    """sign(s) max(|s| - threshold, 0): the proximal step of threshold * |s|."""
+    return s.sign() * (s.abs() - threshold).clamp(min=0)
+
+
+METHOD = Method(
+    name="trsp",
+    title="TRSP",
+    paper="Two-Stage Regularization-Based Structured Pruning for LLMs, arXiv:2505.18232",
+    summary="A weight on each layer learns under an l1 penalty; the smallest is chosen, again and again.",
+    choose=choose,
+    trains=True,
+)

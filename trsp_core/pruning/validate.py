@@ -1,0 +1,199 @@
+"""Which settings go together, and with which model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trsp_core.errors import Problem, TrspError, refuse
+from trsp_core.pruning import methods
+from trsp_core.schema.config import KNOBS, PACKED, RunConfig, layers_to_remove, parse, parse_layers, settings_in
+
+
+def check(config: RunConfig, n_layers: int | None = None, max_length: int | None = None) -> list[Problem]:
+    """Contradictions between knobs; with a model's depth and context length, what it cannot satisfy.
+
+    Args:
+        n_layers: L of the model, where known.
+        max_length: the model's longest context in tokens, where known.
+    """
+    problems: list[Problem] = []
+
+    def wrong(name: str, message: str, remedy: str) -> None:
+        problems.append(Problem(name, message, remedy))
+
+    given: list[int] | None = None
+    if config.method == "manual":
+        if not config.layers.strip():
+            wrong("layers", "The method manual needs the layers to remove.", 'Set --layers, for example "13-18".')
+        else:
+            try:
+                given = parse_layers(config.layers)
+            except TrspError as error:
+                wrong("layers", error.message, error.remedy)
+    elif config.layers.strip():
+        wrong("layers", f"Layers are given, but the method is {config.method}.", "Set --method manual, or no layers.")
+    if not 0 < config.ratio < 1 and config.method != "manual":
+        what = "nothing" if config.ratio <= 0 else "everything"
+        wrong("ratio", f"A ratio of {config.ratio:g} removes {what}.", "Choose a ratio above 0 and below 1.")
+    for name in ("model", "text", "heldout"):
+        if not getattr(config, name).strip():
+            wrong(name, f"{KNOBS[name].label}: nothing was given.", f"Set {KNOBS[name].flag}.")
+    _check_method(config, wrong)
+    if config.precision in PACKED:
+        _check_packed(config, wrong)
+    if config.probe_blocks > config.measure_blocks:
+        wrong(
+            "probe_blocks",
+            f"A probe of {config.probe_blocks} blocks is more than the {config.measure_blocks} measured ones.",
+            "Lower --probe-blocks or raise --measure-blocks.",
+        )
+    if config.sample_tokens and not config.prompt.strip():
+        wrong("prompt", "The sample prompt is empty.", "Write a prompt, or set --sample-tokens to 0.")
+    if max_length is not None:
+        for name in ("block_length", "measure_length"):
+            if getattr(config, name) > max_length:
+                wrong(
+                    name,
+                    f"{KNOBS[name].label}: {getattr(config, name)} tokens, but this model reads at most {max_length}.",
+                    f"Set {KNOBS[name].flag} to {max_length} or less.",
+                )
+    if n_layers is not None and not problems:
+        _check_depth(config, n_layers, given, wrong)
+    return problems
+
+
+def _check_method(config: RunConfig, wrong: Any) -> None:
+    method = methods.get(config.method)
+    if method.contiguous and config.no_neighbours:
+        wrong(
+            "no_neighbours",
+            f"The method {method.name} chooses neighbouring layers, and no two neighbours are allowed.",
+            "Set --no-neighbours false, or choose another method.",
+        )
+    if config.cycles > 1 and (method.contiguous or method.rewrite or config.method == "manual"):
+        wrong(
+            "cycles",
+            f"The method {method.name} names all its layers at once, so there is nothing to choose again.",
+            "Set --cycles 1, or choose another method.",
+        )
+    elif config.cycles > 1 and (config.one_shot or config.control == "delete_first" or not config.stage2_steps):
+        wrong(
+            "cycles",
+            "Cycles take turns between choosing and stage 2: not with one shot, delete_first or no steps of stage 2.",
+            "Set --cycles 1, or --one-shot false, --control none and --stage2-steps above 0.",
+        )
+    if method.rewrite and config.stage2_steps and config.control != "delete_first":
+        wrong(
+            "stage2_steps",
+            f"The method {method.name} changes the weights that stay as it deletes, so nothing can be taught before.",
+            "Set --stage2-steps 0, or --control delete_first.",
+        )
+    if method.narrow and config.distil and config.distil_from == "states":
+        wrong(
+            "distil_from",
+            f"The method {method.name} removes no layer, so there are no states behind removed ones to distil.",
+            "Set --distil-from logits.",
+        )
+    if method.narrow and config.stage2_steps and config.control != "delete_first":
+        wrong(
+            "stage2_steps",
+            f"The method {method.name} removes no layer, so there is none whose knowledge could move before.",
+            "Set --stage2-steps 0, or --control delete_first to train the narrowed model.",
+        )
+    for name in ("protect_first", "protect_last", "no_neighbours"):
+        if method.narrow and getattr(config, name):
+            wrong(
+                name,
+                f"The method {method.name} narrows every layer alike: none can be spared.",
+                f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
+            )
+
+
+def _check_packed(config: RunConfig, wrong: Any) -> None:
+    method = methods.get(config.method)
+    if config.learn_weights:
+        wrong(
+            "learn_weights",
+            f"Weights packed as {config.precision} cannot learn themselves.",
+            "Set --learn-weights false, or --precision float32.",
+        )
+    if config.stage2_steps and not config.adapter_rank:
+        wrong(
+            "adapter_rank",
+            f"Weights packed as {config.precision} cannot learn themselves: stage 2 needs adapters on them.",
+            "Set --adapter-rank, for example to 8, or --stage2-steps 0.",
+        )
+    if method.reads_weights:
+        wrong(
+            "method",
+            f"The method {method.name} reads or changes the weights themselves, which are packed as "
+            f"{config.precision}.",
+            "Choose another method, or --precision float32.",
+        )
+
+
+def _check_depth(config: RunConfig, n_layers: int, given: list[int] | None, wrong: Any) -> None:
+    if given is not None:
+        beyond = [i for i in given if i >= n_layers]
+        if beyond:
+            wrong(
+                "layers",
+                f"Layer {beyond[0]} does not exist: this model has layers 0 to {n_layers - 1}.",
+                "Name layers of this model.",
+            )
+        elif len(given) >= n_layers:
+            wrong("layers", f"All {n_layers} layers are named.", "Leave at least one layer.")
+        return
+    count = layers_to_remove(config.ratio, n_layers)
+    if config.cycles > max(count, 1):
+        wrong("cycles", f"{config.cycles} cycles, but only {count} layers are to go.", f"Set --cycles {count} or less.")
+        return
+    if count == 0:
+        wrong(
+            "ratio",
+            f"A ratio of {config.ratio:g} of {n_layers} layers rounds to none.",
+            f"Choose at least {0.5 / n_layers:.3f}.",
+        )
+        return
+    if count >= n_layers:
+        wrong(
+            "ratio",
+            f"A ratio of {config.ratio:g} of {n_layers} layers removes them all.",
+            f"Choose less than {(n_layers - 0.5) / n_layers:.3f}.",
+        )
+        return
+    free = n_layers - config.protect_first - config.protect_last
+    # Greedy choices can block up to three candidates each where no neighbours are allowed.
+    most = max(0, (free + 2) // 3) if config.no_neighbours else max(0, free)
+    if count > most:
+        why = "protected ends" + (" and no two neighbours" if config.no_neighbours else "")
+        wrong(
+            "ratio",
+            f"{count} of {n_layers} layers are to go, but with {why} only {most} are sure to be free.",
+            "Lower the ratio, or protect less.",
+        )
+
+
+def from_values(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:
+    """A checked config from loose values (JSON, flags, a form, a URL); all problems are raised at once.
+
+    Args:
+        values: knob name to value; a missing knob takes the preset's value or its default.
+        preset: a key of `PRESETS`, or None.
+
+    Raises:
+        TrspError: unknown names, values of a wrong type or out of bounds, contradictions.
+    """
+    config = parse(values, preset)
+    refuse(check(config))
+    return config
+
+
+def from_json(text: str) -> RunConfig:
+    """The config in a run's `config.json`.
+
+    Raises:
+        TrspError: no JSON, a newer schema, or settings that cannot be used.
+    """
+    return from_values(settings_in(text))

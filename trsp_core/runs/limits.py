@@ -1,0 +1,333 @@
+"""What a server lets its visitors ask for, all of it here: values, and the checks that every entry makes on its own,
+whatever a page has drawn. Imports no torch.
+
+`TRSP_DEMO=1` turns the limits of a public demo on. Without it the app is for the person at the machine, and only what
+protects the app from accidents is limited. A word that says neither is refused, never guessed.
+
+What is limited by visitor is limited by address, since tabs cost nothing: see `visitor`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trsp_core.schema import messages as an
+from trsp_core.models import catalog
+from trsp_core.schema.messages import Request
+from trsp_core.schema.config import KNOBS, RunConfig
+from trsp_core.errors import Problem, TrspError, refuse
+
+HOW = "To run it without limits, install it on your own machine: see README.md."
+SWITCH = "TRSP_DEMO"
+ON, OFF = ("1", "true", "yes", "on", "demo"), ("", "0", "false", "no", "off", "open")
+PROXIES = "FORWARDED_ALLOW_IPS"  # of uvicorn, which reads the header X-Forwarded-For of these alone
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one server.
+
+    Attributes:
+        demo: strangers use it: models and texts from lists alone, no hub, no local paths, no pushing, no plans, and a
+            run is seen by those who have its address.
+        models, texts: names that may be used; empty where any may.
+        parameters: of the largest model.
+        most: highest value by knob.
+        step_tokens: tokens of one training step.
+        minutes: of a run, from its start.
+        prompt, new_tokens: characters read and tokens written by one request.
+        upload_bytes, stored_bytes: of one text that is brought, and of all of them.
+        visitor_bytes, held_bytes: of the texts that one visitor has stored or is bringing, and of all files that are in
+            memory or on their way there.
+        unread_hours: age at which a text that no run reads is swept.
+        places, workers: runs that may wait, and that run at once.
+        a_visitor, requests, takeaways, tabs: runs that a visitor may have waiting or running, requests that he may have
+            waiting at the workbench, exports and reports that he may have waiting, and his open connections.
+        stands_back: the workbench takes only what a run leaves of the cores: there is one machine for all, and who
+            toggles layers is not who waits for the run.
+        errands, errand_minutes: exports and reports that may wait, and how long one may take; one is made at a time.
+        days, disk_bytes: age and size at which runs are swept; see `retention`.
+    """
+
+    demo: bool = False
+    models: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    parameters: float = math.inf
+    most: Mapping[str, float] = field(default_factory=dict)
+    step_tokens: float = math.inf
+    minutes: float = math.inf
+    prompt: float = math.inf
+    new_tokens: float = math.inf
+    upload_bytes: int = 20_000_000
+    stored_bytes: int = 500_000_000
+    visitor_bytes: float = 500_000_000
+    held_bytes: float = 100_000_000
+    unread_hours: float = 24.0
+    places: int = 8
+    workers: int = 1
+    a_visitor: float = math.inf
+    requests: float = math.inf
+    takeaways: float = math.inf
+    tabs: float = math.inf
+    stands_back: bool = False
+    errands: int = 16
+    errand_minutes: float = 240
+    days: float = math.inf
+    disk_bytes: float = math.inf
+
+    @property
+    def sweeps(self) -> bool:
+        return math.isfinite(self.days) or math.isfinite(self.disk_bytes)
+
+    def check_run(self, config: RunConfig, root: Path) -> list[Problem]:
+        """What is beyond the limits; `root` is the folder of runs, beside which texts that were brought are."""
+        if not self.demo:
+            return []
+        found = [
+            Problem(name, f"{KNOBS[name].label}: {getattr(config, name):g} was given, a demo allows {most:g}.",
+                    f"Take {most:g} or less. {HOW}")
+            for name, most in self.most.items() if getattr(config, name) > most
+        ]  # fmt: skip
+        found += self.check_model(config.model)
+        if config.model in self.models and (size := _parameters(config.model)) > self.parameters:
+            found.append(Problem("model", f"A model of {size / 1e6:,.0f} M parameters is too large here.", HOW))
+        for name in ("text", "heldout"):
+            if not self._may_read(getattr(config, name), root):
+                found.append(
+                    Problem(
+                        name, "A demo does not read this text.", f"Take {' or '.join(self.texts)}, or bring a file."
+                    )
+                )
+        tokens = config.batch_blocks * config.block_length
+        if tokens > self.step_tokens:
+            found.append(
+                Problem("batch_blocks", f"A step of {tokens:,} tokens was asked for, a demo allows "
+                        f"{self.step_tokens:,.0f}.", "Take fewer or shorter blocks.")
+            )  # fmt: skip
+        if len(config.prompt) > self.prompt:
+            found.append(
+                Problem("prompt", f"The prompt has {len(config.prompt):,} characters, {self.prompt:,.0f} are allowed.",
+                        "Shorten it.")
+            )  # fmt: skip
+        return found
+
+    def check_model(self, name: str) -> list[Problem]:
+        """Whether a model may be used by its name alone: asked before the disk, which would tell what is there."""
+        if not self.demo or name in self.models:
+            return []
+        return [Problem("model", "A demo does not use this model.", f"Take {' or '.join(self.models)}. {HOW}")]
+
+    def check_request(self, request: Request, root: Path) -> None:
+        """Raises TrspError: the workbench is asked for something beyond the limits."""
+        if not self.demo:
+            return
+        found: list[Problem] = []
+        prompt, wanted = getattr(request, "prompt", ""), getattr(request, "new_tokens", 0)
+        for text in (prompt, getattr(request, "text", "") if isinstance(request, an.Trace) else ""):
+            if len(text) > self.prompt:
+                message = f"{len(text):,} characters were given, a demo reads {self.prompt:,.0f}."
+                found.append(Problem("prompt", message, "Shorten the text."))
+        if wanted > self.new_tokens:
+            message = f"{wanted:,} tokens were asked for, a demo writes {self.new_tokens:,.0f}."
+            found.append(Problem("new_tokens", message, "Ask for fewer."))
+        for name in _models_of(request):
+            if name not in self.models and not _is_inside(name, root):
+                found.append(Problem("model", "A demo does not use this model.", f"Take {' or '.join(self.models)}."))
+        if isinstance(request, an.WhatIf | an.Importance | an.Influence):
+            for text in (request.text, request.heldout):
+                if not self._may_read(text, root):
+                    found.append(Problem("text", "A demo does not read this text.", "Take one that it offers."))
+        refuse(found)
+
+    def refuse_hub(self, name: str = "") -> None:
+        """Raises TrspError: this server does not ask the hub, or not for this model."""
+        if self.demo and name not in self.models:
+            raise TrspError("A demo uses only the models that it names.", f"Take {' or '.join(self.models)}. {HOW}")
+
+    def refuse_push(self) -> None:
+        """Raises TrspError: this server uploads nothing."""
+        if self.demo:
+            raise TrspError("A demo uploads nothing.", f"Download the folder and push it yourself. {HOW}")
+
+    def refuse_plans(self) -> None:
+        """Raises TrspError: this server works through no plans."""
+        if self.demo:
+            raise TrspError("A demo works through no plans: they take hours.", HOW)
+
+    def refuse_upload(self, size: int) -> None:
+        """Raises TrspError: the file is too large."""
+        if size > self.upload_bytes:
+            allowed = f"{self.upload_bytes / 1e6:.0f} MB are allowed"
+            raise TrspError(f"The file has {size / 1e6:.0f} MB, {allowed}.", "Bring a part of it.")
+
+    def refuse_stored(self, size: int, own: int, stored: int) -> None:
+        """Raises TrspError: there is no room for `size` bytes beside what this visitor and all have stored."""
+        if own + size > self.visitor_bytes:
+            raise TrspError("Your share of the space for uploaded texts is used up.", "Use one that you have brought.")
+        if stored + size > self.stored_bytes:
+            wait = f"Try again in {self.unread_hours:g} hours, when what no run reads is swept."
+            raise TrspError("The space for uploaded texts is used up.", wait)
+
+    def refuse_more(self, active: int) -> None:
+        """Raises TrspError: this visitor has as many runs waiting or running as one may have."""
+        if active >= self.a_visitor:
+            raise TrspError(
+                "A run from your network address is not over yet, and one at a time is possible here.",
+                "Wait for it, or stop it if it is yours.",
+            )
+
+    def refuse_request(self, waiting: int) -> None:
+        """Raises TrspError: this visitor has as many requests waiting at the workbench as one may have."""
+        if waiting >= self.requests:
+            message = f"{waiting} requests from your network address are waiting for the workbench."
+            raise TrspError(message, "Try again when some of them have been answered.")
+
+    def refuse_takeaway(self, waiting: int) -> None:
+        """Raises TrspError: this visitor has as many exports and reports waiting as one may have."""
+        if waiting >= self.takeaways:
+            message = f"{waiting} exports or reports from your network address are waiting."
+            raise TrspError(message, "Try again when one of them is there.")
+
+    def in_words(self) -> str:
+        """What a visitor should know: a sentence or two; nothing in the open mode."""
+        if not self.demo:
+            return ""
+        return (
+            f"This is a public demo: {' and '.join(self.models)}, {self.most['stage2_steps']:g} steps of stage 2, "
+            f"{self.minutes:g} minutes a run, one run at a time from one network address; a run is deleted after "
+            f"{self.days:g} days. Its address is the only way back to it."
+        )
+
+    def _may_read(self, text: str, root: Path) -> bool:
+        """The disk is asked last, and only for what is by its name among the texts that were brought."""
+        return text in self.texts or (Path(text).parent == root / "uploads" and _is_inside(text, root / "uploads"))
+
+
+OPEN = Limits()
+DEMO = Limits(
+    demo=True,
+    models=("smollm2-135m", "gemma3-270m"),
+    texts=("wikipedia", "news"),
+    parameters=300_000_000,
+    most={
+        "stage1_steps": 20,
+        "stage2_steps": 120,
+        "cycles": 4,
+        "batch_blocks": 4,
+        "block_length": 256,
+        "calibration_blocks": 512,
+        "score_blocks": 16,
+        "measure_blocks": 32,
+        "measure_length": 512,
+        "kl_blocks": 8,
+        "probe_blocks": 8,
+        "importance_blocks": 4,
+        "speed_repeats": 10,
+        "sample_tokens": 64,
+        "adapter_rank": 64,
+        "threads": 2,
+    },
+    step_tokens=1024,
+    minutes=45,
+    prompt=1000,
+    new_tokens=128,
+    stands_back=True,
+    upload_bytes=2_000_000,
+    stored_bytes=100_000_000,
+    visitor_bytes=10_000_000,
+    held_bytes=40_000_000,
+    unread_hours=2.0,
+    a_visitor=1,
+    requests=12,
+    takeaways=2,
+    tabs=100,
+    errands=6,
+    errand_minutes=10,
+    days=7,
+    disk_bytes=20e9,
+)
+
+
+def current() -> Limits:
+    """Those of this process, as `TRSP_DEMO` says.
+
+    Raises:
+        TrspError: it says neither on nor off.
+    """
+    word = os.environ.get(SWITCH, "").strip().lower()
+    if word in ON or word in OFF:
+        return DEMO if word in ON else OPEN
+    raise TrspError(
+        f"{SWITCH} is {word[:40]!r}, which says neither on nor off.",
+        f"Set {SWITCH}=1 for the limits of a demo, or {SWITCH}=0 for none.",
+    )
+
+
+def check_environment() -> None:
+    """Raises TrspError: a variable that decides over limits cannot be understood, or undoes them."""
+    demo = current().demo
+    for word in filter(None, (word.strip() for word in os.environ.get(PROXIES, "").split(","))):
+        if word == "*":
+            if demo:
+                message = f"{PROXIES} is *, so every visitor of this demo could write his own address."
+                raise TrspError(message, f"Name the addresses of the proxy, such as {PROXIES}=10.0.0.0/8.")
+            continue
+        try:
+            ipaddress.ip_network(word)
+        except ValueError as error:
+            message = f"{PROXIES} names {word[:60]!r}, which is no address and no network."
+            raise TrspError(message, "Write addresses or networks, such as 10.0.0.0/8, with commas between.") from error
+
+
+def visitor(address: str | None, forwarded: bool) -> str:
+    """Who somebody is to the limits: the address that he comes from, however many tabs he opens.
+
+    In IPv6 it is the network of 2^72 addresses that a household or a hired machine gets. All whose address is not known
+    are one visitor together; so are those behind a proxy that is not named in `PROXIES`, whose word does not count.
+
+    Args:
+        address: of the client, after the named proxies; None where nothing tells it.
+        forwarded: whether the request has a header X-Forwarded-For.
+    """
+    if forwarded and not os.environ.get(PROXIES, "").strip():
+        return "behind a proxy"
+    try:
+        found = ipaddress.ip_address((address or "").split("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(found, ipaddress.IPv6Address):
+        if not found.ipv4_mapped:
+            return "here" if found.is_loopback else str(ipaddress.ip_network((found, 56), strict=False))
+        found = found.ipv4_mapped
+    return "here" if found.is_loopback else str(found)
+
+
+def _parameters(name: str) -> int:
+    """Of a model, 0 where they are not known yet."""
+    try:
+        return catalog.facts(name).parameters
+    except TrspError:
+        return 0
+
+
+def _models_of(request: Request) -> list[str]:
+    one = getattr(request, "model", None)
+    variants = [*getattr(request, "columns", []), *([one] if isinstance(one, dict) else [])]
+    named = [one] if isinstance(one, str) else []
+    return [*named, *(str(v[k]) for v in variants for k in ("model", "base") if v.get(k))]
+
+
+def _is_inside(name: str, root: Path) -> bool:
+    """Whether a path leads into a folder, by its name and then, links followed, on the disk."""
+    try:
+        if not Path(name).is_relative_to(root):
+            return False
+        real = Path(name).resolve()
+        return real != root.resolve() and real.is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):
+        return False

@@ -1,0 +1,195 @@
+"""Where a run that broke off can go on: read from its events, and from the head of the file that stage 2 left.
+
+Nothing recorded is rewritten. `reopen` appends `Resumed`, which names a place: what was told from there on is
+overtaken, and is told again. The place is the beginning of the phase that broke off, or behind the last round of stage
+1, or, in stage 2 and behind it, wherever the weights can still be had. It is never behind an event that cannot be read.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from trsp_core.schema import events as ev
+from trsp_core.runs import recorder
+from trsp_core.schema.config import RunConfig
+from trsp_core.errors import TrspError
+from trsp_core.pruning.progress import ROUND, STEP, Past
+from trsp_core.schema.schedules import ends
+from trsp_core.schema.run_state import Line, RunState
+from trsp_core.runs.store import Run
+
+
+def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
+    """What is settled of `run`, and where it goes on.
+
+    Args:
+        state: of the run, where the caller has it already.
+        anew: where it goes on is to be found by what is there now, though it was reopened already.
+
+    Raises:
+        TrspError: its config cannot be read.
+    """
+    config, state = run.config(), run.state() if state is None else state
+    step, round_ = saved_step(run.checkpoint_file), saved_round(run.rounds_file)
+    told = list(itertools.takewhile(lambda line: not isinstance(line[2], ev.EventsMissing), state.told))
+    place = _place(config, told, step, round_) if anew or state.reopened is None else state.reopened
+    kept = [line for line in told if line[0] < place]
+    used = step if step and _behind(kept, step) is not None else 0
+    chosen = bool(kept) and _behind_round(kept, round_) == kept[-1][0] + 1
+    return Past(
+        place,
+        frozenset(name for _, name in _phases(kept)),
+        tuple(e.layers for _, _, e in kept if isinstance(e, ev.LayersChosen)),
+        any(isinstance(e, ev.LayersRemoved) for _, _, e in kept),
+        used,
+        run.checkpoint_file if used else None,
+        round_ if chosen else 0,
+        run.rounds_file if chosen else None,
+    )
+
+
+def outlook(run: Run, state: RunState | None = None) -> str:
+    """Where `run` would go on, and what of it would be computed again: a sentence.
+
+    Args:
+        state: of the run, where the caller has it already.
+
+    Raises:
+        TrspError: its config cannot be read.
+    """
+    state = run.state() if state is None else state
+    past = find(run, state)
+    again = [event for n, _, event in state.told if n >= past.place]
+    if past.step:
+        where = f"behind step {past.step} of stage 2"
+    elif past.round:
+        where = f"behind round {past.round} of stage 1"
+    else:
+        first = again[0].name if again and isinstance(again[0], ev.PhaseStarted) else ""
+        begun = {"choose": "the choice of layers", "transfer": "stage 2"}.get(first, "the phase that broke off")
+        where = f"at the beginning of {begun if past.place else 'the run'}"
+    counts = {
+        "steps of stage 1": sum(isinstance(e, ev.StageOneStepped) for e in again),
+        "chosen layers": sum(isinstance(e, ev.LayerChosen) for e in again),
+        "steps of stage 2": sum(isinstance(e, ev.StageTwoStepped) for e in again),
+        "measurements": sum(isinstance(e, _MEASUREMENTS) for e in again),
+    }
+    parts = [f"{count} {what if count > 1 else what.replace('s of', ' of').removesuffix('s')}"
+             for what, count in counts.items() if count]  # fmt: skip
+    return f"It goes on {where}" + (f"; computed again: {', '.join(parts)}." if parts else ".")
+
+
+def reopen(run: Run, anew: bool = False) -> Past:
+    """Let a run that was stopped, lost or failed go on: from here on it has not ended. Whoever starts it next finds
+    its place.
+
+    Args:
+        anew: as in `find`.
+
+    Raises:
+        TrspError: it has finished, a process is at it, its config cannot be read, or its folder cannot be written.
+    """
+    try:
+        with run.hold():
+            if run.state().ended == "finished":
+                run.tidy()
+                raise TrspError(f"Run {run.id} has finished: there is nothing left.", "Run it again for a new one.")
+            past = find(run, anew=anew)
+            run.tidy()
+            for stale in ("cancel", "exit.json", "summary.json"):
+                (run.folder / stale).unlink(missing_ok=True)
+            recorder.add(run, ev.Resumed(past.place))
+    except OSError as error:
+        raise TrspError(
+            f"The folder of run {run.id} cannot be written: {error.strerror}.",
+            "Free some space, or give this program the right to write there, then resume again.",
+        ) from error
+    return past
+
+
+def take_up(run: Run) -> bool:
+    """`reopen` a run that was stopped or lost, if it can be; False where it is to be begun anew: it failed, or what is
+    left of it cannot be gone on with."""
+    if run.status() not in ("cancelled", "lost", "damaged"):
+        return False
+    try:
+        reopen(run)
+    except TrspError:
+        return False
+    return True
+
+
+def can(state: RunState, status: str) -> bool:
+    """Whether a run with this state and status can be resumed."""
+    return status in ("cancelled", "failed", "lost", "damaged") and state.ended != "finished"
+
+
+def saved_step(file: Path) -> int:
+    """Steps of stage 2 after which `file` was written; 0 where it is not there, or is no such file."""
+    return _saved(file, STEP)
+
+
+def saved_round(file: Path) -> int:
+    """Rounds of stage 1 after which `file` was written; 0 where it is not there, or is no such file."""
+    return _saved(file, ROUND)
+
+
+def _saved(file: Path, what: str) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as opened:
+            return max(int((opened.metadata() or {}).get(what, 0)), 0)
+    except (OSError, SafetensorError, ValueError):
+        return 0
+
+
+_MEASUREMENTS = (ev.PerplexityMeasured, ev.DivergenceMeasured, ev.ImportanceMeasured, ev.SpeedMeasured)
+
+
+def _place(config: RunConfig, told: Sequence[Line], step: int, round_: int) -> int:
+    """The number of the first event to tell again; `step` and `round_` are what the files hold, 0 for none."""
+    begun = _phases(told)
+    if not begun or begun[-1][1] in ("load", "text"):
+        return 0
+    (place, name), before = begun[-1], [phase for _, phase in begun[:-1]]
+    behind = _behind(told, step) if step else None
+    step = step if behind is not None else 0
+    cycle = before.count("transfer")
+    needed = ends(config.stage2_steps, config.cycles)[min(cycle, config.cycles)] if config.stage2_steps else 0
+    if step != needed and not (name == "transfer" and step > needed):
+        # the weights of this phase are gone: back to those that a file holds, or to the model's own
+        if behind is not None:
+            return behind
+        first = "choose" if config.learn_weights else "transfer"
+        return next(n for n, phase in begun if phase == first)
+    if step > needed and behind is not None:
+        return behind
+    if config.learn_weights and name != "choose" and before.count("choose") > cycle:  # the choice has moved W
+        return [n for n, phase in begun if phase == "choose"][-1]
+    if name == "choose":
+        return max(place, _behind_round(told, round_) or 0)
+    return place
+
+
+def _phases(told: Sequence[Line]) -> list[tuple[int, str]]:
+    return [(n, e.name) for n, _, e in told if isinstance(e, ev.PhaseStarted)]
+
+
+def _behind(told: Sequence[Line], step: int) -> int | None:
+    """The number behind all that was told of this step of stage 2; None where it was not told."""
+    at = next((i for i, (_, _, e) in enumerate(told) if isinstance(e, ev.StageTwoStepped) and e.step == step), None)
+    if at is None:
+        return None
+    probes = itertools.takewhile(lambda line: isinstance(line[2], ev.DeletionProbed), told[at + 1 :])
+    return [told[at], *probes][-1][0] + 1
+
+
+def _behind_round(told: Sequence[Line], round_: int) -> int | None:
+    """The number behind the last layer that was chosen in this round of stage 1; None where none was."""
+    if not round_:
+        return None
+    return max((n + 1 for n, _, e in told if isinstance(e, ev.LayerChosen) and e.round == round_), default=None)

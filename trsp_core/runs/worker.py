@@ -1,0 +1,87 @@
+"""The process that executes a run: `python -m trsp_core.runs.worker FOLDER`, and what the shell does for `run`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+from trsp_core import malloc
+from trsp_core.pruning import preflight
+from trsp_core.runs import recorder, resume
+from trsp_core.errors import TrspError
+from trsp_core.schema.events import Event, Noted
+from trsp_core.schema.run_state import RunState
+from trsp_core.runs.store import Run
+
+CODES = {"finished": 0, "failed": 3, "damaged": 3, "cancelled": 130}  # exit codes by how a run ended; 2 is bad input
+
+
+def drive(run: Run, watch: Callable[[RunState, Event], None] = lambda state, event: None) -> RunState:
+    """Execute the config in a run folder and record it; what has broken off there goes on. A first signal stops it at
+    the next event, a second one at once.
+
+    Raises:
+        TrspError: the run has ended, or another process is at it.
+    """
+    before = run.state()
+    if before.ended:
+        raise TrspError(f"Run {run.id} has ended.", f"To go on: python -m trsp_core resume {run.folder}")
+    if before.count and before.reopened is None:
+        resume.reopen(run)
+    _look_at_points(run)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _stop(run))
+    return recorder.record(run, _execute(run), watch)
+
+
+def _look_at_points(run: Run) -> None:
+    """Do without what a run that broke off would resume from, where it is damaged: its stage starts over."""
+    past = resume.find(run)
+    if past.checkpoint or past.rounds:
+        from trsp_core.pruning import checkpointing  # torch comes in here
+
+        if sentence := checkpointing.without_damage(past):
+            resume.reopen(run, anew=True)
+            with run.hold():
+                recorder.add(run, Noted(sentence))
+            sys.stderr.write(sentence + "\n")
+
+
+def _execute(run: Run) -> Generator[Event, None, None]:
+    config = run.config()
+    preflight.preflight(config)  # refuses in a moment what the engine would refuse once torch is there
+    past = resume.find(run)
+    from trsp_core.pruning import engine  # torch comes in here
+
+    malloc.share_heaps()
+    yield from engine.execute(config, run.folder, past=past)
+
+
+def _stop(run: Run) -> None:
+    """First at the next event, so that the step at hand is whole; when asked again, at once."""
+    if run.cancelled():
+        raise KeyboardInterrupt
+    try:
+        run.cancel()
+    except TrspError as error:  # nothing can be left in the folder to be found at the next event
+        raise KeyboardInterrupt from error
+
+
+def main(folder: str) -> int:
+    """Execute the run in `folder`; what it fails of goes to stderr too. The exit code is as the shell's."""
+    try:
+        ended = drive(Run(Path(folder)))
+    except TrspError as error:
+        sys.stderr.write(f"{error.message} {error.remedy}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if ended.failure:
+        sys.stderr.write(f"{ended.failure.message} {ended.failure.remedy}\n{ended.failure.trace}\n")
+    return CODES[ended.ended]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,363 @@
+"""What a run looks like so far: `RunState`, folded from its events. Pages, the shell and summaries read only this."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+from trsp_core.schema import codec
+from trsp_core.schema import events as ev
+from trsp_core.schema.events import Event
+
+ENDED = ("finished", "cancelled", "failed", "damaged")
+Line = tuple[int, float, Event]  # n, seconds since the run began, event
+RESUMED = "This run was interrupted and went on later; what had been lost by that was computed again."
+
+
+@dataclass
+class RunState:
+    """The fold of a run's events; empty before the first one.
+
+    Attributes:
+        count, at, between: events so far, those that cannot be read among them, so it is the number of the next one;
+            seconds at the last one; seconds between the last two.
+        ended: `finished`, `cancelled`, `failed`, or "" while there is no ending; `damaged`: it had finished, but events
+            before that cannot be read any more.
+        missing: the stretches of events that cannot be read; a run that is resumed tells them again.
+        phase, done, units: where the run is; `phases` is the plan, `phase_number` the place in it, -1 outside it.
+        weights: the L layer weights after the latest step of stage 1.
+        weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
+        rounds: one `LayerChosen` each choice.
+        probes, probes_elsewhere: in the calibration and in the held-out domain.
+        perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
+        speed, importance, samples: by state.
+        told: the events that count, in order: all but those that `Resumed` has overtaken.
+        reopened: the place that the run was resumed at, while nothing has been told since.
+    """
+
+    count: int = 0
+    at: float = 0.0
+    between: float = 0.0
+    ended: str = ""
+    missing: list[ev.EventsMissing] = field(default_factory=list)
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    phase: str = ""
+    phase_number: int = -1
+    phase_began: float = 0.0
+    done: int = 0
+    units: int = 0
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    forecast_bytes: int = 0
+    peak_bytes: int = 0
+    model: ev.ModelLoaded | None = None
+    texts: list[ev.TextPrepared] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    weight_steps: list[ev.StageOneStepped] = field(default_factory=list)
+    rounds: list[ev.LayerChosen] = field(default_factory=list)
+    scores: ev.LayersScored | None = None
+    chosen: list[int] = field(default_factory=list)
+    gap_steps: list[ev.StageTwoStepped] = field(default_factory=list)
+    step_times: list[float] = field(default_factory=list)
+    probes: list[ev.DeletionProbed] = field(default_factory=list)
+    probes_elsewhere: list[ev.DeletionProbed] = field(default_factory=list)
+    removed: ev.LayersRemoved | None = None
+    narrowed: ev.LayersNarrowed | None = None
+    measured: list[ev.PerplexityMeasured] = field(default_factory=list)
+    perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
+    divergence: dict[str, dict[str, float]] = field(default_factory=dict)
+    speed: dict[str, ev.SpeedMeasured] = field(default_factory=dict)
+    importance: dict[str, ev.ImportanceMeasured] = field(default_factory=dict)
+    samples: dict[str, ev.TextGenerated] = field(default_factory=dict)
+    saved_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    failure: ev.RunFailed | None = None
+    stopped_why: str = ""
+    told: list[Line] = field(default_factory=list, compare=False, repr=False)  # the rest follows from it
+    reopened: int | None = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median seconds of a step of stage 2, probes left out; None before the third."""
+        return statistics.median(self.step_times) if len(self.step_times) > 2 else None
+
+    def figures(self, domain: str) -> dict[str, float]:
+        """Perplexity in `domain` by state of the model, as far as it is measured; None among them is not a number."""
+        return {name: by[domain] for name, by in self.perplexity.items() if domain in by}
+
+    @property
+    def fraction(self) -> float:
+        """Share of the planned seconds that is done, 0 to 1."""
+        total = sum(p["seconds"] for p in self.phases)
+        if self.ended == "finished":
+            return 1.0
+        return min(max(self._seconds_done / total, 0.0), 0.999) if total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left, from the plan's shares and the speed so far; None before the plan or after the end."""
+        total = sum(p["seconds"] for p in self.phases)
+        if self.ended or not total:
+            return None
+        done = self._seconds_done
+        pace = self.at / done if done > 0.03 * total and done > 1 else 1.0
+        return max(total - done, 0.0) * pace
+
+    @property
+    def _seconds_done(self) -> float:
+        """Planned seconds of all that is done."""
+        if self.phase_number < 0:
+            return 0.0
+        before, now = self.phases[: self.phase_number], self.phases[self.phase_number]
+        share = min(max(self.done / self.units, 0.0), 1.0) if self.units else 0.0
+        return sum(p["seconds"] for p in before) + now["seconds"] * share
+
+    @property
+    def ceiling(self) -> float | None:
+        """L / (L - K), the most that removing K of L equal layers can speed a model up; None before removal, and where
+        the layers got narrower instead."""
+        if self.removed is None or self.narrowed:
+            return None
+        return (len(self.removed.kept) + len(self.removed.removed)) / max(len(self.removed.kept), 1)
+
+
+def fold(state: RunState, lines: Iterable[Line]) -> RunState:
+    """Add `lines` to `state`, in place, and return it."""
+    for n, at, event in lines:
+        state.count += event.count if isinstance(event, ev.EventsMissing) else 1
+        state.between, state.at = at - state.at, at
+        if isinstance(event, ev.Resumed):
+            _go_back(state, at, event)
+            continue
+        state.told.append((n, at, event))
+        state.reopened = None
+        _add(event, state)
+    return state
+
+
+def _go_back(state: RunState, at: float, event: ev.Resumed) -> None:
+    """Make `state` what it was when the run came to `event.place`; the time that was lost counts for no phase."""
+    kept = fold(RunState(), [line for line in state.told if line[0] < event.place])
+    lost = at - kept.at
+    kept.count, kept.at, kept.between, kept.reopened = state.count, at, 0.0, event.place
+    kept.phase_began += lost
+    kept.notes = list(dict.fromkeys([*kept.notes, RESUMED]))
+    vars(state).update(vars(kept))
+
+
+def summary(state: RunState) -> dict[str, Any]:
+    """The figures of a run as plain values: what `run --json` prints and a list of runs shows."""
+    removed, model = state.removed, state.model
+    return {
+        "ended": state.ended,
+        "model": model.model if model else None,
+        "n_layers": model.n_layers if model else None,
+        "chosen": state.chosen,
+        "removed": removed.removed if removed else [],
+        "kept": removed.kept if removed else [],
+        "narrowed": codec.values(state.narrowed) if state.narrowed else None,
+        "parameters": {"dense": removed.parameters_before, "pruned": removed.parameters} if removed else None,
+        "perplexity": {domain: state.figures(domain) for domain in ev.DOMAINS},
+        "kl": {domain: {s: by[domain] for s, by in state.divergence.items() if domain in by} for domain in ev.DOMAINS},
+        "speed": {s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()}
+        | ({"ceiling": state.ceiling} if state.speed and state.ceiling else {}),
+        "seconds": {"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
+        "peak_bytes": state.peak_bytes,
+        "failure": {"message": state.failure.message, "remedy": state.failure.remedy} if state.failure else None,
+        "missing_events": sum(stretch.count for stretch in state.missing),
+    }
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """The kinds of what is never None in a `summary` read from JSON."""
+
+    ended: str
+    chosen: list[int]
+    removed: list[int]
+    kept: list[int]
+    perplexity: dict[str, dict[str, float]]
+    kl: dict[str, dict[str, float]]
+    speed: dict[str, Any]
+    seconds: dict[str, float]
+    peak_bytes: int
+    model: str = ""
+    n_layers: int = 0
+    narrowed: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    failure: dict[str, str] = field(default_factory=dict)
+    missing_events: int = 0
+
+
+def is_summary(given: Any) -> bool:
+    """Whether decoded JSON is the `summary` of a run that has ended, all of it there and of the right kinds; only
+    `missing_events` may be missing, as in those of older versions."""
+    if not isinstance(given, dict) or set(given) | {"missing_events"} != set(summary(RunState())):
+        return False
+    try:
+        read = codec.build(_Summary, {k: v for k, v in given.items() if v is not None})
+        rates = [(v["prefill"], v["decode"]) for k, v in read.speed.items() if k != "ceiling"]
+        if given["narrowed"] is not None:
+            codec.build(ev.LayersNarrowed, read.narrowed)
+        return (
+            read.ended in ENDED
+            and set(read.perplexity) == set(read.kl) == set(ev.DOMAINS)
+            and (given["parameters"] is None or set(read.parameters) == {"dense", "pruned"})
+            and (given["failure"] is None or set(read.failure) == {"message", "remedy"})
+            and "total" in read.seconds
+            and None not in (*read.seconds.values(), *read.parameters.values())
+            and all(isinstance(v, int | float | None) for pair in rates for v in pair)
+        )
+    except (TypeError, ValueError, KeyError):
+        return False
+
+
+@singledispatch
+def _add(event: Event, state: RunState) -> None:
+    raise TypeError(f"state.py does not know {type(event).__name__}")
+
+
+@_add.register
+def _(event: ev.RunPlanned, state: RunState) -> None:
+    whole = [
+        p for p in event.phases
+        if isinstance(p.get("name"), str) and isinstance(p.get("seconds"), (int, float)) and 0 <= p["seconds"] < 1e12
+    ]  # fmt: skip
+    state.phases, state.forecast_bytes = whole, event.peak_bytes
+
+
+@_add.register
+def _(event: ev.PhaseStarted, state: RunState) -> None:
+    _close_phase(state)
+    state.phase, state.units, state.done, state.phase_began = event.name, event.units, 0, state.at
+    later = [i for i, p in enumerate(state.phases) if p["name"] == event.name and i > state.phase_number]
+    state.phase_number = later[0] if later else -1  # a phase may come again
+
+
+@_add.register
+def _(event: ev.Progressed, state: RunState) -> None:
+    state.done = event.done
+
+
+@_add.register
+def _(event: ev.ModelLoaded, state: RunState) -> None:
+    state.model = event
+    state.weights = [1.0] * len(event.layer_parameters)
+
+
+@_add.register
+def _(event: ev.TextPrepared, state: RunState) -> None:
+    state.texts.append(event)
+
+
+@_add.register
+def _(event: ev.PerplexityMeasured, state: RunState) -> None:
+    state.measured.append(event)
+    state.perplexity.setdefault(event.state, {})[event.domain] = event.perplexity
+
+
+@_add.register
+def _(event: ev.DivergenceMeasured, state: RunState) -> None:
+    state.divergence.setdefault(event.state, {})[event.domain] = event.kl
+
+
+@_add.register
+def _(event: ev.SpeedMeasured, state: RunState) -> None:
+    state.speed[event.state] = event
+
+
+@_add.register
+def _(event: ev.ImportanceMeasured, state: RunState) -> None:
+    state.importance[event.state] = event
+
+
+@_add.register
+def _(event: ev.TextGenerated, state: RunState) -> None:
+    state.samples[event.state] = event
+
+
+@_add.register
+def _(event: ev.StageOneStepped, state: RunState) -> None:
+    state.weight_steps.append(event)
+    state.weights = event.weights
+    state.done += 1
+
+
+@_add.register
+def _(event: ev.LayerChosen, state: RunState) -> None:
+    state.rounds.append(event)
+    state.chosen = [*state.chosen, event.layer]
+
+
+@_add.register
+def _(event: ev.LayersScored, state: RunState) -> None:
+    state.scores = event
+
+
+@_add.register
+def _(event: ev.LayersChosen, state: RunState) -> None:
+    state.chosen = event.layers
+
+
+@_add.register
+def _(event: ev.StageTwoStepped, state: RunState) -> None:
+    state.gap_steps.append(event)
+    state.step_times.append(state.between)
+    state.done += 1
+
+
+@_add.register
+def _(event: ev.DeletionProbed, state: RunState) -> None:
+    (state.probes if event.domain == "calibration" else state.probes_elsewhere).append(event)
+
+
+@_add.register
+def _(event: ev.LayersRemoved, state: RunState) -> None:
+    state.removed = event
+
+
+@_add.register
+def _(event: ev.LayersNarrowed, state: RunState) -> None:
+    state.narrowed = event
+
+
+@_add.register
+def _(event: ev.ModelSaved, state: RunState) -> None:
+    state.saved_bytes = event.bytes
+
+
+@_add.register
+def _(event: ev.Noted, state: RunState) -> None:
+    state.notes.append(event.message)
+
+
+@_add.register
+def _(event: ev.EventsMissing, state: RunState) -> None:
+    state.missing.append(event)
+    state.notes.append(event.told)
+
+
+@_add.register
+def _(event: ev.RunFinished, state: RunState) -> None:
+    _close_phase(state)
+    state.ended, state.peak_bytes = "damaged" if state.missing else "finished", event.peak_bytes
+
+
+@_add.register
+def _(event: ev.RunCancelled, state: RunState) -> None:
+    _close_phase(state)
+    state.ended, state.stopped_why = "cancelled", event.reason
+
+
+@_add.register
+def _(event: ev.RunFailed, state: RunState) -> None:
+    _close_phase(state)
+    state.ended, state.failure = "failed", event
+
+
+def _close_phase(state: RunState) -> None:
+    if state.phase:
+        spent = state.phase_seconds.get(state.phase, 0.0)
+        state.phase_seconds[state.phase] = spent + state.at - state.phase_began

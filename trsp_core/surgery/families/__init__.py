@@ -1,0 +1,140 @@
+"""Where a family of models differs from what looking at the model finds. Data, not code; one file a family.
+
+Most models need no file: decoder layers are found by a forward pass (`surgery.find`), and per-layer lists of the config
+by what its class makes of them at other depths. A file here says what cannot be seen: which modules write into the
+residual stream under another name, or why a family cannot be pruned.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from trsp_core import paths
+
+RECORD = paths.ASSETS / "families.json"
+OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
+
+
+# How configs speak of layers: fields by name, the same in every family.
+LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")  # so many at the start are dense
+LISTS = (  # one entry a layer; besides those that grow with the depth when a config is made of defaults
+    "attention_layers", "layer_types", "layers_block_type", "mlp_layer_types", "moe_intermediate_size", "moe_topk",
+    "no_rope_layers", "num_experts", "num_shared_expert", "swiglu_limits", "swiglu_limits_shared",
+)  # fmt: skip
+INDICES = (  # those of one kind
+    "attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "local_layer_ids", "mlp_only_layers",
+    "moe_layers",
+)  # fmt: skip
+ORDINALS = ("ple_layer_ids",)  # the same, counted from 1
+PATTERNS = ("block_types",)  # kinds, taken in turn
+DIVIDED = {"scale_depth": 0.5}  # a scale, divided by this power of the number of layers
+COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")  # how many there are
+NUMBERS = ("layer_idx", "layer_id", "layer_number")  # a module's own, counted from 0
+CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")  # the most tokens that can be read
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is particular to a family.
+
+    Attributes:
+        name: for people.
+        model_types: `config.model_type` of its members.
+        outputs: last part of the names of the modules in a layer whose output is added to the residual stream.
+        caches: how many entries a layer has in the cache.
+        stays: layers that cannot go.
+        refused: why it cannot be pruned by whole layers here; "" where it can.
+        note: anything a reader should know.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    outputs: tuple[str, ...] = OUTPUTS
+    caches: int = 1
+    stays: tuple[int, ...] = ()
+    refused: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an architecture of transformers fared in the sweep (`python -m tests.sweep_families`).
+
+    Attributes:
+        outcome: "supported", "refused", "no decoder" (refused, and rightly), "not built" or "failed".
+        reason: of a refusal, or why no tiny model of it could be built, or which law it broke.
+    """
+
+    model_type: str
+    architecture: str
+    outcome: str
+    reason: str
+
+    @property
+    def group(self) -> str:
+        """The reason without the model's name, so that models with the same one stand together."""
+        return (self.reason.partition(": ")[2] or self.reason.replace(self.architecture, "it")).rstrip(".")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome of every causal language model that a version of transformers knows."""
+
+    transformers: str
+    outcomes: tuple[Outcome, ...]
+
+    def of(self, outcome: str) -> list[Outcome]:
+        return [o for o in self.outcomes if o.outcome == outcome]
+
+    def groups(self, outcome: str) -> dict[str, list[str]]:
+        """Model types of one outcome, by reason."""
+        found: dict[str, list[str]] = {}
+        for o in self.of(outcome):
+            found.setdefault(o.group, []).append(o.model_type)
+        return found
+
+    @property
+    def share(self) -> float:
+        """How many of the decoder-only models that could be built are supported."""
+        return len(self.of("supported")) / max(sum(len(self.of(o)) for o in ("supported", "refused", "failed")), 1)
+
+
+def context(config: Any) -> int | None:
+    """The most tokens that a model reads, from its config as an object or as decoded JSON; None where it names none."""
+    values = config if isinstance(config, dict) else {name: getattr(config, name, None) for name in CONTEXTS}
+    named = next((values[name] for name in CONTEXTS if values.get(name) is not None), None)
+    return named if isinstance(named, int) and not isinstance(named, bool) and named > 0 else None
+
+
+def recorded() -> Sweep:
+    """The sweep whose result comes with the program."""
+    told = json.loads(RECORD.read_text("utf-8"))
+    return Sweep(told["transformers"], tuple(Outcome(**o) for o in told["outcomes"]))
+
+
+@cache
+def native() -> dict[str, str]:
+    """The causal language models that transformers loads with its own code: architecture by model type."""
+    return {outcome.model_type: outcome.architecture for outcome in recorded().outcomes}
+
+
+@cache
+def all_families() -> dict[str, Family]:
+    """Every declared family, by name."""
+    found = []
+    for module in pkgutil.iter_modules(__path__):
+        found.extend(importlib.import_module(f"{__name__}.{module.name}").FAMILIES)
+    return {f.name: f for f in found}
+
+
+def of(model_type: str) -> Family:
+    """The family of `model_type`; an undeclared one has nothing particular."""
+    for family in all_families().values():
+        if model_type in family.model_types:
+            return family
+    return Family(name=model_type, model_types=(model_type,), note="not declared: found by looking")

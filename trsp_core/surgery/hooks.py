@@ -1,0 +1,130 @@
+"""Hooks that change or watch what layers compute, each for as long as its context lasts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trsp_core.surgery.stack import Stack
+
+
+def entering(args: tuple, kwargs: dict) -> Any:
+    """X_in (B, T, D) of a layer call."""
+    return args[0] if args else kwargs.get("hidden_states")
+
+
+def hidden_of(output: Any) -> Any:
+    """X_out (B, T, D) of what a layer returned."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    if isinstance(output, list):
+        return [hidden, *output[1:]]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextlib.contextmanager
+def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> Iterator[None]:
+    """Put weight s_i on layer i's output, for i in `layers` (design section 2; paper figure 2).
+
+    `branch`: the next layer sees X_in + s_i (X_out - X_in), which is exactly X_out at s_i = 1 and X_in at 0.
+    `output`: it sees s_i X_out.
+
+    Args:
+        weights: (L,), float32; gradients flow into it.
+        kind: "branch" or "output".
+    """
+
+    def make(i: int) -> Any:
+        def gate(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            x_out = hidden_of(output)
+            x_in = entering(args, kwargs).to(x_out.device)  # a layer may be the first on its GPU
+            # In bfloat16 the numbers below 1 are 0.004 apart, and the steps of s would be lost: so not in its format.
+            wide = torch.promote_types(x_out.dtype, weights.dtype)
+            s = weights[i].to(x_out.device, wide)
+            gated = torch.lerp(x_in.to(wide), x_out.to(wide), s) if kind == "branch" else s * x_out.to(wide)
+            return with_hidden(output, gated.to(x_out.dtype))
+
+        return gate
+
+    hooks = [stack.layers[i].register_forward_hook(make(i), with_kwargs=True) for i in sorted(layers)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def skipped(
+    stack: Stack, layers: Collection[int], instead: Mapping[int, Tensor] = MappingProxyType({})
+) -> Iterator[None]:
+    """Layers in `layers` hand their input on, and compute nothing. Call the model with `use_cache=False`.
+
+    Args:
+        instead: for some of `layers`: hidden states (B, T, D) to hand on in place of the input.
+    """
+
+    def make(i: int) -> Any:
+        def hand_on(*args: Any, **kwargs: Any) -> Any:
+            hidden = instead[i] if i in instead else entering(args, kwargs)
+            return hidden if stack.extras is None else (hidden, *[None] * stack.extras)
+
+        return hand_on
+
+    with forwarding({stack.layers[i]: make(i) for i in sorted(layers)}):
+        yield
+
+
+@contextlib.contextmanager
+def forwarding(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Modules compute by other functions inside, by module."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+@contextlib.contextmanager
+def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """A dict that each forward pass fills: layer to its (X_in, X_out), each (B, T, D), in the autograd graph."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def make(i: int) -> Any:
+        def tap(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            x_out = hidden_of(output)
+            seen[i] = (entering(args, kwargs).to(x_out.device), x_out)
+
+        return tap
+
+    hooks = [stack.layers[i].register_forward_hook(make(i), with_kwargs=True) for i in layers]
+    try:
+        yield seen
+    finally:
+        seen.clear()
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def heard(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that gets what `module` puts out, (B, T, D), at each of its calls."""
+    outputs: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _module, _args, output: outputs.append(hidden_of(output)))
+    try:
+        yield outputs
+    finally:
+        hook.remove()

@@ -1,0 +1,134 @@
+"""Weights in four or eight bits, through bitsandbytes: how they are asked for, what they hold, and how they are spelled
+out again. Only the layers' linear maps are packed; embeddings, head and norms stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trsp_core import malloc
+from trsp_core.surgery import lora
+from trsp_core.surgery.stack import Stack
+
+AT_ONCE = 2**26  # bytes of a mapped file that are held beside their copies
+
+
+def recipe(precision: str, compute: torch.dtype) -> Any:
+    """What transformers needs to load a model packed: a BitsAndBytesConfig.
+
+    Args:
+        precision: "nf4" (four bits, their scales quantized once more) or "int8".
+        compute: number format of products and of all that is not packed.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if precision == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def settle(model: nn.Module) -> None:
+    """Keep the packed weights in the layout that gradients can go through. On CPUs with AVX512-BF16, bitsandbytes 0.50
+    lays them out anew at the first pass without gradients, and from then on sends silently wrong gradients back. Its
+    remark on rounding inputs to float16, once a product, is left out."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    copied = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()  # out of the mapped file, which somebody may write to
+            copied += tensor.nbytes
+            if copied > AT_ONCE:
+                malloc.let_go_of_files(".safetensors")
+                copied = 0
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def is_packed(model: nn.Module) -> bool:
+    return bool(getattr(model, "is_quantized", False))
+
+
+def name_of(model: nn.Module) -> str:
+    """The precision of a packed model, as `recipe` calls it; "" of any other."""
+    if not is_packed(model):
+        return ""
+    return "int8" if getattr(model, "is_loaded_in_8bit", False) else "nf4"
+
+
+def size_of(parameter: Tensor) -> tuple[int, int]:
+    """Numbers that a parameter stands for, and bytes that it takes with its scales."""
+    count, size = parameter.numel(), parameter.numel() * parameter.element_size()
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:  # the table of the sixteen values is shared by all
+        count = state.shape.numel()
+        scales = [state.absmax, *([state.state2.absmax] if state.nested else [])]
+        size += sum(t.numel() * t.element_size() for t in scales)
+    elif hasattr(parameter, "SCB"):
+        size += 4 * len(parameter)  # a scale for each row
+    return count, size
+
+
+def unpacked(module: Any) -> Tensor:
+    """The weight of a linear map, packed or not, as plain numbers."""
+    weight = module.weight
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    if hasattr(weight, "SCB"):
+        scales = module.state.SCB if module.state.SCB is not None else weight.SCB  # where a first pass leaves them
+        return weight.data.float() * (scales.float() / 127)[:, None]
+    return weight
+
+
+def spelled_out(stack: Stack, dtype: torch.dtype) -> Any:
+    """The model as an ordinary one in `dtype`, its weights unpacked and its adapters merged: a copy of its own."""
+    state: dict[str, Tensor] = {}
+    known: dict[int, Tensor] = {}  # by parameter, so that tied ones stay tied
+    carried = lora.of(stack)
+    inside = tuple(f"{name}." for name in carried)
+    with torch.no_grad():
+        for name, module in stack.model.named_modules(remove_duplicate=False):
+            if name.startswith(inside):
+                continue
+            base = carried[name].get_base_layer() if name in carried else module
+            for leaf, parameter in base._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in known:
+                    value = unpacked(base) if leaf == "weight" else parameter
+                    if name in carried and leaf == "weight":
+                        value = value.float() + carried[name].get_delta_weight("default").float()
+                    known[id(parameter)] = value.detach().to(dtype).clone()
+                state[f"{name}.{leaf}"] = known[id(parameter)]
+            for leaf, buffer in base._buffers.items():
+                if buffer is not None:
+                    state[f"{name}.{leaf}"] = buffer.detach().clone()
+    outer: Any = stack.model
+    config = copy.deepcopy(outer.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = dtype
+    with torch.device("meta"):
+        plain = type(outer)(config)
+    plain.generation_config = outer.generation_config
+    plain.load_state_dict(state, strict=False, assign=True)
+    plain.tie_weights()
+    for name, buffer in plain.named_buffers():
+        if buffer.is_meta:
+            parent, _, leaf = name.rpartition(".")
+            plain.get_submodule(parent)._buffers[leaf] = state[name]
+    lacking = [name for name, p in plain.named_parameters() if p.is_meta]
+    assert not lacking, f"not spelled out: {lacking[:3]}"
+    return plain.eval()

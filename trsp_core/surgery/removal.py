@@ -1,0 +1,185 @@
+"""Layers taken out of a model, or made narrower, while a context lasts. Its config says so, and that is proved."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+from trsp_core.errors import TrspError
+from trsp_core.surgery import families
+from trsp_core.surgery.stack import Stack
+
+MEMORIES = (CacheLayerMixin, LinearAttentionCacheLayerMixin)
+DEPTHS = (12, 24)  # of configs made to see what grows with the layers; patterns of 2, 3, 4 and 6 layers fit in
+
+
+@contextlib.contextmanager
+def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
+    """The model without `layers`: gone from the list, and with the config and every layer's number as if it had never
+    had them, so that it caches, saves and reloads like any other. On exit all of it is put back.
+
+    Raises:
+        TrspError: the config cannot describe a model without these layers.
+    """
+    old, config = stack.layers, stack.text_config
+    gone = frozenset(layers)
+    keep = [i for i in range(len(old)) if i not in gone]
+    memories = _memories(config)
+    before = dict(vars(config))
+    named = (*families.NUMBERS, "num_hidden_layers")
+    numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in named if n in vars(m)]
+    setattr(stack.parent, stack.name, nn.ModuleList([old[i] for i in keep]))
+    try:
+        _say_of_layers(config, len(old), keep, stack.family.caches)
+        for new, i in enumerate(keep):
+            for module in old[i].modules():
+                _renumber(module, i, new, stack.family.caches)
+                if vars(module).get("num_hidden_layers") == len(old):
+                    module.num_hidden_layers = len(keep)  # type: ignore[assignment]
+        if gone not in stack.proved:
+            _prove(stack, gone, memories)
+            stack.proved.add(gone)
+        yield stack.model
+    finally:
+        setattr(stack.parent, stack.name, old)
+        vars(config).clear()
+        vars(config).update(before)
+        for module, name, number in numbers:
+            setattr(module, name, number)
+
+
+def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:
+    """Layer `old` is layer `new` now: in what `module` calls its number, or its place in the cache."""
+    places = {old: new} | {caches * old + k: caches * new + k for k in range(caches)}
+    for name in families.NUMBERS:
+        if vars(module).get(name) in places:
+            setattr(module, name, places[vars(module)[name]])
+
+
+def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int) -> None:
+    """Let `config` speak of the layers in `keep` alone: per-layer lists, the fields that `families` names, and what a
+    heterogeneous config overrides for single layers."""
+    told: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if name in families.LEADING and isinstance(value, int):
+            told[name] = sum(i < value for i in keep)
+        elif name in families.INDICES and isinstance(value, (list, tuple)):
+            told[name] = type(value)(new for new, i in enumerate(keep) if i in value)
+        elif name in families.ORDINALS and isinstance(value, (list, tuple)):
+            told[name] = type(value)(new + 1 for new, i in enumerate(keep) if i + 1 in value)
+        elif name in families.PATTERNS and value:
+            told[name] = [value[i % len(value)] for i in keep]
+        elif name in families.COUNTS and value == n_layers:
+            told[name] = len(keep)
+        elif name in families.DIVIDED:
+            told[name] = value * (len(keep) / n_layers) ** families.DIVIDED[name]
+        elif isinstance(value, (list, tuple)) and len(value) == n_layers and _is_per_layer(type(config), name):
+            told[name] = type(value)(value[i] for i in keep)
+    different = vars(config).pop("_heterogeneity_spec", None)
+    config.num_hidden_layers = len(keep) * caches  # under whatever name this config keeps it
+    for name, value in told.items():
+        setattr(config, name, value)
+    if different:
+        by_layer = different.per_layer_overrides
+        config.per_layer_config = {new: by_layer[i] for new, i in enumerate(keep) if i in by_layer}
+
+
+def _is_per_layer(config_class: type, name: str) -> bool:
+    """Whether the config's list `name` has one entry a layer. Its length says nothing: token ids, multipliers and
+    limits may happen to be as many."""
+    return name in families.LISTS or name in _growing(config_class)
+
+
+@functools.cache
+def _growing(config_class: type) -> frozenset[str]:
+    """Names of the lists that a config made of defaults gives one entry a layer, whatever its depth; none, where its
+    defaults belong to one depth."""
+    found = []
+    for depth in DEPTHS:
+        try:
+            values = vars(config_class(num_hidden_layers=depth))
+        except (StrictDataclassError, ValueError, NotImplementedError):
+            return frozenset()
+        found.append({n for n, v in values.items() if isinstance(v, (list, tuple)) and len(v) == depth})
+    return frozenset.intersection(*map(frozenset, found))
+
+
+def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
+    """Raise TrspError unless a model built from the config, without memory for its weights, is the one at hand: the
+    same parameters, and in each layer the same plain values, such as its number or a scale that depends on it.
+
+    Args:
+        memories: the kinds of cache that the layers had before any went; each has to be left, since a hybrid model asks
+            one of each for how far it has read.
+    """
+    model, name = stack.model, type(stack.model).__name__
+    path = next(n for n, m in model.named_modules() if m is stack.parent)
+    without = f"without layer{'s' if len(gone) > 1 else ''} {', '.join(map(str, sorted(gone)))}"
+    remedy = "Protect these layers from removal, or choose another model."
+    if gone & set(stack.family.stays):
+        raise TrspError(f"{name} cannot be used {without}: {stack.family.note}.", remedy)
+    if memories - _memories(stack.text_config):
+        raise TrspError(f"{name} {without} has attention layers alone, or none.", remedy)
+    try:
+        with torch.device("meta"):
+            built = type(model)(copy.deepcopy(model.config))
+    except Exception as error:
+        raise TrspError(f"{name} cannot be built {without}: {error}.", remedy) from error
+    here = _described(model, stack.layers)
+    there = _described(built, getattr(built.get_submodule(path), stack.name))
+    for key in [*here, *there]:
+        found, told = (side.get(key, "missing") for side in (here, there))
+        if not (found == told or (isinstance(found, float) and math.isclose(found, told))):
+            raise TrspError(f"The config of {name} cannot say what it is {without}: {key}, {found} or {told}.", remedy)
+
+
+def _memories(config: Any) -> set[type]:
+    """Which kinds of cache the layers have: of keys and values, of a state."""
+    layers = DynamicCache(config=config).layers
+    return {kind for kind in MEMORIES if any(isinstance(layer, kind) for layer in layers)}
+
+
+def _described(model: nn.Module, layers: nn.ModuleList) -> dict[str, Any]:
+    """Shapes of all parameters, and the plain values in each layer's modules. Packed weights have the shape of
+    what they stand for; adapters, and what linear maps are made of, are no part of the description."""
+    shapes: dict[str, Any] = {
+        name.replace(".base_layer", ""): tuple(getattr(p, "quant_state", p).shape)
+        for name, p in model.named_parameters()
+        if "lora_" not in name
+    }
+    return shapes | {
+        f"layers.{path}.{name}": value
+        for path, module in layers.named_modules()
+        if not isinstance(module, nn.Linear) and not hasattr(module, "get_base_layer")
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float, str)) and name != "training" and not name.startswith("_")
+    }
+
+
+@contextlib.contextmanager
+def narrowed(stack: Stack, layers: Sequence[nn.Module], entries: Mapping[str, int]) -> Iterator[nn.Module]:
+    """The model with `layers` in place of its own, and `entries` in its config. On exit all of it is put back."""
+    old, values = stack.layers, vars(stack.text_config)
+    before = {name: values[name] for name in entries if name in values}
+    setattr(stack.parent, stack.name, nn.ModuleList(layers))
+    try:
+        for name, value in entries.items():
+            setattr(stack.text_config, name, value)
+        yield stack.model
+    finally:
+        setattr(stack.parent, stack.name, old)
+        for name in entries:
+            if name in before:
+                setattr(stack.text_config, name, before[name])
+            else:
+                delattr(stack.text_config, name)

@@ -1,0 +1,54 @@
+"""Which weights learn, and what they go back to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, every parameter has its old values and `requires_grad` on exit. Costs one copy."""
+    copies = [(p, p.detach().clone(), p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, copy, wanted in copies:
+                parameter.copy_(copy)
+                parameter.requires_grad_(wanted)
+
+
+@contextlib.contextmanager
+def rewritten(edits: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Parameters hold the values in `edits` inside, and on exit their old ones, to the bit."""
+    old = {p: p.detach().clone() for p in edits}
+    try:
+        _write(edits)
+        yield
+    finally:
+        _write(old)
+
+
+def _write(values: Mapping[nn.Parameter, Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in values.items():
+            parameter.copy_(value)
+
+
+@contextlib.contextmanager
+def learning(model: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Only `parameters` require gradients; on exit flags are as before and all gradients are gone."""
+    wanted = {id(p) for p in parameters}
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(id(parameter) in wanted)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.grad = None
+            parameter.requires_grad_(flag)

@@ -1,0 +1,203 @@
+"""A comparison of models on one prompt: folded from the workbench's answers, live or kept with a run. No torch.
+
+A kept one is `comparisons/ID.json` in the run folder: the request and the answers as they came.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trsp_core import escaping
+from trsp_core.errors import TrspError
+from trsp_core.files import write_atomic
+from trsp_core.runs.store import Run
+from trsp_core.schema import messages as an
+from trsp_core.schema.messages import Answer, Generate
+
+MOST_KEPT = 100  # in one run folder
+REPEATS = 0.3  # from this repetition rate on a text is said to repeat itself
+UNLIKELY = 100.0  # from this perplexity under the first model on a text is said to read like gibberish
+_ID = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass
+class Column:
+    """One model's text so far.
+
+    Attributes:
+        tokens, pieces: its tokens and the text that each completes; `seconds` when each came.
+        finished: its figures, once it is complete.
+        chat: whether its prompt stood in a chat template.
+    """
+
+    label: str
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    finished: an.ColumnFinished | None = None
+    prompt_tokens: int = 0
+    chat: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second: of its own computing once it is complete, else by the clock."""
+        if self.finished:
+            return self.finished.decode or None
+        spent = self.seconds[-1] - self.seconds[0] if len(self.seconds) > 1 else 0.0
+        return (len(self.seconds) - 1) / spent if spent else None
+
+
+@dataclass
+class Comparison:
+    """What has been answered to `request`. `traces` are by (number of the text, number of the reader)."""
+
+    request: Generate
+    columns: list[Column]
+    traces: dict[tuple[int, int], an.TextTraced] = field(default_factory=dict)
+
+    @property
+    def chat(self) -> bool:
+        """Whether a chat template was around the prompt of any column."""
+        return any(column.chat for column in self.columns)
+
+    def parting(self, column: int) -> int | None:
+        """Place of the first token at which `column` differs from the first column; None while they agree."""
+        return first_difference(self.columns[0].tokens, self.columns[column].tokens)
+
+    def verdict(self, column: int) -> str:
+        """What is wrong with a text, in words; "" where nothing is."""
+        finished, trace = self.columns[column].finished, self.traces.get((column, 0))
+        faults = []
+        if finished and finished.repetition >= REPEATS:
+            faults.append(
+                f"repeats itself: {100 * finished.repetition:.0f} % of its four-token runs had occurred before"
+            )
+        if trace and column and math.exp(min(trace.nats, 700)) >= UNLIKELY:
+            perplexity = math.exp(min(trace.nats, 700))
+            faults.append(f"reads like gibberish: perplexity {perplexity:,.0f} to {self.columns[0].label}")
+        return "; ".join(faults)
+
+
+def gather(request: Generate, answers: Sequence[Answer]) -> Comparison:
+    """The comparison that `answers` tell so far."""
+    columns = [Column(str(c.get("label") or f"Model {n + 1}")) for n, c in enumerate(request.columns)]
+    found = Comparison(request, columns)
+    for answer in answers:
+        match answer:
+            case an.PromptRead():
+                columns[answer.column].prompt_tokens = answer.tokens
+                columns[answer.column].chat = answer.chat
+            case an.TokenGenerated():
+                column = columns[answer.column]
+                column.tokens.append(answer.token)
+                column.pieces.append(answer.piece)
+                column.seconds.append(answer.seconds)
+            case an.ColumnFinished():
+                columns[answer.column].finished = answer
+            case an.TextTraced():
+                found.traces[answer.text, answer.column] = answer
+    return found
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """First place at which two texts differ, as far as both go; None where there is none."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+
+
+def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
+    """Store the comparison with `run`; returns its id.
+
+    Raises:
+        TrspError: there are many already, or the folder cannot be written.
+    """
+    folder = run.folder / "comparisons"
+    if len(kept(run)) >= MOST_KEPT:
+        raise TrspError(f"This run keeps {MOST_KEPT} comparisons already.", "Delete files in its comparisons folder.")
+    lines = [an.pack("", record) for record in (request, *answers)]
+    name = secrets.token_hex(6)
+    try:
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / f"{name}.json", json.dumps([json.loads(line) for line in lines], ensure_ascii=False))
+    except OSError as error:
+        raise TrspError(f"The comparison could not be kept: {error.strerror}.", "Free some space.") from error
+    return name
+
+
+def kept(run: Run) -> list[str]:
+    """Ids of the comparisons kept with `run`, newest first."""
+    files = [p for p in (run.folder / "comparisons").glob("*.json") if _ID.fullmatch(p.stem) and p.is_file()]
+    return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
+
+
+def read(run: Run, name: str) -> tuple[Generate, list[Answer]]:
+    """The request and answers of the comparison `name`.
+
+    Raises:
+        TrspError: there is none, or its file is damaged.
+    """
+    gone = TrspError(f"There is no comparison {name[:40]!r} with this run.", "Write a new one.")
+    if not _ID.fullmatch(name):
+        raise gone
+    try:
+        lines = json.loads((run.folder / "comparisons" / f"{name}.json").read_text("utf-8"))
+        records: list[Any] = [an.unpack(json.dumps(line))[1] for line in lines]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise gone from error
+    if not records or not isinstance(records[0], Generate):
+        raise gone
+    request, answers = records[0], [r for r in records[1:] if isinstance(r, Answer)]
+    an.check(request)
+    if not all(_belongs(answer, len(request.columns)) for answer in answers):
+        raise gone
+    return request, answers
+
+
+def _whole(value: Any) -> bool:
+    """Whether no number is missing in decoded JSON; null stands for what is none."""
+    return value is not None and (not isinstance(value, list) or all(map(_whole, value)))
+
+
+def _belongs(answer: Answer, columns: int) -> bool:
+    """Whether `answer` speaks of columns that there are, of each token in the same way, in numbers."""
+    if not all(map(_whole, vars(answer).values())):
+        return False
+    if not 0 <= getattr(answer, "column", 0) < columns:
+        return False
+    if not isinstance(answer, an.TextTraced):
+        return True
+    of_each = (answer.pieces, answer.probabilities, answer.alternatives, answer.alternative_probabilities, answer.kl)
+    places = zip(answer.alternatives, answer.alternative_probabilities, strict=False)
+    return (
+        0 <= answer.text < columns
+        and all(len(entries) == len(answer.tokens) for entries in of_each)
+        and all(len(words) == len(chances) for words, chances in places)
+    )
+
+
+def markdown(found: Comparison) -> str:
+    """The comparison as Markdown, to paste elsewhere."""
+    ask = found.request
+    how = f"temperature {ask.temperature:g}, top-p {ask.top_p:g}, seed {ask.seed}" if ask.temperature else "greedy"
+    template = ", in the chat template" if found.chat else ""
+    parts = [f"**Prompt** ({how}{template}, at most {ask.new_tokens} tokens)", escaping.fenced(ask.prompt, "text")]
+    for n, column in enumerate(found.columns):
+        facts = [f"{len(column.tokens)} tokens"]
+        if column.rate:
+            facts.append(f"{column.rate:.1f} tokens/s")
+        if n and (place := found.parting(n)) is not None:
+            facts.append(f"parts from {found.columns[0].label} at token {place + 1}")
+        if words := found.verdict(n):
+            facts.append(words)
+        parts += [f"**{escaping.markdown(column.label)}** ({escaping.markdown('; '.join(facts))})"]
+        parts += [escaping.fenced(column.text, "text")]
+    return "\n\n".join(parts) + "\n"
