@@ -58,6 +58,7 @@ class Jobs:
         self._waiting: deque[str] = deque()
         self._children: dict[str, subprocess.Popen[bytes] | Outlived] = {}
         self._troubles: dict[str, str] = {}  # run to why it could not be started, where its folder could not be told
+        self._marks: dict[str, str] = {}  # run to who put it into the queue, as `_mark` says it
         self._asked: dict[str, float] = {}  # run to the time at which it was told to stop
         self._changed, self._closed, self._spare = threading.Condition(), False, Spare()
         self._adopt()
@@ -90,6 +91,8 @@ class Jobs:
 
     def _enqueue(self, run: Run, visitor: str = "") -> None:
         """Put a run behind the others; `queued` in its folder tells a later server so, and whose it is."""
+        if visitor:
+            self._marks[run.id] = _mark(run.id, visitor)
         if visitor or not (run.folder / "queued").exists():
             (run.folder / "queued").write_text(_mark(run.id, visitor), "utf-8")
         self._waiting.append(run.id)
@@ -97,13 +100,14 @@ class Jobs:
     def _active(self, mine: Collection[str], visitor: str, but: str = "") -> int:
         """How many runs wait or run that are among `mine`, or that this visitor has put into the queue, `but` one."""
         active = {*self._waiting, *self._children} - {but}
+        self._marks = {run_id: mark for run_id, mark in self._marks.items() if run_id in active}
         return sum(run_id in mine or (bool(visitor) and self._is_of(run_id, visitor)) for run_id in active)
 
     def _is_of(self, run_id: str, visitor: str) -> bool:
-        try:
-            return (self.store.root / run_id / "queued").read_text("utf-8") == _mark(run_id, visitor)
-        except (OSError, UnicodeDecodeError):  # it has just ended
-            return False
+        """The file `queued` is gone once a run is at work; a run that an earlier server began is nobody's."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            self._marks.setdefault(run_id, (self.store.root / run_id / "queued").read_text("utf-8"))
+        return self._marks.get(run_id) == _mark(run_id, visitor)
 
     def goes_first(self) -> bool:
         """Whether a run is at work that the workbench stands back for."""
