@@ -290,3 +290,15 @@ def test_the_default_model_runs_from_the_shell(here, monkeypatch):
     assert len(figures["removed"]) == 8
     assert figures["peak_bytes"] <= 3 * 2**30
     assert figures["perplexity"]["calibration"]["dense"] < figures["perplexity"]["calibration"]["direct"]
+
+
+def test_its_version_and_what_was_meant(capsys):
+    for words, part in (
+        (["--version"], "trsp-explorer 0.1.0"),
+        (["run", "--lamda-1", "3"], "did you mean --lambda-1?"),
+        (["rnu"], "did you mean run?"),
+    ):
+        with pytest.raises(SystemExit):
+            main.main(words)
+        told = capsys.readouterr()
+        assert part in told.out + told.err

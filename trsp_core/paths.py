@@ -13,7 +13,7 @@ from trsp_core.errors import TrspError
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent  # what a child process has to find on its path
-ASSETS = ROOT / "assets"
+ASSETS = PACKAGE / "assets" if (PACKAGE / "assets").is_dir() else ROOT / "assets"  # in a wheel; in a checkout
 MOST_JSON = 50_000_000  # bytes of a plan, a grid or a record
 
 

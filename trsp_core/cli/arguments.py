@@ -4,10 +4,12 @@ nothing itself."""
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from trsp_core import escaping
+from trsp_core import __version__, escaping
 from trsp_core.evaluation import intervals, tasks
 from trsp_core.experiments.runner import Told
 from trsp_core.formatting import clock, millions, number
@@ -42,7 +44,10 @@ class _Parser(argparse.ArgumentParser):
     """Its refusals quote what was typed, file names that a shell has filled in among it."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(escaping.line(message))
+        unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)|invalid choice: '([\w-]+)'", message)
+        flags = [knob.flag for knob in KNOBS.values()]
+        meant = unknown and difflib.get_close_matches(unknown[1] or unknown[2], [*flags, *COMMANDS], 1)
+        super().error(escaping.line(message) + (f" (did you mean {meant[0]}?)" if meant else ""))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         description="Prune whole layers out of a language model by TRSP, and watch it happen.",
         epilog=EPILOG,
     )
+    top.add_argument("--version", action="version", version=f"trsp-explorer {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {}
     for name, text in COMMANDS.items():
