@@ -302,3 +302,27 @@ def test_its_version_and_what_was_meant(capsys):
             main.main(words)
         told = capsys.readouterr()
         assert part in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("config.json", {"hidden_size": 33}, "The config of"),
+        ("config.json", {"model_type": "surprise"}, "The config of"),
+        ("tokenizer_config.json", {"bos_token": 5}, "The tokenizer in"),
+    ],
+)
+def test_what_transformers_cannot_read_is_refused_before_there_is_a_run(
+    file, changes, words, tiny_model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    document = json.loads((model / file).read_text("utf-8"))
+    (model / file).write_text(json.dumps(document | changes))
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.text(1200), "utf-8")
+
+    command = ["run", "--model", str(model), "--text", str(text), "--heldout", str(text), *SMALL]
+    assert main.main(command) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

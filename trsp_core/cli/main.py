@@ -14,7 +14,7 @@ from typing import Any
 
 from trsp_core import escaping, formatting, machine, paths
 from trsp_core.cli import arguments as shell
-from trsp_core.data import corpora
+from trsp_core.data import corpora, special_tokens
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import questions, tasks
 from trsp_core.experiments import executors, grid_results, grids, plan_results, plans, runner
@@ -63,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not catalog.is_ready(settings.model) and catalog.is_fetchable(settings.model):
         _fetch(settings.model, False, False)
     expected = preflight.preflight(settings)
+    from trsp_core.models import loading  # torch comes in here, which the run needs anyway
+
+    special_tokens.begun(loading.check(catalog.facts(settings.model)), settings.prompt)
     made = Store().create(settings, paths.named(arguments.out, "place") if arguments.out else None)
     roughly = " (a rough figure: nothing was timed on this machine yet)" if expected.rough else ""
     _say(f"Run {made.id} in {made.folder}")

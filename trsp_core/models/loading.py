@@ -105,6 +105,16 @@ def _describe(model: Any, tokenizer: Any) -> None:
     tokenizer.init_kwargs.pop("auto_map", None)
 
 
+def check(facts: catalog.Facts) -> Any:
+    """The tokenizer of a model that can be loaded, as far as that shows before its weights are read.
+
+    Raises:
+        TrspError: its config or its tokenizer is nothing that transformers can read.
+    """
+    refuse_claims(facts)
+    return load_tokenizer(facts.folder)
+
+
 def refuse_claims(facts: catalog.Facts) -> None:
     """Raise TrspError if config.json speaks of a far larger model than the weights hold. What is missing would be made
     up, in memory, before it is noticed; so the model is built without memory first.
