@@ -98,6 +98,14 @@ def test_what_is_wrong_with_a_config_is_not_blamed_on_the_tokenizer(model, chang
     assert "okenizer" not in str(raised.value)
 
 
+@pytest.mark.parametrize("content", ['{"cache_implementation": "surprise"}', "[1]", "null", '"x"', "{"])
+def test_generation_settings_that_cannot_be_read_are_refused_by_name(model, content):
+    (model / "generation_config.json").write_text(content)
+    with pytest.raises(TrspError, match=r"generation_config\.json of") as raised:
+        loading.load(str(model))
+    assert "take it away" in raised.value.remedy
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "generation_config.json", "chat_template.jinja", "anything.txt"])
 def test_no_file_of_a_model_may_be_a_link_out_of_its_folder(model, tmp_path, file):
     (tmp_path / "secret").write_text("{}")

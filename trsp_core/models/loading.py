@@ -27,6 +27,7 @@ from trsp_core.schema.config import PACKED
 MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
 ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
 JOINED = "joined.gguf"  # beside the model that is made of it, for a while
+GENERATION = "Put that file right, or take it away: a run does not need it."
 BELONG = "Check that config.json and the weights belong together."
 
 
@@ -120,12 +121,15 @@ def refuse_claims(facts: catalog.Facts) -> None:
     up, in memory, before it is noticed; so the model is built without memory first.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     with quiet(), refused_as(f"The config of {facts.name}", CONFIG):
         config = AutoConfig.from_pretrained(  # nosec B615 - a folder of this machine
             facts.folder, trust_remote_code=False, local_files_only=True
         )
+    if (facts.folder / "generation_config.json").is_file():
+        with quiet(), refused_as(f"generation_config.json of {facts.name}", GENERATION):
+            GenerationConfig.from_pretrained(facts.folder, local_files_only=True)  # nosec B615 - the same folder
     with quiet(), refused_as(facts.name), torch.device("meta"):
         built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     claimed = sum(p.numel() for p in built.parameters())
