@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from trsp_core.errors import TrspError
 from trsp_core.pruning import checkpointing, engine, validate
-from trsp_core.runs import recorder, resume
+from trsp_core.runs import recorder, resume, worker
 from trsp_core.runs.store import Store
 from trsp_core.schema import events, run_state
 
@@ -257,6 +257,26 @@ def test_a_damaged_point_is_done_without_before_the_run_goes_on(stage, text, tmp
     assert run.status() == "finished"
     assert told(run) == told(whole)
     assert all(torch.equal(a, weights(run)[name]) for name, a in weights(whole).items())
+
+
+def test_the_process_of_a_run_does_without_a_damaged_point_and_says_so(text, tmp_path, tiny_model):
+    """What was told before the stage that starts over is told once."""
+    whole, run = (
+        Store(tmp_path).create(config_of(text, model=str(tiny_model), resume_minutes=OFTEN, save_model=False))
+        for _ in range(2)
+    )
+    assert worker.drive(whole).ended == "finished"
+    with pytest.raises(Killed):
+        go(run, step=4)
+    past = resume.reopen(run)
+    content = bytearray(past.checkpoint.read_bytes())
+    content[-1] ^= 1
+    past.checkpoint.write_bytes(content)
+    ended = worker.drive(run)
+    assert ended.ended == "finished"
+    assert any("resume.safetensors in the run folder was damaged" in note for note in ended.notes)
+    kinds = [[e.name for _, _, e in r.state().told if isinstance(e, events.PhaseStarted)] for r in (whole, run)]
+    assert kinds[0] == kinds[1]
 
 
 def test_a_file_that_is_cut_short_is_done_without(text, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from trsp_core import malloc
@@ -30,32 +30,33 @@ def drive(run: Run, watch: Callable[[RunState, Event], None] = lambda state, eve
         raise TrspError(f"Run {run.id} has ended.", f"To go on: python -m trsp_core resume {run.folder}")
     if before.count and before.reopened is None:
         resume.reopen(run)
-    _look_at_points(run)
+    notes = _look_at_points(run)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _stop(run))
-    return recorder.record(run, _execute(run), watch)
+    return recorder.record(run, _execute(run, notes), watch)
 
 
-def _look_at_points(run: Run) -> None:
-    """Do without what a run that broke off would resume from, where it is damaged: its stage starts over."""
+def _look_at_points(run: Run) -> list[str]:
+    """Do without what a run that broke off would resume from, where it is damaged: its stage starts over. What is to
+    be told of it, in sentences."""
     past = resume.find(run)
     if past.checkpoint or past.rounds:
         from trsp_core.pruning import checkpointing  # torch comes in here
 
         if sentence := checkpointing.without_damage(past):
             resume.reopen(run, anew=True)
-            with run.hold():
-                recorder.add(run, Noted(sentence))
-            sys.stderr.write(sentence + "\n")
+            return [sentence]
+    return []
 
 
-def _execute(run: Run) -> Generator[Event, None, None]:
+def _execute(run: Run, notes: Sequence[str]) -> Generator[Event, None, None]:
     config = run.config()
     preflight.preflight(config)  # refuses in a moment what the engine would refuse once torch is there
     past = resume.find(run)
     from trsp_core.pruning import engine  # torch comes in here
 
     malloc.share_heaps()
+    yield from map(Noted, notes)
     yield from engine.execute(config, run.folder, past=past)
 
 
