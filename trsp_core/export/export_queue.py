@@ -64,7 +64,7 @@ class Errands:
 
         Args:
             visitor: who asks, to the limits.
-            asked: of `python -m trsp_core.MODULE`, beside the folder of the run.
+            asked: of `python -m MODULE`, beside the folder of the run.
 
         Raises:
             TrspError: all places are taken, or those of this visitor, or this server uploads nothing.

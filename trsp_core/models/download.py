@@ -249,13 +249,13 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
 
 
 def _child(module: str, *arguments: str, start: float) -> Iterator[FetchProgress]:
-    """Run `python -m trsp_core.MODULE ...` and pass on its progress, from `start` to 1."""
+    """Run `python -m MODULE ...` and pass on its progress, from `start` to 1."""
     for said in _lines(module, *arguments):
         yield FetchProgress(said["message"], start + (1 - start) * float(said["fraction"]))
 
 
 def _lines(module: str, *arguments: str, patience: float = math.inf) -> Iterator[dict[str, Any]]:
-    """What `python -m trsp_core.MODULE ...` says, an object a line.
+    """What `python -m MODULE ...` says, an object a line.
 
     Args:
         patience: seconds after which it is ended.

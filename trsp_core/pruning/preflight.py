@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from trsp_core.data import text_check
 from trsp_core.errors import refuse
 from trsp_core.models.catalog import facts
 from trsp_core.models.inspection import refuse_family
-from trsp_core.pruning import validate
+from trsp_core.pruning import forecast, validate
+from trsp_core.pruning.forecast import Forecast
 from trsp_core.schema.config import RunConfig
-
-if TYPE_CHECKING:
-    from trsp_core.pruning.forecast import Forecast
 
 
 def preflight(config: RunConfig) -> Forecast:
@@ -22,9 +19,6 @@ def preflight(config: RunConfig) -> Forecast:
     Raises:
         TrspError: the model or a text cannot be used, settings do not fit the model, or memory is short.
     """
-    from trsp_core.data import text_check  # they need this module's folders
-    from trsp_core.pruning import forecast
-
     refuse(validate.check(config))
     known = facts(config.model)
     refuse(validate.check(config, known.n_layers, known.max_length))
