@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pages.ui.theme import ON_LIGHT_BLUE
+from pages.ui.style.theme import ON_LIGHT_BLUE
 from trsp_core.charts.palette import PALETTES
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import server
+from pages.ui.app_state import server
 from tests import story, tiny
 from tests.test_jobs import CHILD
 from trsp_core.errors import TrspError

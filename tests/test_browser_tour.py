@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pages.ui import lessons
+from pages.ui.tour import lessons
 from tests.test_browser import CHARTS, address, opened, tab  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.browser

@@ -11,8 +11,9 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import knowledge, trials
-from pages.ui.trials import Choice, Trials
+from pages.ui.run import importance
+from pages.ui.what_if import history
+from pages.ui.what_if.history import Choice, Trials
 from tests import story
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Store
@@ -90,7 +91,7 @@ def script(tmp_path, monkeypatch):
     monkeypatch.setattr("trsp_core.runs.process.start", story.no_child)
     st.cache_resource.clear()
     made = Script()
-    monkeypatch.setattr("pages.ui.desk.Workbench", lambda: made)
+    monkeypatch.setattr("pages.ui.compare.model_choice.Workbench", lambda: made)
     yield made
     st.cache_resource.clear()
 
@@ -308,7 +309,7 @@ def test_protected_layers_stay_whatever_a_preset_says(script):
     app.segmented_control(key="what-if-mode").set_value("Protects").run()
     app = press(press(app, f"layer-{story.CHOSEN[0]}"), "as-run")
     assert query(app, "off") == str(story.CHOSEN[1])
-    assert trials.board(app.session_state[f"what-if-trials-{run.id}"])["Who"][0] == "You"  # it is not TRSP's set
+    assert history.board(app.session_state[f"what-if-trials-{run.id}"])["Who"][0] == "You"  # it is not TRSP's set
 
 
 def test_who_chose_a_set_is_kept_through_undo(script):
@@ -372,7 +373,7 @@ def test_stage_2_can_be_run_on_the_set(script):
 
 
 def test_where_the_knowledge_went_is_told_in_numbers():
-    text = knowledge.told([1.0, 0.4, 0.2], [1.5, 0.1, 0.1], [1, 2])
+    text = importance.told([1.0, 0.4, 0.2], [1.5, 0.1, 0.1], [1, 2])
     assert "chosen layers' importance **fell** from 0.300 to 0.100" in text
     assert "(2 of 2 fell)" in text
     assert "other layers' importance **rose** from 1.000 to 1.500" in text
@@ -397,7 +398,7 @@ def test_trials_are_ordered_by_size_then_by_what_they_cost():
     for removed, level, who in (([1, 2], 30.0, "You"), ([3], 12.0, "You"), ([4, 5], 20.0, "TRSP"), ([], 10.0, "Dense")):
         now = now.choose(Choice(frozenset(removed), who=who)).add(measured(removed, level))
     now = now.choose(Choice(frozenset({1, 2})))
-    assert trials.board(now)["Who"].tolist()[:2] == ["TRSP", "You"]
-    assert trials.ordered_sets(now)[0] == frozenset({4, 5})
-    assert trials.verdict(now).startswith("**TRSP is ahead** with 2 layers removed: 2.00 times")
-    assert math.isnan(trials.times_dense(an.SetMeasured([], 1, {}, {}, {}, 1, 1, 1, 1.0, 1, False, 0.1)))
+    assert history.board(now)["Who"].tolist()[:2] == ["TRSP", "You"]
+    assert history.ordered_sets(now)[0] == frozenset({4, 5})
+    assert history.verdict(now).startswith("**TRSP is ahead** with 2 layers removed: 2.00 times")
+    assert math.isnan(history.times_dense(an.SetMeasured([], 1, {}, {}, {}, 1, 1, 1, 1.0, 1, False, 0.1)))

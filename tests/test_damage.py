@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pages.ui.server import Follower
+from pages.ui.app_state.server import Follower
 from tests import story, tiny
 from tests.test_resume import OFTEN, Killed, config_of, go, told
 from trsp_core.cli import arguments

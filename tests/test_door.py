@@ -25,7 +25,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from pages.ui import door
+from pages.ui.app_state import middleware
 from tests.conftest import Server, serving
 from trsp_core.errors import TrspError
 from trsp_core.runs import limits
@@ -257,9 +257,9 @@ def test_the_names_of_a_server(address, named, bounds, space, ours, others, monk
     monkeypatch.setenv("TRSP_DEMO", "1" if bounds is DEMO else "0")
     monkeypatch.setenv("SPACE_HOST", space)
     bracketed = [f"[{host}]" if ":" in host else host for host in ours]
-    assert [host for host in bracketed if not door.host_is_ours(host)] == []
-    assert [host for host in bracketed if not door.host_is_ours(f"{host}:8501")] == []
-    assert [host for host in others if door.host_is_ours(host)] == []
+    assert [host for host in bracketed if not middleware.host_is_ours(host)] == []
+    assert [host for host in bracketed if not middleware.host_is_ours(f"{host}:8501")] == []
+    assert [host for host in others if middleware.host_is_ours(host)] == []
 
 
 # Routes and messages
@@ -370,7 +370,7 @@ def test_limits_that_are_not_clear_are_refused_and_never_guessed(variables, told
         limits.check_environment()
     assert refused.value.remedy
     with pytest.raises(SystemExit, match=told):
-        door.middleware()
+        middleware.middleware()
 
 
 @pytest.mark.parametrize(("variables", "told"), UNCLEAR[:2])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pages.ui import lessons, uploads
+from pages.ui.app_state import uploads
+from pages.ui.tour import lessons
 from tests import tiny
 from trsp_core.data import blocks, corpora, encodings
 from trsp_core.errors import TrspError

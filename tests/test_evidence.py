@@ -10,7 +10,8 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import charts, ladder, published, verdict
+from pages.ui.charts import drawing, intervals_chart
+from pages.ui.evidence import published, sentences
 from trsp_core.experiments import plan_results, plans
 from trsp_core.experiments.plan_results import Record, Row
 
@@ -36,15 +37,15 @@ def record(plan: str = "ablation", **levels: tuple[float, float]) -> Record:
 
 
 def test_the_control_is_said_to_win_where_it_does():
-    first, *_ = verdict.sentences(record(trsp=(3.7, 4.4), equal_time=(3.4, 4.2), delete_first=(9.0, 9.0)))
+    first, *_ = sentences.sentences(record(trsp=(3.7, 4.4), equal_time=(3.4, 4.2), delete_first=(9.0, 9.0)))
     assert first.startswith("After 30 steps")
     assert "35\u00a0% higher" in first
     assert "does not earn its name" in first
 
 
 def test_trsp_is_said_to_win_where_it_does_and_where_only_at_home():
-    assert "TRSP wins in both" in verdict.sentences(record(trsp=(3.3, 4.0), equal_time=(3.4, 4.2)))[0]
-    assert "calibration domain alone" in verdict.sentences(record(trsp=(3.3, 4.3), equal_time=(3.4, 4.2)))[0]
+    assert "TRSP wins in both" in sentences.sentences(record(trsp=(3.3, 4.0), equal_time=(3.4, 4.2)))[0]
+    assert "calibration domain alone" in sentences.sentences(record(trsp=(3.3, 4.3), equal_time=(3.4, 4.2)))[0]
 
 
 def test_what_the_blocks_cannot_tell_apart_is_not_claimed():
@@ -52,13 +53,13 @@ def test_what_the_blocks_cannot_tell_apart_is_not_claimed():
     for domain in ("calibration", "heldout"):
         found.row("trsp").losses[domain] = [v + (-1) ** n * 0.1 for n, v in enumerate(losses(3.4))]
         found.row("equal_time").losses[domain] = losses(3.4)
-    said = verdict.sentences(found)[0]
+    said = sentences.sentences(found)[0]
     assert "not certainly different" in said
     assert "do not tell the two apart" in said
 
 
 def test_methods_are_ranked_in_each_domain():
-    home, away = verdict.sentences(record("methods", trsp=(3.5, 4.0), sleb=(3.4, 4.2), last=(9.0, 9.0)))
+    home, away = sentences.sentences(record("methods", trsp=(3.5, 4.0), sleb=(3.4, 4.2), last=(9.0, 9.0)))
     assert "Title of sleb leaves the lowest perplexity of 3" in home
     assert "TRSP comes second" in home
     assert "Title of trsp leaves the lowest" in away
@@ -68,7 +69,7 @@ def test_methods_are_ranked_in_each_domain():
 @pytest.mark.parametrize("levels", [{}, {"trsp": (3.0, 3.0)}, {"other": (3.0, 3.0)}])
 @pytest.mark.parametrize("plan", ["ablation", "methods", "mine"])
 def test_a_record_without_the_rows_for_a_claim_makes_none(plan, levels):
-    (said,) = verdict.sentences(record(plan, **levels))
+    (said,) = sentences.sentences(record(plan, **levels))
     assert "no" in said
 
 
@@ -78,9 +79,9 @@ def test_a_charts_fields_are_columns_of_its_frame(mode):
     found.rows[1].speed.update(SPEEDS)
     found.rows[1].dense_speed.update(SPEEDS)
     frames = {
-        ladder.ladder: ladder.rungs(found, "calibration"),
-        ladder.domains: ladder.both(found),
-        ladder.speed: ladder.speeds(found),
+        intervals_chart.ladder: intervals_chart.rungs(found, "calibration"),
+        intervals_chart.domains: intervals_chart.both(found),
+        intervals_chart.speed: intervals_chart.speeds(found),
     }
     for spec, frame in frames.items():
         text = json.dumps(spec(mode))
@@ -92,9 +93,9 @@ def test_a_charts_fields_are_columns_of_its_frame(mode):
                         assert part["field"] in frame.columns
         assert len(frame)
         assert not frame.isin([float("inf")]).any().any()
-    assert set(ladder.speeds(found)["ceiling"]) == {1.333}
-    assert len(ladder.table(found)) == 3
-    assert charts.Spec
+    assert set(intervals_chart.speeds(found)["ceiling"]) == {1.333}
+    assert len(intervals_chart.table(found)) == 3
+    assert drawing.Spec
 
 
 def test_published_figures_are_apart_and_name_their_source():
@@ -107,7 +108,7 @@ def test_records_that_ship_can_be_read_and_repeated():
         found = plan_results.load(file)
         known = {v.name for v in plans.read(found.plan).variations}
         assert {r.name for r in found.rows} - {"dense"} <= known
-        assert verdict.sentences(found)
+        assert sentences.sentences(found)
         assert file.stat().st_size < 200_000
         assert all(len(r.losses["calibration"]) == len(found.rows[0].losses["calibration"]) for r in found.rows)
 

@@ -29,7 +29,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from starlette.applications import Starlette
 
-from pages.ui import files
+from pages.ui.app_state import file_routes
 from tests import story, tiny
 from trsp_core import subprocesses
 from trsp_core.cli import main
@@ -631,7 +631,7 @@ def download(tmp_path, monkeypatch) -> tuple[Run, Starlette]:
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path))
     run = story.write(Store(tmp_path), "finished")
     run.exports_folder.mkdir()
-    return run, Starlette(routes=files.routes())
+    return run, Starlette(routes=file_routes.routes())
 
 
 def test_a_download_streams_from_disk(download):
@@ -639,10 +639,10 @@ def test_a_download_streams_from_disk(download):
     run, app = download
     with (run.exports_folder / "large.zip").open("wb") as file:
         file.truncate(300_000_000)
-    get(app, f"/{files.link(run, 'large.zip')}")
+    get(app, f"/{file_routes.link(run, 'large.zip')}")
     process = psutil.Process()
     before = process.memory_info().rss
-    status, headers, size, largest = get(app, f"/{files.link(run, 'large.zip')}")
+    status, headers, size, largest = get(app, f"/{file_routes.link(run, 'large.zip')}")
     assert (status, size) == (200, 300_000_000)
     assert headers["content-length"] == "300000000"
     assert headers["content-disposition"].startswith("attachment")

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pages.ui import figure, knowledge, pictures, player, results, stages, strips, trials, words
+from pages.ui.charts import layer_rows, overview, stack_pictures
+from pages.ui.run import importance, results, stages
+from pages.ui.style import words
+from pages.ui.tour import player
+from pages.ui.what_if import history
 from tests import story
 from tests.test_pages import open_page, texts
 from trsp_core.charts import frames
@@ -66,7 +70,7 @@ def test_pictures_of_stage_2_are_multiples_of_the_dense_model_on_the_same_blocks
 
 def test_no_picture_has_a_figure_that_looks_like_one_of_all_blocks():
     state, config = RECORDED.state(), RECORDED.config()
-    shown = [*figure.frame(state, config)["label"], *frames.probes(state, config)["label"]]
+    shown = [*overview.frame(state, config)["label"], *frames.probes(state, config)["label"]]
     numbers = [label for label in shown if re.search(r"\d\.\d", label)]
     assert len(numbers) == 3
     assert all(label.endswith("×") for label in numbers), numbers
@@ -96,7 +100,7 @@ def test_a_run_without_probes_is_drawn_from_all_blocks():
     state = folded(cut(list(story.tell()), ev.LayersChosen))
     assert frames.compared(state, config) == (8, 8)
     assert frames.sample(state, config) == "all 8 measured blocks"
-    assert "times dense, on all 8 blocks" in set(figure.frame(state, config)["label"])
+    assert "times dense, on all 8 blocks" in set(overview.frame(state, config)["label"])
 
 
 def test_in_cycles_no_first_probe_passes_for_deletion_at_once():
@@ -170,8 +174,8 @@ def test_no_figure_reads_nan():
     assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
         "not a number [not a"
     )
-    assert "nan" not in knowledge.told([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
-    assert "nan" not in knowledge.told([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
+    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
+    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
 
 
 # -- a layer at the moment of its choice
@@ -188,9 +192,9 @@ def test_a_chosen_layer_keeps_its_number_and_weight_and_is_set_apart():
         f"no. {n} at {c.score:.2f}" for n, c in enumerate(state.rounds, 1)
     ]
     assert set(bars[~bars["frozen"]]["label"]) == {""}
-    names = set(pictures.before_after(state)["label"])
+    names = set(stack_pictures.before_after(state)["label"])
     assert {"7  ·  no. 1 at 0.90", "13  ·  0.65"} <= names
-    strip = strips.frame(state, trials.Choice(), {}).set_index("layer")
+    strip = layer_rows.frame(state, history.Choice(), {}).set_index("layer")
     assert (strip.loc[7, "chosen"], bool(strip.loc[7, "frozen"])) == ("as no. 1 at 0.90", True)
     assert (strip.loc[13, "chosen"], bool(strip.loc[13, "frozen"])) == ("no", False)
 
@@ -210,9 +214,9 @@ def test_each_chosen_weight_was_the_least_of_those_left_at_that_moment():
             f"Stage 1. Of the layers left, {layer} has sunk furthest: crossed out as no. {seen} at {now[layer]:.2f}."
         )
         assert f"No. {seen}: layer {layer} had the smallest weight of those left" in stages.winner(state)
-        rows = figure.frame(state, RECORDED.config())
+        rows = overview.frame(state, RECORDED.config())
         assert f"{layer} · {words.ordinal(seen)}" in set(rows["label"])
-        faded = rows[(rows["kind"] == "bar") & (rows["opacity"] == figure.FADED)]
+        faded = rows[(rows["kind"] == "bar") & (rows["opacity"] == overview.FADED)]
         assert len(faded) == seen
     assert seen == 8
 

@@ -8,8 +8,8 @@ import threading
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import glossary, guide, lessons
-from pages.ui.lessons import Lesson, Step
+from pages.ui.tour import glossary, guide, lessons
+from pages.ui.tour.lessons import Lesson, Step
 from tests.test_pages import open_page, texts
 from trsp_core.errors import TrspError
 from trsp_core.runs import replay
@@ -18,7 +18,9 @@ from trsp_core.runs.store import Store
 
 @pytest.fixture(autouse=True)
 def store(page_store, monkeypatch) -> Store:
-    monkeypatch.setattr("pages.ui.tries._ask", lambda name, request: True)  # no workbench: no process of its own
+    monkeypatch.setattr(
+        "pages.ui.what_if.requests._ask", lambda name, request: True
+    )  # no workbench: no process of its own
     return page_store
 
 

@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from pages.ui import files, lessons, uploads
+from pages.ui.app_state import file_routes, uploads
+from pages.ui.tour import lessons
 from tests import story
 from tests.test_models import CONFIG as MODEL
 from tests.test_models import shard, weights
@@ -277,7 +278,7 @@ def address(parameters: dict[str, str], folder: Path) -> None:
         refused_or(lambda value=value: Store(folder).get(value))
         refused_or(lambda value=value: transcript.read(Run(folder / "sound"), value))
         asked = Request({"type": "http", "method": "GET", "path_params": {"run": value, "name": value}, "headers": []})
-        assert files.send(asked).status_code == 404
+        assert file_routes.send(asked).status_code == 404
     refused_or(lambda: validate.from_values(parameters))
 
 

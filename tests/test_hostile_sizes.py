@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from pages.ui import uploads
+from pages.ui.app_state import uploads
 from tests import story
 from trsp_core.data import corpora
 from trsp_core.errors import TrspError

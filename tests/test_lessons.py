@@ -11,8 +11,8 @@ import streamlit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pages.ui import lessons
-from pages.ui.lessons import Lesson, Step
+from pages.ui.tour import lessons
+from pages.ui.tour.lessons import Lesson, Step
 from tests.test_config import JSON, settings
 from tests.test_pages import ROOT, open_page
 from trsp_core.errors import TrspError

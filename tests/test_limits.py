@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pages.ui import uploads
+from pages.ui.app_state import uploads
 from tests import story
 from tests.test_jobs import go, runs, until  # noqa: F401 - a fixture
 from tests.test_pages import open_page

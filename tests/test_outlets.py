@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pages.ui import words
+from pages.ui.style import words
 from tests import story, test_export
 from tests.test_shown_as_text import planted
 from trsp_core import escaping, formatting

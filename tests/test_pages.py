@@ -17,7 +17,9 @@ import streamlit as st
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import charts, pictures, server, uploads, words
+from pages.ui.app_state import server, uploads
+from pages.ui.charts import drawing, stack_pictures
+from pages.ui.style import words
 from tests import story
 from trsp_core.charts import frames as series
 from trsp_core.cli import arguments
@@ -105,7 +107,7 @@ def test_a_run_that_narrows_says_so_on_every_page(store):
     assert "chosen" not in on_layers.lower().replace("no layer is chosen", "")
     assert "no deletion of layers can stand in" in texts(open_page("compare", run=run.id))
     assert "the size of 4 of 6 layers" in texts(open_page("runs"))
-    assert pictures.width_left(run.state()) == pytest.approx(1 - 16_100 / 48_000)
+    assert stack_pictures.width_left(run.state()) == pytest.approx(1 - 16_100 / 48_000)
     assert "no layer removed, all narrowed" in arguments.account({"run": run.id, "status": "finished", **run.summary()})
 
 
@@ -423,19 +425,19 @@ def test_no_chart_changes_its_place_while_the_run_goes_on(store):
             story.append(run, upto)
             seen.append(places(open_page("run", run=run.id)))
     for name in ("weights", "stack", "loss-1", "loss-2"):
-        assert len({p[charts.ALT[name]] for p in seen}) == 1, name
+        assert len({p[drawing.ALT[name]] for p in seen}) == 1, name
     for name in ("gaps", "probes"):
-        assert len({p[charts.ALT[name]] for p in seen}) == 2, name
+        assert len({p[drawing.ALT[name]] for p in seen}) == 2, name
 
 
 def test_specs_hold_no_data():
     for theme in ("light", "dark"):
         specs = [
-            charts.weights(theme),
-            charts.stack(theme),
-            charts.gaps(theme),
-            charts.probes(theme),
-            charts.scores(theme),
+            drawing.weights(theme),
+            drawing.stack(theme),
+            drawing.gaps(theme),
+            drawing.probes(theme),
+            drawing.scores(theme),
         ]
         for spec in specs:
             assert '"data"' not in json.dumps(spec)
@@ -626,7 +628,7 @@ def test_the_more_tabs_watch_the_less_often_each_is_drawn_again(monkeypatch):
 
 def test_a_chart_is_worked_out_once_for_all_who_watch(store, monkeypatch):
     shown, made = [], []
-    monkeypatch.setattr(charts, "show", lambda spec, table, name: shown.append(table.to_pandas()))
+    monkeypatch.setattr(drawing, "show", lambda spec, table, name: shown.append(table.to_pandas()))
 
     def rows():
         made.append(series.stack(state))
@@ -635,15 +637,15 @@ def test_a_chart_is_worked_out_once_for_all_who_watch(store, monkeypatch):
     run = story.write(store, "running")
     follower = server.Follower(run)
     for state in (follower.look(), follower.look()):
-        charts.of_run({}, state, rows, "stack")
+        drawing.of_run({}, state, rows, "stack")
     assert (len(made), len(shown)) == (1, 2), "no news, so the same state"
     with run.events_file.open("ab") as file:
         story_lines = story.write(store, "finished").events_file.read_bytes().splitlines(keepends=True)
         file.writelines(story_lines[len(run.events_file.read_bytes().splitlines()) :])
     state = follower.look()
-    charts.of_run({}, state, rows, "stack")
+    drawing.of_run({}, state, rows, "stack")
     assert len(made) == 2
     assert shown[-1].equals(series.stack(state))
-    for _ in range(2 * charts.RECENT):
-        charts.of_run({}, RunState(), lambda: series.stack(state), "stack")
-    assert len(charts._recent) == charts.RECENT, "it does not grow"
+    for _ in range(2 * drawing.RECENT):
+        drawing.of_run({}, RunState(), lambda: series.stack(state), "stack")
+    assert len(drawing._recent) == drawing.RECENT, "it does not grow"

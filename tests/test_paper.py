@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pages.ui import departures, doubts, equations, session, words
+from pages.ui.app_state import session
+from pages.ui.evidence import faq
+from pages.ui.paper import departures, equations
+from pages.ui.style import words
 from tests import story
 from tests.test_pages import ROOT, open_page, texts
 from trsp_core.experiments import grid_results
@@ -55,8 +58,8 @@ def test_each_literal_run_is_a_config_and_comes_back_from_its_link():
 
 
 def test_every_answer_is_made_from_a_record():
-    said = doubts.answered(doubts.shipped())
-    assert len(said) == len(doubts.QUESTIONS)
+    said = faq.answered(faq.shipped())
+    assert len(said) == len(faq.QUESTIONS)
     for question, sentences in said:
         text = " ".join(sentences)
         assert re.search(r"\d", text), question
@@ -64,23 +67,23 @@ def test_every_answer_is_made_from_a_record():
 
 
 def test_an_answer_changes_with_its_record():
-    found = doubts.shipped()
+    found = faq.shipped()
     sweep = found.sweeps["choice"]
-    before = doubts.gates(found)
+    before = faq.gates(found)
     value = grid_results.perplexity(sweep.of("output"), "heldout").value
     assert words.perplexity(value) in " ".join(before)
     for losses in sweep.of("output")[0].losses.values():
         losses[:] = [loss + 1 for loss in losses]
     try:
-        assert doubts.gates(found) != before
+        assert faq.gates(found) != before
     finally:
-        doubts.shipped.cache_clear()
+        faq.shipped.cache_clear()
 
 
 def test_without_records_each_question_says_what_to_do():
-    for _, sentences in doubts.answered(doubts.Evidence({}, {})):
+    for _, sentences in faq.answered(faq.Evidence({}, {})):
         assert "page Evidence" in sentences[0]
-    assert "buttons below" in doubts.gates(doubts.Evidence({}, {}))[0]
+    assert "buttons below" in faq.gates(faq.Evidence({}, {}))[0]
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from streamlit.config import get_config_options
 
-from pages.ui import lessons
+from pages.ui.tour import lessons
 from trsp_core.cli import arguments
 from trsp_core.experiments import grid_results, plan_results
 from trsp_core.pruning import methods

@@ -12,7 +12,7 @@ import streamlit as st
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pages.ui import figure
+from pages.ui.charts import overview
 from tests import story
 from tests.test_pages import ROOT, chart_specs, open_page, texts
 from trsp_core.runs import replay
@@ -39,7 +39,7 @@ def store(tmp_path, monkeypatch) -> Store:
 def clock(monkeypatch) -> list[float]:
     """The seconds that the replay reads, to be moved by hand."""
     now = [100.0]
-    monkeypatch.setattr("pages.ui.player.clock", lambda: now[0])
+    monkeypatch.setattr("pages.ui.tour.player.clock", lambda: now[0])
     return now
 
 
@@ -141,11 +141,11 @@ def test_the_figure_has_one_spec_and_whole_frames_at_every_moment(store, folder)
         config, told = (story.CONFIG, story.tell) if folder == "story" else (story.NARROW, story.tell_narrow)
         run = store.create(config)
         record(run, told())
-    known = set(re.findall(r"datum\.kind == '([\w-]+)'", json.dumps(figure.spec("light"))))
+    known = set(re.findall(r"datum\.kind == '([\w-]+)'", json.dumps(overview.spec("light"))))
     seen, tape = set(), replay.tape(run)
     for moment in tape.times:
-        frame = figure.frame(tape.state(moment), config)
-        assert list(frame.columns) == figure.COLUMNS
+        frame = overview.frame(tape.state(moment), config)
+        assert list(frame.columns) == overview.COLUMNS
         assert frame[["x", "x2", "y", "y2", "opacity"]].notna().all().all()
         assert frame["opacity"].between(0, 1).all()
         assert frame["y"].between(0, 100).all()

@@ -12,7 +12,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import lengths, maps
+from pages.ui.charts import grid_maps, training_lengths
 from trsp_core.evaluation import intervals
 from trsp_core.experiments import grid_results
 from trsp_core.experiments.grid_results import Point, Sweep
@@ -66,14 +66,14 @@ def test_a_sweep_that_continues_another_is_part_of_it():
     assert whole.name == "mine"
     assert whole.axes["stage2_steps"] == [60, 240, 600]
     assert whole.planned == len(whole.points) == 12
-    assert "TRSP wins from 600 steps on" in lengths.sentence(lengths.duels(whole), "heldout")
+    assert "TRSP wins from 600 steps on" in training_lengths.sentence(training_lengths.duels(whole), "heldout")
     for sweep_, found in ((first, first.points), (more, more.points)):
         there = {p.name: whole.command(p) for p in whole.points}
         assert all(there[p.name] == sweep_.command(p) for p in found), "each is still the run that it was"
 
 
 def said(levels: dict[int, tuple[float, float]], domain: str = "heldout") -> str:
-    return lengths.sentence(lengths.duels(long(levels)), domain)
+    return training_lengths.sentence(training_lengths.duels(long(levels)), domain)
 
 
 def test_the_sentence_follows_the_figures():
@@ -88,15 +88,15 @@ def test_the_sentence_follows_the_figures():
     assert "at no length that was measured, 60 to 240 steps" in said({60: (4.1, 4.1), 240: (4.0, 4.0)})
     assert "from 240 steps on the two cannot be told apart" in said({60: (4.1, 4.1), 240: (4.0, 4.0)})
     assert "do not tell TRSP and the control apart" in said({60: (4.0, 4.0), 240: (4.0, 4.0)})
-    assert "nothing can be said" in lengths.sentence([], "heldout")
+    assert "nothing can be said" in training_lengths.sentence([], "heldout")
 
 
 def test_the_points_in_the_sentence_are_those_of_the_losses():
-    (first, *_) = lengths.duels(long({60: (4.2, 4.3), 120: (4.1, 4.2)}))
+    (first, *_) = training_lengths.duels(long({60: (4.2, 4.3), 120: (4.1, 4.2)}))
     both = [v for seed in (0, 1) for v in losses(4.3, seed)], [v for seed in (0, 1) for v in losses(4.0, seed)]
     found = intervals.points(*both)
     assert first.found["heldout"] == found
-    assert f"{found.value:.1f} points" in lengths.sentence([first], "heldout")
+    assert f"{found.value:.1f} points" in training_lengths.sentence([first], "heldout")
     exact = intervals.perplexity(both[0]).value - intervals.perplexity(both[1]).value
     assert found.value == pytest.approx(exact)
     assert found.low < found.value < found.high
@@ -104,7 +104,7 @@ def test_the_points_in_the_sentence_are_those_of_the_losses():
 
 
 def test_a_gain_at_home_alone_is_marked():
-    duels = lengths.duels(long({60: (3.8, 4.1), 120: (3.8, 3.8)}))
+    duels = training_lengths.duels(long({60: (3.8, 4.1), 120: (3.8, 3.8)}))
     assert [d.home for d in duels] == [True, False]
 
 
@@ -112,7 +112,7 @@ def test_the_best_of_each_side_meet():
     found = long({60: (4.2, 4.2), 120: (4.2, 4.2)})
     better = [point("local", p.at, 4.1, 4.1) for p in found.of("trsp")]
     harder = [point("distilled", p.at, 3.9, 3.9, settings={"control": "delete_first"}) for p in found.of("trsp")]
-    duels = lengths.duels(sweep([*found.points, *better, *harder], **found.axes))
+    duels = training_lengths.duels(sweep([*found.points, *better, *harder], **found.axes))
     assert {(d.trsp, d.control) for d in duels} == {("Title of local", "Title of distilled")}
 
 
@@ -120,11 +120,14 @@ def test_the_best_of_each_side_meet():
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_a_charts_fields_are_columns_of_its_frame(mode, by):
     wide = grid_of(map_points())
-    lines = lengths.curves(long({60: (4.2, 4.2), 120: (4.1, 99.0)}), "heldout", by)
+    lines = training_lengths.curves(long({60: (4.2, 4.2), 120: (4.1, 99.0)}), "heldout", by)
     frames = [
-        (lengths.length(mode, by, lengths.ticks(lines, by)), lines),
-        (maps.heat(mode, "lambda_1", "lambda_2"), maps.cells(wide.of("trsp"), "lambda_1", "lambda_2", "heldout")),
-        (maps.paths(mode, (0.005, 0.05)), maps.path(maps.walked(wide))),
+        (training_lengths.length(mode, by, training_lengths.ticks(lines, by)), lines),
+        (
+            grid_maps.heat(mode, "lambda_1", "lambda_2"),
+            grid_maps.cells(wide.of("trsp"), "lambda_1", "lambda_2", "heldout"),
+        ),
+        (grid_maps.paths(mode, (0.005, 0.05)), grid_maps.path(grid_maps.walked(wide))),
     ]
     for spec, frame in frames:
         assert "datasets" not in json.dumps(spec)
@@ -151,50 +154,50 @@ def grid_of(found: list[Point]) -> Sweep:
 
 def test_the_map_marks_the_best_cell_and_names_the_control():
     wide = grid_of(map_points())
-    assert maps.mappable(wide) == {"trsp": "Title of trsp"}
-    frame = maps.cells(wide.of("trsp"), "lambda_1", "lambda_2", "calibration")
+    assert grid_maps.mappable(wide) == {"trsp": "Title of trsp"}
+    frame = grid_maps.cells(wide.of("trsp"), "lambda_1", "lambda_2", "calibration")
     assert len(frame) == 9
     assert frame["good"].min() == 0
     assert set(frame[frame["best"]]["x"]) == {0.005}
-    assert maps.best(frame)["good"] == 1
-    said = maps.caption(wide, "trsp", "calibration", frame)
+    assert grid_maps.best(frame)["good"] == 1
+    said = grid_maps.caption(wide, "trsp", "calibration", frame)
     assert "calibration domain" in said
     assert "The control “Title of delete”" in said
     alone = grid_of([p for p in map_points() if p.arm == "trsp"])
-    assert "no control beside it" in maps.caption(alone, "trsp", "heldout", frame)
+    assert "no control beside it" in grid_maps.caption(alone, "trsp", "heldout", frame)
 
 
 def test_cells_of_several_seeds_are_one():
     found = [point("t", {"lambda_1": 1, "lambda_2": 2, "seed": s}, 4, 4) for s in (0, 1)]
-    frame = maps.cells(found, "lambda_1", "lambda_2", "heldout")
+    frame = grid_maps.cells(found, "lambda_1", "lambda_2", "heldout")
     assert len(frame) == 1
     assert frame["good"].tolist() == [1]
 
 
 def test_the_path_has_a_line_a_layer_and_names_the_chosen_ones():
-    frame = maps.path(maps.walked(grid_of(map_points())))
+    frame = grid_maps.path(grid_maps.walked(grid_of(map_points())))
     lines = frame[frame["kind"] == "line"]
     assert lines.groupby("layer").size().tolist() == [3] * 4
     assert set(lines[lines["fate"] == "chosen"]["layer"]) == {1, 2}
     assert set(frame[frame["kind"] == "name"]["layer"]) == {1, 2}
     assert len(frame[frame["kind"] == "dot"]) == 6
-    assert maps.walked(long({60: (4, 4), 120: (4, 4)})) == []
+    assert grid_maps.walked(long({60: (4, 4), 120: (4, 4)})) == []
 
 
 def test_a_diverged_point_breaks_no_picture():
     found = long({60: (4.2, 4.2), 120: (4.1, 4.1)})
     bad = replace(found.points[0], losses={d: [float("nan")] * 12 for d in DOMAINS})
     broken = replace(found, points=[bad, *found.points[1:]])
-    assert lengths.sentence(lengths.duels(broken), "heldout")
-    assert len(lengths.curves(broken, "heldout", "steps"))
-    assert len(maps.table(broken)) == len(broken.points)
+    assert training_lengths.sentence(training_lengths.duels(broken), "heldout")
+    assert len(training_lengths.curves(broken, "heldout", "steps"))
+    assert len(grid_maps.table(broken)) == len(broken.points)
 
 
 def test_sweeps_that_ship_can_be_read_and_repeated():
     for file in grid_results.shipped().glob("*.json"):
         found = grid_results.load(file)
         assert file.stat().st_size < 400_000
-        assert maps.table(found) is not None
+        assert grid_maps.table(found) is not None
         assert all(found.command(p).startswith("python -m trsp_core run") for p in found.points)
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pages.ui import address, classroom, lessons, session
+from pages.ui.app_state import session, url_state
+from pages.ui.tour import classroom, lessons
 from tests import story
 from tests.test_config import settings
 from tests.test_pages import open_page, texts
@@ -143,11 +144,11 @@ def test_a_rung_of_a_ladder_fills_the_form_and_keeps_model_and_text():
 @given(st.lists(st.text(), min_size=1))
 def test_hostile_words_are_no_value(given_words):
     readers = [
-        address.one_of(["a", 1, True]),
-        address.some_of(["a"], 1),
-        address.within(0, 9),
-        address.within(0, 9, int),
-        address.text(5),
+        url_state.one_of(["a", 1, True]),
+        url_state.some_of(["a"], 1),
+        url_state.within(0, 9),
+        url_state.within(0, 9, int),
+        url_state.text(5),
     ]
     for read in readers:
         try:

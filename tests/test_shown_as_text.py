@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import words
+from pages.ui.style import words
 from tests import story
 from tests.test_pages import open_page
 from trsp_core.experiments import grid_results
