@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import ROOT
 from trsp_core.schema import config
 
-ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
