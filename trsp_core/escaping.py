@@ -7,7 +7,6 @@ invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. Pa
 
 from __future__ import annotations
 
-import html as markup
 import json as standard_json
 import re
 from typing import Any
@@ -43,11 +42,6 @@ def json(values: Any, indent: int | None = None) -> str:
 def written_json(text: str) -> str:
     """The same of JSON that is text already."""
     return _IN_LINES.sub(_in_json, text)
-
-
-def html(text: object) -> str:
-    """`text` for HTML, in an element or in an attribute."""
-    return markup.escape(lines(text), quote=True)
 
 
 def csv(value: Any) -> Any:

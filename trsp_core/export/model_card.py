@@ -219,7 +219,7 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
     shared, cells = published(config), rows(state)
     table = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     parts = [
-        _front_matter(config),
+        f"---\n{_metadata(config)}\n---",
         f"# {escaping.markdown(title)}",
         f"{_base_in_words(config)} {escaping.markdown(gone(state))}",
         f"## What was done\n\n{escaping.markdown(how(config))} Made with TRSP Explorer, after *Two-Stage "
@@ -245,15 +245,20 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(config: RunConfig) -> str:
-    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+def _metadata(config: RunConfig) -> str:
+    """What the hub reads of a card, as YAML."""
+    from huggingface_hub import ModelCardData  # lazily: 60 ms, and a report has no need of it
+
+    base = None
     if config.model in catalog.CATALOGUE or catalog.is_hub_id(config.model):
         base = _base(config) if catalog.is_hub_id(config.model) else _upstream(config)
-        lines.append(f"base_model: {escaping.yaml(base)}")
-    if found := licence(config.model):
-        lines.append(f"license: {escaping.yaml(found)}")
-    tags = ["pruning", "depth-pruning" if config.method != "width" else "width-pruning", "trsp"]
-    return "\n".join(["---", *lines, f"tags: [{', '.join(tags)}]", "---"])
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=base,
+        license=licence(config.model) or None,
+        tags=["pruning", "width-pruning" if config.method == "width" else "depth-pruning", "trsp"],
+    ).to_yaml()
 
 
 def licence(model: str) -> str:
