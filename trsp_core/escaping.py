@@ -1,8 +1,8 @@
-"""What strangers wrote (names, prompts, titles, texts of events), on its way out: a function for each place it goes to.
+"""Text of strangers (names, prompts, titles, texts of events), made safe to show: a function for each place it goes to.
 
 A letter that steers instead of being seen (a terminal's escapes, marks that turn the direction of writing, what is
-invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. Pages have
-`pages.ui.style.words` beside this.
+invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. The markup of HTML is escaped by the
+template of `export.html_report`, that of pages by `pages.ui.style.words`.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def markdown(text: object) -> str:
 
 def fenced(text: object, language: str = "") -> str:
     """`text` as a code block of Markdown that nothing in it can close; its newlines are kept."""
-    shown = lines(text)
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", shown)), default=0))
-    return f"{fence}{language}\n{shown}{'' if shown.endswith(chr(10)) else chr(10)}{fence}"
+    body = lines(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", body)), default=0))
+    return f"{fence}{language}\n{body}{'' if body.endswith(chr(10)) else chr(10)}{fence}"
 
 
 def yaml(text: object) -> str:
@@ -69,14 +69,14 @@ def yaml(text: object) -> str:
     return json(str(text))
 
 
-def _spelled(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    known = {9: "\\t", 10: "\\n", 13: "\\r"}
-    return known.get(code) or (
+def _spelled(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    names = {9: "\\t", 10: "\\n", 13: "\\r"}
+    return names.get(code) or (
         f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
     )
 
 
-def _in_json(found: re.Match[str]) -> str:
+def _in_json(match: re.Match[str]) -> str:
     """As JSON spells it: in pairs of halves beyond the first 65,536."""
-    return standard_json.dumps(found[0])[1:-1] if ord(found[0]) > 127 else f"\\u{ord(found[0]):04x}"
+    return standard_json.dumps(match[0])[1:-1] if ord(match[0]) > 127 else f"\\u{ord(match[0]):04x}"

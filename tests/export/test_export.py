@@ -312,7 +312,7 @@ def test_a_zip_holds_the_export_uncompressed_and_is_gone_with_its_run(deleted, t
         -1:
     ]
     (made,) = checkpoint.archives(run)
-    assert made.told == step.message
+    assert made.verdict == step.message
     assert made.file.name == "tiny-llama-manual-3-of-5-float32.zip"
     with zipfile.ZipFile(made.file) as packed:
         assert {i.compress_type for i in packed.infolist()} == {zipfile.ZIP_STORED}

@@ -1,4 +1,4 @@
-"""A run as one HTML file: words, figures, and the page's charts as pictures. It opens offline, without scripts.
+"""A run as one HTML file: words, figures, and the charts of its page as SVG. It opens offline and has no scripts.
 
 `python -m trsp_core.export.html_report` is the child process of a page (`export_queue`): the renderer stays out of the
 server. No torch.
@@ -39,11 +39,15 @@ def html(run: Run) -> str:
     """
     config, state, status = run.config(), run.state(), run.status()
     method = methods.all_methods().get(config.method)
-    shared = model_card.published(config)
+    public_config = model_card.public_config(config)
     failure = f"It failed: {state.failure.message} {state.failure.remedy}" if state.failure else ""
-    summary = [f"Run {run.id}, {status}. {model_card.how(config)}", state.removed and model_card.gone(state), failure]
+    summary = [
+        f"Run {run.id}, {status}. {model_card.procedure(config)}",
+        state.removed and model_card.removal(state),
+        failure,
+    ]
     return _template().render(
-        title=f"{method.title if method else config.method} on {shared.model}",
+        title=f"{method.title if method else config.method} on {public_config.model}",
         summary=filter(None, summary),
         perplexity=model_card.rows(state) if state.measured else [],
         against_dense=model_card.against_dense(state),
@@ -55,9 +59,9 @@ def html(run: Run) -> str:
         prompt=next((sample.prompt for sample in state.samples.values()), ""),
         samples=_samples(state),
         notes=state.notes,
-        command=shared.as_command(),
-        script=model_card.script(shared),
-        settings=shared.as_dict().items(),
+        command=public_config.as_command(),
+        script=model_card.script(public_config),
+        settings=public_config.as_dict().items(),
         environment=_environment(run),
     )
 

@@ -48,7 +48,7 @@ def _work(
     finished: dict[str, tuple[Run, RunState]] = {}
     bad = 0
     for news in runner.work(grid.plan, store, workers):
-        line.tell(point(news, total), passing=news.what == "going")
+        line.tell(_point(news, total), passing=news.what == "going")
         bad += news.what in runner.BAD
         if news.what in ("found", "finished") and news.run and news.state:
             finished[news.variation.name] = (news.run, news.state)
@@ -64,7 +64,7 @@ def _write(grid: Grid, finished: dict[str, tuple[Run, RunState]], files: Sequenc
     return record
 
 
-def point(news: Told, total: int) -> str:
+def _point(news: Told, total: int) -> str:
     """A point of a grid in one line: `[ 3/24] TRSP, steps 60: finished, perplexity 61.2 and 74.6; about 9:30 left`."""
     line = f"[{news.number:>{len(str(total))}}/{total}] {news.variation.title}: {NEWS.get(news.what, news.what)}"
     if news.state and news.state.failure:
