@@ -11,7 +11,7 @@ from trsp_core.cli.command import command
 from trsp_core.experiments import plan_results, plans
 from trsp_core.experiments.plans import Plan, Variation
 from trsp_core.files import write_atomic
-from trsp_core.pruning import preflight
+from trsp_core.preparation import preflight
 from trsp_core.runs import process, resume, worker
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.run_state import RunState

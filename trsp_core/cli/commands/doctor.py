@@ -9,7 +9,7 @@ from trsp_core.cli import output
 from trsp_core.cli.command import command
 from trsp_core.data import corpora
 from trsp_core.models import catalog
-from trsp_core.pruning import forecast
+from trsp_core.preparation import forecast
 from trsp_core.runs import recorder
 from trsp_core.schema.config import TEXTS, RunConfig
 

@@ -3,6 +3,7 @@
 from trsp_core import formatting
 from trsp_core.cli import output
 from trsp_core.cli.command import command
+from trsp_core.models import architectures
 from trsp_core.surgery import families
 
 
@@ -10,7 +11,7 @@ from trsp_core.surgery import families
 def main(as_json: bool) -> None:
     fields = ("name", "model_types", "refused", "note")
     rows = [{field: getattr(family, field) for field in fields} for family in families.all_families().values()]
-    sweep = families.recorded()
+    sweep = architectures.recorded()
     outcomes = [vars(outcome) for outcome in sweep.outcomes]
     values = {"families": rows, "sweep": {"transformers": sweep.transformers, "outcomes": outcomes}}
     cells = [["supported", ", ".join(outcome.model_type for outcome in sweep.of("supported"))]]

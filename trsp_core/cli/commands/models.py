@@ -12,7 +12,8 @@ from trsp_core.cli.command import command
 from trsp_core.formatting import millions
 from trsp_core.models import catalog, download
 from trsp_core.models.catalog import Card, Found
-from trsp_core.pruning import forecast, validate
+from trsp_core.preparation import forecast
+from trsp_core.pruning import validate
 from trsp_core.runs import limits
 from trsp_core.runs.store import Store
 

@@ -8,7 +8,8 @@ from trsp_core.cli.command import command
 from trsp_core.cli.commands import fetch
 from trsp_core.data import special_tokens
 from trsp_core.models import catalog
-from trsp_core.pruning import preflight, validate
+from trsp_core.preparation import preflight
+from trsp_core.pruning import validate
 from trsp_core.runs import worker
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import run_state
