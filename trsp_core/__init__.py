@@ -31,6 +31,11 @@ __version__ = "0.1.0"
 # the smallest (see `evaluation.generation`). OpenMP reads it when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Events tell how far a run is, so the bars of other libraries stay out of stderr: those of huggingface_hub, of
+# transformers, which follows it, and of datasets. They read this when they are loaded; 0 brings them back.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
 _MODULES = {
     "RunConfig": "schema.config",
     "Run": "runs.store",

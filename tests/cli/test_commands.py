@@ -88,6 +88,17 @@ def test_a_run_prints_its_summary_as_json_and_nothing_else(finished):
     assert figures["peak_bytes"] > 0
     for phase in ("load", "choose 0/4", "transfer 0/3", "left"):
         assert phase in err
+    assert "%|" not in err
+    assert "it/s" not in err
+
+
+def test_bars_of_other_libraries_stay_out_of_stderr():
+    code = "import trsp_core\n" + "".join(
+        f"from {module} import tqdm\n[step for step in tqdm(range(3))]\n"
+        for module in ("huggingface_hub.utils", "transformers.utils.logging", "datasets.utils.tqdm")
+    )
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert child.stderr == ""
 
 
 def test_the_folder_of_a_shell_run_is_any_runs_folder(finished):

@@ -250,9 +250,7 @@ def _convert(source: Path, folder: Path, dtype: str) -> None:
     machine.require_memory(2 * _weight_bytes(source) + FRESH, "The conversion")
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a folder of this machine, made by a run
         source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
@@ -311,5 +309,4 @@ def export_folder(run: str, target: str, dtype: str, push: str, token: str) -> I
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(subprocesses.serve(export_folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from trsp_core.errors import TrspError
@@ -43,7 +42,6 @@ def push(folder: Path, name: str, token: str) -> str:
         TrspError: no such name, a token that may not do it, or the hub cannot be reached.
     """
     check_name(name)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
