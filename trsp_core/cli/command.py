@@ -7,6 +7,7 @@ import click
 
 from trsp_core import paths
 
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 cancelled."
 SUMMARIES = {
     "run": "prune a model, and write all that happens into a run folder",
@@ -37,6 +38,6 @@ def command(name: str, json: str = "", **settings: Any) -> Callable[[Callable[..
         settings: of `click.command`.
     """
     summary = SUMMARIES[name]
-    settings |= {"help": f"{summary[0].upper()}{summary[1:]}.", "epilog": EPILOG}
+    settings |= {"help": f"{summary[0].upper()}{summary[1:]}.", "epilog": EPILOG, "context_settings": HELP_FLAGS}
     json_flag = click.option("--json", "as_json", is_flag=True, help=f"print JSON on stdout{json and f': {json}'}")
     return lambda function: click.command(name, **settings)(json_flag(function))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from trsp_core import __version__
-from trsp_core.cli.command import EPILOG, SUMMARIES
+from trsp_core.cli.command import EPILOG, HELP_FLAGS, SUMMARIES
 from trsp_core.cli.output import tell
 from trsp_core.errors import TrspError
 
@@ -32,7 +32,7 @@ shell = LazyGroup(
     help="Prune whole layers out of a language model by TRSP, and watch it happen.",
     epilog=EPILOG,
     no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_FLAGS,
 )  # fmt: skip
 click.version_option(__version__, message=f"trsp-explorer {__version__}")(shell)
 
