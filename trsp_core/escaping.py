@@ -20,7 +20,7 @@ _STEERING = (
 _IN_A_LINE = re.compile(f"[{_STEERING}]")
 _IN_LINES = re.compile(f"(?![\\t\\n])[{_STEERING}]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what a spreadsheet would compute
-_MARKS = re.compile(r"([\\`*<|~$&]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))")
+_MARKS = re.compile(r"([\\`*<|~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:]))")
 _ADDRESSES = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -219,6 +219,7 @@ def test_a_comparison_to_paste_holds_no_markup_of_strangers():
     assert not [p for p in parts if p.type in ("html_block", "html_inline", "link_open", "image", "table_open")]
 
 
+@example("__0__")
 @given(st.text() | st.text("`\n~=-#[](): <>|\x1b\u202e", max_size=30))
 def test_any_text_comes_through_each_outlet_as_text(text):
     assert steers(escaping.line(text)) == []
