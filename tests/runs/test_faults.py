@@ -198,7 +198,7 @@ def test_the_workbench_is_killed_and_answers_the_next_request(where, config, mon
 
     monkeypatch.setattr(client.subprocess, "Popen", popen)
     bench = client.Workbench()
-    request = an.Generate([{"model": config.model}], "The river", new_tokens=24, trace=True)
+    request = an.Generate([an.Variant(config.model)], "The river", new_tokens=24, trace=True)
     try:
         expected = bench.read(ticket := bench.ask(request))
         wait_for(lambda: bench.read(ticket).ending is not None)

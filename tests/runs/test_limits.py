@@ -155,15 +155,15 @@ def test_a_demo_asks_no_hub_and_pushes_nothing(demo, runs):  # noqa: F811
 
 
 REQUESTS = {
-    "a folder": an.Generate([{"model": "/etc"}], "a"),
-    "a base": an.Generate([{"model": "smollm2-135m", "base": "owner/name"}], "a"),
+    "a folder": an.Generate([an.Variant("/etc")], "a"),
+    "a base": an.Generate([an.Variant("smollm2-135m", base="owner/name")], "a"),
     "a hub id": an.WhatIf("owner/name", [1]),
     "a file": an.WhatIf("smollm2-135m", [1], text="/etc/passwd"),
-    "another file": an.Importance({"model": "smollm2-135m"}, heldout="/etc/passwd"),
-    "a long prompt": an.Generate([{"model": "smollm2-135m"}], "a" * 1001),
-    "a long text": an.Trace([{"model": "smollm2-135m"}], "a", "b" * 1001),
-    "a long answer": an.Generate([{"model": "smollm2-135m"}], "a", new_tokens=129),
-    "out of the runs": an.Generate([{"model": "{root}/x/../../y"}], "a"),
+    "another file": an.Importance(an.Variant("smollm2-135m"), heldout="/etc/passwd"),
+    "a long prompt": an.Generate([an.Variant("smollm2-135m")], "a" * 1001),
+    "a long text": an.Trace([an.Variant("smollm2-135m")], "a", "b" * 1001),
+    "a long answer": an.Generate([an.Variant("smollm2-135m")], "a", new_tokens=129),
+    "out of the runs": an.Generate([an.Variant("{root}/x/../../y")], "a"),
 }
 
 
@@ -174,7 +174,7 @@ def test_the_workbench_of_a_demo_refuses_the_same(case, demo, tmp_path, monkeypa
     try:
         with pytest.raises(TrspError):
             bench.ask(REQUESTS[case])
-        inside = an.Generate([{"model": str(tmp_path / "run" / "model"), "base": "smollm2-135m"}], "a")
+        inside = an.Generate([an.Variant(str(tmp_path / "run" / "model"), base="smollm2-135m")], "a")
         assert bench.ask(inside)
     finally:
         bench.close()
@@ -249,7 +249,7 @@ def test_the_workbench_of_a_demo_takes_what_a_run_leaves(monkeypatch):
         monkeypatch.setenv("TRSP_DEMO", demo)
         workbench = Workbench()
         try:
-            workbench.wait(workbench.ask(an.Generate([{"model": DEMO.models[0]}], "A prompt", new_tokens=1)), 60)
+            workbench.wait(workbench.ask(an.Generate([an.Variant(DEMO.models[0])], "A prompt", new_tokens=1)), 60)
             process = workbench.process_id()
             assert process, "it lives on"
             assert os.sched_getscheduler(process) == policy
@@ -358,7 +358,7 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
     waiting = threading.Event()
     monkeypatch.setattr("trsp_core.workbench.client.Workbench._work", lambda *_: waiting.wait(60))
     bench_ = Workbench(command=("false",))
-    request = an.Generate([{"model": DEMO.models[0]}], "a")
+    request = an.Generate([an.Variant(DEMO.models[0])], "a")
     try:
         for _ in range(DEMO.requests + 1):  # one is worked on
             bench_.ask(request, visitor="a")
@@ -433,7 +433,7 @@ def test_a_demo_does_not_tell_what_is_on_its_disk(path, demo, no_disk, page_stor
         config = settings(**{knob: path})
         assert DEMO.check_run(config, page_store.root)
     for request in (an.WhatIf(path, [1]), an.WhatIf("smollm2-135m", [1], text=path),
-                    an.Generate([{"model": path}], "a")):  # fmt: skip
+                    an.Generate([an.Variant(path)], "a")):  # fmt: skip
         with pytest.raises(TrspError):
             DEMO.check_request(request, page_store.root)
     assert no_disk == []

@@ -266,7 +266,7 @@ def test_a_workbench_that_cannot_start_its_process_answers_and_goes_on(monkeypat
     bench = client.Workbench()
     try:
         for _ in range(2):
-            ticket = bench.ask(an.Generate([{"model": "smollm2-135m"}], "The river"))
+            ticket = bench.ask(an.Generate([an.Variant("smollm2-135m")], "The river"))
             ending = bench.wait(ticket, 30).ending
             assert isinstance(ending, an.Broken)
             assert "could not be started" in ending.message

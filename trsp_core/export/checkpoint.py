@@ -255,7 +255,7 @@ def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder
     texts = {
         "README.md": model_card.write(config, state, found, title, exported, dtype),
         "run.json": json.dumps(shared, indent=1, ensure_ascii=False) + "\n",
-        "proof.json": json.dumps({"told": found.sentence, **codec.values(found)}, indent=1) + "\n",
+        "proof.json": codec.encode({"told": found.sentence, **codec.plain(found)}, indent=1) + "\n",
     }
     if not model_card.no_recipe(config, state, exported, dtype):
         texts["mergekit.yml"] = model_card.mergekit(config, state, dtype)

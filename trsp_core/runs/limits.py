@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trsp_core.schema import messages as an
+from trsp_core.schema import messages
 from trsp_core.models import catalog
 from trsp_core.schema.messages import Request
 from trsp_core.schema.config import KNOBS, RunConfig
@@ -128,7 +128,7 @@ class Limits:
             return
         found: list[Problem] = []
         prompt, wanted = getattr(request, "prompt", ""), getattr(request, "new_tokens", 0)
-        for text in (prompt, getattr(request, "text", "") if isinstance(request, an.Trace) else ""):
+        for text in (prompt, getattr(request, "text", "") if isinstance(request, messages.Trace) else ""):
             if len(text) > self.prompt:
                 message = f"{len(text):,} characters were given, a demo reads {self.prompt:,.0f}."
                 found.append(Problem("prompt", message, "Shorten the text."))
@@ -138,7 +138,7 @@ class Limits:
         for name in _models_of(request):
             if name not in self.models and not _is_inside(name, root):
                 found.append(Problem("model", "A demo does not use this model.", f"Take {' or '.join(self.models)}."))
-        if isinstance(request, an.WhatIf | an.Importance | an.Influence):
+        if isinstance(request, messages.WhatIf | messages.Importance | messages.Influence):
             for text in (request.text, request.heldout):
                 if not self._may_read(text, root):
                     found.append(Problem("text", "A demo does not read this text.", "Take one that it offers."))
@@ -316,10 +316,12 @@ def _parameters(name: str) -> int:
 
 
 def _models_of(request: Request) -> list[str]:
-    one = getattr(request, "model", None)
-    variants = [*getattr(request, "columns", []), *([one] if isinstance(one, dict) else [])]
-    named = [one] if isinstance(one, str) else []
-    return [*named, *(str(v[k]) for v in variants for k in ("model", "base") if v.get(k))]
+    """Names and folders of all models that `request` would open."""
+    if isinstance(request, messages.WhatIf):
+        return [request.model]
+    one = [request.model] if isinstance(request, messages.Importance | messages.Influence) else []
+    variants = request.columns if isinstance(request, messages.Generate | messages.Trace) else one
+    return [name for variant in variants for name in (variant.model, variant.base) if name]
 
 
 def _is_inside(name: str, root: Path) -> bool:

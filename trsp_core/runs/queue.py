@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import psutil
 
 from trsp_core.runs import retention, limits, recorder, resume
 from trsp_core import malloc, supervision
+from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig
 from trsp_core.errors import TrspError, refuse
 from trsp_core.schema.events import RunCancelled, RunFailed
@@ -25,7 +25,7 @@ from trsp_core.files import write_atomic
 from trsp_core.runs.limits import Limits
 from trsp_core.runs import process
 from trsp_core.runs.warm_worker import Spare
-from trsp_core.runs.store import Run, Store
+from trsp_core.runs.store import Exit, Run, Store
 
 SWEEP = 600.0  # seconds between looks for runs to delete
 TRIM = 30.0  # seconds after which a server of many tabs gives back what it has freed
@@ -352,7 +352,7 @@ def _settle(run: Run, code: int | None) -> None:
     with run.at_rest() as free:
         if free:
             if code is not None:
-                write_atomic(run.folder / "exit.json", json.dumps({"returncode": code}))
+                write_atomic(run.folder / "exit.json", codec.encode(Exit(code)))
             (run.folder / "queued").unlink(missing_ok=True)
             run.tidy()
 

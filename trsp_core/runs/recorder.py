@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import platform
 import shutil
@@ -77,7 +76,7 @@ def _record(
         try:
             with contextlib.suppress(OSError):  # as much as there is
                 (run.folder / ".reserve").write_bytes(os.urandom(RESERVE))
-            write_atomic(run.folder / "env.json", json.dumps(environment(), indent=1))
+            write_atomic(run.folder / "env.json", codec.encode(environment(), indent=1))
             for event in generator:
                 write(event)
                 if run.cancelled() and not isinstance(event, ev.ENDINGS):
@@ -98,7 +97,7 @@ def _record(
         os.fsync(file.fileno())
         _there(file)
         folded = run.state()  # as whoever reads it later will find it
-        write_atomic(run.folder / "summary.json", json.dumps(codec.plain(run_state.summary(folded)), indent=1))
+        write_atomic(run.folder / "summary.json", codec.encode(run_state.summary(folded), indent=1))
     return folded
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -27,7 +26,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from trsp_core.schema import config as configs
-from trsp_core.schema import events, run_state
+from trsp_core.schema import codec, events, run_state
 from trsp_core.pruning import validate
 from trsp_core.schema.config import RunConfig
 from trsp_core.errors import TrspError
@@ -75,6 +74,23 @@ def _locked(file: Path) -> bool:
     except OSError:  # none yet, or it is no file
         return False
     return False
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a run's process ended: what `exit.json` holds."""
+
+    returncode: int
+
+
+@dataclass(frozen=True)
+class _LockNote:
+    """What a lock file holds: which process has it, and the rest as in `Holder`."""
+
+    pid: int
+    parent: int
+    queued: bool
+    began: float
 
 
 @dataclass(frozen=True)
@@ -169,19 +185,19 @@ class Run(RunFolder):
     def holder(self) -> Holder | None:
         """Who holds the run; None where nobody does, or on another machine, or where it cannot be known for sure."""
         try:
-            told = json.loads((self.folder / "lock").read_text("utf-8"))
-            process, real = psutil.Process(told["pid"]), os.path.realpath(self.folder / "lock")
-            if self.held() and real in {file.path for file in process.open_files()}:  # the number may be another's now
-                return Holder(process, told["parent"], told["queued"], told["began"])
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, psutil.Error):
+            note = codec.decode((self.folder / "lock").read_text("utf-8"), _LockNote)
+            process, lock = psutil.Process(note.pid), os.path.realpath(self.folder / "lock")
+            if self.held() and lock in {file.path for file in process.open_files()}:  # the number may be another's now
+                return Holder(process, note.parent, note.queued, note.began)
+        except (OSError, ValueError, OverflowError, psutil.Error):  # psutil.Process overflows beyond a C int
             pass
         return None
 
     def hint(self) -> str:
         """Why a lost run ended, as far as it is known: a sentence."""
         try:
-            code = int(json.loads((self.folder / "exit.json").read_text("utf-8"))["returncode"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            code = codec.decode((self.folder / "exit.json").read_text("utf-8"), Exit).returncode
+        except (OSError, ValueError):
             return "Its process ended without a word: the machine may have been restarted."
         if code == -9:
             return "Its process was killed, most likely because the machine ran out of memory."
@@ -289,10 +305,9 @@ class Run(RunFolder):
         """`state.summary`, from `summary.json` where the run has ended, it is there, and no event was touched since."""
         try:
             file = self.folder / "summary.json"
-            kept = json.loads(file.read_text("utf-8"))
-            if run_state.is_summary(kept) and self.events_file.stat().st_mtime_ns <= file.stat().st_mtime_ns:
-                return kept
-        except (OSError, ValueError, RecursionError):
+            if self.events_file.stat().st_mtime_ns <= file.stat().st_mtime_ns:
+                return run_state.read_summary(file.read_text("utf-8"))
+        except (OSError, ValueError):
             pass
         return run_state.summary(self.state())
 
@@ -305,9 +320,9 @@ class Run(RunFolder):
         """
         with self._lock(HOLDING) as file:
             queued = (self.folder / "queued").exists()
-            told = {"pid": os.getpid(), "parent": os.getppid(), "queued": queued, "began": time.time()}
+            note = _LockNote(os.getpid(), os.getppid(), queued, time.time())
             file.truncate(0)
-            file.write(json.dumps(told).encode())
+            file.write(codec.encode(note).encode())
             file.flush()
             (self.folder / "queued").unlink(missing_ok=True)
             yield

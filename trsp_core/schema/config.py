@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 
 from trsp_core import paths
 from trsp_core.errors import Problem, TrspError, refuse
-from trsp_core.schema import knobs
+from trsp_core.schema import codec, knobs
 from trsp_core.schema.knobs import Knob, knob
 
 SCHEMA = 1  # of config.json and events.jsonl; a folder with a higher number is refused
+
 
 GROUPS = {
     "first": "What matters first",
@@ -638,6 +638,13 @@ def parse(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:
     return RunConfig(**{k: v for k, v in typed.items() if k in KNOBS})
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What `config.json` holds, as it was written: no setting is checked yet."""
+
+    settings: dict[str, Any]
+
+
 def settings_in(text: str) -> dict[str, Any]:
     """The settings in a run's `config.json`, as they were written.
 
@@ -645,20 +652,14 @@ def settings_in(text: str) -> dict[str, Any]:
         TrspError: no JSON, or a newer schema.
     """
     try:
-        document = json.loads(text)
-        schema, values = int(document["schema"]), dict(document["settings"])
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        return codec.decode_document(text, SCHEMA, Settings).settings
+    except ValueError as error:
         raise TrspError("config.json cannot be read: it is damaged or cut short.", "Start the run again.") from error
-    if schema > SCHEMA:
-        raise TrspError(
-            f"This run was written by a newer version (schema {schema}, this one reads {SCHEMA}).",
-            "Update the program.",
-        )
-    return values
 
 
 def to_json(config: RunConfig) -> str:
-    return json.dumps({"schema": SCHEMA, "settings": config.as_dict()}, indent=1, ensure_ascii=False)
+    """What `config.json` holds."""
+    return codec.encode_document(Settings(config.as_dict()), SCHEMA, indent=1)
 
 
 def _quote(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class RunState:
         return statistics.median(self.step_times) if len(self.step_times) > 2 else None
 
     def figures(self, domain: str) -> dict[str, float]:
-        """Perplexity in `domain` by state of the model, as far as it is measured; None among them is not a number."""
+        """Perplexity in `domain` by state of the model, as far as it is measured."""
         return {name: by[domain] for name, by in self.perplexity.items() if domain in by}
 
     @property
@@ -147,76 +148,105 @@ def _go_back(state: RunState, at: float, event: ev.Resumed) -> None:
     vars(state).update(vars(kept))
 
 
-def summary(state: RunState) -> dict[str, Any]:
-    """The figures of a run as plain values: what `run --json` prints and a list of runs shows."""
-    removed, model = state.removed, state.model
-    return {
-        "ended": state.ended,
-        "model": model.model if model else None,
-        "n_layers": model.n_layers if model else None,
-        "chosen": state.chosen,
-        "removed": removed.removed if removed else [],
-        "kept": removed.kept if removed else [],
-        "narrowed": codec.values(state.narrowed) if state.narrowed else None,
-        "parameters": {"dense": removed.parameters_before, "pruned": removed.parameters} if removed else None,
-        "perplexity": {domain: state.figures(domain) for domain in ev.DOMAINS},
-        "kl": {domain: {s: by[domain] for s, by in state.divergence.items() if domain in by} for domain in ev.DOMAINS},
-        "speed": {s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()}
-        | ({"ceiling": state.ceiling} if state.speed and state.ceiling else {}),
-        "seconds": {"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
-        "peak_bytes": state.peak_bytes,
-        "failure": {"message": state.failure.message, "remedy": state.failure.remedy} if state.failure else None,
-        "missing_events": sum(stretch.count for stretch in state.missing),
-    }
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters."""
+
+    dense: int
+    pruned: int
 
 
 @dataclass(frozen=True)
-class _Summary:
-    """The kinds of what is never None in a `summary` read from JSON."""
+class Failure:
+    """Why a run could not go on, and what to do."""
+
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a run, as `summary.json` holds them.
+
+    Attributes:
+        perplexity, kl: by domain, then by state of the model.
+        speed: by state of the model, tokens a second; `ceiling` is `RunState.ceiling`.
+        seconds: `total`, and by phase.
+        missing_events: how many cannot be read; older versions did not count them.
+    """
 
     ended: str
+    model: str | None
+    n_layers: int | None
     chosen: list[int]
     removed: list[int]
     kept: list[int]
+    narrowed: ev.LayersNarrowed | None
+    parameters: Sizes | None
     perplexity: dict[str, dict[str, float]]
     kl: dict[str, dict[str, float]]
     speed: dict[str, Any]
     seconds: dict[str, float]
     peak_bytes: int
-    model: str = ""
-    n_layers: int = 0
-    narrowed: dict[str, Any] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
-    failure: dict[str, str] = field(default_factory=dict)
+    failure: Failure | None
     missing_events: int = 0
 
 
-def is_summary(given: Any) -> bool:
-    """Whether decoded JSON is the `summary` of a run that has ended, all of it there and of the right kinds; only
-    `missing_events` may be missing, as in those of older versions."""
-    if not isinstance(given, dict) or set(given) | {"missing_events"} != set(summary(RunState())):
-        return False
-    try:
-        read = codec.build(_Summary, {k: v for k, v in given.items() if v is not None})
-        rates = [(v["prefill"], v["decode"]) for k, v in read.speed.items() if k != "ceiling"]
-        if given["narrowed"] is not None:
-            codec.build(ev.LayersNarrowed, read.narrowed)
-        return (
-            read.ended in ENDED
-            and set(read.perplexity) == set(read.kl) == set(ev.DOMAINS)
-            and (given["parameters"] is None or set(read.parameters) == {"dense", "pruned"})
-            and (given["failure"] is None or set(read.failure) == {"message", "remedy"})
-            and "total" in read.seconds
-            and None not in (*read.seconds.values(), *read.parameters.values())
-            and all(isinstance(v, int | float | None) for pair in rates for v in pair)
-        )
-    except (TypeError, ValueError, KeyError):
-        return False
+def summary(state: RunState) -> dict[str, Any]:
+    """`Summary` in the types of JSON: what `run --json` prints and a list of runs shows."""
+    removed, model = state.removed, state.model
+    speed: dict[str, Any] = {
+        name: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for name, m in state.speed.items()
+    }
+    figures = Summary(
+        ended=state.ended,
+        model=model.model if model else None,
+        n_layers=model.n_layers if model else None,
+        chosen=state.chosen,
+        removed=removed.removed if removed else [],
+        kept=removed.kept if removed else [],
+        narrowed=state.narrowed,
+        parameters=Sizes(removed.parameters_before, removed.parameters) if removed else None,
+        perplexity={domain: state.figures(domain) for domain in ev.DOMAINS},
+        kl={domain: {s: by[domain] for s, by in state.divergence.items() if domain in by} for domain in ev.DOMAINS},
+        speed=speed | ({"ceiling": state.ceiling} if speed and state.ceiling else {}),
+        seconds={"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
+        peak_bytes=state.peak_bytes,
+        failure=Failure(state.failure.message, state.failure.remedy) if state.failure else None,
+        missing_events=sum(stretch.count for stretch in state.missing),
+    )
+    return codec.plain(figures)
+
+
+def read_summary(text: str) -> dict[str, Any]:
+    """What `summary` gave of a run that has ended.
+
+    Raises:
+        ValueError: it is damaged, or of a run that has not ended.
+    """
+    figures = codec.decode(text, Summary)
+    for name, rates in figures.speed.items():
+        if name != "ceiling":
+            codec.build(_Rates, rates)
+    if figures.ended not in ENDED or not set(figures.perplexity) == set(figures.kl) == set(ev.DOMAINS):
+        raise ValueError("it has not ended, or a domain is missing")
+    if "total" not in figures.seconds or not all(map(math.isfinite, figures.seconds.values())):
+        raise ValueError("a time is missing")
+    return codec.plain(figures)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Tokens a second of one state of the model."""
+
+    prefill: float
+    decode: float
+    unit: str
 
 
 @singledispatch
 def _add(event: Event, state: RunState) -> None:
-    raise TypeError(f"state.py does not know {type(event).__name__}")
+    raise TypeError(f"run_state.py does not know {type(event).__name__}")
 
 
 @_add.register

@@ -89,8 +89,7 @@ def stream(request: Generate, shelf: Shelf) -> Answers:
                 yield from read_along(column.number, column.tokens, readers)
 
 
-def _models(columns: list[dict[str, Any]], shelf: Shelf) -> Iterator[tuple[int, Model]]:
-    variants = [Variant(**column) for column in columns]
+def _models(variants: Sequence[Variant], shelf: Shelf) -> Iterator[tuple[int, Model]]:
     beside = {v.model for v in variants} | {v.base for v in variants}
     for number, variant in enumerate(variants):
         yield number, shelf.take(variant, beside)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import streamlit as st
@@ -97,7 +96,7 @@ def _ask(offered: dict[str, Variant]) -> None:
     session.put("compare-error", "")
     try:
         request = Generate(
-            columns=[dataclasses.asdict(offered[name]) for name in get("compare-models") if name in offered],
+            columns=[offered[name] for name in get("compare-models") if name in offered],
             prompt=get("compare-prompt") or "",
             chat=bool(get("compare-chat")),
             temperature=number("Temperature", get("compare-temperature")) if get("compare-drawn") == "Drawn" else 0.0,

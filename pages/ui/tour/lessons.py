@@ -25,6 +25,7 @@ from typing import Any
 from trsp_core import paths
 from trsp_core.errors import Problem, TrspError
 from trsp_core.pruning import validate
+from trsp_core.schema import codec
 from trsp_core.schema.config import KNOBS, PRESETS
 
 PAGES = ("home", "run", "layers", "compare", "evidence", "runs", "paper")
@@ -231,7 +232,7 @@ def load(text: str | bytes) -> Lesson:
 
 def to_json(lesson: Lesson, indent: int | None = 1) -> str:
     """As `load` reads it; fields that say nothing are left out."""
-    steps = [{k: v for k, v in dataclasses.asdict(step).items() if v not in ("", {})} for step in lesson.steps]
+    steps = [{k: v for k, v in codec.plain(step).items() if v not in ("", {})} for step in lesson.steps]
     document = {"title": lesson.title, "minutes": lesson.minutes, "steps": steps}
     return json.dumps(document, indent=indent, ensure_ascii=False, separators=(",", ":") if indent is None else None)
 
