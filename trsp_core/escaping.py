@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html as markup
 import json as standard_json
+import math
 import re
 from typing import Any
 
@@ -51,7 +52,10 @@ def html(text: object) -> str:
 
 
 def csv(value: Any) -> Any:
-    """A cell of a CSV table: numbers as they are; text that a spreadsheet would compute begins with an apostrophe."""
+    """A cell of a CSV table: numbers as they are, an empty cell for what is none; text that a spreadsheet would compute
+    begins with an apostrophe."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(value)

@@ -8,6 +8,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 
@@ -57,7 +58,7 @@ def make_room(folder: Path, needed: int, remedy: str) -> None:
     except OSError as error:
         raise TrspError(f"The cache folder {folder} cannot be written: {error.strerror}.", remedy) from error
     if free < needed:
-        raise TrspError(f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free.", remedy)
+        raise TrspError(f"{formatting.size(needed)} are needed in {folder}, {formatting.size(free)} are free.", remedy)
 
 
 def folder_size(folder: Path) -> int:

@@ -7,7 +7,7 @@ import json
 import statistics
 from pathlib import Path
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.files import write_atomic
 
@@ -23,7 +23,7 @@ def require_memory(needed: int, what: str) -> None:
     free = available_memory()
     if needed > free:
         raise TrspError(
-            f"{what} needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free.",
+            f"{what} needs about {formatting.size(needed)} of memory, {formatting.size(free)} are free.",
             "Choose a smaller model, shorter or fewer blocks a step, no training of W (--stage2-steps 0), or bfloat16.",
         )
 

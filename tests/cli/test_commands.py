@@ -12,7 +12,6 @@ import time
 import pytest
 
 from tests import ROOT, tiny
-from trsp_core import formatting
 from trsp_core.cli import arguments, main
 from trsp_core.pruning import methods, validate
 from trsp_core.runs.store import Run, Store
@@ -269,13 +268,6 @@ def test_progress_is_one_line():
         at=50.0, phases=[{"name": "choose", "seconds": 200.0}], phase="choose", phase_number=0, units=80, done=20
     )
     assert arguments.progress(now) == "[ 25%] choose 20/80, about 2:30 left"
-    assert formatting.clock(3725) == "1:02:05"
-
-
-def test_figures_without_a_finite_value_are_said_in_words():
-    assert formatting.number(None) == formatting.number(float("inf")) == "beyond measure"
-    assert formatting.number(12.345) == "12.3"
-    assert formatting.number(288298.0) == "2.88e+05"
 
 
 @pytest.mark.slow

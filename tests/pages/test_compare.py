@@ -138,7 +138,7 @@ def test_a_prompt_is_asked_of_the_chosen_models(script):
     assert "Leaves Dense at token 2" in texts(app)
     assert "repeats itself: 50 %" in texts(app).replace("\\", "")
     assert "reads like gibberish" in texts(app)
-    assert "**20.0 tokens/s**" in texts(app)
+    assert "**20 tokens/s**" in texts(app)
 
 
 def test_a_text_is_shown_letter_by_letter(script):

@@ -18,6 +18,7 @@ from pages.ui.tour import player
 from pages.ui.what_if import history
 from tests import ROOT, story
 from tests.pages.test_pages import open_page, texts
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.experiments import plan_results
 from trsp_core.export import html_report
@@ -168,7 +169,7 @@ def test_no_figure_reads_nan():
     assert words.measured({"dense": None}, "dense", live=True) == "not a number"
     assert words.measured({}, "dense", live=True) == "being measured"
     assert words.measured({}, "dense", live=False) == "not measured"
-    assert words.perplexity(math.nan) == words.perplexity(math.inf) == "not a number"
+    assert formatting.perplexity(math.nan) == formatting.perplexity(math.inf) == "not a number"
     assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
         "not a number [not a"
     )
@@ -245,7 +246,7 @@ def test_numbers_in_words():
     assert [words.ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
         *("1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th")
     ]
-    assert words.times(2.44) == "2.4 ×"
+    assert words.times(2.44) == "2.44 ×"
 
 
 # -- lambda_2, on form and page

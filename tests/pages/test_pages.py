@@ -21,6 +21,7 @@ from pages.ui.app_state import server, uploads
 from pages.ui.charts import drawing, stack_pictures
 from pages.ui.style import words
 from tests import ROOT, story
+from trsp_core import formatting
 from trsp_core.charts import frames as series
 from trsp_core.cli import arguments
 from trsp_core.errors import TrspError
@@ -495,10 +496,10 @@ def test_plain_text_is_no_markdown(text, shown):
 
 
 def test_figures_in_words():
-    assert words.duration(200) == "3 min 20 s"
-    assert words.size(93_000_000) == "93 MB"
-    assert words.perplexity(288298.0) == "2.9e+05"
-    assert words.perplexity(None) == "not a number"
+    assert formatting.duration(200) == "3 min 20 s"
+    assert formatting.size(93_000_000) == "93 MB"
+    assert formatting.perplexity(288298.0) == "2.9e+05"
+    assert formatting.perplexity(None) == "not a number"
     assert words.layers([13, 3, 14, 15, 26, 27]) == "3, 13 to 15, 26, 27"
 
 

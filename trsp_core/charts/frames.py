@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from trsp_core import formatting
 from trsp_core.schema import schedules
 from trsp_core.schema.config import RunConfig, layers_to_remove, parse_layers
 from trsp_core.schema.run_state import RunState
@@ -91,7 +92,7 @@ def choice(state: RunState, layer: int) -> str:
     if layer not in state.chosen:
         return ""
     weight = weights_told(state)[layer] if layer in chosen_at(state) else None
-    return f"no. {state.chosen.index(layer) + 1}" + ("" if weight is None else f" at {abs(weight):.2f}")
+    return f"no. {state.chosen.index(layer) + 1}" + ("" if weight is None else f" at {formatting.weight(abs(weight))}")
 
 
 def scores(state: RunState) -> pd.DataFrame:
@@ -160,7 +161,9 @@ def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
     for name, title in (("dense", "dense"), ("direct", "deleted at once")):
         if level := levels.get(name):
             rows += [("level", step, level, title, "") for step in (0, last)]
-            rows.append(("name", last, level, title, title if name == "dense" else f"{title} {level:,.1f} ×"))
+            rows.append(
+                ("name", last, level, title, title if name == "dense" else f"{title} {formatting.ratio(level)} ×")
+            )
     rows += [("line", *seen[i], "deleted now", "") for i in thin(len(seen))]
     return pd.DataFrame(rows, columns=columns)
 

@@ -9,10 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from trsp_core import __version__, escaping
+from trsp_core import __version__, escaping, formatting
 from trsp_core.evaluation import intervals, tasks
 from trsp_core.experiments.runner import Told
-from trsp_core.formatting import clock, millions, number
 from trsp_core.models.catalog import Card, Found
 from trsp_core.schema.config import GROUPS, KNOBS, PRESETS
 from trsp_core.schema.events import DOMAINS, LayersNarrowed
@@ -165,8 +164,8 @@ def progress(state: RunState) -> str:
     """Where a run is, in one line: `[ 42%] choose 23/80, about 1:32 left`."""
     left = state.seconds_left
     count = f" {state.done}/{state.units}" if state.units else ""
-    return f"[{state.fraction:4.0%}] {escaping.line(state.phase or 'start')}{count}" + (
-        f", about {clock(left)} left" if left is not None else ""
+    return f"[{formatting.progress(state.fraction)}] {escaping.line(state.phase or 'start')}{count}" + (
+        f", about {formatting.clock(left)} left" if left is not None else ""
     )
 
 
@@ -179,9 +178,11 @@ def point(told: Told, total: int) -> str:
         line += f" {progress(told.state).partition(', about')[0]}"
     elif told.state and "pruned" in told.state.perplexity:
         by = told.state.perplexity["pruned"]
-        line += ", perplexity " + " and ".join(f"{number(by[d])} ({d})" for d in DOMAINS if d in by)
+        line += ", perplexity " + " and ".join(f"{formatting.perplexity(by[d])} ({d})" for d in DOMAINS if d in by)
     return escaping.line(line) + (
-        f"; about {clock(told.seconds_left)} left for all" if told.seconds_left and told.what != "found" else ""
+        f"; about {formatting.clock(told.seconds_left)} left for all"
+        if told.seconds_left and told.what != "found"
+        else ""
     )
 
 
@@ -198,17 +199,22 @@ def account(figures: dict[str, Any]) -> str:
         narrowed = figures.get("narrowed")
         gone = f"removed layers {', '.join(map(str, figures['removed']))}"
         lines.append(f"no layer removed, all narrowed: {LayersNarrowed(**narrowed).told}" if narrowed else gone)
-        lines.append(f"parameters {before:,} to {after:,} ({after / max(before, 1) - 1:+.0%})")
+        lines.append(
+            f"parameters {formatting.count(before)} to {formatting.count(after)} "
+            f"({formatting.signed_percent(after / max(before, 1) - 1)})"
+        )
     elif figures["chosen"]:
         lines.append(f"chosen so far {', '.join(map(str, figures['chosen']))}")
     for domain, by_state in figures["perplexity"].items():
         if by_state:
-            lines.append(f"perplexity, {domain}: " + ", ".join(f"{s} {number(v)}" for s, v in by_state.items()))
+            lines.append(
+                f"perplexity, {domain}: " + ", ".join(f"{s} {formatting.perplexity(v)}" for s, v in by_state.items())
+            )
     for kind in ("prefill", "decode"):
         speeds = {s: v[kind] for s, v in figures["speed"].items() if s != "ceiling"}
         if speeds:
-            lines.append(f"{kind}, tokens/s: " + ", ".join(f"{s} {number(v)}" for s, v in speeds.items()))
-    lines.append(f"seconds {figures['seconds']['total']:g}")
+            lines.append(f"{kind}, tokens/s: " + ", ".join(f"{s} {formatting.rate(v)}" for s, v in speeds.items()))
+    lines.append(f"{formatting.duration(figures['seconds']['total'])} in all")
     if missing := figures.get("missing_events"):
         lines.append(f"{missing} events cannot be read, so that figures may be missing: events.jsonl is damaged")
     if figures["failure"]:
@@ -220,8 +226,18 @@ def models_here(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Models as cells, those of the catalogue that are not here among them."""
     cells = [["model", "here", "layers", "parameters", "licence"]]
     for row in rows:
-        here = f"{row['bytes'] / 1e6:,.0f} MB" if row["here"] else f"no, {row['download_bytes'] / 1e6:,.0f} MB to fetch"
-        cells.append([row["name"], here, str(row["n_layers"] or ""), millions(row["parameters"]), row["licence"] or ""])
+        here = (
+            formatting.size(row["bytes"]) if row["here"] else f"no, {formatting.size(row['download_bytes'])} to fetch"
+        )
+        cells.append(
+            [
+                row["name"],
+                here,
+                str(row["n_layers"] or ""),
+                formatting.parameters(row["parameters"]),
+                row["licence"] or "",
+            ]
+        )
     return cells
 
 
@@ -230,7 +246,7 @@ def models_found(found: Sequence[Found]) -> list[list[str]]:
     cells = [["model", "parameters", "downloads", "licence"]]
     for one in found:
         licence = f"{one.licence or 'not given'}{', gated' if one.gated else ''}"
-        cells.append([one.id, millions(one.parameters), f"{one.downloads or 0:,}", licence])
+        cells.append([one.id, formatting.parameters(one.parameters), formatting.count(one.downloads or 0), licence])
     return cells
 
 
@@ -238,10 +254,12 @@ def looked_up(card: Card, needed: int, free: int) -> str:
     """A model of the hub in lines; `needed` and `free` are bytes of memory."""
     facts = card.facts
     lines = [
-        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {millions(facts.parameters)} parameters",
-        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; {card.downloads or 0:,} downloads",
-        f"download {card.bytes / 1e6:,.0f} MB, safetensors",
-        f"a Quick run needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {formatting.parameters(facts.parameters)} "
+        "parameters",
+        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; "
+        f"{formatting.count(card.downloads or 0)} downloads",
+        f"download {formatting.size(card.bytes)}, safetensors",
+        f"a Quick run needs about {formatting.size(needed)} of memory, {formatting.size(free)} are free",
         f"Fetch it: python -m trsp_core fetch {card.id}",
     ]
     return "\n".join(map(escaping.line, lines))
@@ -259,7 +277,7 @@ def accuracies(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Shares of right answers with their 95 % intervals, as cells."""
 
     def cell(found: dict[str, float]) -> str:
-        return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+        return formatting.interval(found["value"], found["low"], found["high"], formatting.percent)
 
     head = ["task", "questions", f"right ({intervals.direction('accuracy')})", "right, by bytes"]
     return [head, *([r["task"], str(r["questions"]), cell(r["accuracy"]), cell(r["accuracy_by_bytes"])] for r in rows)]

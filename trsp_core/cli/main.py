@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     roughly = " (a rough figure: nothing was timed on this machine yet)" if expected.rough else ""
     _say(f"Run {made.id} in {made.folder}")
     time_left = formatting.clock(expected.seconds)
-    _say(f"About {time_left}{roughly}, {expected.peak_bytes / 1e9:.1f} GB of memory. Ctrl-C stops.")
+    _say(f"About {time_left}{roughly}, {formatting.size(expected.peak_bytes)} of memory. Ctrl-C stops.")
     return _drive(made, arguments.json)
 
 
@@ -159,7 +159,7 @@ def export_model(arguments: argparse.Namespace) -> int:
         if arguments.json:
             _print(escaping.json({"message": step.message, "fraction": round(step.fraction, 3)}))
         elif step.fraction < 1:
-            _say(f"[{step.fraction:4.0%}] {step.message}")
+            _say(f"[{formatting.progress(step.fraction)}] {step.message}")
         else:
             _print(step.message)
     return 0
@@ -419,7 +419,7 @@ def _fetch(name: str, accepted: bool, as_json: bool) -> None:
         if as_json:
             _print(escaping.json({"message": step.message, "fraction": round(step.fraction, 3)}))
         else:
-            _say(f"[{step.fraction:4.0%}] {step.message}")
+            _say(f"[{formatting.progress(step.fraction)}] {step.message}")
 
 
 def serve_workbench(arguments: argparse.Namespace) -> int:
@@ -449,7 +449,7 @@ def _figures(found: Run) -> dict[str, Any]:
 
 def _row(figures: dict[str, Any]) -> list[str]:
     by_state = figures["perplexity"].get("calibration", {})
-    ppl = ", ".join(f"{s} {formatting.number(v)}" for s, v in by_state.items())
+    ppl = ", ".join(f"{s} {formatting.perplexity(v)}" for s, v in by_state.items())
     count = f"{len(figures['removed'])} of {figures['n_layers']}" if figures["removed"] else ""
     count = "all narrower" if figures.get("narrowed") else count
     return [figures["run"], figures["status"], figures["model"] or "", count, ppl]

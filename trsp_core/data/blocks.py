@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.data import corpora as texts
 from trsp_core.data import special_tokens
 from trsp_core.data.corpora import Corpus
@@ -253,7 +253,8 @@ def _notes(config: RunConfig, corpora: dict[str, Corpus], sides: list[_Side], sa
 
 def _too_short(text: str, found: int, needed: int, unit: str) -> TrspError:
     return TrspError(
-        f"{_name(text)} is too short: {found:,} {unit} are there, one block needs {needed:,}.",
+        f"{_name(text)} is too short: {formatting.count(found)} {unit} are there, one block needs "
+        f"{formatting.count(needed)}.",
         "Give a longer text, or shorter blocks (--block-length, --measure-length).",
     )
 

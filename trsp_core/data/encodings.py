@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 SAMPLE = 20_000  # bytes from which the encoding of a refused file is guessed
@@ -59,7 +60,9 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
                 return _cleaned(content.decode(codec), name, title)
             except UnicodeDecodeError as error:
                 raise TrspError(
-                    f"{name} is not UTF-8: it begins as {title}, and its byte {error.start:,} cannot be read.", _SAVE
+                    f"{name} is not UTF-8: it begins as {title}, and its byte {formatting.count(error.start)} "
+                    "cannot be read.",
+                    _SAVE,
                 ) from error
     problem: UnicodeDecodeError | None = None
     try:
@@ -78,12 +81,15 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
     if problem is None:
         where = len(content) - len(content.lstrip(b"\0"))
         where = content.index(b"\0", where)
-        raise TrspError(f"{name} is no text: its byte {where:,} is NUL.", "Give a text file, saved as UTF-8.")
+        raise TrspError(
+            f"{name} is no text: its byte {formatting.count(where)} is NUL.", "Give a text file, saved as UTF-8."
+        )
     western = _western(content.strip(b"\0"))
     if western is not None:
         return _cleaned(western, name, "cp1252 (Windows, western Europe)", len(content) - len(content.strip(b"\0")))
     raise TrspError(
-        f"{name} is not UTF-8: byte {problem.start:,} cannot be read{_guess(content, problem.start)}.", _SAVE
+        f"{name} is not UTF-8: byte {formatting.count(problem.start)} cannot be read{_guess(content, problem.start)}.",
+        _SAVE,
     )
 
 
@@ -102,9 +108,14 @@ def _cleaned(text: str, name: str, title: str, dropped: int = 0) -> tuple[str, s
     marks = text.lstrip("\0").removeprefix(MARK).count(MARK)
     told = [f"{name} was read as {title}."] if title else []
     if nulls:
-        told.append(f"{nulls:,} NUL {'character' if nulls == 1 else 'characters'} at an end of {name} were left out.")
+        told.append(
+            f"{formatting.count(nulls)} NUL {'character' if nulls == 1 else 'characters'} at an end of {name} "
+            "were left out."
+        )
     if marks:
-        told.append(f"{marks:,} byte-order {'mark' if marks == 1 else 'marks'} inside {name} were left out.")
+        told.append(
+            f"{formatting.count(marks)} byte-order {'mark' if marks == 1 else 'marks'} inside {name} were left out."
+        )
     return bare.replace(MARK, ""), " ".join(told)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
@@ -280,6 +280,8 @@ def cells(sweep: Sweep) -> list[list[str]]:
     lines = [["", "calibration domain", "held-out domain", "gap", "seconds", "removed"]]
     for p in sweep.points:
         figures = [plan_results.with_interval(intervals.perplexity(p.losses[d])) for d in ev.DOMAINS]
-        gap = " to ".join(f"{g:.2f}" for g in p.gap)
-        lines.append([p.title, *figures, gap, f"{p.seconds:.0f}" if p.steps else "", ",".join(map(str, p.removed))])
+        gap = " to ".join(f"{formatting.nats(g)}" for g in p.gap)
+        lines.append(
+            [p.title, *figures, gap, formatting.duration(p.seconds) if p.steps else "", ",".join(map(str, p.removed))]
+        )
     return lines

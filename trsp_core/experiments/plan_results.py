@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
@@ -168,7 +168,8 @@ def _fingerprints(state: RunState) -> dict[str, str]:
 def protocol(state: RunState) -> dict[str, str]:
     """By domain, a sentence: text, blocks, tokens, number format."""
     return {
-        m.domain: f"{m.text}: {m.blocks} blocks of {m.block_length} tokens ({m.tokens:,} predicted), {m.dtype}"
+        m.domain: f"{m.text}: {m.blocks} blocks of {m.block_length} tokens ({formatting.count(m.tokens)} predicted), "
+        f"{m.dtype}"
         for m in state.measured
         if m.state == "dense"
     }
@@ -239,18 +240,12 @@ def cells(record: Record) -> list[list[str]]:
     lines = [["", "layers", "calibration domain", "held-out domain", "KL", "removed"]]
     for row in record.rows:
         figures = [with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
-        kl = " / ".join(f"{row.kl[d]:.2f}" for d in ev.DOMAINS if d in row.kl)
+        kl = " / ".join(f"{formatting.nats(row.kl[d])}" for d in ev.DOMAINS if d in row.kl)
         left = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
         lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
     return lines
 
 
-def with_interval(found: Interval) -> str:
-    """`61.2 [58.0, 64.9]`."""
-    return " ".join((_figure(found.value), f"[{_figure(found.low)}, {_figure(found.high)}]"))
-
-
-def _figure(value: float) -> str:
-    if not math.isfinite(value):
-        return "not a number"
-    return f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
+def with_interval(interval: Interval) -> str:
+    """A perplexity with its interval: `61.2 [58.0, 64.9]`."""
+    return formatting.interval(interval.value, interval.low, interval.high, formatting.perplexity)

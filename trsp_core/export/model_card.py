@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def rows(state: RunState) -> list[list[str]]:
             [
                 TITLES[s] if s != "direct" or not state.narrowed else "Narrowed, nothing trained",
                 *(_perplexity(measured(state, s, d)) for d in DOMAINS),
-                " / ".join("–" if v is None else f"{v:.2f}" for v in kl[s]) if any(kl[s]) else "",
+                " / ".join("–" if v is None else formatting.nats(v) for v in kl[s]) if any(kl[s]) else "",
             ]
             for s in shown
         ),
@@ -162,7 +163,10 @@ def gone(state: RunState) -> str:
     removed, before, after = state.removed, state.removed.parameters_before, state.removed.parameters
     what = f"Layers {', '.join(map(str, removed.removed))} of {len(removed.removed) + len(removed.kept)} (from 0)"
     what = f"No layer is gone, {state.narrowed.told}" if state.narrowed else f"{what} are gone"
-    return f"{what}: {after:,} parameters instead of {before:,} ({after / max(before, 1) - 1:+.0%})."
+    return (
+        f"{what}: {formatting.count(after)} parameters instead of {formatting.count(before)} "
+        f"({formatting.signed_percent(after / max(before, 1) - 1)})."
+    )
 
 
 def against_dense(state: RunState) -> str:
@@ -170,9 +174,17 @@ def against_dense(state: RunState) -> str:
     parts = []
     for domain in DOMAINS:
         one, other = measured(state, "pruned", domain), measured(state, "dense", domain)
-        if one and other and len(one.losses) == len(other.losses) and None not in (*one.losses, *other.losses):
+        if (
+            one
+            and other
+            and len(one.losses) == len(other.losses)
+            and all(map(math.isfinite, (*one.losses, *other.losses)))
+        ):
             found = intervals.factor(one.losses, other.losses)
-            parts.append(f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] times in the {DOMAIN_TITLES[domain]}")
+            parts.append(
+                f"{formatting.interval(found.value, found.low, found.high, formatting.ratio)} times in the "
+                f"{DOMAIN_TITLES[domain]}"
+            )
     return f"Against the dense model on the same blocks its perplexity is {' and '.join(parts)}." if parts else ""
 
 
@@ -184,7 +196,7 @@ def protocol(config: RunConfig, state: RunState) -> str:
         if found:
             parts.append(
                 f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of "
-                f"{found.block_length} tokens ({found.tokens:,} predicted), {found.dtype}"
+                f"{found.block_length} tokens ({formatting.count(found.tokens)} predicted), {found.dtype}"
             )
     compared = next((e.blocks for _, _, e in state.told if isinstance(e, DivergenceMeasured)), 0)
     kl = f" KL is of the first {compared} of the blocks." if compared else ""
@@ -294,10 +306,10 @@ def _upstream(config: RunConfig) -> str:
 def _perplexity(found: PerplexityMeasured | None) -> str:
     if found is None:
         return "–"
-    if not found.losses or None in found.losses:
-        return formatting.number(found.perplexity)
+    if not found.losses or not all(map(math.isfinite, found.losses)):
+        return formatting.perplexity(found.perplexity)
     whole = intervals.perplexity(found.losses)
-    return f"{formatting.number(whole.value)} [{formatting.number(whole.low)}, {formatting.number(whole.high)}]"
+    return formatting.interval(whole.value, whole.low, whole.high, formatting.perplexity)
 
 
 def _speed(state: RunState) -> str:
@@ -305,9 +317,10 @@ def _speed(state: RunState) -> str:
     if not dense or not pruned:
         return ""
     parts = [
-        f"{what} {getattr(dense, what):,.1f} to {getattr(pruned, what):,.1f} tokens/s" for what in ("prefill", "decode")
+        f"{what} {formatting.rate(getattr(dense, what))} to {formatting.rate(getattr(pruned, what))} tokens/s"
+        for what in ("prefill", "decode")
     ]
-    ceiling = f" (ceiling {state.ceiling:.2f} times)" if state.ceiling else ""
+    ceiling = f" (ceiling {formatting.ratio(state.ceiling)} times)" if state.ceiling else ""
     tokens = f"{pruned.prompt_tokens} tokens read, {pruned.new_tokens} written"
     return f"Speed on the machine of the run, {tokens}: {', '.join(parts)}{ceiling}."
 

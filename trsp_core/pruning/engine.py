@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from trsp_core import files as files_module
-from trsp_core import machine, malloc
+from trsp_core import formatting, machine, malloc
 from trsp_core.data import blocks as data
 from trsp_core.data import special_tokens, text_check
 from trsp_core.errors import TrspError, refuse
@@ -385,8 +385,8 @@ def _proved(run: RunFolder, unproved: Path, computed: Path, now: ev.Progressed) 
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
     if (free := machine.available_memory()) < forecast.BASE:
         raise TrspError(
-            f"The model is not proved: a fresh process to load it takes {forecast.BASE / 1e6:.0f} MB of memory, "
-            f"{free / 1e6:.0f} MB are free. {files}",
+            f"The model is not proved: a fresh process to load it takes {formatting.size(forecast.BASE)} of memory, "
+            f"{formatting.size(free)} are free. {files}",
             f"Free some memory. {again}",
         )
     with contextlib.closing(verification.checking(unproved, computed)) as waiting:

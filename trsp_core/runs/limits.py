@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trsp_core import formatting
 from trsp_core.schema import messages
 from trsp_core.models import catalog
 from trsp_core.schema.messages import Request
@@ -89,13 +90,13 @@ class Limits:
         if not self.demo:
             return []
         found = [
-            Problem(name, f"{KNOBS[name].label}: {getattr(config, name):g} was given, a demo allows {most:g}.",
-                    f"Take {most:g} or less. {HOW}")
+            Problem(name, f"{KNOBS[name].label}: {formatting.setting(getattr(config, name))} was given, a demo allows {formatting.setting(most)}.",
+                    f"Take {formatting.setting(most)} or less. {HOW}")
             for name, most in self.most.items() if getattr(config, name) > most
         ]  # fmt: skip
         found += self.check_model(config.model)
         if config.model in self.models and (size := _parameters(config.model)) > self.parameters:
-            found.append(Problem("model", f"A model of {size / 1e6:,.0f} M parameters is too large here.", HOW))
+            found.append(Problem("model", f"A model of {formatting.parameters(size)} parameters is too large here.", HOW))
         for name in ("text", "heldout"):
             if not self._may_read(getattr(config, name), root):
                 found.append(
@@ -106,12 +107,12 @@ class Limits:
         tokens = config.batch_blocks * config.block_length
         if tokens > self.step_tokens:
             found.append(
-                Problem("batch_blocks", f"A step of {tokens:,} tokens was asked for, a demo allows "
-                        f"{self.step_tokens:,.0f}.", "Take fewer or shorter blocks.")
+                Problem("batch_blocks", f"A step of {formatting.count(tokens)} tokens was asked for, a demo allows "
+                        f"{formatting.count(self.step_tokens)}.", "Take fewer or shorter blocks.")
             )  # fmt: skip
         if len(config.prompt) > self.prompt:
             found.append(
-                Problem("prompt", f"The prompt has {len(config.prompt):,} characters, {self.prompt:,.0f} are allowed.",
+                Problem("prompt", f"The prompt has {formatting.count(len(config.prompt))} characters, {formatting.count(self.prompt)} are allowed.",
                         "Shorten it.")
             )  # fmt: skip
         return found
@@ -130,10 +131,10 @@ class Limits:
         prompt, wanted = getattr(request, "prompt", ""), getattr(request, "new_tokens", 0)
         for text in (prompt, getattr(request, "text", "") if isinstance(request, messages.Trace) else ""):
             if len(text) > self.prompt:
-                message = f"{len(text):,} characters were given, a demo reads {self.prompt:,.0f}."
+                message = f"{formatting.count(len(text))} characters were given, a demo reads {formatting.count(self.prompt)}."
                 found.append(Problem("prompt", message, "Shorten the text."))
         if wanted > self.new_tokens:
-            message = f"{wanted:,} tokens were asked for, a demo writes {self.new_tokens:,.0f}."
+            message = f"{formatting.count(wanted)} tokens were asked for, a demo writes {formatting.count(self.new_tokens)}."
             found.append(Problem("new_tokens", message, "Ask for fewer."))
         for name in _models_of(request):
             if name not in self.models and not _is_inside(name, root):
@@ -162,15 +163,15 @@ class Limits:
     def refuse_upload(self, size: int) -> None:
         """Raises TrspError: the file is too large."""
         if size > self.upload_bytes:
-            allowed = f"{self.upload_bytes / 1e6:.0f} MB are allowed"
-            raise TrspError(f"The file has {size / 1e6:.0f} MB, {allowed}.", "Bring a part of it.")
+            allowed = f"{formatting.size(self.upload_bytes)} are allowed"
+            raise TrspError(f"The file has {formatting.size(size)}, {allowed}.", "Bring a part of it.")
 
     def refuse_stored(self, size: int, own: int, stored: int) -> None:
         """Raises TrspError: there is no room for `size` bytes beside what this visitor and all have stored."""
         if own + size > self.visitor_bytes:
             raise TrspError("Your share of the space for uploaded texts is used up.", "Use one that you have brought.")
         if stored + size > self.stored_bytes:
-            wait = f"Try again in {self.unread_hours:g} hours, when what no run reads is swept."
+            wait = f"Try again in {formatting.setting(self.unread_hours)} hours, when what no run reads is swept."
             raise TrspError("The space for uploaded texts is used up.", wait)
 
     def refuse_more(self, active: int) -> None:
@@ -198,9 +199,9 @@ class Limits:
         if not self.demo:
             return ""
         return (
-            f"This is a public demo: {' and '.join(self.models)}, {self.most['stage2_steps']:g} steps of stage 2, "
-            f"{self.minutes:g} minutes a run, one run at a time from one network address; a run is deleted after "
-            f"{self.days:g} days. Its address is the only way back to it."
+            f"This is a public demo: {' and '.join(self.models)}, {formatting.setting(self.most['stage2_steps'])} steps of stage 2, "
+            f"{formatting.setting(self.minutes)} minutes a run, one run at a time from one network address; a run is deleted after "
+            f"{formatting.setting(self.days)} days. Its address is the only way back to it."
         )
 
     def _may_read(self, text: str, root: Path) -> bool:

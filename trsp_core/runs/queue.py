@@ -16,7 +16,7 @@ from functools import partial
 import psutil
 
 from trsp_core.runs import retention, limits, recorder, resume
-from trsp_core import malloc, supervision
+from trsp_core import formatting, malloc, supervision
 from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig
 from trsp_core.errors import TrspError, refuse
@@ -311,7 +311,7 @@ class Jobs:
         if run.id not in self._asked:
             self._asked[run.id] = time.monotonic()
             with contextlib.suppress(TrspError):  # where its folder cannot be written, its process is told
-                run.cancel(f"Its time was over: {self.limits.minutes:g} minutes are possible here.")
+                run.cancel(f"Its time was over: {formatting.setting(self.limits.minutes)} minutes are possible here.")
 
 
 class Outlived:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from trsp_core import formatting
 from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.schema import codec
 
@@ -325,8 +326,8 @@ def check(request: Request) -> None:
 
     def within(name: str, words: str, value: float, low: float, high: float, unit: str = "") -> None:
         if not low <= value <= high:  # nor is what is not a number
-            limits = f"{low:g} to {high:,g}{unit}"
-            value_in_words = f"{value:,g}{unit}" if abs(value) < 1e300 else "no number"
+            limits = f"{formatting.setting(low)} to {formatting.setting(high)}{unit}"
+            value_in_words = f"{formatting.setting(value)}{unit}" if abs(value) < 1e300 else "no number"
             problems.append(Problem(name, f"{words}: {value_in_words} was given, {limits} is possible.",
                                     f"Take {limits}."))  # fmt: skip
 
@@ -341,7 +342,9 @@ def check(request: Request) -> None:
     else:
         models = [request.model] if isinstance(request, Importance | Influence) else []
     if any(max(len(model.removed), len(model.kept)) > MAX_LAYERS for model in models):
-        problems.append(Problem("model", f"A model of more than {MAX_LAYERS:,} layers.", "Choose another model."))
+        problems.append(
+            Problem("model", f"A model of more than {formatting.count(MAX_LAYERS)} layers.", "Choose another model.")
+        )
     if isinstance(request, Trace):
         within("text", "Text", len(request.text), 1, MAX_TEXT, " characters")
     if isinstance(request, WhatIf):

@@ -7,6 +7,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from trsp_core import formatting
 from trsp_core.schema.config import RunConfig
 
 
@@ -65,7 +66,11 @@ def told(config: RunConfig) -> str:
         return "λ₂ does nothing: the gate on the chosen layers is shut from the first step on."
     if count == steps:
         return f"λ₂ acts in all {steps} steps of stage 2."
-    reach = f", and rises to {highest:.3g} of {config.lambda_2:g}" if config.lambda_2_schedule == "ramp" else ""
+    reach = (
+        f", and rises to {formatting.figure(highest)} of {formatting.setting(config.lambda_2)}"
+        if config.lambda_2_schedule == "ramp"
+        else ""
+    )
     when = "shut in each cycle" if config.cycles > 1 else "shut"
     return f"λ₂ acts in {count} of {steps} steps of stage 2, until the gate on the chosen layers is {when}{reach}."
 

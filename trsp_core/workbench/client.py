@@ -21,7 +21,7 @@ import traceback
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from trsp_core import paths, process_limits, supervision
+from trsp_core import formatting, paths, process_limits, supervision
 from trsp_core.errors import TrspError
 from trsp_core.paths import runs_root
 from trsp_core.runs import limits
@@ -255,9 +255,9 @@ def _overdue(enquiry: _Enquiry) -> str:
     now = time.monotonic()
     grace = GRACE * (PATIENT if limits.current().stands_back else 1)
     if enquiry.stop_asked is not None and now - enquiry.stop_asked > grace:
-        return f"it did not stop within {grace:.0f} s"
+        return f"it did not stop within {formatting.duration(grace)}"
     if now - (enquiry.begun or now) > LONGEST:
-        return f"a request took more than {LONGEST:.0f} s"
+        return f"a request took more than {formatting.duration(LONGEST)}"
     return ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trsp_core import formatting
 from trsp_core.data import special_tokens
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import generation
@@ -204,7 +205,8 @@ def room(model: Model, tokens: int) -> None:
     most = model.stack.context
     if most and tokens > most:
         raise TrspError(
-            f"Prompt and new text are {tokens:,} tokens together, {model.name} reads {most:,}.",
+            f"Prompt and new text are {formatting.count(tokens)} tokens together, {model.name} reads "
+            f"{formatting.count(most)}.",
             "Write a shorter prompt, or ask for fewer tokens.",
         )
 
@@ -241,4 +243,4 @@ def _piece(tokenizer: Any, token: int) -> str:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [float(f"{v:.4g}") for v in values.tolist()]
+    return [float(format(v, ".4g")) for v in values.tolist()]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trsp_core import escaping
+from trsp_core import escaping, formatting
 from trsp_core.errors import TrspError
 from trsp_core.files import write_atomic
 from trsp_core.runs.store import Run
@@ -80,11 +80,11 @@ class Comparison:
         faults = []
         if finished and finished.repetition >= REPEATS:
             faults.append(
-                f"repeats itself: {100 * finished.repetition:.0f} % of its four-token runs had occurred before"
+                f"repeats itself: {formatting.percent(finished.repetition)} of its four-token runs had occurred before"
             )
         if trace and column and math.exp(min(trace.nats, 700)) >= UNLIKELY:
             perplexity = math.exp(min(trace.nats, 700))
-            faults.append(f"reads like gibberish: perplexity {perplexity:,.0f} to {self.columns[0].label}")
+            faults.append(f"reads like gibberish: perplexity {formatting.count(perplexity)} to {self.columns[0].label}")
         return "; ".join(faults)
 
 
@@ -187,13 +187,17 @@ def _belongs(answer: Answer, columns: int) -> bool:
 def markdown(found: Comparison) -> str:
     """The comparison as Markdown, to paste elsewhere."""
     ask = found.request
-    how = f"temperature {ask.temperature:g}, top-p {ask.top_p:g}, seed {ask.seed}" if ask.temperature else "greedy"
+    how = (
+        f"temperature {formatting.setting(ask.temperature)}, top-p {formatting.setting(ask.top_p)}, seed {ask.seed}"
+        if ask.temperature
+        else "greedy"
+    )
     template = ", in the chat template" if found.chat else ""
     parts = [f"**Prompt** ({how}{template}, at most {ask.new_tokens} tokens)", escaping.fenced(ask.prompt, "text")]
     for n, column in enumerate(found.columns):
         facts = [f"{len(column.tokens)} tokens"]
         if column.rate:
-            facts.append(f"{column.rate:.1f} tokens/s")
+            facts.append(f"{formatting.rate(column.rate)} tokens/s")
         if n and (place := found.parting(n)) is not None:
             facts.append(f"parts from {found.columns[0].label} at token {place + 1}")
         if words := found.verdict(n):

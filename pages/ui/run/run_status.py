@@ -11,6 +11,7 @@ from pages.ui.run import start
 from pages.ui.run.form import title_of
 from pages.ui.style import words
 from pages.ui.style.theme import STATUS_COLOURS, STATUS_ICONS
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.errors import TrspError
 from trsp_core.pruning import methods
@@ -39,7 +40,7 @@ def name_of(config: RunConfig, depth: int | None) -> str:
         return f"{what}, the size of {depth - frames.removals(config, depth)} of {depth} layers"
     if depth:
         return f"{what}, {frames.removals(config, depth)} of {depth} layers"
-    return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
+    return f"{what}, ratio {formatting.setting(config.ratio)}" if config.method != "manual" else what
 
 
 def when(run: Run) -> str:
@@ -64,7 +65,7 @@ def progress(run: Run, state: RunState, status: str) -> None:
     if run.cancelled():
         text = "Stopping after the step at hand"
     elif left is not None:
-        text += f" · about {words.duration(left)} left"
+        text += f" · about {formatting.duration(left)} left"
     st.progress(state.fraction, text=text)
     strip(state)
 
@@ -102,9 +103,9 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
             st.metric("Pruned", shown("pruned"))
         else:
             (_, now), (few, whole) = frames.times_dense(state, config)[1][-1], frames.compared(state, config)
-            value = "not a number" if now is None else f"{words.times(now)} dense"
+            value = f"{words.times(now)} dense"
             st.metric(f"If deleted now, on {few} of {whole} blocks", value)
-        st.metric("Time so far" if not state.ended else "Time", words.duration(state.at))
+        st.metric("Time so far" if not state.ended else "Time", formatting.duration(state.at))
 
 
 def config_of(run: Run) -> RunConfig | None:
@@ -128,7 +129,10 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
             again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
             st.button("Change", icon=":material/tune:", key="change", on_click=start.change, args=(config,))
         if server.jobs().limits.sweeps:
-            tip = f"This server deletes runs after {server.jobs().limits.days:g} days, or when the disk gets short."
+            tip = (
+                f"This server deletes runs after {formatting.setting(server.jobs().limits.days)} days, or when the "
+                "disk gets short."
+            )
             st.toggle("Keep", run.kept(), key=f"keep-{run.id}", help=tip, on_change=keep, args=(run,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         start.command(config)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import Problem, TrspError
 from trsp_core.pruning import validate
 from trsp_core.schema import codec
@@ -138,7 +138,11 @@ class _Reader:
         elif needed and not given.strip():
             self.wrong(name, "nothing was given.", f"Write a {name} of at most {most} letters.")
         elif len(given) > most:
-            self.wrong(name, f"{len(given):,} letters are too many.", f"Write at most {most:,} letters into {name}.")
+            self.wrong(
+                name,
+                f"{formatting.count(len(given))} letters are too many.",
+                f"Write at most {formatting.count(most)} letters into {name}.",
+            )
         else:
             return given.strip() if needed else given
         return ""
@@ -160,7 +164,11 @@ class _Reader:
         if not isinstance(given, list) or not given:
             self.wrong("steps", f"{_kind(given)} was given, expected a list of steps.", "Write at least one step.")
         elif len(given) > MOST_STEPS:
-            self.wrong("steps", f"{len(given):,} are too many.", f"Write at most {MOST_STEPS} steps, or two lessons.")
+            self.wrong(
+                "steps",
+                f"{formatting.count(len(given))} are too many.",
+                f"Write at most {MOST_STEPS} steps, or two lessons.",
+            )
         else:
             return given
         return []
@@ -217,7 +225,10 @@ def load(text: str | bytes) -> Lesson:
         TrspError: too long, no UTF-8, no JSON, or no lesson.
     """
     if len(text) > MOST_BYTES:
-        raise TrspError(f"A lesson of {len(text):,} bytes is too long.", f"Keep it under {MOST_BYTES:,} bytes.")
+        raise TrspError(
+            f"A lesson of {formatting.count(len(text))} bytes is too long.",
+            f"Keep it under {formatting.count(MOST_BYTES)} bytes.",
+        )
     try:
         document = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -247,7 +258,8 @@ def pack(lesson: Lesson) -> str:
     word = PACKED + base64.urlsafe_b64encode(squeezed).decode().rstrip("=")
     if len(word) > MOST_IN_LINK:
         raise TrspError(
-            f"This lesson is too long for a link: {len(word):,} letters, at most {MOST_IN_LINK:,} fit.",
+            f"This lesson is too long for a link: {formatting.count(len(word))} letters, at most "
+            f"{formatting.count(MOST_IN_LINK)} fit.",
             "Give the file itself to your class, or shorten its texts.",
         )
     return word

@@ -12,6 +12,7 @@ from pages.ui.charts import drawing, overview
 from pages.ui.run import run_status, stages
 from pages.ui.style import words
 from pages.ui.style.theme import mode
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.errors import TrspError
 from trsp_core.pruning import methods
@@ -75,8 +76,8 @@ def _source(config: RunConfig, tape: Tape) -> str:
     name = run_status.name_of(config, end.model.n_layers if end.model else None)
     few, whole = frames.compared(end, config)
     return (
-        f"{words.plain(name)}: a real run, recorded in {words.duration(end.at)} and told in "
-        f"{words.duration(tape.seconds)}. Its curves show multiples of the dense model's perplexity on "
+        f"{words.plain(name)}: a real run, recorded in {formatting.duration(end.at)} and told in "
+        f"{formatting.duration(tape.seconds)}. Its curves show multiples of the dense model's perplexity on "
         f"{frames.sample(end, config)}" + ("; sentence and figures, perplexity on all of them." if few < whole else ".")
     )
 
@@ -128,7 +129,7 @@ def _controls(run_id: str, head: Head) -> None:
             0.0,
             max(head.end, STEP),
             step=STEP,
-            format="%.0f s",
+            format=f"{formatting.C_WHOLE} s",
             key=SLIDER,
             on_change=sought,
             label_visibility="collapsed",
@@ -156,7 +157,7 @@ def told(state: RunState) -> str:
         before, after = (words.measured(by, name, live=False) for name in ("dense", "pruned"))
         ending = f"Perplexity went from {before} to {after}"
         if "direct" in by:
-            ending += f"; deleted at once, {words.perplexity(by['direct'])}"
+            ending += f"; deleted at once, {formatting.perplexity(by['direct'])}"
         return f"{_gone(state)} {ending}."
     if state.removed:
         return f"{_gone(state)} How well does the rest predict?"
