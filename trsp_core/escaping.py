@@ -69,9 +69,9 @@ def markdown(text: object) -> str:
 
 def fenced(text: object, language: str = "") -> str:
     """`text` as a code block of Markdown that nothing in it can close; its newlines are kept."""
-    shown = lines(text)
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", shown)), default=0))
-    return f"{fence}{language}\n{shown}{'' if shown.endswith(chr(10)) else chr(10)}{fence}"
+    code = lines(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", code)), default=0))
+    return f"{fence}{language}\n{code}{'' if code.endswith(chr(10)) else chr(10)}{fence}"
 
 
 def yaml(text: object) -> str:
@@ -79,14 +79,14 @@ def yaml(text: object) -> str:
     return json(str(text))
 
 
-def _spelled(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    known = {9: "\\t", 10: "\\n", 13: "\\r"}
-    return known.get(code) or (
+def _spelled(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    short = {9: "\\t", 10: "\\n", 13: "\\r"}
+    return short.get(code) or (
         f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
     )
 
 
-def _in_json(found: re.Match[str]) -> str:
+def _in_json(match: re.Match[str]) -> str:
     """As JSON spells it: in pairs of halves beyond the first 65,536."""
-    return standard_json.dumps(found[0])[1:-1] if ord(found[0]) > 127 else f"\\u{ord(found[0]):04x}"
+    return standard_json.dumps(match[0])[1:-1] if ord(match[0]) > 127 else f"\\u{ord(match[0]):04x}"

@@ -82,12 +82,12 @@ def content(path: Path, most_bytes: int = MOST_JSON) -> bytes:
     """
     try:
         with path.open("rb") as opened:
-            found = opened.read(most_bytes + 1)
+            data = opened.read(most_bytes + 1)
     except OSError as error:
         raise TrspError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    if len(found) > most_bytes:
+    if len(data) > most_bytes:
         raise TrspError(f"{path.name} has more than {formatting.size(most_bytes)}.", "Cut it to a part.")
-    return found
+    return data
 
 
 def writable(text: str, makes_folders: bool = False) -> Path:

@@ -35,7 +35,7 @@ if stacks.open:
         picture, table = st.columns([5, 4], gap="large")
         with picture:
             if state.narrowed:
-                said = f"**All {depth} layers stay, and each got narrower:** {state.narrowed.told}."
+                said = f"**All {depth} layers stay, and each got narrower:** {state.narrowed.sentence}."
                 st.markdown(f"{said} Left before; right after, as wide as its parameters are many.")
             else:
                 st.markdown(

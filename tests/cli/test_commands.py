@@ -184,7 +184,7 @@ def test_a_run_folder_that_is_taken_or_missing_is_refused(finished, tiny_model, 
 def test_a_model_too_large_for_memory_is_refused_with_the_numbers(here, tiny_model, text, monkeypatch, capsys):
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 100_000_000)
     assert main.main([*pruning(tiny_model, text)]) == 2
-    assert "0.1 GB are free" in capsys.readouterr().err
+    assert "100 MB are free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

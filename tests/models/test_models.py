@@ -279,7 +279,7 @@ def test_preflight_says_what_is_wrong_before_any_model_is_loaded(folder, monkeyp
     with pytest.raises(TrspError, match="no text"):
         preflight.preflight(validate.from_values({**base, "text": "nowhere.txt"}))
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 10**6)
-    with pytest.raises(TrspError, match="GB are free"):
+    with pytest.raises(TrspError, match="are free"):
         preflight.preflight(validate.from_values(base))
 
 
@@ -317,7 +317,7 @@ def test_loading_refuses_missing_weights_foreign_devices_and_short_memory(tiny_m
         with pytest.raises(TrspError, match="no GPU"):
             loading.load(str(tiny_model), device="cuda")
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 1000)
-    with pytest.raises(TrspError, match="GB of memory"):
+    with pytest.raises(TrspError, match="of memory"):
         loading.load(str(tiny_model), device="cpu")
 
 

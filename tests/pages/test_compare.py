@@ -355,7 +355,7 @@ def test_a_page_says_that_a_run_goes_first(script, monkeypatch):
     script.place = 2
     run = story.write(Store(), "finished")
     assert "goes first" not in texts(open_page("layers", run=run.id, off="1"))
-    monkeypatch.setattr("trsp_core.runs.queue.Jobs.goes_first", lambda self: True)
+    monkeypatch.setattr("trsp_core.runs.queue.RunQueue.goes_first", lambda self: True)
     assert "place 2 in the queue. A run is training on this machine and goes first." in texts(
         open_page("layers", run=run.id, off="1")
     )
@@ -372,9 +372,9 @@ def test_stage_2_can_be_run_on_the_set(script):
 
 def test_where_the_knowledge_went_is_told_in_numbers():
     text = importance.told([1.0, 0.4, 0.2], [1.5, 0.1, 0.1], [1, 2])
-    assert "chosen layers' importance **fell** from 0.300 to 0.100" in text
+    assert "chosen layers' importance **fell** from 0.30 to 0.10" in text
     assert "(2 of 2 fell)" in text
-    assert "other layers' importance **rose** from 1.000 to 1.500" in text
+    assert "other layers' importance **rose** from 1.00 to 1.50" in text
 
 
 def test_a_run_that_weighed_nothing_says_why_and_can_be_run_again(script):

@@ -91,7 +91,7 @@ def test_the_tile_of_a_probe_is_no_perplexity_of_all_blocks(store):
     told = cut(list(story.tell()), ev.DeletionProbed, step=3)
     with story.running(store, len(told)) as run:
         (tile,) = [m for m in open_page("run", run=run.id).metric if m.label.startswith("If deleted now")]
-    assert (tile.label, tile.value) == ("If deleted now, on 2 of 8 blocks", "4.0 × dense")  # 81 beside 20
+    assert (tile.label, tile.value) == ("If deleted now, on 2 of 8 blocks", "4.05 × dense")  # 81 beside 20
 
 
 def test_a_run_without_probes_is_drawn_from_all_blocks():
@@ -173,8 +173,8 @@ def test_no_figure_reads_nan():
     assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
         "not a number [not a"
     )
-    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
-    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
+    assert "nan" not in importance.told([0.1, math.nan, 0.3], [0.2, 0.1, 0.1], [1])
+    assert "nan" not in importance.told([0.1, math.nan, 0.3], [0.2, 0.1, math.nan], [0, 1])
 
 
 # -- a layer at the moment of its choice
@@ -231,7 +231,7 @@ def test_a_method_without_weights_claims_none():
 
 def test_on_deep_models_bars_are_too_thin_for_text():
     state = story.long_state(4, frames.MOST_LABELS + 1)
-    chosen = folded([e for _, _, e in state.told] + [ev.LayerChosen(0, 5, 1.0)])
+    chosen = folded([e for _, _, e in state.lines] + [ev.LayerChosen(0, 5, 1.0)])
     assert set(frames.stack(chosen)["label"]) == {""}
     assert frames.stack(chosen)["frozen"].sum() == 1
 

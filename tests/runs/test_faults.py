@@ -19,7 +19,7 @@ from tests import tiny, zygote
 from tests.runs.test_resume import TINY
 from trsp_core.pruning import validate
 from trsp_core.runs import process as process_module
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
 from trsp_core.schema import events
 from trsp_core.schema import messages as an
@@ -36,7 +36,7 @@ from tests import zygote
 from trsp_core.runs import process, queue
 from trsp_core.runs.store import Store
 process.start = lambda run: zygote.start_run(sys.argv[2], run)
-queue.Jobs(Store(Path(sys.argv[1])))
+queue.RunQueue(Store(Path(sys.argv[1])))
 print("up", flush=True)
 time.sleep(600)
 """
@@ -82,7 +82,7 @@ def whole(where, config, tmp_path_factory):
 
 
 def told(run):
-    return [events.stable(e) for _, _, e in run.state().told]
+    return [events.stable(e) for _, _, e in run.state().lines]
 
 
 def weights(run):
@@ -121,7 +121,7 @@ def at_its_end(run, whole):
 def test_the_child_is_killed_and_the_run_resumed(where, config, whole, tmp_path, monkeypatch, capsys):
     dice, store, counts = random.Random(SEED), Store(tmp_path), {"injected": 0, "ended before": 0, "survived": 0}
     monkeypatch.setattr(process_module, "start", lambda run: zygote.start_run(where, run))
-    queue = Jobs(store)
+    queue = RunQueue(store)
     for _ in range(TIMES):
         run = queue.submit(config)
         for _ in range(dice.choice((1, 1, 2))):  # some are killed again after they were resumed

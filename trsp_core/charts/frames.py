@@ -268,5 +268,5 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
     if name == "loss-1":
         return f"Stage 1: language-modelling loss, and {PULLS[1]}."
     if name == "loss-2":
-        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.told(config)}"
+        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.lambda_2_in_words(config)}"
     return ""

@@ -198,7 +198,7 @@ def account(figures: dict[str, Any]) -> str:
         before, after = figures["parameters"]["dense"], figures["parameters"]["pruned"]
         narrowed = figures.get("narrowed")
         gone = f"removed layers {', '.join(map(str, figures['removed']))}"
-        lines.append(f"no layer removed, all narrowed: {LayersNarrowed(**narrowed).told}" if narrowed else gone)
+        lines.append(f"no layer removed, all narrowed: {LayersNarrowed(**narrowed).sentence}" if narrowed else gone)
         lines.append(
             f"parameters {formatting.count(before)} to {formatting.count(after)} "
             f"({formatting.signed_percent(after / max(before, 1) - 1)})"

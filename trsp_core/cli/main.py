@@ -424,7 +424,7 @@ def _fetch(name: str, accepted: bool, as_json: bool) -> None:
 
 def serve_workbench(arguments: argparse.Namespace) -> int:
     """The child process of `workbench`."""
-    second = limits.current().stands_back
+    second = limits.current().workbench_yields
     if second:
         stand_back()
     from trsp_core.workbench import worker as bench

@@ -145,7 +145,7 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         choosing=round(state.phase_seconds.get("choose", 0.0), 1),
         speed=_speed(state, "pruned"),
         dense_speed=_speed(state, "dense"),
-        narrowed=state.narrowed.told if state.narrowed else "",
+        narrowed=state.narrowed.sentence if state.narrowed else "",
     )
 
 

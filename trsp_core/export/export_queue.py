@@ -78,9 +78,11 @@ class Errands:
             now = self._all.get(key)
             if now and now.running and not now.stopping:
                 return
-            if len(self._waiting) >= self.limits.errands:
-                raise TrspError(f"All {self.limits.errands} places in the queue are taken.", "Try again in a minute.")
-            self.limits.refuse_takeaway(sum(errand.visitor == visitor for errand in self._waiting))
+            if len(self._waiting) >= self.limits.export_capacity:
+                raise TrspError(
+                    f"All {self.limits.export_capacity} places in the queue are taken.", "Try again in a minute."
+                )
+            self.limits.refuse_export(sum(errand.visitor == visitor for errand in self._waiting))
             self._all[key] = Errand(run, name, module, {"run": str(run.folder), **asked}, visitor=visitor)
             self._all.move_to_end(key)
             self._waiting.append(self._all[key])
@@ -133,7 +135,7 @@ class Errands:
                 errand.running = False
 
     def _work(self, errand: Errand) -> None:
-        steps = subprocesses.run(errand.module, self.limits.errand_minutes * 60, **errand.asked)
+        steps = subprocesses.run(errand.module, self.limits.export_minutes * 60, **errand.asked)
         try:
             with contextlib.closing(steps):
                 for errand.step in steps:

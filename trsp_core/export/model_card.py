@@ -162,7 +162,7 @@ def gone(state: RunState) -> str:
         return "Nothing was removed."
     removed, before, after = state.removed, state.removed.parameters_before, state.removed.parameters
     what = f"Layers {', '.join(map(str, removed.removed))} of {len(removed.removed) + len(removed.kept)} (from 0)"
-    what = f"No layer is gone, {state.narrowed.told}" if state.narrowed else f"{what} are gone"
+    what = f"No layer is gone, {state.narrowed.sentence}" if state.narrowed else f"{what} are gone"
     return (
         f"{what}: {formatting.count(after)} parameters instead of {formatting.count(before)} "
         f"({formatting.signed_percent(after / max(before, 1) - 1)})."
@@ -198,7 +198,7 @@ def protocol(config: RunConfig, state: RunState) -> str:
                 f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of "
                 f"{found.block_length} tokens ({formatting.count(found.tokens)} predicted), {found.dtype}"
             )
-    compared = next((e.blocks for _, _, e in state.told if isinstance(e, DivergenceMeasured)), 0)
+    compared = next((e.blocks for _, _, e in state.lines if isinstance(e, DivergenceMeasured)), 0)
     kl = f" KL is of the first {compared} of the blocks." if compared else ""
     unpacked = ""
     if config.precision in PACKED and config.save_as == "merged":

@@ -42,7 +42,7 @@ HOLDING = 20  # times that a lock is tried, for a second in all
 _SCRAPS = (  # what a run's process may leave half-written; safetensors writes to .tmpXXXXXX first
     ".reserve", ".*.partial", ".tmp??????", ".summary.json.*", ".env.json.*", ".exit.json.*",
 )  # fmt: skip
-_TOLD = (  # what a run's process writes whole
+_WHOLE_FILES = (  # what a run's process writes whole
     "events.jsonl", "env.json", "summary.json", "exit.json", "stderr.log", "lock", "cancel", "model", "trained-model",
     "unproved-model", "unproved-trained-model", "proof.safetensors", "resume.safetensors", "rounds.safetensors",
 )  # fmt: skip
@@ -211,9 +211,9 @@ class Run(RunFolder):
         """Whether somebody wants it to stay, however old it gets."""
         return (self.folder / "keep").exists()
 
-    def keep(self, wanted: bool) -> None:
+    def keep(self, on: bool) -> None:
         """Let it stay, or let it go when its time has come."""
-        if wanted:
+        if on:
             (self.folder / "keep").touch()
         else:
             (self.folder / "keep").unlink(missing_ok=True)
@@ -263,7 +263,7 @@ class Run(RunFolder):
     def vanish(self) -> None:
         """Remove what a process wrote after the folder was deleted under it; nothing else."""
         if not (self.folder / "config.json").exists():
-            for part in (*self.litter(), *(self.folder / name for name in _TOLD)):
+            for part in (*self.litter(), *(self.folder / name for name in _WHOLE_FILES)):
                 _remove(part)
             with contextlib.suppress(OSError):  # it is gone, or holds what is not the run's
                 self.folder.rmdir()
@@ -425,11 +425,11 @@ class Store:
 
     def models(self, latest: int = 30) -> list[str]:
         """The models of the `latest` runs, each once."""
-        found = []
+        names = []
         for run in self.runs()[:latest]:
             with contextlib.suppress(TrspError):
-                found.append(run.config().model)
-        return list(dict.fromkeys(found))
+                names.append(run.config().model)
+        return list(dict.fromkeys(names))
 
     def delete(self, run_id: str) -> None:
         """Remove the run and all it holds.

@@ -21,7 +21,7 @@ IDLE = 600.0  # seconds for which nobody has drawn a form, after which it is let
 ROOM = 3_000_000_000  # bytes of memory that have to be free for one: it holds some 400 MB
 
 
-class Spare:
+class WarmWorker:
     """Keeps one. Its owner calls all of this in one thread, but for `prepare`."""
 
     def __init__(self) -> None:

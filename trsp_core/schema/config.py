@@ -598,7 +598,7 @@ def parse_layers(text: str) -> list[int]:
     Raises:
         TrspError: a part that is no number and no range.
     """
-    chosen: set[int] = set()
+    numbers: set[int] = set()
     for part in text.replace(" ", "").split(","):
         low, _, high = part.partition("-")
         if not low.isdecimal() or (high and not high.isdecimal()) or len(part) > 12:
@@ -608,8 +608,8 @@ def parse_layers(text: str) -> list[int]:
         last = int(high or low)
         if last > 100_000:
             raise TrspError(f"Layers: {last} is beyond any model.", "Name layers of this model, counted from 0.")
-        chosen.update(range(int(low), last + 1))
-    return sorted(chosen)
+        numbers.update(range(int(low), last + 1))
+    return sorted(numbers)
 
 
 def parse(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What a run tells: frozen events, each one line of `events.jsonl`. Past tense; values only.
+"""The events of a run, in the past tense: frozen values, each one line of `events.jsonl`.
 
 A line is `{"n": 12, "at": 3.41, "event": "LayerChosen", ...fields, "crc": "5f0c81d2"}`: `n` counts from 0, `at` is
 seconds since the run began, `crc` is the CRC-32 of what stands before it (older runs have none). Fields marked volatile
@@ -236,7 +236,7 @@ class LayersNarrowed(Event):
     parameters: int
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         counts = {"heads": self.heads, "key-value heads": self.key_value_heads, "channels": self.channels}
         parts = [f"{pair[-1]} of {pair[0]} {what}" for what, pair in counts.items() if pair]  # a damaged line has none
         return "in each layer " + ", ".join(parts)
@@ -302,7 +302,7 @@ class EventsMissing(Event):
     count: int
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         which = f"Event {self.first}" if self.count == 1 else f"Events {self.first} to {self.first + self.count - 1}"
         return f"{which} of the record cannot be read, and what stood there is missing here: the file is damaged."
 
@@ -347,5 +347,5 @@ def from_line(line: str) -> tuple[int, float, Event]:
 
 def stable(event: Event) -> dict[str, Any]:
     """The fields that are equal in two runs of equal seed on one machine."""
-    kept = {f.name: getattr(event, f.name) for f in dataclasses.fields(event) if not f.metadata.get("volatile")}
-    return {"event": type(event).__name__, **kept}
+    fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event) if not f.metadata.get("volatile")}
+    return {"event": type(event).__name__, **fields}

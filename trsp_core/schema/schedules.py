@@ -52,7 +52,7 @@ def acting(config: RunConfig) -> tuple[int, float]:
     return count, config.lambda_2 * ramp(last, config.stage2_steps, config.lambda_2_schedule) if count else 0.0
 
 
-def told(config: RunConfig) -> str:
+def lambda_2_in_words(config: RunConfig) -> str:
     """For how many steps lambda_2 acts, in a sentence."""
     steps = config.stage2_steps
     if not steps:

@@ -218,7 +218,7 @@ class Workbench:
             ticket, answer = an.unpack(line)
             if ticket == enquiry.ticket and isinstance(answer, Answer):
                 self._add(enquiry, answer)
-                if isinstance(answer, an.SetMeasured) and self._waiting and limits.current().stands_back:
+                if isinstance(answer, an.SetMeasured) and self._waiting and limits.current().workbench_yields:
                     self.cancel(ticket)  # others' figures before its sample of text
 
     def _ready(self) -> _Child:
@@ -253,7 +253,7 @@ class Workbench:
 def _overdue(enquiry: _Enquiry) -> str:
     """Why the child should be killed now; "" while it should not."""
     now = time.monotonic()
-    grace = GRACE * (PATIENT if limits.current().stands_back else 1)
+    grace = GRACE * (PATIENT if limits.current().workbench_yields else 1)
     if enquiry.stop_asked is not None and now - enquiry.stop_asked > grace:
         return f"it did not stop within {formatting.duration(grace)}"
     if now - (enquiry.begun or now) > LONGEST:

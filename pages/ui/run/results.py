@@ -62,7 +62,7 @@ def summary(state: RunState, config: RunConfig, live: bool) -> None:
     with st.container(border=True, key="result"):
         gone = f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)})"
         if state.narrowed:
-            gone = f"**No layer is gone, all {total} are narrower** ({state.narrowed.told})"
+            gone = f"**No layer is gone, all {total} are narrower** ({state.narrowed.sentence})"
         st.markdown(
             f"{gone}: {formatting.parameters(after)} parameters instead of {formatting.parameters(before)}, "
             f"{words.share(before - after, before)} fewer."

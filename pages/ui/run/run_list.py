@@ -112,7 +112,7 @@ def _actions(run: Run, config: RunConfig | None, status: str) -> None:
 def _delete(run_id: str) -> None:
     """A callback."""
     try:
-        server.jobs().cancel(run_id) if server.jobs().place(run_id) else None
+        server.run_queue().cancel(run_id) if server.run_queue().position(run_id) else None
         server.store().delete(run_id)
     except (TrspError, OSError) as error:
         session.put("delete_error", str(error))

@@ -52,11 +52,11 @@ def when(run: Run) -> str:
 
 def progress(run: Run, state: RunState, status: str) -> None:
     """The bar with the phase in words and the time left, and the strip of all phases."""
-    if status == "queued" and (trouble := server.jobs().trouble(run.id)):
+    if status == "queued" and (trouble := server.run_queue().start_failure(run.id)):
         st.error(f"**This run could not be started.** {words.plain(trouble)}", icon=":material/error:")
         return
     if status == "queued":
-        place = server.jobs().place(run.id)
+        place = server.run_queue().position(run.id)
         ahead = f"place {place} in the queue" if place > 1 else "next in the queue"
         st.progress(0.0, text=f"Waiting: {ahead}. It starts by itself; this page may be closed.")
         return
@@ -128,9 +128,10 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
                 resume_button(run, state, "resume")
             again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
             st.button("Change", icon=":material/tune:", key="change", on_click=start.change, args=(config,))
-        if server.jobs().limits.sweeps:
+        if server.run_queue().limits.deletes_runs:
             tip = (
-                f"This server deletes runs after {formatting.setting(server.jobs().limits.days)} days, or when the "
+                f"This server deletes runs after {formatting.setting(server.run_queue().limits.days)} days, or "
+                "when the "
                 "disk gets short."
             )
             st.toggle("Keep", run.kept(), key=f"keep-{run.id}", help=tip, on_change=keep, args=(run,))
@@ -164,7 +165,7 @@ def resume_refused() -> None:
 def stop(run_id: str) -> None:
     """Ask the run to stop; a callback."""
     with contextlib.suppress(TrspError):  # it was deleted meanwhile
-        server.jobs().cancel(run_id)
+        server.run_queue().cancel(run_id)
 
 
 def keep(run: Run) -> None:
@@ -176,7 +177,7 @@ def keep(run: Run) -> None:
 def go_on(run_id: str) -> None:
     """Put the run into the queue again; a callback."""
     try:
-        server.jobs().resume(run_id, session.mine(), session.visitor())
+        server.run_queue().resume(run_id, session.mine(), session.visitor())
     except (TrspError, OSError) as error:
         session.put("resume_error", words.plain(str(error)))
 

@@ -40,7 +40,7 @@ def plan() -> Plan:
         made.config = validate.from_values(session.form())
     except TrspError as error:
         made.problems = list(error.problems)
-    name, limits = session.form()["model"], server.jobs().limits
+    name, limits = session.form()["model"], server.run_queue().limits
     if refused := limits.check_model(name):
         made.problems += refused if made.config is None else []
     elif fetchable(name):
@@ -92,7 +92,7 @@ def ratio_in_words(made: Plan) -> str:
 
 def lambda_2_in_words(made: Plan) -> str:
     """For how many steps it acts."""
-    return schedules.told(made.config) if made.config else ""
+    return schedules.lambda_2_in_words(made.config) if made.config else ""
 
 
 def forecast_and_start(made: Plan) -> None:
@@ -184,10 +184,10 @@ def _refused(config: RunConfig, expected: forecast.Forecast) -> str:
 def start(config: RunConfig) -> None:
     """Look at the texts and the memory once more, queue the run and show it; say why where it cannot be."""
     try:
-        refuse(server.jobs().limits.check_run(config, server.store().root))
+        refuse(server.run_queue().limits.check_run(config, server.store().root))
         with st.spinner("Looking at the texts"):
             preflight.preflight(config)
-        run = server.jobs().submit(config, mine=session.mine(), visitor=session.visitor())
+        run = server.run_queue().submit(config, own_ids=session.mine(), visitor=session.visitor())
     except TrspError as error:
         st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")
         return
