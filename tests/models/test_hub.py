@@ -255,7 +255,7 @@ def test_a_disk_without_room_is_seen_before_the_download(hub, monkeypatch):
     from trsp_core.models import hub as hub_module
 
     monkeypatch.setattr(hub_module, "look", lambda name: look(name))
-    with pytest.raises(TrspError, match="GB are needed"):
+    with pytest.raises(TrspError, match="are needed"):
         hub_module.download(ID, lambda message, fraction: None)
     assert hub.sent == 0
 

@@ -200,9 +200,9 @@ def test_a_chosen_layer_keeps_its_number_and_weight_and_is_set_apart():
 
 def test_each_chosen_weight_was_the_least_of_those_left_at_that_moment():
     """What the captions say, of the recorded run, at every choice of the replay."""
-    tape, seen = replay.tape(RECORDED), 0
-    for moment in tape.times:
-        state = tape.state(moment)
+    timeline, seen = replay.timeline(RECORDED), 0
+    for moment in timeline.times:
+        state = timeline.state(moment)
         if len(state.rounds) == seen or state.phase != "choose":
             continue
         seen = len(state.rounds)

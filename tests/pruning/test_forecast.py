@@ -89,7 +89,7 @@ def test_a_damaged_record_of_the_machine_is_no_record(tmp_path, monkeypatch, con
 
 def test_only_the_last_rates_count(tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_HOME", str(tmp_path))
-    for rate in [1.0] * 10 + [90.0] * machine.KEPT:
+    for rate in [1.0] * 10 + [90.0] * machine.MOST_RATES:
         machine.write_rate(rate)
     assert machine.read_rate() == 90.0
 

@@ -360,7 +360,7 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
     bench_ = Workbench(command=("false",))
     request = an.Generate([an.Variant(DEMO.models[0])], "a")
     try:
-        for _ in range(DEMO.requests + 1):  # one is worked on
+        for _ in range(DEMO.requests_per_visitor + 1):  # one is worked on
             bench_.ask(request, visitor="a")
             until(lambda: bench_._working is not None)
         with pytest.raises(TrspError, match="your network address"):

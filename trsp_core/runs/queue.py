@@ -60,14 +60,14 @@ class RunQueue:
         self._failures: dict[str, str] = {}  # run to why it could not be started, where its folder could not be told
         self._marks: dict[str, str] = {}  # run to who put it into the queue, as `_mark` says it
         self._stop_times: dict[str, float] = {}  # run to the time at which it was told to stop
-        self._changed, self._closed, self._warm_worker = threading.Condition(), False, WarmWorker()
+        self._changed, self._closed, self.warm_worker = threading.Condition(), False, WarmWorker()
         self._adopt()
         self._thread = threading.Thread(target=self._serve, name="run queue", daemon=True)
         self._thread.start()
 
     def prepare(self) -> None:
         """Somebody may start a run soon."""
-        self._warm_worker.prepare()
+        self.warm_worker.prepare()
 
     def submit(self, config: RunConfig, name: str = "", own_ids: Collection[str] = (), visitor: str = "") -> Run:
         """Queue a new run, in a folder of this name where one is given.
@@ -222,7 +222,7 @@ class RunQueue:
 
     def _serve(self) -> None:
         supervision.serve(self._turn, lambda: self._closed)
-        self._warm_worker.close()
+        self.warm_worker.close()
 
     def _turn(self) -> None:
         with self._changed:
@@ -235,7 +235,7 @@ class RunQueue:
                     break
                 self._waiting.remove(run_id)
                 self._begin(Run(self.store.root / run_id))
-            self._warm_worker.attend(bool(self._children))
+            self.warm_worker.attend(bool(self._children))
         self._keep_house()
 
     def _begin(self, run: Run) -> None:
@@ -244,7 +244,7 @@ class RunQueue:
             if run.held():
                 self._join(run)  # another server or a shell has taken it up
             elif (run.folder / "queued").exists():  # else it is deleted, or was taken up and has ended
-                self._children[run.id] = self._warm_worker.take(run) or process.start(run)
+                self._children[run.id] = self.warm_worker.take(run) or process.start(run)
                 self._start_times[run.id] = time.monotonic()
         except OSError as error:
             message = f"Its process could not be started: {error.strerror or error}."
