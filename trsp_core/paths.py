@@ -1,5 +1,5 @@
-"""Paths as people write them: one that can be, a file that is there to be read, a place that can be written. Each is
-looked at before any work, and told as a refusal where it will not do.
+"""Paths as people write them, checked before any work: that one is possible, that a file is there, that one can be
+written. A path that will not do is refused.
 """
 
 from __future__ import annotations

@@ -127,10 +127,10 @@ def test_the_child_is_killed_and_the_run_resumed(where, config, whole, tmp_path,
         for _ in range(dice.choice((1, 1, 2))):  # some are killed again after they were resumed
             target = len(lines(run)) + dice.randrange(1, whole[2])
             wait_for(lambda: len(lines(run)) >= target or run.status() == "finished")  # noqa: B023
-            child = queue._children.get(run.id)
+            child = queue.children.get(run.id)
             if child:
                 child.kill()
-            wait_for(lambda: run.id not in queue._children, pause=0.01)  # noqa: B023
+            wait_for(lambda: run.id not in queue.children, pause=0.01)  # noqa: B023
             if run.status() == "finished":
                 counts["ended before"] += 1
                 break
@@ -141,7 +141,7 @@ def test_the_child_is_killed_and_the_run_resumed(where, config, whole, tmp_path,
             before = run.events_file.read_bytes()
             queue.resume(run.id)
             assert run.events_file.read_bytes().startswith(before)
-        wait_for(lambda: run.status() == "finished" and run.id not in queue._children, pause=0.01)  # noqa: B023
+        wait_for(lambda: run.status() == "finished" and run.id not in queue.children, pause=0.01)  # noqa: B023
         at_its_end(run, whole)
         counts["survived"] += 1
         store.delete(run.id)

@@ -268,7 +268,7 @@ def test_a_run_goes_first_while_it_is_at_work(runs):  # noqa: F811
         until(lambda run=run: run.status() == "running")
         assert queue.goes_first() == stands_back
         go(run)
-        until(lambda queue=queue: not queue._children)
+        until(lambda queue=queue: not queue.children)
         assert not queue.goes_first()
 
 

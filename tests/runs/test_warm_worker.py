@@ -43,8 +43,8 @@ def test_a_run_goes_on_in_the_process_that_waited(ready, tmp_path, tiny_model):
     child = until(lambda: queue.warm_worker.child)
     settings = {"block_length": 16, "measure_blocks": 4, "calibration_blocks": 4, "stage1_steps": 1, "stage2_steps": 1}
     run = queue.submit(RunConfig(model=str(tiny_model), speed_repeats=0, importance_blocks=0, kl_blocks=2, **settings))
-    until(lambda: run.id in queue._children)
-    assert queue._children[run.id] is child
+    until(lambda: run.id in queue.children)
+    assert queue.children[run.id] is child
     assert until(lambda: run.state().ended) == "finished", (run.folder / "stderr.log").read_text()
     assert child.wait(60) == 0
     assert (run.folder / "stderr.log").exists()
@@ -95,22 +95,22 @@ def test_it_ends_with_its_server(tmp_path):
 def test_it_is_made_when_nothing_is_at_work_and_let_go_when_nobody_asks(ready, monkeypatch):
     made = WarmWorker()
     made.attend(busy=False)
-    assert made._child is None, "nobody has the form open"
+    assert made.child is None, "nobody has the form open"
     made.prepare()
     made.attend(busy=True)
-    assert made._child is None, "a run is at work"
+    assert made.child is None, "a run is at work"
     made.attend(busy=False)
-    child = made._child
+    child = made.child
     assert lives(child)
     made.prepare()
     made.attend(busy=False)
-    assert made._child is child, "one is enough"
+    assert made.child is child, "one is enough"
     monkeypatch.setattr(warm_worker, "IDLE", -1.0)
     made.attend(busy=False)
-    assert made._child is None
+    assert made.child is None
     assert child.wait(60) == 0
     monkeypatch.setattr(warm_worker, "IDLE", 600.0)
     monkeypatch.setattr(warm_worker, "ROOM", 10**18)
     made.prepare()
     made.attend(busy=False)
-    assert made._child is None, "there is no room for one"
+    assert made.child is None, "there is no room for one"

@@ -88,7 +88,7 @@ def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
         prefix, _ = special_tokens.around(lambda text, around: fast.encode(text, add_special_tokens=around).ids)
         for text in short:
             own = {d: corpus_of[text] for d in ("calibration", "heldout") if _text_of(config, d) == text}
-            _cut(config, own, lambda article: fast.encode(article, add_special_tokens=False).ids, prefix)
+            cut(config, own, lambda article: fast.encode(article, add_special_tokens=False).ids, prefix)
 
 
 def prepare(config: RunConfig, tokenizer: Any) -> Texts:
@@ -107,7 +107,7 @@ def prepare(config: RunConfig, tokenizer: Any) -> Texts:
         return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
 
     prefix, _ = special_tokens.around(special_tokens.encoder(tokenizer))
-    sides = _cut(config, corpus_of, encode, prefix)
+    sides = cut(config, corpus_of, encode, prefix)
     tensors = {(s.domain, s.role): torch.tensor(s.blocks, dtype=torch.int64) for s in sides}
     names = {domain: _name(_text_of(config, domain)) for domain in corpus_of}
     return Texts(
@@ -139,11 +139,11 @@ def fingerprint(blocks: Sequence[Sequence[int]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cut(config: RunConfig, corpus_of: dict[str, Corpus], encode: Encode, prefix: list[int]) -> list[_Side]:
+def cut(config: RunConfig, corpus_of: dict[str, Corpus], encode: Encode, prefix: list[int]) -> list[_Side]:
     """The blocks of each role for which `corpus_of` has a text. No article serves two roles."""
     roles = [("calibration", "measure"), ("heldout", "measure"), ("calibration", "calibrate")]
     sources = [(d, r, _source(corpus_of[d], r)) for d, r in roles if d in corpus_of]
-    pools = {id(source): _shuffled(source, config.seed) for _, _, source in sources}
+    pools = {id(source): shuffled(source, config.seed) for _, _, source in sources}
     sides: list[_Side] = []
     for n, (domain, role, source) in enumerate(sources):
         later = sum(other is source for _, _, other in sources[n + 1 :])  # sides that still need a part of it
@@ -202,7 +202,7 @@ def _fill(
     return blocks, article_count, len(stream)
 
 
-def _shuffled(articles: Sequence[str], seed: int) -> list[str]:
+def shuffled(articles: Sequence[str], seed: int) -> list[str]:
     return random.Random(seed).sample(list(articles), len(articles))  # noqa: S311 - a reproducible split, no secret
 
 

@@ -87,7 +87,7 @@ class Limits:
         return math.isfinite(self.days) or math.isfinite(self.disk_bytes)
 
     def check_run(self, config: RunConfig, root: Path) -> list[Problem]:
-        """What is beyond the limits; `root` is the folder of runs, beside which texts that were brought are."""
+        """What is beyond the limits; `root` is the folder of runs, which holds the uploaded texts too."""
         if not self.demo:
             return []
         problems = [
@@ -206,7 +206,7 @@ class Limits:
         )
 
     def _may_read(self, text: str, root: Path) -> bool:
-        """The disk is asked last, and only for what is by its name among the texts that were brought."""
+        """The disk is asked last, and only for what is by its name among the uploaded texts."""
         return text in self.texts or (Path(text).parent == root / "uploads" and _is_inside(text, root / "uploads"))
 
 

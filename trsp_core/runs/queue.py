@@ -56,7 +56,7 @@ class RunQueue:
         self._watch_times: dict[str, float] = {}  # run to the time at which somebody looked at it
         self._last_retention, self._last_give_back = -RETENTION_EVERY, 0.0
         self._waiting: deque[str] = deque()
-        self._children: dict[str, subprocess.Popen[bytes] | AdoptedProcess] = {}
+        self.children: dict[str, subprocess.Popen[bytes] | AdoptedProcess] = {}
         self._failures: dict[str, str] = {}  # run to why it could not be started, where its folder could not be told
         self._marks: dict[str, str] = {}  # run to who put it into the queue, as `_mark` says it
         self._stop_times: dict[str, float] = {}  # run to the time at which it was told to stop
@@ -99,7 +99,7 @@ class RunQueue:
 
     def _active(self, own_ids: Collection[str], visitor: str, except_id: str = "") -> int:
         """How many runs wait or run, `except_id` aside, that are among `own_ids` or that this visitor has queued."""
-        active = {*self._waiting, *self._children} - {except_id}
+        active = {*self._waiting, *self.children} - {except_id}
         self._marks = {run_id: mark for run_id, mark in self._marks.items() if run_id in active}
         return sum(run_id in own_ids or (bool(visitor) and self._is_of(run_id, visitor)) for run_id in active)
 
@@ -111,7 +111,7 @@ class RunQueue:
 
     def goes_first(self) -> bool:
         """Whether a run is at work that the workbench stands back for."""
-        return self.limits.workbench_yields and bool(self._children)
+        return self.limits.workbench_yields and bool(self.children)
 
     def start_failure(self, run_id: str) -> str:
         """Why a run that still seems to wait could not be started: a sentence or two; else nothing."""
@@ -134,7 +134,7 @@ class RunQueue:
             if len(self._waiting) >= self.capacity:
                 raise TrspError(f"All {self.capacity} places in the queue are taken.", "Try again in a few minutes.")
             if run_id in self._waiting or (
-                run_id in self._children and run.busy()
+                run_id in self.children and run.busy()
             ):  # one that ends goes on behind that
                 raise TrspError(f"Run {run_id} is running already.", "Wait for it, or stop it.")
             self._reopen(run, visitor)
@@ -168,8 +168,8 @@ class RunQueue:
                     raise TrspError(
                         f"The folder of run {run_id} cannot be written: {error.strerror}.", "Free some space."
                     ) from error
-            elif run_id in self._children or run.held():  # whoever started it
-                if run_id not in self._children:
+            elif run_id in self.children or run.held():  # whoever started it
+                if run_id not in self.children:
                     self._join(run)
                 self._stop_times.setdefault(run_id, time.monotonic())
 
@@ -195,7 +195,7 @@ class RunQueue:
     def _join(self, run: Run) -> None:
         """Count a run that another process has started as at work."""
         holder = run.holder()
-        self._children[run.id] = AdoptedProcess(run)
+        self.children[run.id] = AdoptedProcess(run)
         self._start_times[run.id] = time.monotonic() - max(time.time() - holder.began if holder else 0.0, 0.0)
 
     def interrupt(self, seconds: float = SHUTDOWN_TIME) -> None:
@@ -203,7 +203,7 @@ class RunQueue:
         have stopped, or after `seconds`."""
         with self._changed:
             self._closed = True
-            children = {Run(self.store.root / i): child for i, child in self._children.items() if self._answers_for(i)}
+            children = {Run(self.store.root / i): child for i, child in self.children.items() if self._answers_for(i)}
         for run in children:
             with contextlib.suppress(TrspError, OSError):  # a folder that is gone, or cannot be written
                 if not run.cancelled():
@@ -227,15 +227,15 @@ class RunQueue:
     def _turn(self) -> None:
         with self._changed:
             self._changed.wait(timeout=0.5)
-            for run_id in list(self._children):
+            for run_id in list(self.children):
                 supervision.take(partial(self._attend, run_id))
-            while len(self._children) < self.workers and not self._closed:
-                run_id = next((i for i in self._waiting if i not in self._children), None)
+            while len(self.children) < self.workers and not self._closed:
+                run_id = next((i for i in self._waiting if i not in self.children), None)
                 if run_id is None:
                     break
                 self._waiting.remove(run_id)
                 self._begin(Run(self.store.root / run_id))
-            self.warm_worker.attend(bool(self._children))
+            self.warm_worker.attend(bool(self.children))
         self._keep_house()
 
     def _begin(self, run: Run) -> None:
@@ -244,7 +244,7 @@ class RunQueue:
             if run.held():
                 self._join(run)  # another server or a shell has taken it up
             elif (run.folder / "queued").exists():  # else it is deleted, or was taken up and has ended
-                self._children[run.id] = self.warm_worker.take(run) or process.start(run)
+                self.children[run.id] = self.warm_worker.take(run) or process.start(run)
                 self._start_times[run.id] = time.monotonic()
         except OSError as error:
             message = f"Its process could not be started: {error.strerror or error}."
@@ -278,7 +278,7 @@ class RunQueue:
 
     def _attend(self, run_id: str) -> None:
         """Hold a run at work to its time, make one end that was told to, and clear up behind one that has ended."""
-        child, run = self._children[run_id], Run(self.store.root / run_id)
+        child, run = self.children[run_id], Run(self.store.root / run_id)
         if child.poll() is None:
             now = time.monotonic()
             if now - self._start_times.get(run_id, now) > self.limits.minutes * 60 and self._answers_for(run_id):
@@ -300,11 +300,11 @@ class RunQueue:
             if run.held():
                 self._join(run)  # another process was quicker
             else:
-                del self._children[run_id]  # last: until then it counts as at work
+                del self.children[run_id]  # last: until then it counts as at work
 
     def _answers_for(self, run_id: str) -> bool:
         """Whether a run at work is this server's, and not that of another one that lives, or of a shell."""
-        child = self._children[run_id]
+        child = self.children[run_id]
         return not isinstance(child, AdoptedProcess) or child.orphaned()
 
     def _overdue(self, run: Run) -> None:

@@ -66,7 +66,7 @@ def _record(
 
         def write(event: Event) -> None:
             at = earlier + time.monotonic() - began
-            _append(file, events.to_line(event, folded.count, at).encode() + b"\n")
+            append(file, events.to_line(event, folded.count, at).encode() + b"\n")
             if isinstance(event, events.PhaseStarted | events.ModelSaved):
                 os.fsync(file.fileno())
             run_state.fold(folded, [(folded.count, at, event)])
@@ -105,7 +105,7 @@ def add(run: Run, event: Event) -> None:
     """Append one event to a run that no process is at; the caller holds it."""
     with run.events_file.open("ab", buffering=0) as file:
         folded = _so_far(run, file)
-        _append(file, events.to_line(event, folded.count, folded.at).encode() + b"\n")
+        append(file, events.to_line(event, folded.count, folded.at).encode() + b"\n")
         os.fsync(file.fileno())
 
 
@@ -113,7 +113,7 @@ def _so_far(run: Run, file: io.FileIO) -> RunState:
     """The state up to now. A torn last line is ended, and so left out for good."""
     lines, offset = run.read()
     if file.tell() > offset:
-        _append(file, b"\n")
+        append(file, b"\n")
     return run_state.fold(RunState(), lines)
 
 
@@ -157,7 +157,7 @@ def _there(file: io.FileIO) -> int:
     return now.st_size
 
 
-def _append(file: io.FileIO, data: bytes) -> None:
+def append(file: io.FileIO, data: bytes) -> None:
     """All of `data` at the end of `file`, or nothing of it: a disk that fills up leaves no half line.
 
     Raises:

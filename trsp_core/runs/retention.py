@@ -1,6 +1,6 @@
 """Which runs a server deletes by itself: those that ended long ago, and the oldest where the disk gets short. Never one
 that waits or runs, that somebody watches, or that is kept. Only where `Limits` says so: the open mode deletes none.
-Texts that were brought go in both modes, once no run reads them."""
+Uploaded texts go in both modes, once no run reads them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def clear_up(store: Store) -> None:
 
 
 def clear_uploads(store: Store, age: float, now: float) -> None:
-    """Remove the texts that were brought longer than `age` seconds ago and that no run reads."""
+    """Remove the texts that were uploaded more than `age` seconds ago and that no run reads."""
     folder = store.root / "uploads"
     with contextlib.suppress(OSError):  # there is none, or another server is at it
         old = [file for file in folder.iterdir() if file.is_file() and now - file.stat().st_mtime > age]

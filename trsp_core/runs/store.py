@@ -1,11 +1,11 @@
 """A run is a folder: `config.json`, `events.jsonl` (append-only, the truth), `env.json`, `stderr.log`, `model/`,
 and where it was asked for `trained-model/` (after stage 2, before deletion).
 
-`proof.safetensors` holds what the model in memory computed (`proof`), `exports/` what was made to be taken away.
-Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
-so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process ended),
-`summary.json` (made from the events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server
-goes on with it), `exports.lock` (held by the process that makes something in `exports/`).
+`proof.safetensors` holds what the model in memory computed (see `evaluation.verification`), `exports/` what was made to
+be downloaded. Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that
+runs it, so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process
+ended), `summary.json` (made from the events, to list many runs fast), `keep` (it is not deleted for its age),
+`interrupted` (the next server goes on with it), `exports.lock` (held by the process that makes something in `exports/`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.schema import codec, knobs
 from trsp_core.schema.knobs import Knob, knob
 
-SCHEMA = 1  # of config.json and events.jsonl; a folder with a higher number is refused
+SCHEMA = 1  # number of the format of config.json; a higher one is refused
 
 
 GROUPS = {
