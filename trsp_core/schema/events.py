@@ -321,7 +321,8 @@ class _Head:
 
 def to_line(event: Event, n: int, at: float) -> str:
     """One JSON line, without the newline."""
-    body = codec.encode({**codec.plain(_Head(n, round(at, 3), type(event).__name__)), **codec.plain(event)})[:-1]
+    head, fields = codec.encode(_Head(n, round(at, 3), type(event).__name__))[:-1], codec.encode(event)[1:-1]
+    body = f"{head}, {fields}" if fields else head
     return f'{body}{_SUM}{zlib.crc32(body.encode()):08x}"}}'
 
 

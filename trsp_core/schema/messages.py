@@ -247,7 +247,7 @@ class Answered(Answer):
 
 @dataclass(frozen=True)
 class Stopped(Answer):
-    """The request was stopped by whoever asked."""
+    """The request was stopped: by whoever asked, or because the workbench closed."""
 
 
 @dataclass(frozen=True)

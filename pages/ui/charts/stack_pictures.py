@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import altair as alt
@@ -22,7 +23,7 @@ def before_after(state: RunState) -> pd.DataFrame:
     rows, place, right = [], 0, 1.6 + width_left(state)
     for i, what in enumerate(fate):
         said = choice(state, i)
-        if not said and state.weight_steps and weights[i] is not None:
+        if not said and state.weight_steps and math.isfinite(weights[i]):
             said = formatting.weight(abs(weights[i]))
         weight = f"  ·  {said}" if said else ""
         rows.append(("box", 0.0, 1.0, i + 0.08, i + 0.92, what, "", i))

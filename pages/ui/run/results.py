@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import streamlit as st
 
@@ -91,7 +93,7 @@ def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> st
     direct, pruned = by.get("direct"), by.get("pruned")
     if not config.stage2_steps:
         return start + f" There was no stage 2: the layers were {'narrowed' if state.narrowed else 'deleted'} at once."
-    if direct is None or pruned is None:
+    if direct is None or not math.isfinite(direct - pruned):
         return start
     better = blocks_better(state, domain)
     verdict = "lowered" if pruned < direct else "raised"

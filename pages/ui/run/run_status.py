@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import streamlit as st
 
@@ -103,7 +104,7 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
             st.metric("Pruned", shown("pruned"))
         else:
             (_, now), (few, whole) = frames.times_dense(state, config)[1][-1], frames.compared(state, config)
-            value = f"{words.times(now)} dense"
+            value = f"{words.times(now)} dense" if math.isfinite(now) else formatting.NOT_A_NUMBER
             st.metric(f"If deleted now, on {few} of {whole} blocks", value)
         st.metric("Time so far" if not state.ended else "Time", formatting.duration(state.at))
 
