@@ -131,11 +131,8 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
         _row("note", FROM, 82, f"times dense, on {sample} blocks"),
     ]
     levels, probes = frames.times_dense(state, config)
-    direct, pruned, now = (
-        levels.get("direct"),
-        levels.get("pruned"),
-        [(step, value) for step, value in probes if math.isfinite(value)],
-    )
+    direct, pruned = levels.get("direct"), levels.get("pruned")
+    now = [(step, value) for step, value in probes if math.isfinite(value)]
     last = frames.planned_steps(state, config, 2)
     if pruned:
         now = [*now[:-1], (last, pruned)] if config.stage2_steps else [(last, pruned)]
