@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trsp_core import paths
@@ -640,9 +640,11 @@ def parse(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `config.json` holds, as it was written: no setting is checked yet."""
+    """What `config.json` holds, as it was written: no setting is checked yet. An exported `run.json` tells the
+    environment of the run too."""
 
     settings: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def settings_in(text: str) -> dict[str, Any]:
@@ -659,7 +661,7 @@ def settings_in(text: str) -> dict[str, Any]:
 
 def to_json(config: RunConfig) -> str:
     """What `config.json` holds."""
-    return codec.encode_document(Settings(config.as_dict()), SCHEMA, indent=1)
+    return codec.encode({"schema": SCHEMA, "settings": config}, indent=1)
 
 
 def _quote(value: Any) -> str:
