@@ -14,16 +14,16 @@ from trsp_core.files import write_atomic
 MOST_RATES = 5  # remembered; their median counts, so that one busy moment does not
 
 
-def require_memory(needed: int, what: str) -> None:
-    """Raise TrspError if `needed` bytes are more than what is free now.
+def require_memory(least_bytes: int, what: str) -> None:
+    """Raise TrspError if `least_bytes` are more than what is free now.
 
     Args:
         what: subject of the message: "This run".
     """
     free = available_memory()
-    if needed > free:
+    if least_bytes > free:
         raise TrspError(
-            f"{what} needs about {formatting.size(needed)} of memory, {formatting.size(free)} are free.",
+            f"{what} needs about {formatting.size(least_bytes)} of memory, {formatting.size(free)} are free.",
             "Choose a smaller model, shorter or fewer blocks a step, no training of W (--stage2-steps 0), or bfloat16.",
         )
 

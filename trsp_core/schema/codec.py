@@ -113,20 +113,20 @@ def _record(kind: type, readers: Mapping[str, Callable[[Any], Any]], value: Any)
         raise ValueError(f"a {kind.__name__} without some of its fields") from error
 
 
-def _sequence(kind: type, read: Callable[[Any], Any] | None, value: Any) -> Any:
+def _sequence(kind: type, reader: Callable[[Any], Any] | None, value: Any) -> Any:
     if not isinstance(value, list):
         raise ValueError("no list")
-    return kind(value if read is None else map(read, value))
+    return kind(value if reader is None else map(reader, value))
 
 
-def _mapping(read: Callable[[Any], Any] | None, value: Any) -> dict[str, Any]:
+def _mapping(reader: Callable[[Any], Any] | None, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("no object")
-    return value if read is None else {_str(key): read(entry) for key, entry in value.items()}
+    return value if reader is None else {_str(key): reader(entry) for key, entry in value.items()}
 
 
-def _optional(read: Callable[[Any], Any], value: Any) -> Any:
-    return None if value is None else read(value)
+def _optional(reader: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else reader(value)
 
 
 def _anything(value: Any) -> Any:

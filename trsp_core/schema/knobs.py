@@ -140,11 +140,11 @@ def number(name: str, value: Any) -> float:
     return _number(name, value, _read_float, "a number")
 
 
-def _number(name: str, value: Any, read: Callable[[Any], Any], wanted: str) -> Any:
+def _number(name: str, value: Any, reader: Callable[[Any], Any], kind: str) -> Any:
     try:
-        return read(value)
+        return reader(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TrspError(f"{name}: {_given(value)} was given, expected {wanted}.", "Give another value.") from error
+        raise TrspError(f"{name}: {_given(value)} was given, expected {kind}.", "Give another value.") from error
 
 
 def _given(value: Any) -> str:

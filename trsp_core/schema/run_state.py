@@ -250,11 +250,11 @@ def _add(event: Event, state: RunState) -> None:
 
 @_add.register
 def _(event: events.RunPlanned, state: RunState) -> None:
-    whole = [
+    phases = [
         p for p in event.phases
         if isinstance(p.get("name"), str) and isinstance(p.get("seconds"), (int, float)) and 0 <= p["seconds"] < 1e12
     ]  # fmt: skip
-    state.phases, state.forecast_bytes = whole, event.peak_bytes
+    state.phases, state.forecast_bytes = phases, event.peak_bytes
 
 
 @_add.register

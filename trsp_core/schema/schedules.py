@@ -19,9 +19,9 @@ class Span:
     steps: int
 
 
-def shared_out(whole: int, parts: int) -> list[Span]:
-    """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
+def shared_out(steps: int, parts: int) -> list[Span]:
+    """`steps` in `parts` spans as equal as can be, one after the other."""
+    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(steps, parts))]
 
 
 def lambda_2(config: RunConfig, step: int, span: Span | None = None) -> float:
@@ -97,6 +97,6 @@ def rate_factor(step: int, steps: int, schedule: str) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def ends(whole: int, parts: int) -> list[int]:
-    """Where `parts` spans of `whole` steps end, as equal as can be; 0 comes first."""
-    return [whole * n // parts for n in range(parts + 1)]
+def ends(steps: int, parts: int) -> list[int]:
+    """Where `parts` spans of `steps` end, as equal as can be; 0 comes first."""
+    return [steps * n // parts for n in range(parts + 1)]
