@@ -25,7 +25,7 @@ TRY, TRY_PART = "layers-part", "Try it yourself"
 STYLE = (  # the line above the bar fills up as the lesson goes on
     ".st-key-guide {{gap:0.4rem}} .st-key-guide-text {{max-height:24vh;overflow:auto}}"
     "[data-testid=stBottom] > div {{border-top:4px solid;"
-    "border-image:linear-gradient(to right, {done} {formatting.percent(share)}, {rest} {formatting.percent(share)}) 1}}"
+    "border-image:linear-gradient(to right, {done} {share:.0%}, {rest} {share:.0%}) 1}}"
     "[data-testid=stBottomBlockContainer] {{padding-top:0.5rem;padding-bottom:0.8rem}}"
     "@media (max-width:640px) {{.st-key-guide :has(> .st-key-guide-title) {{min-width:100%}}"
     ".st-key-guide button {{padding:0.2rem 0.5rem}}}}"
