@@ -76,9 +76,9 @@ def _percentage(share: float) -> str:
     return f"{100 * share:.{digits}f}"
 
 
-def interval(value: float, low: float, high: float, shown: Callable[[float], str]) -> str:
-    """A figure with its 95 % interval, each `shown` as its kind is: `61.2 [58.0, 64.9]`."""
-    return f"{shown(value)} [{shown(low)}, {shown(high)}]"
+def interval(value: float, low: float, high: float, kind: Callable[[float], str]) -> str:
+    """A figure with its 95 % interval: `61.2 [58.0, 64.9]`; `kind` is a function of this module, such as `ratio`."""
+    return f"{kind(value)} [{kind(low)}, {kind(high)}]"
 
 
 def count(value: float) -> str:
@@ -116,13 +116,13 @@ def seconds(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time that is awaited, to the second: `40 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = max(round(seconds), 0)
-    if whole < 90:
-        return f"{whole} s"
-    if whole < 5400:
-        minutes, rest = divmod(5 * round(whole / 5), 60)
+    total = max(round(seconds), 0)
+    if total < 90:
+        return f"{total} s"
+    if total < 5400:
+        minutes, rest = divmod(5 * round(total / 5), 60)
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(round(whole / 60), 60)
+    hours, minutes = divmod(round(total / 60), 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
