@@ -88,7 +88,7 @@ def test_what_the_product_says_of_the_docs_is_there():
     files += [ROOT / name for name in ("app.py", "Dockerfile", "Makefile", "CONTRIBUTING.md")]
     sources = {file: file.read_text("utf-8").replace('"\n    "', "").replace('\\"', '"') for file in files}
     named = [(file, page) for file, text in sources.items() for page in re.findall(r"docs/[\w-]+\.md", text)]
-    assert {file.name for file, _ in named} >= {"door.py", "Dockerfile", "CONTRIBUTING.md"}
+    assert {file.name for file, _ in named} >= {"middleware.py", "Dockerfile", "CONTRIBUTING.md"}
     assert not [(file.name, page) for file, page in named if page not in PAGES]
     for file, text in sources.items():
         for head, page in re.findall(r'[Ss]ee "([^"]+)" in (docs/[\w-]+\.md)', text):
