@@ -36,6 +36,6 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
         position="top",
     )
     guide.bar(page.url_path or "home")
-    if told := server.jobs().limits.in_words():
+    if told := server.run_queue().limits.in_words():
         st.caption(f":material/public: {told} {limits.HOW}")
     page.run()

@@ -58,7 +58,7 @@ def run() -> Iterator[Row]:
 
 def ours(shelf: Shelf, prompt: str) -> tuple[float, float]:
     """Seconds to the first token, and tokens per second in all, as the workbench answers."""
-    ask = an.Generate([{"model": MODEL}], prompt, new_tokens=NEW, trace=False)
+    ask = an.Generate([an.Variant(MODEL)], prompt, new_tokens=NEW, trace=False)
     began, count, first = time.perf_counter(), 0, 0.0
     for answer in side_by_side.stream(ask, shelf):
         if isinstance(answer, an.TokenGenerated):

@@ -36,7 +36,7 @@ class Session:
 
 def requests(number: int) -> list[an.Request]:
     """Of session `number`, unlike any other session's."""
-    text = an.Generate([{"model": MODEL}], f"A short story about the {TOPICS[number]}:", new_tokens=NEW, trace=False)
+    text = an.Generate([an.Variant(MODEL)], f"A short story about the {TOPICS[number]}:", new_tokens=NEW, trace=False)
     return [text, an.WhatIf(MODEL, [number, number + 10], sample_tokens=0)]
 
 

@@ -82,7 +82,7 @@ def child() -> Iterator[Row]:
         for _ in range(3):
             with tempfile.TemporaryDirectory() as folder:
                 made = Store(Path(folder)).create(validate.from_values(START, "quick"))
-                waits = warm_worker.Spare()
+                waits = warm_worker.WarmWorker()
                 if ready:
                     waits.prepare()
                     time.sleep(warm_worker.AFTER)

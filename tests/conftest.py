@@ -24,7 +24,7 @@ import pytest
 from tests import ROOT
 from trsp_core.experiments.plan_queue import Agenda
 from trsp_core.export.export_queue import ExportQueue
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as trsp_core sets it; tests may load torch first
@@ -118,7 +118,7 @@ def page_store(tmp_path, monkeypatch) -> Store:
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("trsp_core.runs.process.start", story.no_child)
-    monkeypatch.setattr("trsp_core.runs.queue.Jobs.prepare", lambda jobs: None)
+    monkeypatch.setattr("trsp_core.runs.queue.RunQueue.prepare", lambda queue: None)
     streamlit.cache_resource.clear()
     return Store()
 
@@ -135,7 +135,7 @@ def no_queue_outlives_its_test(monkeypatch) -> Iterator[None]:
 
         return begin
 
-    for kind in (Jobs, Agenda, ExportQueue):
+    for kind in (RunQueue, Agenda, ExportQueue):
         monkeypatch.setattr(kind, "__init__", told(kind.__init__))
     yield
     for queue in reversed(made):

@@ -8,6 +8,7 @@ template of `export.html_report`, that of pages by `pages.ui.style.words`.
 from __future__ import annotations
 
 import json as standard_json
+import math
 import re
 from typing import Any
 
@@ -45,7 +46,10 @@ def written_json(text: str) -> str:
 
 
 def csv(value: Any) -> Any:
-    """A cell of a CSV table: numbers as they are; text that a spreadsheet would compute begins with an apostrophe."""
+    """A cell of a CSV table: numbers as they are, an empty cell for what is none; text that a spreadsheet would compute
+    begins with an apostrophe."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(value)
@@ -59,9 +63,9 @@ def markdown(text: object) -> str:
 
 def fenced(text: object, language: str = "") -> str:
     """`text` as a code block of Markdown that nothing in it can close; its newlines are kept."""
-    body = lines(text)
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", body)), default=0))
-    return f"{fence}{language}\n{body}{'' if body.endswith(chr(10)) else chr(10)}{fence}"
+    code = lines(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", code)), default=0))
+    return f"{fence}{language}\n{code}{'' if code.endswith(chr(10)) else chr(10)}{fence}"
 
 
 def yaml(text: object) -> str:
@@ -71,8 +75,8 @@ def yaml(text: object) -> str:
 
 def _spelled(match: re.Match[str]) -> str:
     code = ord(match[0])
-    names = {9: "\\t", 10: "\\n", 13: "\\r"}
-    return names.get(code) or (
+    short = {9: "\\t", 10: "\\n", 13: "\\r"}
+    return short.get(code) or (
         f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
     )
 

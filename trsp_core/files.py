@@ -8,6 +8,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 
@@ -45,19 +46,21 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def make_room(folder: Path, needed: int, remedy: str) -> None:
+def make_room(folder: Path, least_bytes: int, remedy: str) -> None:
     """Create `folder`.
 
     Raises:
-        TrspError: it cannot be written, or fewer than `needed` bytes are free there.
+        TrspError: it cannot be written, or fewer than `least_bytes` are free there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise TrspError(f"The cache folder {folder} cannot be written: {error.strerror}.", remedy) from error
-    if free < needed:
-        raise TrspError(f"{needed / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free.", remedy)
+    if free < least_bytes:
+        raise TrspError(
+            f"{formatting.size(least_bytes)} are needed in {folder}, {formatting.size(free)} are free.", remedy
+        )
 
 
 def folder_size(folder: Path) -> int:

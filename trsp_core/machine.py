@@ -7,23 +7,23 @@ import json
 import statistics
 from pathlib import Path
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.files import write_atomic
 
-KEPT = 5  # measured rates; their median counts, so that one busy moment does not
+MOST_RATES = 5  # remembered; their median counts, so that one busy moment does not
 
 
-def require_memory(needed: int, what: str) -> None:
-    """Raise TrspError if `needed` bytes are more than what is free now.
+def require_memory(least_bytes: int, what: str) -> None:
+    """Raise TrspError if `least_bytes` are more than what is free now.
 
     Args:
         what: subject of the message: "This run".
     """
     free = available_memory()
-    if needed > free:
+    if least_bytes > free:
         raise TrspError(
-            f"{what} needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free.",
+            f"{what} needs about {formatting.size(least_bytes)} of memory, {formatting.size(free)} are free.",
             "Choose a smaller model, shorter or fewer blocks a step, no training of W (--stage2-steps 0), or bfloat16.",
         )
 
@@ -36,8 +36,8 @@ def available_memory() -> int:
     for limit, used, stat in _CGROUPS:
         with contextlib.suppress(OSError, ValueError):
             cached = [line.split()[1] for line in stat.read_text().splitlines() if line.startswith(_RECLAIMED)]
-            held = int(used.read_text()) - sum(int(n) for n in cached)
-            free = min(free, int(limit.read_text()) - held)  # "max" is no number: no limit
+            used_bytes = int(used.read_text()) - sum(int(n) for n in cached)
+            free = min(free, int(limit.read_text()) - used_bytes)  # "max" is no number: no limit
     return max(free, 0)
 
 
@@ -64,12 +64,12 @@ def write_rate(gflops: float) -> None:
     path = paths.home() / "machine.json"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"gflops": [*_rates(), round(gflops, 1)][-KEPT:]}))
+        write_atomic(path, json.dumps({"gflops": [*_rates(), round(gflops, 1)][-MOST_RATES:]}))
 
 
 def _rates() -> list[float]:
     try:
-        kept = json.loads((paths.home() / "machine.json").read_text("utf-8"))["gflops"]
-        return [float(r) for r in kept if float(r) > 0][-KEPT:]
+        rates = json.loads((paths.home() / "machine.json").read_text("utf-8"))["gflops"]
+        return [float(r) for r in rates if float(r) > 0][-MOST_RATES:]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -1,5 +1,5 @@
-"""Paths as people write them: one that can be, a file that is there to be read, a place that can be written. Each is
-looked at before any work, and told as a refusal where it will not do.
+"""Paths as people write them, checked before any work: that one is possible, that a file is there, that one can be
+written. A path that will not do is refused.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import stat
 from pathlib import Path
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -68,7 +69,7 @@ def file(text: str, kind: str, remedy: str, most_bytes: int = MOST_JSON) -> Path
     if not stat.S_ISREG(status.st_mode):
         raise TrspError(f"{path} is no file but a folder or a device.", remedy)
     if status.st_size > most_bytes:
-        size = f"{status.st_size / 1e6:,.0f} MB, at most {most_bytes / 1e6:.0f} MB are read"
+        size = f"{formatting.size(status.st_size)}, at most {formatting.size(most_bytes)} are read"
         raise TrspError(f"{path.name} has {size}.", "Cut it to a part.")
     return path
 
@@ -81,12 +82,12 @@ def content(path: Path, most_bytes: int = MOST_JSON) -> bytes:
     """
     try:
         with path.open("rb") as opened:
-            found = opened.read(most_bytes + 1)
+            data = opened.read(most_bytes + 1)
     except OSError as error:
         raise TrspError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    if len(found) > most_bytes:
-        raise TrspError(f"{path.name} has more than {most_bytes / 1e6:.0f} MB.", "Cut it to a part.")
-    return found
+    if len(data) > most_bytes:
+        raise TrspError(f"{path.name} has more than {formatting.size(most_bytes)}.", "Cut it to a part.")
+    return data
 
 
 def writable(text: str, makes_folders: bool = False) -> Path:

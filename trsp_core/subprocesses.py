@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trsp_core import paths, process_limits
+from trsp_core import formatting, paths, process_limits
 from trsp_core.errors import TrspError
 
 GRACE = 10.0  # seconds that a child which is not wanted any more has to clear up
@@ -112,7 +112,8 @@ def run(module: str, seconds: float = math.inf, **asked: Any) -> Generator[Step]
     except Ended as ended:
         if ended.late:
             raise TrspError(
-                f"It took more than {seconds / 60:g} minutes, and was ended.", "Try again when less goes on here."
+                f"It took more than {formatting.setting(seconds / 60)} minutes, and was ended.",
+                "Try again when less goes on here.",
             ) from ended
         if "error" in last:
             raise TrspError(last["error"], last["remedy"]) from ended

@@ -7,6 +7,7 @@ from pages.ui.charts import drawing, stack_pictures
 from pages.ui.run import importance, run_list, run_status
 from pages.ui.style import theme, words
 from pages.ui.what_if import panel
+from trsp_core import formatting
 from trsp_core.charts import frames
 
 url_state.title("Layers")
@@ -34,7 +35,7 @@ if stacks.open:
         picture, table = st.columns([5, 4], gap="large")
         with picture:
             if state.narrowed:
-                said = f"**All {depth} layers stay, and each got narrower:** {state.narrowed.told}."
+                said = f"**All {depth} layers stay, and each got narrower:** {state.narrowed.sentence}."
                 st.markdown(f"{said} Left before; right after, as wide as its parameters are many.")
             else:
                 st.markdown(
@@ -47,7 +48,7 @@ if stacks.open:
         with table:
             frame = frames.layer_table(state)
             alt = "Each layer's weight, fate and size."
-            two = st.column_config.NumberColumn(format="%.2f", width="small")
+            two = st.column_config.NumberColumn(format=formatting.C_FIGURE, width="small")
             columns = {"Layer": st.column_config.NumberColumn(width="small"), **dict.fromkeys(frame.columns[2:], two)}
             height = min(35 * (len(frame) + 1) + 3, 1100)  # pixels
             st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, column_config=columns)

@@ -22,7 +22,7 @@ def show_form() -> None:
     st.markdown("#### More settings")
     form.more(made.problems)
     session.write_address()
-    server.jobs().prepare()
+    server.run_queue().prepare()
 
 
 def show_run(run_id: str) -> None:

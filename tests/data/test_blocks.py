@@ -75,7 +75,7 @@ def test_a_split_is_disjoint_whatever_is_asked_for(count, words, seed, measure, 
     other = one if same else Corpus(tuple(articles(count, words, "b")))
     tokenizer = Words()
     try:
-        sides = data._cut(config, {"calibration": one, "heldout": other}, lambda t: tokenizer(t).input_ids, [])
+        sides = data.cut(config, {"calibration": one, "heldout": other}, lambda t: tokenizer(t).input_ids, [])
     except TrspError:  # too short
         assert count * words < 2 * (12 + 12 + 8 + 3 * words)
         return
@@ -264,7 +264,7 @@ def test_hub_texts_measure_on_their_own_test_part(monkeypatch):
     assert all(how.get("streaming") for name, *_, how in asked if "c4" in name)
     both = Corpus(tuple(articles(30)), tuple(articles(30, mark="r")))
     words = Words()
-    sides = data._cut(settings(), {"calibration": both, "heldout": both}, lambda t: words(t).input_ids, [])
+    sides = data.cut(settings(), {"calibration": both, "heldout": both}, lambda t: words(t).input_ids, [])
     names = {v: k[0] for k, v in words.ids.items()}
     assert [{names[i] for b in s.blocks for i in b} for s in sides] == [{"r"}, {"r"}, {"a"}]
 
@@ -280,4 +280,4 @@ def test_a_hub_out_of_reach_says_what_works_without(monkeypatch):
 
 
 def test_the_order_of_articles_does_not_depend_on_python(file):
-    assert data._shuffled(list("abcdef"), 3) == random.Random(3).sample(list("abcdef"), 6)
+    assert data.shuffled(list("abcdef"), 3) == random.Random(3).sample(list("abcdef"), 6)

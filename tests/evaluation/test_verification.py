@@ -110,7 +110,7 @@ def test_a_model_that_comes_back_otherwise_is_not_kept_and_the_run_has_failed(
     assert not (run.folder / which).exists()
     assert (run.folder / f"unproved-{which}").is_dir()
     assert state.perplexity["pruned"].keys() == {"calibration", "heldout"}, "what was measured stays"
-    assert not any(isinstance(event, ev.ModelSaved) for _, _, event in state.told)
+    assert not any(isinstance(event, ev.ModelSaved) for _, _, event in state.lines)
 
 
 def test_a_model_that_was_proved_lies_in_its_place_with_what_it_computed(tmp_path, tiny_model, text):
@@ -119,7 +119,7 @@ def test_a_model_that_was_proved_lies_in_its_place_with_what_it_computed(tmp_pat
     assert state.ended == "finished"
     assert sorted(part.name for part in run.folder.iterdir() if "model" in part.name) == ["model", "trained-model"]
     assert verification.check(run.model_folder, run.proof_file).problems == []
-    told = [event for _, _, event in state.told]
+    told = [event for _, _, event in state.lines]
     begun = told.index(ev.PhaseStarted("save", 4))
     assert [event.done for event in told[begun:] if isinstance(event, ev.Progressed)] == [1, 2, 3, 4]
 

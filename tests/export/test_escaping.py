@@ -210,7 +210,7 @@ def test_the_licence_of_a_card_is_a_text(tmp_path):
 
 
 def test_a_comparison_to_paste_holds_no_markup_of_strangers():
-    asked = an.Generate([{"model": "m", "label": HOSTILE}], HOSTILE)
+    asked = an.Generate([an.Variant("m", label=HOSTILE)], HOSTILE)
     found = transcript.gather(asked, [an.TokenGenerated(0, 1, HOSTILE, 0.1)])
     text = transcript.markdown(found)
     assert steers(text) == []

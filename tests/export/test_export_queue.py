@@ -113,7 +113,7 @@ def test_what_is_asked_for_twice_is_made_once(store, child):
 
 def test_places_are_bounded_and_a_demo_uploads_nothing(store, child):
     runs = [story.write(store, "finished") for _ in range(4)]
-    queue = ExportQueue(dataclasses.replace(OPEN, errands=2))
+    queue = ExportQueue(dataclasses.replace(OPEN, export_capacity=2))
     ask(queue, runs[0], "report.html")
     until(lambda: child[0])
     ask(queue, runs[1], "report.html")
@@ -164,7 +164,7 @@ def test_a_failure_is_told_where_it_belongs_and_the_next_one_is_served(store, mo
 
 def test_an_errand_whose_time_is_over_is_ended(store):
     before = psutil.Process().children()
-    run, queue = story.write(store, "finished"), ExportQueue(dataclasses.replace(OPEN, errand_minutes=0.0005))
+    run, queue = story.write(store, "finished"), ExportQueue(dataclasses.replace(OPEN, export_minutes=0.0005))
     ask(queue, run, "report.html")
     (errand,) = queue.of(run)
     until(lambda: not errand.running)

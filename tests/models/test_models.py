@@ -265,7 +265,7 @@ def test_a_damaged_download_is_refused_and_leaves_nothing(home, tmp_path, monkey
 
 def test_a_full_disk_is_seen_before_the_download(home, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(TrspError, match="GB are needed"):
+    with pytest.raises(TrspError, match="are needed"):
         list(download.fetch("smollm2-135m", limits.current()))
 
 
@@ -280,7 +280,7 @@ def test_preflight_says_what_is_wrong_before_any_model_is_loaded(folder, monkeyp
     with pytest.raises(TrspError, match="no text"):
         preflight.preflight(validate.from_values({**base, "text": "nowhere.txt"}))
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 10**6)
-    with pytest.raises(TrspError, match="GB are free"):
+    with pytest.raises(TrspError, match="are free"):
         preflight.preflight(validate.from_values(base))
 
 
@@ -318,7 +318,7 @@ def test_loading_refuses_missing_weights_foreign_devices_and_short_memory(tiny_m
         with pytest.raises(TrspError, match="no GPU"):
             loading.load(str(tiny_model), device="cuda")
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 1000)
-    with pytest.raises(TrspError, match="GB of memory"):
+    with pytest.raises(TrspError, match="of memory"):
         loading.load(str(tiny_model), device="cpu")
 
 

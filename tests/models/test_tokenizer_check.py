@@ -249,12 +249,12 @@ def test_eval_refuses_it_too(grown, tmp_path, capsys):
 @pytest.mark.parametrize(
     "request_",
     [
-        an.Generate([{"model": "{}"}], "From Zanzibar", new_tokens=2),
-        an.Trace([{"model": "{}"}], "The river", " crosses Zanzibar"),
+        an.Generate([an.Variant("")], "From Zanzibar", new_tokens=2),
+        an.Trace([an.Variant("")], "The river", " crosses Zanzibar"),
     ],
 )
 def test_compare_refuses_it_too(request_, grown):
-    asked = dataclasses.replace(request_, columns=[{"model": str(grown)}])
+    asked = dataclasses.replace(request_, columns=[an.Variant(str(grown))])
     work = side_by_side.stream if isinstance(asked, an.Generate) else side_by_side.trace
     with pytest.raises(TrspError, match=f"token id {tiny.V}"):
         list(work(asked, model_cache.Shelf()))
@@ -265,6 +265,6 @@ def test_a_text_is_not_read_by_a_model_that_lacks_a_row_for_it(grown, tmp_path):
     wide = tmp_path / "wide"
     tiny.build(vocab_size=tiny.V + 8).save_pretrained(wide)
     libraries.load_tokenizer(grown).save_pretrained(wide)
-    asked = an.Trace([{"model": str(wide)}, {"model": str(grown)}], "The river", " crosses Zanzibar")
+    asked = an.Trace([an.Variant(str(wide)), an.Variant(str(grown))], "The river", " crosses Zanzibar")
     told = [a.column for a in side_by_side.trace(asked, model_cache.Shelf()) if isinstance(a, an.TextTraced)]
     assert told == [0]

@@ -132,13 +132,13 @@ def test_a_prompt_is_asked_of_the_chosen_models(script):
     assert "did not keep its pruned model" in texts(app)
     app = press(app, "write")
     (request,) = script.asked.values()
-    assert [c["label"] for c in request.columns] == ["Dense", "Deleted at once"]
-    assert request.columns[1]["removed"] == sorted(story.CHOSEN)
+    assert [c.label for c in request.columns] == ["Dense", "Deleted at once"]
+    assert request.columns[1].removed == sorted(story.CHOSEN)
     assert query(app, "ask") == "ticket0"
     assert "Leaves Dense at token 2" in texts(app)
     assert "repeats itself: 50 %" in texts(app).replace("\\", "")
     assert "reads like gibberish" in texts(app)
-    assert "**20.0 tokens/s**" in texts(app)
+    assert "**20 tokens/s**" in texts(app)
 
 
 def test_a_text_is_shown_letter_by_letter(script):
@@ -155,8 +155,8 @@ def test_a_pruned_model_that_was_kept_is_offered(script):
     press(open_page("compare", run=run.id), "write")
     (request,) = script.asked.values()
     pruned = request.columns[1]
-    assert (pruned["label"], pruned["kept"]) == ("Pruned", [0, 1, 4, 5])
-    assert pruned["model"] == str(run.model_folder)
+    assert (pruned.label, pruned.kept) == ("Pruned", [0, 1, 4, 5])
+    assert pruned.model == str(run.model_folder)
 
 
 def test_the_model_before_deletion_is_offered_where_it_was_kept_and_missed_in_words_where_not(script):
@@ -171,8 +171,8 @@ def test_the_model_before_deletion_is_offered_where_it_was_kept_and_missed_in_wo
     press(app, "write")
     (request,) = script.asked.values()
     before, pruned = request.columns[1:]
-    assert (before["model"], before["kept"]) == (str(run.trained_folder), list(range(story.L)))
-    assert (pruned["base"], pruned["kept"]) == (str(run.trained_folder), [0, 1, 4, 5])
+    assert (before.model, before.kept) == (str(run.trained_folder), list(range(story.L)))
+    assert (pruned.base, pruned.kept) == (str(run.trained_folder), [0, 1, 4, 5])
 
 
 def test_a_model_without_a_chat_template_is_named(script):
@@ -244,7 +244,7 @@ def test_kept_files_that_are_damaged_are_refused(script):
 
 
 def test_markdown_cannot_be_broken_out_of():
-    request = an.Generate([{"label": "Dense"}], "a\n```\n# b", new_tokens=8)
+    request = an.Generate([an.Variant("", label="Dense")], "a\n```\n# b", new_tokens=8)
     text = transcript.markdown(transcript.gather(request, [an.TokenGenerated(0, 1, "````", 0.1)]))
     assert "````text\na\n```\n# b\n````" in text
     assert "`````text\n````\n`````" in text
@@ -355,7 +355,7 @@ def test_a_page_says_that_a_run_goes_first(script, monkeypatch):
     script.place = 2
     run = story.write(Store(), "finished")
     assert "goes first" not in texts(open_page("layers", run=run.id, off="1"))
-    monkeypatch.setattr("trsp_core.runs.queue.Jobs.goes_first", lambda self: True)
+    monkeypatch.setattr("trsp_core.runs.queue.RunQueue.goes_first", lambda self: True)
     assert "place 2 in the queue. A run is training on this machine and goes first." in texts(
         open_page("layers", run=run.id, off="1")
     )
@@ -372,9 +372,9 @@ def test_stage_2_can_be_run_on_the_set(script):
 
 def test_where_the_knowledge_went_is_told_in_numbers():
     text = importance.told([1.0, 0.4, 0.2], [1.5, 0.1, 0.1], [1, 2])
-    assert "chosen layers' importance **fell** from 0.300 to 0.100" in text
+    assert "chosen layers' importance **fell** from 0.30 to 0.10" in text
     assert "(2 of 2 fell)" in text
-    assert "other layers' importance **rose** from 1.000 to 1.500" in text
+    assert "other layers' importance **rose** from 1.00 to 1.50" in text
 
 
 def test_a_run_that_weighed_nothing_says_why_and_can_be_run_again(script):

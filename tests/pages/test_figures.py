@@ -18,6 +18,7 @@ from pages.ui.tour import player
 from pages.ui.what_if import history
 from tests import ROOT, story
 from tests.pages.test_pages import open_page, texts
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.experiments import plan_results
 from trsp_core.export import html_report
@@ -90,7 +91,7 @@ def test_the_tile_of_a_probe_is_no_perplexity_of_all_blocks(store):
     told = cut(list(story.tell()), ev.DeletionProbed, step=3)
     with story.running(store, len(told)) as run:
         (tile,) = [m for m in open_page("run", run=run.id).metric if m.label.startswith("If deleted now")]
-    assert (tile.label, tile.value) == ("If deleted now, on 2 of 8 blocks", "4.0 × dense")  # 81 beside 20
+    assert (tile.label, tile.value) == ("If deleted now, on 2 of 8 blocks", "4.05 × dense")  # 81 beside 20
 
 
 def test_a_run_without_probes_is_drawn_from_all_blocks():
@@ -168,12 +169,12 @@ def test_no_figure_reads_nan():
     assert words.measured({"dense": None}, "dense", live=True) == "not a number"
     assert words.measured({}, "dense", live=True) == "being measured"
     assert words.measured({}, "dense", live=False) == "not measured"
-    assert words.perplexity(math.nan) == words.perplexity(math.inf) == "not a number"
+    assert formatting.perplexity(math.nan) == formatting.perplexity(math.inf) == "not a number"
     assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
         "not a number [not a"
     )
-    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
-    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
+    assert "nan" not in importance.told([0.1, math.nan, 0.3], [0.2, 0.1, 0.1], [1])
+    assert "nan" not in importance.told([0.1, math.nan, 0.3], [0.2, 0.1, math.nan], [0, 1])
 
 
 # -- a layer at the moment of its choice
@@ -199,9 +200,9 @@ def test_a_chosen_layer_keeps_its_number_and_weight_and_is_set_apart():
 
 def test_each_chosen_weight_was_the_least_of_those_left_at_that_moment():
     """What the captions say, of the recorded run, at every choice of the replay."""
-    tape, seen = replay.tape(RECORDED), 0
-    for moment in tape.times:
-        state = tape.state(moment)
+    timeline, seen = replay.timeline(RECORDED), 0
+    for moment in timeline.times:
+        state = timeline.state(moment)
         if len(state.rounds) == seen or state.phase != "choose":
             continue
         seen = len(state.rounds)
@@ -230,7 +231,7 @@ def test_a_method_without_weights_claims_none():
 
 def test_on_deep_models_bars_are_too_thin_for_text():
     state = story.long_state(4, frames.MOST_LABELS + 1)
-    chosen = folded([e for _, _, e in state.told] + [ev.LayerChosen(0, 5, 1.0)])
+    chosen = folded([e for _, _, e in state.lines] + [ev.LayerChosen(0, 5, 1.0)])
     assert set(frames.stack(chosen)["label"]) == {""}
     assert frames.stack(chosen)["frozen"].sum() == 1
 
@@ -245,7 +246,7 @@ def test_numbers_in_words():
     assert [words.ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
         *("1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th")
     ]
-    assert words.times(2.44) == "2.4 ×"
+    assert words.times(2.44) == "2.44 ×"
 
 
 # -- lambda_2, on form and page

@@ -78,7 +78,7 @@ def test_a_page_shows_a_damaged_run(store, cases, capsys):
         ("events.jsonl", lines(damaged(st.sampled_from(ONE_OF_EACH)), 30)),
         ("summary.json", as_bytes(damaged(st.just(states.summary(RunState()))))),
         ("exit.json", as_bytes(damaged(st.just({"returncode": -9})))),
-        (KEPT, as_bytes(damaged(st.just([json.loads(an.pack("", an.Generate([{"model": "x"}], "The river")))])))),
+        (KEPT, as_bytes(damaged(st.just([json.loads(an.pack("", an.Generate([an.Variant("x")], "The river")))])))),
     ]
     cases_of = st.sampled_from(files).flatmap(lambda pair: st.tuples(st.just(pair[0]), pair[1]))
 

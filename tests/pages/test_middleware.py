@@ -397,4 +397,4 @@ def test_words_that_turn_the_demo_off(word, monkeypatch):
 def test_each_limit_of_a_demo_is_a_limit():
     """A field that is new, and that the demo leaves as wide as the open mode, has to be named here."""
     same = {f.name for f in dataclasses.fields(DEMO) if getattr(DEMO, f.name) == getattr(OPEN, f.name)}
-    assert same <= {"places", "workers"}
+    assert same <= {"queue_capacity", "workers"}

@@ -21,6 +21,7 @@ from pages.ui.app_state import server, uploads
 from pages.ui.charts import drawing, stack_pictures
 from pages.ui.style import words
 from tests import ROOT, story
+from trsp_core import formatting
 from trsp_core.charts import frames as series
 from trsp_core.cli import run_figures
 from trsp_core.errors import TrspError
@@ -272,7 +273,7 @@ def test_a_text_that_cannot_be_used_is_refused_at_the_start(content, said, store
 def test_a_model_too_large_for_memory_is_refused_with_both_numbers(tiny_model, monkeypatch):
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 100_000_000)
     app = open_page("run", model=str(tiny_model), **story.SMALL)
-    assert re.search(r"needs about .* GB .* 0.1 GB are free", app.error[0].value.replace("\\", ""))
+    assert re.search(r"needs about .* 100 MB are free", app.error[0].value.replace("\\", ""))
     assert app.get_by_key("start").disabled
 
 
@@ -497,10 +498,10 @@ def test_plain_text_is_no_markdown(text, shown):
 
 
 def test_figures_in_words():
-    assert words.duration(200) == "3 min 20 s"
-    assert words.size(93_000_000) == "93 MB"
-    assert words.perplexity(288298.0) == "2.9e+05"
-    assert words.perplexity(None) == "not a number"
+    assert formatting.duration(200) == "3 min 20 s"
+    assert formatting.size(93_000_000) == "93 MB"
+    assert formatting.perplexity(288298.0) == "2.9e+05"
+    assert formatting.perplexity(None) == "not a number"
     assert words.layers([13, 3, 14, 15, 26, 27]) == "3, 13 to 15, 26, 27"
 
 
@@ -589,11 +590,11 @@ def test_the_list_resumes_what_broke_off_and_says_why_where_it_cannot(store):
     app = open_page("runs")
     assert [b.key for b in app.button if b.key.startswith("resume-")] == [f"resume-{run.id}"]
     assert done.status() == "finished"
-    server.jobs().places = 0
+    server.run_queue().capacity = 0
     app.get_by_key(f"resume-{run.id}").click().run()
     assert "places in the queue are taken" in texts(app)
     assert run.status() == "cancelled"
-    server.jobs().places = 8
+    server.run_queue().capacity = 8
     app = open_page("runs")
     assert "places in the queue are taken" not in texts(app), "it is said once"
     app.get_by_key(f"resume-{run.id}").click().run()

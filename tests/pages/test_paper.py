@@ -11,9 +11,9 @@ import pytest
 from pages.ui.app_state import session
 from pages.ui.evidence import faq
 from pages.ui.paper import departures, equations
-from pages.ui.style import words
 from tests import story
 from tests.pages.test_pages import ROOT, open_page, texts
+from trsp_core import formatting
 from trsp_core.experiments import grid_results
 from trsp_core.pruning import validate
 from trsp_core.runs.store import Store
@@ -71,7 +71,7 @@ def test_an_answer_changes_with_its_record():
     sweep = found.sweeps["choice"]
     before = faq.gates(found)
     value = grid_results.perplexity(sweep.of("output"), "heldout").value
-    assert words.perplexity(value) in " ".join(before)
+    assert formatting.perplexity(value) in " ".join(before)
     for losses in sweep.of("output")[0].losses.values():
         losses[:] = [loss + 1 for loss in losses]
     try:

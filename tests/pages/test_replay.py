@@ -17,7 +17,7 @@ from tests import story
 from tests.pages.test_pages import ROOT, chart_specs, open_page, texts
 from trsp_core.runs import replay
 from trsp_core.runs.recorder import record
-from trsp_core.runs.replay import Head
+from trsp_core.runs.replay import Playhead
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import codec, run_state
 from trsp_core.schema import events as ev
@@ -60,10 +60,10 @@ def test_a_moment_of_the_replay_is_the_live_run_at_that_event(store):
     live: list[RunState] = []
     run = store.create(story.CONFIG)
     record(run, story.tell(), lambda seen, _: live.append(copy.deepcopy(seen)))
-    tape = replay.tape(run)
-    assert len(live) == len(tape.lines) > 50
-    for moment in tape.times:
-        shown, then = tape.state(moment), live[tape.count(moment) - 1]
+    timeline = replay.timeline(run)
+    assert len(live) == len(timeline.lines) > 50
+    for moment in timeline.times:
+        shown, then = timeline.state(moment), live[timeline.count(moment) - 1]
         assert replace(shown, at=0, between=0) == replace(then, **_rounded(shown, then), at=0, between=0)
 
 
@@ -77,20 +77,22 @@ def _rounded(shown: RunState, then: RunState) -> dict:
 
 def test_a_run_cut_anywhere_folds_to_what_the_replay_shows_there(tmp_path):
     """The recorded run's file, cut behind each event, is read as a page reads a live one."""
-    tape, raw = replay.tape(RECORDED), RECORDED.events_file.read_bytes().splitlines(keepends=True)
+    timeline, raw = replay.timeline(RECORDED), RECORDED.events_file.read_bytes().splitlines(keepends=True)
     half = Run(tmp_path)
-    for moment in tape.times[::3]:
-        half.events_file.write_bytes(b"".join(raw[: tape.count(moment)]))
-        assert half.state() == tape.state(moment)
+    for moment in timeline.times[::3]:
+        half.events_file.write_bytes(b"".join(raw[: timeline.count(moment)]))
+        assert half.state() == timeline.state(moment)
 
 
 def test_the_clock_is_squeezed_to_half_a_minute_and_keeps_the_order():
-    tape = replay.tape(RECORDED)
-    assert tape.seconds == pytest.approx(replay.SECONDS)
-    assert tape.times == sorted(tape.times)
-    first = next(m for m, (_, _, e) in zip(tape.times, tape.lines, strict=True) if isinstance(e, ev.StageOneStepped))
+    timeline = replay.timeline(RECORDED)
+    assert timeline.seconds == pytest.approx(replay.SECONDS)
+    assert timeline.times == sorted(timeline.times)
+    first = next(
+        m for m, (_, _, e) in zip(timeline.times, timeline.lines, strict=True) if isinstance(e, ev.StageOneStepped)
+    )
     assert first < 2.0, "something has to move at once"
-    assert max(b - a for a, b in zip(tape.times, tape.times[1:], strict=False)) < 1.0, "a pause was left in"
+    assert max(b - a for a, b in zip(timeline.times, timeline.times[1:], strict=False)) < 1.0, "a pause was left in"
 
 
 @given(some.lists(some.floats(0, 1e5), min_size=1, max_size=40))
@@ -103,35 +105,35 @@ def test_no_run_is_told_slower_than_it_happened_nor_longer_than_the_limit(gaps):
                 lines.append((n, at, ev.Progressed(n)))
             return lines, 0
 
-    tape = replay.tape(Told(replay.FOLDER))
-    assert tape.times == sorted(tape.times)
-    assert tape.seconds <= min(replay.SECONDS, sum(gaps)) + 1e-6
-    assert tape.count(tape.seconds) == len(gaps)
+    timeline = replay.timeline(Told(replay.FOLDER))
+    assert timeline.times == sorted(timeline.times)
+    assert timeline.seconds <= min(replay.SECONDS, sum(gaps)) + 1e-6
+    assert timeline.count(timeline.seconds) == len(gaps)
 
 
 def test_a_head_plays_stops_at_the_end_and_plays_again():
-    head = Head(10.0).look(50.0)
+    head = Playhead(10.0).look(50.0)
     assert (head.at, head.playing) == (0.0, True)
     assert head.look(51.0).at == pytest.approx(1.0)
     assert head.at_speed(4.0).look(51.0).at == pytest.approx(4.0)
     assert head.pause().look(60.0).at == 0.0
-    assert head.look(500.0).at == replay.STALL, "a tab in the background watches nothing"
+    assert head.look(500.0).at == replay.LONGEST_LOOK, "a tab in the background watches nothing"
     done = replace(head, at=9.9).look(51.0)
     assert (done.at, done.playing) == (10.0, False)
     assert (done.play().at, done.play().playing) == (0.0, True)
     assert replace(head, at=4.0, playing=False).play().look(99.0).at == 4.0, "the pause counts as watched"
-    assert Head(0.0).look(1.0).playing is False
+    assert Playhead(0.0).look(1.0).playing is False
 
 
 def test_a_slow_browsers_echo_is_no_wish_to_go_back():
-    head = Head(36.0)
+    head = Playhead(36.0)
     for second in range(6):
         head = head.look(50.0 + second)
-    assert head.seek(head.shown[0]) is head
+    assert head.seek(head.recent[0]) is head
     sought = head.seek(3.0)
     assert (sought.at, sought.playing) == (3.0, False)
     assert head.seek(99.0).at == 36.0
-    assert all(p * 100 % 1 for p in head.shown[:-1] if p), "a slider's own positions are never taken for echoes"
+    assert all(p * 100 % 1 for p in head.recent[:-1] if p), "a slider's own positions are never taken for echoes"
 
 
 @pytest.mark.parametrize("folder", ["recorded", "story", "narrow"])
@@ -142,9 +144,9 @@ def test_the_figure_has_one_spec_and_whole_frames_at_every_moment(store, folder)
         run = store.create(config)
         record(run, told())
     known = set(re.findall(r"datum\.kind == '([\w-]+)'", json.dumps(overview.spec("light"))))
-    seen, tape = set(), replay.tape(run)
-    for moment in tape.times:
-        frame = overview.frame(tape.state(moment), config)
+    seen, timeline = set(), replay.timeline(run)
+    for moment in timeline.times:
+        frame = overview.frame(timeline.state(moment), config)
         assert list(frame.columns) == overview.COLUMNS
         assert frame[["x", "x2", "y", "y2", "opacity"]].notna().all().all()
         assert frame["opacity"].between(0, 1).all()
@@ -219,7 +221,7 @@ def test_any_run_is_replayed_the_same_way(store, clock, status):
     told = run.read()[0]  # by a recorder in no time; a real run has half a second and more between its events
     run.events_file.write_text("".join(ev.to_line(event, n, n / 2) + "\n" for n, _, event in told), "utf-8")
     app = open_page("home", replay=run.id)
-    app.get_by_key("player-moment").set_value(replay.tape(run).seconds).run()
+    app.get_by_key("player-moment").set_value(replay.timeline(run).seconds).run()
     assert not app.exception
     wanted = "2 of 6 layers are gone" if status == "finished" else "This run ended here"
     assert wanted in texts(app)

@@ -61,7 +61,7 @@ def write(store: Store, ending: ev.Event) -> Run:
     with run.events_file.open("w", encoding="utf-8") as file:
         for n, event in enumerate(tell(ending)):
             file.write(ev.to_line(event, n, n * 0.5) + "\n")
-    columns = [{"model": PLANTED, "label": f"{n} {PLANTED}"} for n in range(2)]
+    columns = [an.Variant(PLANTED, label=f"{n} {PLANTED}") for n in range(2)]
     asked = an.Generate(columns, PLANTED, chat=True)
     lines = [json.loads(an.pack("", line)) for line in (asked, *_answers())]
     (run.folder / "comparisons").mkdir()

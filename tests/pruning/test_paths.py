@@ -126,10 +126,10 @@ ENDLESS = [math.nan, math.inf, -math.inf, 10**400, -1, 1e308]
 
 
 def hostile_requests() -> list[an.Request]:
-    sound = {"model": "smollm2-135m"}
+    sound = an.Variant("smollm2-135m")
     found: list[an.Request] = []
     for name in [*NO_PATHS, "/dev/full", "/"]:
-        column = {"model": name}
+        column = an.Variant(name)
         found += [an.Generate([column], "The river"), an.Trace([column], "a", "b"), an.WhatIf(name, [1]),
                   an.Importance(column), an.Influence(column)]  # fmt: skip
     for value in ENDLESS:
@@ -137,7 +137,8 @@ def hostile_requests() -> list[an.Request]:
         found += [an.Generate([sound], "The river", **{field: value}) for field in fields]
         found += [an.WhatIf("smollm2-135m", [1], sample_tokens=value), an.WhatIf("smollm2-135m", [value])]
     found += [an.Generate([sound] * 500, "x"), an.WhatIf("smollm2-135m", [1] * 500)]
-    found += [an.Generate([sound | {"removed": list(range(5000))}], "x"), an.Generate([sound], "x" * 10**6)]
+    many = an.Variant("smollm2-135m", removed=list(range(5000)))
+    found += [an.Generate([many], "x"), an.Generate([sound], "x" * 10**6)]
     return found
 
 

@@ -36,13 +36,13 @@ class TestAnneal:
         quick = validate.from_values({}, "quick")
         assert [schedules.lambda_2(quick, n) for n in (1, 7, 8, 30)] == pytest.approx([1 / 3, 7 / 3, 0.0, 0.0])
         assert schedules.acting(quick) == (7, pytest.approx(7 / 3))
-        assert schedules.told(quick).startswith("λ₂ acts in 7 of 30 steps of stage 2, until the gate ")
-        assert schedules.told(quick).endswith(" is shut, and rises to 2.33 of 10.")
+        assert schedules.lambda_2_in_words(quick).startswith("λ₂ acts in 7 of 30 steps of stage 2, until the gate ")
+        assert schedules.lambda_2_in_words(quick).endswith(" is shut, and rises to 2.33 of 10.")
         level = dataclasses.replace(quick, lambda_2_schedule="constant")
         assert [schedules.lambda_2(level, n) for n in (1, 7, 8)] == [10.0, 10.0, 0.0]
         ungated = dataclasses.replace(quick, anneal=0.0)
         assert schedules.lambda_2(ungated, 30) == 10.0
-        assert schedules.told(ungated) == "λ₂ acts in all 30 steps of stage 2."
+        assert schedules.lambda_2_in_words(ungated) == "λ₂ acts in all 30 steps of stage 2."
 
     @pytest.mark.parametrize(
         ("settings", "said"),
@@ -55,7 +55,7 @@ class TestAnneal:
         ],
     )
     def test_the_form_says_where_it_does_nothing(self, settings, said):
-        assert said in schedules.told(validate.from_values(settings, "quick"))
+        assert said in schedules.lambda_2_in_words(validate.from_values(settings, "quick"))
 
     @given(
         steps=some.integers(1, 60),

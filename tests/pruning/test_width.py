@@ -223,7 +223,7 @@ def test_a_run_narrows_measures_and_keeps_it(control, tmp_path, own_text):
     figures = summary(folded)
     assert "ceiling" not in figures["speed"]
     assert figures["narrowed"]["channels"] == event.channels
-    assert json.loads(json.dumps(codec.values(event))) == codec.values(event)
+    assert json.loads(json.dumps(codec.plain(event))) == codec.plain(event)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert sum(p.numel() for p in again.parameters()) == event.parameters
     assert len(discovery.find(again).layers) == DEPTH

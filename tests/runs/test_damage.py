@@ -381,7 +381,7 @@ def test_the_power_may_go_at_any_moment(times, store, whole, monkeypatch):
         disk.lose_power(run.folder)
         left = run.state()
         assert left.missing == []
-        begun = [n for n, _, e in before.told if isinstance(e, events.PhaseStarted)]
+        begun = [n for n, _, e in before.lines if isinstance(e, events.PhaseStarted)]
         assert left.count > begun[-1], f"after event {stop}: whole phases were lost"
         if left.count:
             resume.reopen(run)

@@ -19,7 +19,7 @@ from tests import tiny, zygote
 from tests.runs.test_resume import TINY
 from trsp_core.pruning import validate
 from trsp_core.runs import process as process_module
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
 from trsp_core.schema import events
 from trsp_core.schema import messages as an
@@ -36,7 +36,7 @@ from tests import zygote
 from trsp_core.runs import process, queue
 from trsp_core.runs.store import Store
 process.start = lambda run: zygote.start_run(sys.argv[2], run)
-queue.Jobs(Store(Path(sys.argv[1])))
+queue.RunQueue(Store(Path(sys.argv[1])))
 print("up", flush=True)
 time.sleep(600)
 """
@@ -82,7 +82,7 @@ def whole(where, config, tmp_path_factory):
 
 
 def told(run):
-    return [events.stable(e) for _, _, e in run.state().told]
+    return [events.stable(e) for _, _, e in run.state().lines]
 
 
 def weights(run):
@@ -121,16 +121,16 @@ def at_its_end(run, whole):
 def test_the_child_is_killed_and_the_run_resumed(where, config, whole, tmp_path, monkeypatch, capsys):
     dice, store, counts = random.Random(SEED), Store(tmp_path), {"injected": 0, "ended before": 0, "survived": 0}
     monkeypatch.setattr(process_module, "start", lambda run: zygote.start_run(where, run))
-    queue = Jobs(store)
+    queue = RunQueue(store)
     for _ in range(TIMES):
         run = queue.submit(config)
         for _ in range(dice.choice((1, 1, 2))):  # some are killed again after they were resumed
             target = len(lines(run)) + dice.randrange(1, whole[2])
             wait_for(lambda: len(lines(run)) >= target or run.status() == "finished")  # noqa: B023
-            child = queue._children.get(run.id)
+            child = queue.children.get(run.id)
             if child:
                 child.kill()
-            wait_for(lambda: run.id not in queue._children, pause=0.01)  # noqa: B023
+            wait_for(lambda: run.id not in queue.children, pause=0.01)  # noqa: B023
             if run.status() == "finished":
                 counts["ended before"] += 1
                 break
@@ -141,7 +141,7 @@ def test_the_child_is_killed_and_the_run_resumed(where, config, whole, tmp_path,
             before = run.events_file.read_bytes()
             queue.resume(run.id)
             assert run.events_file.read_bytes().startswith(before)
-        wait_for(lambda: run.status() == "finished" and run.id not in queue._children, pause=0.01)  # noqa: B023
+        wait_for(lambda: run.status() == "finished" and run.id not in queue.children, pause=0.01)  # noqa: B023
         at_its_end(run, whole)
         counts["survived"] += 1
         store.delete(run.id)
@@ -198,7 +198,7 @@ def test_the_workbench_is_killed_and_answers_the_next_request(where, config, mon
 
     monkeypatch.setattr(client.subprocess, "Popen", popen)
     bench = client.Workbench()
-    request = an.Generate([{"model": config.model}], "The river", new_tokens=24, trace=True)
+    request = an.Generate([an.Variant(config.model)], "The river", new_tokens=24, trace=True)
     try:
         expected = bench.read(ticket := bench.ask(request))
         wait_for(lambda: bench.read(ticket).ending is not None)

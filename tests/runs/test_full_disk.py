@@ -46,14 +46,14 @@ from trsp_core.runs.store import Run
 
 ROOM = 100_000
 run = Run(Path(sys.argv[1]))
-written = recorder._append
+written = recorder.append
 
 def append(file, data):  # a disk of ROOM bytes, shared by all of the run's files
     if run.size() + len(data) > ROOM:
         raise OSError(28, "No space left on device")
     written(file, data)
 
-recorder._append = append
+recorder.append = append
 ended = recorder.record(run, (Noted("x" * 300) for _ in range(1000)))
 print(ended.ended, run.size() <= ROOM)
 """

@@ -26,7 +26,7 @@ from trsp_core.paths import runs_root
 from trsp_core.pruning import validate
 from trsp_core.runs import limits, retention
 from trsp_core.runs.limits import DEMO, OPEN
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import messages as an
 from trsp_core.schema.config import RunConfig
@@ -57,8 +57,8 @@ def test_the_open_mode_refuses_nothing(tmp_path):
     OPEN.refuse_hub("any/thing")
     OPEN.refuse_push()
     OPEN.refuse_plans()
-    OPEN.refuse_more(100)
-    assert not OPEN.sweeps
+    OPEN.refuse_run(100)
+    assert not OPEN.deletes_runs
 
 
 @pytest.mark.parametrize("preset", ["quick", "standard"])
@@ -68,7 +68,7 @@ def test_a_demo_takes_its_presets(preset, tmp_path):
 
 
 BEYOND = {
-    **{name: {name: type(getattr(RunConfig(), name))(most + 1)} for name, most in DEMO.most.items()},
+    **{name: {name: type(getattr(RunConfig(), name))(most + 1)} for name, most in DEMO.highest.items()},
     "a model of the hub": {"model": "owner/name"},
     "a folder": {"model": "/tmp/model"},
     "a text of the hub": {"text": "c4"},
@@ -81,7 +81,7 @@ BEYOND = {
 
 @pytest.mark.parametrize("case", BEYOND)
 def test_the_queue_of_a_demo_refuses_what_is_beyond_its_limits(case, runs, demo):  # noqa: F811
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     with pytest.raises(TrspError) as refused:
         queue.submit(settings(**BEYOND[case]))
     assert refused.value.remedy
@@ -103,13 +103,13 @@ def test_a_demo_reads_texts_that_were_brought_to_it_alone(tmp_path):
 
 
 def test_one_run_at_a_time_for_a_visitor_and_the_next_visitor_waits_behind(runs, demo):  # noqa: F811
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first = queue.submit(settings())
     until(lambda: first.status() == "running")
     with pytest.raises(TrspError, match="one at a time"):
-        queue.submit(settings(), mine=[first.id])
-    other = queue.submit(settings(), mine=["20260101-000000-ffffffffffffffff"])
-    assert queue.place(other.id) == 1
+        queue.submit(settings(), own_ids=[first.id])
+    other = queue.submit(settings(), own_ids=["20260101-000000-ffffffffffffffff"])
+    assert queue.position(other.id) == 1
     go(first)
     until(lambda: other.status() == "running")
     queue.cancel(other.id)
@@ -117,21 +117,21 @@ def test_one_run_at_a_time_for_a_visitor_and_the_next_visitor_waits_behind(runs,
     until(lambda: (other.folder / "exit.json").exists())
     with pytest.raises(TrspError):
         queue.resume(other.id + "0")
-    third = queue.submit(settings(), mine=[first.id, other.id])
+    third = queue.submit(settings(), own_ids=[first.id, other.id])
     until(lambda: third.status() == "running")
     with pytest.raises(TrspError, match="one at a time"):
-        queue.resume(other.id, mine=[third.id])
+        queue.resume(other.id, own_ids=[third.id])
     go(third)
 
 
 def test_a_run_beyond_the_limits_cannot_be_resumed_in_a_demo(runs, demo):  # noqa: F811
     run = story.write(runs, "cancelled", settings(stage2_steps=5000))
     with pytest.raises(TrspError, match="5000"):
-        Jobs(runs).resume(run.id)
+        RunQueue(runs).resume(run.id)
 
 
 def test_a_run_whose_time_is_over_is_stopped_and_says_so(runs):  # noqa: F811
-    queue = Jobs(runs, bounds=dataclasses.replace(OPEN, minutes=0.01))
+    queue = RunQueue(runs, bounds=dataclasses.replace(OPEN, minutes=0.01))
     run = queue.submit(RunConfig())
     until(lambda: run.status() == "cancelled")
     assert "Its time was over" in run.state().stopped_why
@@ -151,19 +151,19 @@ def test_a_demo_asks_no_hub_and_pushes_nothing(demo, runs):  # noqa: F811
     with pytest.raises(TrspError, match="uploads nothing"):
         next(iter(checkpoint.export(story.write(runs, "finished"), push="owner/name", token="t")))
     with pytest.raises(TrspError, match="no plans"):
-        Agenda(runs, Jobs(runs)).start("ablation")
+        Agenda(runs, RunQueue(runs)).start("ablation")
 
 
 REQUESTS = {
-    "a folder": an.Generate([{"model": "/etc"}], "a"),
-    "a base": an.Generate([{"model": "smollm2-135m", "base": "owner/name"}], "a"),
+    "a folder": an.Generate([an.Variant("/etc")], "a"),
+    "a base": an.Generate([an.Variant("smollm2-135m", base="owner/name")], "a"),
     "a hub id": an.WhatIf("owner/name", [1]),
     "a file": an.WhatIf("smollm2-135m", [1], text="/etc/passwd"),
-    "another file": an.Importance({"model": "smollm2-135m"}, heldout="/etc/passwd"),
-    "a long prompt": an.Generate([{"model": "smollm2-135m"}], "a" * 1001),
-    "a long text": an.Trace([{"model": "smollm2-135m"}], "a", "b" * 1001),
-    "a long answer": an.Generate([{"model": "smollm2-135m"}], "a", new_tokens=129),
-    "out of the runs": an.Generate([{"model": "{root}/x/../../y"}], "a"),
+    "another file": an.Importance(an.Variant("smollm2-135m"), heldout="/etc/passwd"),
+    "a long prompt": an.Generate([an.Variant("smollm2-135m")], "a" * 1001),
+    "a long text": an.Trace([an.Variant("smollm2-135m")], "a", "b" * 1001),
+    "a long answer": an.Generate([an.Variant("smollm2-135m")], "a", new_tokens=129),
+    "out of the runs": an.Generate([an.Variant("{root}/x/../../y")], "a"),
 }
 
 
@@ -174,7 +174,7 @@ def test_the_workbench_of_a_demo_refuses_the_same(case, demo, tmp_path, monkeypa
     try:
         with pytest.raises(TrspError):
             bench.ask(REQUESTS[case])
-        inside = an.Generate([{"model": str(tmp_path / "run" / "model"), "base": "smollm2-135m"}], "a")
+        inside = an.Generate([an.Variant(str(tmp_path / "run" / "model"), base="smollm2-135m")], "a")
         assert bench.ask(inside)
     finally:
         bench.close()
@@ -202,10 +202,10 @@ def test_old_runs_go_and_those_that_somebody_needs_stay(tmp_path):
     kept.keep(True)
     with story.running(store) as live:
         aged(live, 8)
-        assert set(retention.sweep(store, bounds, {watched.id})) == {old.id, orphan.id}
+        assert set(retention.delete_due(store, bounds, {watched.id})) == {old.id, orphan.id}
     assert {r.id for r in store.runs()} == {fresh.id, kept.id, watched.id, waiting.id, live.id}
     kept.keep(False)
-    assert kept.id in retention.sweep(store, bounds)
+    assert kept.id in retention.delete_due(store, bounds)
 
 
 def test_a_full_quota_takes_the_oldest_first_and_stops_when_it_is_enough(tmp_path):
@@ -214,20 +214,20 @@ def test_a_full_quota_takes_the_oldest_first_and_stops_when_it_is_enough(tmp_pat
     for run in many:
         (run.folder / "weights").write_bytes(b"x" * 100_000)
     many[0].keep(True)
-    assert retention.sweep(store, dataclasses.replace(OPEN, disk_bytes=360_000)) == [many[1].id, many[2].id]
+    assert retention.delete_due(store, dataclasses.replace(OPEN, disk_bytes=360_000)) == [many[1].id, many[2].id]
 
 
 def test_the_open_mode_deletes_no_run(tmp_path):
     store = Store(tmp_path)
     run = aged(story.write(store, "finished"), 5000)
-    assert retention.sweep(store, OPEN) == []
+    assert retention.delete_due(store, OPEN) == []
     assert store.runs() == [run]
 
 
 def test_a_clock_that_jumps_back_sweeps_nothing(tmp_path):
     store = Store(tmp_path)
     run = aged(story.write(store, "finished"), -400)
-    assert retention.sweep(store, DEMO) == []
+    assert retention.delete_due(store, DEMO) == []
     assert store.runs() == [run]
 
 
@@ -239,7 +239,7 @@ def test_what_killed_processes_left_is_cleared_up(tmp_path):
     (run.folder / ".model.partial").mkdir()
     (run.folder / ".resume.safetensors.partial").write_bytes(b"x")
     (run.folder / ".tmpab12CD").write_bytes(b"x")  # of safetensors
-    retention.sweep(store, OPEN)
+    retention.delete_due(store, OPEN)
     assert list(tmp_path.glob(".*")) == list(run.folder.glob(".*")) == []
 
 
@@ -249,7 +249,7 @@ def test_the_workbench_of_a_demo_takes_what_a_run_leaves(monkeypatch):
         monkeypatch.setenv("TRSP_DEMO", demo)
         workbench = Workbench()
         try:
-            workbench.wait(workbench.ask(an.Generate([{"model": DEMO.models[0]}], "A prompt", new_tokens=1)), 60)
+            workbench.wait(workbench.ask(an.Generate([an.Variant(DEMO.models[0])], "A prompt", new_tokens=1)), 60)
             process = workbench.process_id()
             assert process, "it lives on"
             assert os.sched_getscheduler(process) == policy
@@ -262,13 +262,13 @@ def test_the_workbench_of_a_demo_takes_what_a_run_leaves(monkeypatch):
 
 def test_a_run_goes_first_while_it_is_at_work(runs):  # noqa: F811
     for stands_back in (False, True):
-        queue = Jobs(runs, bounds=dataclasses.replace(OPEN, stands_back=stands_back))
+        queue = RunQueue(runs, bounds=dataclasses.replace(OPEN, workbench_yields=stands_back))
         assert not queue.goes_first()
         run = queue.submit(RunConfig())
         until(lambda run=run: run.status() == "running")
         assert queue.goes_first() == stands_back
         go(run)
-        until(lambda queue=queue: not queue._children)
+        until(lambda queue=queue: not queue.children)
         assert not queue.goes_first()
 
 
@@ -308,13 +308,13 @@ def test_what_was_done_when_the_cancel_came_is_told():
 
 
 def test_nine_tabs_of_one_address_do_not_fill_the_queue(runs, demo):  # noqa: F811
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first = queue.submit(settings(), visitor="203.0.113.9")
     for _ in range(8):
         with pytest.raises(TrspError, match="your network address"):
             queue.submit(settings(), visitor="203.0.113.9")
     others = [queue.submit(settings(), visitor=f"198.51.100.{n}") for n in range(3)]
-    assert [queue.place(run.id) for run in others[-1:]] == [3]
+    assert [queue.position(run.id) for run in others[-1:]] == [3]
     until(lambda: first.status() == "running")
     with pytest.raises(TrspError, match="your network address"):  # at work it counts as before
         queue.submit(settings(), visitor="203.0.113.9")
@@ -332,12 +332,12 @@ def test_nine_tabs_of_one_address_do_not_fill_the_queue(runs, demo):  # noqa: F8
 
 
 def test_a_queue_knows_its_visitors_after_a_restart_and_names_none(runs, demo):  # noqa: F811
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     working, waiting = (queue.submit(settings(), visitor=f"203.0.113.{n}") for n in range(2))
     until(lambda: working.status() == "running")
     queue.close()
     assert "203.0.113" not in (waiting.folder / "queued").read_text("utf-8")
-    later = Jobs(runs)
+    later = RunQueue(runs)
     with pytest.raises(TrspError, match="your network address"):
         later.submit(settings(), visitor="203.0.113.1")
     later.cancel(waiting.id)
@@ -346,7 +346,7 @@ def test_a_queue_knows_its_visitors_after_a_restart_and_names_none(runs, demo): 
 
 def test_a_run_that_goes_on_counts_for_who_resumes_it(runs, demo):  # noqa: F811
     stopped = story.write(runs, "cancelled", settings())
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     queue.resume(stopped.id, visitor="203.0.113.7")
     with pytest.raises(TrspError, match="your network address"):
         queue.submit(settings(), visitor="203.0.113.7")
@@ -358,9 +358,9 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
     waiting = threading.Event()
     monkeypatch.setattr("trsp_core.workbench.client.Workbench._work", lambda *_: waiting.wait(60))
     bench_ = Workbench(command=("false",))
-    request = an.Generate([{"model": DEMO.models[0]}], "a")
+    request = an.Generate([an.Variant(DEMO.models[0])], "a")
     try:
-        for _ in range(DEMO.requests + 1):  # one is worked on
+        for _ in range(DEMO.requests_per_visitor + 1):  # one is worked on
             bench_.ask(request, visitor="a")
             until(lambda: bench_._working is not None)
         with pytest.raises(TrspError, match="your network address"):
@@ -375,7 +375,7 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
     try:
         errands.start(run, "0.html", "report", "a")
         until(lambda: not errands._waiting)
-        for n in range(1, DEMO.takeaways + 1):
+        for n in range(1, DEMO.exports_per_visitor + 1):
             errands.start(run, f"{n}.html", "report", "a")
         with pytest.raises(TrspError, match="your network address"):
             errands.start(run, "9.html", "report", "a")
@@ -433,7 +433,7 @@ def test_a_demo_does_not_tell_what_is_on_its_disk(path, demo, no_disk, page_stor
         config = settings(**{knob: path})
         assert DEMO.check_run(config, page_store.root)
     for request in (an.WhatIf(path, [1]), an.WhatIf("smollm2-135m", [1], text=path),
-                    an.Generate([{"model": path}], "a")):  # fmt: skip
+                    an.Generate([an.Variant(path)], "a")):  # fmt: skip
         with pytest.raises(TrspError):
             DEMO.check_request(request, page_store.root)
     assert no_disk == []
@@ -465,9 +465,9 @@ def test_texts_that_no_run_reads_are_swept(tmp_path):
     story.write(store, "queued", settings(heldout=str(folder / "heldout.txt")))
     (tmp_path / "20260101-000000-aaaa").mkdir()
     (tmp_path / "20260101-000000-aaaa" / "config.json").write_text("not a config", "utf-8")
-    retention.sweep(store, OPEN)
+    retention.delete_due(store, OPEN)
     assert len(list(folder.iterdir())) == 5, "in the open mode they have a day"
-    retention.sweep(store, DEMO)
+    retention.delete_due(store, DEMO)
     assert sorted(f.name for f in folder.iterdir()) == ["fresh.txt", "heldout.txt", "read.txt"]
 
 

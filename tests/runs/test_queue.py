@@ -10,8 +10,8 @@ import pytest
 from tests import story
 from trsp_core.errors import TrspError
 from trsp_core.runs import process, recorder
-from trsp_core.runs import queue as jobs
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs import queue as run_queue
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
 from trsp_core.schema import events
 from trsp_core.schema.config import RunConfig
@@ -63,11 +63,11 @@ def go(run):
 
 
 def test_runs_go_one_at_a_time_in_order(runs):
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first, second, third = (queue.submit(RunConfig()) for _ in range(3))
     until(lambda: first.status() == "running")
     assert (second.status(), third.status()) == ("queued", "queued")
-    assert [queue.place(r.id) for r in (first, second, third)] == [0, 1, 2]
+    assert [queue.position(r.id) for r in (first, second, third)] == [0, 1, 2]
     go(first)
     until(lambda: second.status() == "running")
     assert first.status() == "finished"
@@ -80,7 +80,7 @@ def test_runs_go_one_at_a_time_in_order(runs):
 
 
 def test_as_many_run_at_once_as_there_are_workers(runs):
-    queue = Jobs(runs, workers=2)
+    queue = RunQueue(runs, workers=2)
     many = [queue.submit(RunConfig()) for _ in range(3)]
     until(lambda: [r.status() for r in many] == ["running", "running", "queued"])
     for run in many:
@@ -89,7 +89,7 @@ def test_as_many_run_at_once_as_there_are_workers(runs):
 
 
 def test_places_in_the_queue_are_bounded(runs):
-    queue = Jobs(runs, places=2)
+    queue = RunQueue(runs, capacity=2)
     first = queue.submit(RunConfig())
     until(lambda: first.status() == "running")
     queue.submit(RunConfig())
@@ -100,12 +100,12 @@ def test_places_in_the_queue_are_bounded(runs):
 
 
 def test_a_waiting_run_that_is_cancelled_never_starts(runs):
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first, second, third = (queue.submit(RunConfig()) for _ in range(3))
     until(lambda: first.status() == "running")
     queue.cancel(second.id)
     assert second.status() == "cancelled"
-    assert queue.place(third.id) == 1
+    assert queue.position(third.id) == 1
     go(first)
     until(lambda: third.status() == "running")
     assert [type(e).__name__ for _, _, e in second.read()[0]] == ["RunCancelled"]
@@ -113,7 +113,7 @@ def test_a_waiting_run_that_is_cancelled_never_starts(runs):
 
 
 def test_a_running_run_stops_at_its_next_event(runs):
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     run = queue.submit(RunConfig())
     until(lambda: run.status() == "running")
     queue.cancel(run.id)
@@ -128,8 +128,8 @@ def test_a_run_that_does_not_stop_is_made_to(runs, monkeypatch):
         "with run.hold():\n    time.sleep(600)\n'''\nimport sys", 1)  # fmt: skip
     original = process.start
     monkeypatch.setattr(process, "start", lambda run: original(run, deaf))
-    monkeypatch.setattr(jobs, "GRACE", 0.3)
-    queue = Jobs(runs)
+    monkeypatch.setattr(run_queue, "GRACE", 0.3)
+    queue = RunQueue(runs)
     run = queue.submit(RunConfig())
     until(lambda: run.status() == "running")
     queue.cancel(run.id)
@@ -141,7 +141,7 @@ def test_a_child_that_dies_at_once_leaves_a_lost_run_and_the_queue_goes_on(runs,
     original = process.start
     programs = iter(["raise SystemExit(7)", CHILD])
     monkeypatch.setattr(process, "start", lambda run: original(run, next(programs)))
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     until(lambda: first.status() == "lost")
     assert "code 7" in first.hint()
@@ -150,23 +150,23 @@ def test_a_child_that_dies_at_once_leaves_a_lost_run_and_the_queue_goes_on(runs,
 
 
 def test_a_new_server_takes_over_what_waits_and_leaves_what_runs(runs):
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     until(lambda: first.status() == "running")
     queue.workers = 0  # the old server is gone: it starts nothing any more
-    again = Jobs(runs)
+    again = RunQueue(runs)
     time.sleep(1.5)
     assert first.status() == "running"
-    assert again.place(second.id) == 1, "what runs counts: one at a time is what this machine was given for"
+    assert again.position(second.id) == 1, "what runs counts: one at a time is what this machine was given for"
     go(first)
     until(lambda: second.status() == "running")
-    assert again.place(second.id) == 0
+    assert again.position(second.id) == 0
     go(second)
     until(lambda: second.status() == "finished")
 
 
 def test_a_deleted_run_in_the_queue_is_skipped(runs):
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first, second, third = (queue.submit(RunConfig()) for _ in range(3))
     until(lambda: first.status() == "running")
     runs.delete(second.id)
@@ -187,8 +187,8 @@ def test_what_ended_is_not_started_again(runs):
     run = runs.create(RunConfig())
     (run.folder / "queued").touch()
     recorder.record(run, (e for e in [events.RunFinished(0)]))
-    again = Jobs(runs)
-    assert again.place(run.id) == 0
+    again = RunQueue(runs)
+    assert again.position(run.id) == 0
     assert run.status() == "finished"
 
 
@@ -196,12 +196,12 @@ def test_a_closed_queue_starts_nothing_and_the_next_one_takes_over(tmp_path, mon
     started = []
     monkeypatch.setattr(process, "start", lambda run: started.append(run.id) or story.no_child(run))
     store = Store(tmp_path)
-    first = Jobs(store)
+    first = RunQueue(store)
     first.close()
     run = first.submit(story.CONFIG)
     assert not started
     assert run.status() == "queued"
-    Jobs(store)
+    RunQueue(store)
     deadline = time.monotonic() + 20
     while not started and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -209,7 +209,7 @@ def test_a_closed_queue_starts_nothing_and_the_next_one_takes_over(tmp_path, mon
 
 
 def test_a_stopped_run_is_queued_again_and_goes_on_in_its_folder(runs):
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     run = queue.submit(RunConfig())
     until(lambda: run.status() == "running")
     queue.cancel(run.id)
@@ -224,13 +224,13 @@ def test_a_stopped_run_is_queued_again_and_goes_on_in_its_folder(runs):
 
 
 def test_a_server_that_has_to_end_stops_its_runs_and_the_next_goes_on_with_them(runs):
-    queue = Jobs(runs)
+    queue = RunQueue(runs)
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     until(lambda: first.status() == "running")
     queue.interrupt()
     assert (first.status(), second.status()) == ("cancelled", "queued")
     queue.close()
-    Jobs(runs)
+    RunQueue(runs)
     until(lambda: "running" in (first.status(), second.status()))
     assert {first.status(), second.status()} == {"running", "queued"}
     go(first)

@@ -73,7 +73,7 @@ def go(run, stop=None, step=None):
 
 def told(run):
     """All that counts of a run, but for times and the plan's seconds."""
-    return [events.stable(e) for _, _, e in run.state().told]
+    return [events.stable(e) for _, _, e in run.state().lines]
 
 
 def weights(run):
@@ -141,7 +141,7 @@ def test_what_the_chart_shows_has_no_step_twice(text, tmp_path):
             go(run, step=step)
         except Killed:
             folded = run.state()
-    assert folded.count > len(folded.told)
+    assert folded.count > len(folded.lines)
     folded = run.state()
     assert [s.step for s in folded.gap_steps] == [1, 2, 3, 4, 5]
     assert [s.step for s in folded.weight_steps] == [1, 2, 3, 4]
@@ -276,7 +276,7 @@ def test_the_process_of_a_run_does_without_a_damaged_point_and_says_so(text, tmp
     ended = worker.drive(run)
     assert ended.ended == "finished"
     assert any("resume.safetensors in the run folder was damaged" in note for note in ended.notes)
-    kinds = [[e.name for _, _, e in r.state().told if isinstance(e, events.PhaseStarted)] for r in (whole, run)]
+    kinds = [[e.name for _, _, e in r.state().lines if isinstance(e, events.PhaseStarted)] for r in (whole, run)]
     assert kinds[0] == kinds[1]
 
 

@@ -26,9 +26,9 @@ from trsp_core.models.download import Fetches
 from trsp_core.models.inspection import Facts
 from trsp_core.preparation import preflight
 from trsp_core.runs import process as process_module
-from trsp_core.runs import queue as jobs
+from trsp_core.runs import queue as run_queue
 from trsp_core.runs.limits import OPEN, Limits
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
 from trsp_core.schema import messages as an
 from trsp_core.schema.config import RunConfig
@@ -46,7 +46,7 @@ from trsp_core.runs.store import Store
 def start(run):
     return subprocess.Popen([sys.executable, "-c", sys.argv[2], str(run.folder)], start_new_session=True)
 process.start = start
-queue = waiting.Jobs(Store(Path(sys.argv[1])))
+queue = waiting.RunQueue(Store(Path(sys.argv[1])))
 print(queue.submit(RunConfig()).id, flush=True)
 time.sleep(600)
 """
@@ -105,7 +105,7 @@ def server(store, processes, program=CHILD):
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.EACCES])
 def test_a_run_that_cannot_be_started_says_so_and_the_next_has_its_turn(number, store, begin):
     begin.append(OSError(number, os.strerror(number)))
-    queue = Jobs(store)
+    queue = RunQueue(store)
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     until(lambda: second.status() == "running")
     assert first.status() == "failed"
@@ -119,7 +119,7 @@ def test_a_run_that_cannot_be_started_says_so_and_the_next_has_its_turn(number, 
 
 def test_a_bug_at_a_start_shows_its_trace_in_the_run(store, begin):
     begin.append(ZeroDivisionError("oh"))
-    queue = Jobs(store)
+    queue = RunQueue(store)
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     until(lambda: second.status() == "running")
     assert "ZeroDivisionError: oh" in first.state().failure.message
@@ -129,21 +129,21 @@ def test_a_bug_at_a_start_shows_its_trace_in_the_run(store, begin):
 
 def test_what_cannot_even_be_told_in_its_folder_is_told_by_the_server(store, begin):
     begin.append(OSError(errno.EACCES, "Permission denied"))
-    queue = Jobs(store)
+    queue = RunQueue(store)
     queue.workers = 0
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     (first.folder / "lock").mkdir()
     queue.workers = 1
     until(lambda: second.status() == "running")
     assert first.status() == "queued"
-    assert "Permission denied" in queue.trouble(first.id)
-    assert queue.trouble(second.id) == ""
+    assert "Permission denied" in queue.start_failure(first.id)
+    assert queue.start_failure(second.id) == ""
     go(second)
 
 
 def test_a_folder_in_the_place_of_the_log_is_told(store, tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_HOME", str(tmp_path / "home"))
-    queue = Jobs(store)
+    queue = RunQueue(store)
     queue.workers = 0
     first, second = (queue.submit(RunConfig(model="nowhere")) for _ in range(2))
     (first.folder / "stderr.log").mkdir()
@@ -154,9 +154,9 @@ def test_a_folder_in_the_place_of_the_log_is_told(store, tmp_path, monkeypatch):
 
 
 def test_looks_at_runs_while_it_sweeps_stop_nothing(store, begin, monkeypatch):
-    monkeypatch.setattr(jobs, "SWEEP", -1.0)
-    monkeypatch.setattr(jobs, "WATCHING", 0.0)
-    queue, over = Jobs(store), threading.Event()
+    monkeypatch.setattr(run_queue, "RETENTION_EVERY", -1.0)
+    monkeypatch.setattr(run_queue, "WATCHED_FOR", 0.0)
+    queue, over = RunQueue(store), threading.Event()
 
     def look(tab):
         n = 0
@@ -180,9 +180,9 @@ def test_a_turn_that_fails_is_told_and_the_next_one_comes(store, begin, monkeypa
     told = []
     monkeypatch.setattr(threading, "excepthook", lambda given: told.append(given.exc_value))
     monkeypatch.setattr("trsp_core.supervision.PAUSE", 0.01)
-    monkeypatch.setattr(jobs, "TRIM", -1.0)
-    monkeypatch.setattr(jobs.malloc, "give_back", lambda: 1 / 0)
-    queue = Jobs(store)
+    monkeypatch.setattr(run_queue, "GIVE_BACK_EVERY", -1.0)
+    monkeypatch.setattr(run_queue.malloc, "give_back", lambda: 1 / 0)
+    queue = RunQueue(store)
     until(lambda: told)
     assert isinstance(told[0], ZeroDivisionError)
     run = queue.submit(RunConfig())
@@ -197,7 +197,7 @@ def planned(store, monkeypatch, tmp_path):
     monkeypatch.setattr(preflight, "preflight", lambda config: None)
     monkeypatch.setattr(plan_queue, "PAUSE", 0.05)
     monkeypatch.setattr(process_module, "start", tell)
-    return Agenda(store, Jobs(store))
+    return Agenda(store, RunQueue(store))
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), OSError(errno.EACCES, "Permission denied")])
@@ -266,7 +266,7 @@ def test_a_workbench_that_cannot_start_its_process_answers_and_goes_on(monkeypat
     bench = client.Workbench()
     try:
         for _ in range(2):
-            ticket = bench.ask(an.Generate([{"model": "smollm2-135m"}], "The river"))
+            ticket = bench.ask(an.Generate([an.Variant("smollm2-135m")], "The river"))
             ending = bench.wait(ticket, 30).ending
             assert isinstance(ending, an.Broken)
             assert "could not be started" in ending.message
@@ -276,11 +276,11 @@ def test_a_workbench_that_cannot_start_its_process_answers_and_goes_on(monkeypat
 
 
 def test_a_run_that_outlived_its_server_counts_and_can_be_stopped(store, begin, processes, monkeypatch):
-    monkeypatch.setattr(jobs, "GRACE", 0.3)
+    monkeypatch.setattr(run_queue, "GRACE", 0.3)
     other, run = server(store, processes, DEAF)
     other.kill()
     other.wait()
-    queue = Jobs(store)
+    queue = RunQueue(store)
     second = queue.submit(RunConfig())
     time.sleep(1.2)
     assert (run.status(), second.status()) == ("running", "queued")
@@ -296,14 +296,14 @@ def test_a_run_that_outlived_its_server_is_held_to_its_time(store, begin, proces
     other, run = server(store, processes)
     other.kill()
     other.wait()
-    Jobs(store, bounds=Limits(minutes=0.0001))
+    RunQueue(store, bounds=Limits(minutes=0.0001))
     until(lambda: run.status() == "cancelled")
     assert "Its time was over" in run.state().stopped_why
 
 
 def test_a_server_that_ends_stops_what_outlived_another_and_leaves_what_has_one(store, begin, processes):
     other, run = server(store, processes)
-    second = Jobs(store, bounds=Limits(minutes=0.0001))
+    second = RunQueue(store, bounds=Limits(minutes=0.0001))
     time.sleep(1.2)
     second.interrupt(0.5)
     assert run.status() == "running"
@@ -311,8 +311,8 @@ def test_a_server_that_ends_stops_what_outlived_another_and_leaves_what_has_one(
     assert not (run.folder / "interrupted").exists()
     other.kill()
     other.wait()
-    third = Jobs(store)
-    until(lambda: third.place(run.id) == 0)
+    third = RunQueue(store)
+    until(lambda: third.position(run.id) == 0)
     third.interrupt()
     assert run.status() == "cancelled"
     assert (run.folder / "interrupted").exists()
@@ -324,7 +324,7 @@ def test_what_another_process_is_at_is_left_alone_and_waited_for(store, begin):
         f"import subprocess, sys\ncommand = [sys.executable, '-c', {DEAF!r}, sys.argv[1]]\n"
         "subprocess.Popen(command, stdout=subprocess.PIPE).stdout.readline()\nsys.exit(7)"
     )
-    queue = Jobs(store)
+    queue = RunQueue(store)
     run, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     (run.folder / ".model.partial").mkdir()
     until(run.holder)
@@ -339,7 +339,7 @@ def test_what_another_process_is_at_is_left_alone_and_waited_for(store, begin):
 
 
 def test_what_a_shell_takes_out_of_the_queue_is_not_started_twice(store, begin, processes):
-    queue = Jobs(store, workers=0)
+    queue = RunQueue(store, workers=0)
     run, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     processes.append(subprocess.Popen([sys.executable, "-c", CHILD, str(run.folder)], cwd=ROOT))
     until(lambda: run.status() == "running")
@@ -360,16 +360,16 @@ def test_a_number_that_is_another_process_now_is_never_killed(store, processes):
         (run.folder / "lock").write_text(json.dumps(told))
         assert run.held()
         assert run.holder() is None
-        queue = Jobs(store)
+        queue = RunQueue(store)
         queue.cancel(run.id)
-        jobs.Outlived(run).send_signal(signal.SIGKILL)
+        run_queue.AdoptedProcess(run).send_signal(signal.SIGKILL)
         time.sleep(0.2)
         assert innocent.poll() is None
 
 
 def test_a_run_that_has_stopped_goes_on_though_its_process_is_still_ending(store, begin, processes):
     begin.append(CHILD + "\ntime.sleep(4)")
-    queue = Jobs(store)
+    queue = RunQueue(store)
     run = queue.submit(RunConfig())
     until(lambda: run.status() == "running")
     queue.cancel(run.id)
@@ -384,7 +384,7 @@ def test_a_run_that_has_stopped_goes_on_though_its_process_is_still_ending(store
 
 
 def test_a_folder_that_is_deleted_under_the_queue_leaves_nothing(store, begin):
-    queue = Jobs(store)
+    queue = RunQueue(store)
     first, second = queue.submit(RunConfig()), queue.submit(RunConfig())
     until(lambda: first.status() == "running")
     subprocess.run(["rm", "-rf", str(first.folder)], check=False)
@@ -396,7 +396,7 @@ def test_a_folder_that_is_deleted_under_the_queue_leaves_nothing(store, begin):
 def test_a_cancelled_event_is_not_needed_to_resume(store, begin):
     """Stopped, then killed: what the page offers works."""
     begin.append(DEAF)
-    queue = Jobs(store)
+    queue = RunQueue(store)
     run = queue.submit(RunConfig())
     until(lambda: run.status() == "running")
     queue.cancel(run.id)

@@ -136,7 +136,7 @@ SETTINGS = [
     for config in (RunConfig(), story.CONFIG, story.NARROW, RunConfig(method="manual", layers="3, 13-15"))
 ]
 GRID = json.loads((ROOT / "benchmarks" / "grids" / "length.json").read_text("utf-8"))
-COLUMNS = [{"model": "smollm2-135m", "removed": [1], "base": "", "kept": [], "label": "Dense"}] * 2
+COLUMNS = [an.Variant("smollm2-135m", removed=[1], label="Dense")] * 2
 ASKED: list[an.Request] = [
     an.Generate(COLUMNS, "The river"),
     an.Trace(COLUMNS, "The river", " crosses the city"),

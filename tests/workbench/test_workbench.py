@@ -42,7 +42,7 @@ def workbench():
 
 
 def endless(model, **more):
-    return Generate([{"model": model}], "The river", new_tokens=an.MAX_NEW_TOKENS, temperature=1.5, **more)
+    return Generate([an.Variant(model)], "The river", new_tokens=an.MAX_NEW_TOKENS, temperature=1.5, **more)
 
 
 def until(workbench, ticket, wanted, timeout=LONG):
@@ -58,7 +58,7 @@ def until(workbench, ticket, wanted, timeout=LONG):
 
 
 def test_a_request_is_answered_and_can_be_read_again(workbench, model):
-    ticket = workbench.ask(Generate([{"model": model}], "The river", new_tokens=5))
+    ticket = workbench.ask(Generate([an.Variant(model)], "The river", new_tokens=5))
     reading = workbench.wait(ticket, LONG)
     assert isinstance(reading.ending, an.Answered)
     assert sum(isinstance(a, an.TokenGenerated) for a in reading.answers) >= 1
@@ -78,7 +78,7 @@ def test_what_if_measures_then_writes(workbench, model, text):
 
 def test_importance_and_influence_name_every_layer(workbench, model, text):
     for kind in (an.Importance, an.Influence):
-        answers = workbench.wait(workbench.ask(kind({"model": model}, text=text, heldout=text)), LONG).answers
+        answers = workbench.wait(workbench.ask(kind(an.Variant(model), text=text, heldout=text)), LONG).answers
         assert sorted(a.layer for a in answers if isinstance(a, an.LayerRated)) == list(range(8))
 
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_done_is_refused(workbench, model):
     assert isinstance(refused, an.Refused)
     assert "no-such-model" in refused.message
     with pytest.raises(TrspError, match="Length"):
-        workbench.ask(Generate([{"model": model}], "a", new_tokens=10**6))
+        workbench.ask(Generate([an.Variant(model)], "a", new_tokens=10**6))
     with pytest.raises(TrspError, match="no longer kept"):
         workbench.read("not a ticket")
 
@@ -103,7 +103,7 @@ def test_a_stream_is_cancelled_within_a_token(workbench, model):
 
 
 def test_a_what_if_is_cancelled_within_a_block(workbench, deep, text):
-    ticket = workbench.ask(an.Importance({"model": deep}, text=text, heldout=text, seed=6))
+    ticket = workbench.ask(an.Importance(an.Variant(deep), text=text, heldout=text, seed=6))
     rated = len(until(workbench, ticket, an.LayerRated).answers)
     workbench.cancel(ticket)
     reading = workbench.wait(ticket, 10)
@@ -125,7 +125,7 @@ def test_a_killed_child_is_told_and_replaced(workbench, model, deep, text, kind)
     request, begun = {
         "stream": (endless(model), an.TokenGenerated),
         "what-if": (WhatIf(deep, [2, 3], **texts, prompt="The river", sample_tokens=an.SAMPLE_TOKENS), an.SetMeasured),
-        "importance": (an.Importance({"model": deep}, **texts), an.LayerRated),
+        "importance": (an.Importance(an.Variant(deep), **texts), an.LayerRated),
     }[kind]
     ticket = workbench.ask(request)
     until(workbench, ticket, begun)
@@ -134,7 +134,7 @@ def test_a_killed_child_is_told_and_replaced(workbench, model, deep, text, kind)
     assert isinstance(ending, an.Broken)
     assert "ended" in ending.message
     assert "starts again" in ending.remedy
-    again = workbench.wait(workbench.ask(Generate([{"model": model}], "The river", new_tokens=3)), LONG)
+    again = workbench.wait(workbench.ask(Generate([an.Variant(model)], "The river", new_tokens=3)), LONG)
     assert isinstance(again.ending, an.Answered)
 
 
@@ -159,7 +159,7 @@ def test_ten_sessions_at_once_are_not_mixed_up(workbench, model):
 
 
 def _text(workbench, model, prompt):
-    reading = workbench.wait(workbench.ask(Generate([{"model": model}], prompt, new_tokens=12)), LONG)
+    reading = workbench.wait(workbench.ask(Generate([an.Variant(model)], prompt, new_tokens=12)), LONG)
     return [(a.token, a.piece) for a in reading.answers if isinstance(a, an.TokenGenerated)]
 
 

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from trsp_core import formatting
 from trsp_core.schema import schedules
 from trsp_core.schema.config import RunConfig, count_to_remove
 from trsp_core.schema.run_state import RunState
@@ -62,7 +63,7 @@ def weights(state: RunState, planned: int) -> pd.DataFrame:
         }
     )
     rows["fate"] = np.array(fate, dtype=object)[rows["layer"]]
-    marks = [("mark", n, round(_weight(steps[n - 1].weights[i]), 4), i, fate[i]) for i, n in ends.items()]
+    marks = [("mark", n, round(abs(steps[n - 1].weights[i]), 4), i, fate[i]) for i, n in ends.items()]
     return pd.concat([frame, rows, pd.DataFrame(marks, columns=columns)], ignore_index=True)
 
 
@@ -72,15 +73,15 @@ def stack(state: RunState) -> pd.DataFrame:
     columns = ["kind", "layer", "weight", "fate", "frozen", "label"]
     fate, ends, shown = fates(state), chosen_at(state), len(state.weights) <= MOST_LABELS
     rows = [
-        ("bar", i, round(_weight(w), 4), fate[i], i in ends, choice(state, i) if i in ends and shown else "")
+        ("bar", i, round(abs(w), 4), fate[i], i in ends, choice(state, i) if i in ends and shown else "")
         for i, w in enumerate(weights_told(state))
     ]
     return pd.DataFrame([("frame", 0, 1.0, "kept", False, ""), *rows], columns=columns)
 
 
-def weights_told(state: RunState) -> list[float | None]:
+def weights_told(state: RunState) -> list[float]:
     """The L layer weights: of a chosen layer when it was chosen, of the others after the latest step."""
-    told: list[float | None] = list(state.weights)
+    told = list(state.weights)
     for layer, n in chosen_at(state).items():
         told[layer] = state.weight_steps[n - 1].weights[layer]
     return told
@@ -90,8 +91,9 @@ def choice(state: RunState, layer: int) -> str:
     """Which choice a chosen layer was, and its weight at that moment: `no. 3 at 0.74`; "" of a layer that is kept."""
     if layer not in state.chosen:
         return ""
-    weight = weights_told(state)[layer] if layer in chosen_at(state) else None
-    return f"no. {state.chosen.index(layer) + 1}" + ("" if weight is None else f" at {abs(weight):.2f}")
+    weight = weights_told(state)[layer] if layer in chosen_at(state) else math.nan
+    at = f" at {formatting.weight(abs(weight))}" if math.isfinite(weight) else ""
+    return f"no. {state.chosen.index(layer) + 1}{at}"
 
 
 def scores(state: RunState) -> pd.DataFrame:
@@ -121,9 +123,9 @@ def layer_table(state: RunState) -> pd.DataFrame:
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
     """The parts of the loss over the steps of a stage, as they enter the sum."""
     if stage == 1:
-        parts = [(step.lm_loss, config.lambda_1 * _weight(step.l1)) for step in state.weight_steps]
+        parts = [(step.lm_loss, config.lambda_1 * abs(step.l1)) for step in state.weight_steps]
     else:
-        parts = [(step.lm_loss, step.lambda_2 * _weight(step.penalty)) for step in state.gap_steps]
+        parts = [(step.lm_loss, step.lambda_2 * abs(step.penalty)) for step in state.gap_steps]
     rows: list[tuple] = [("frame", 0, 0.0, LANGUAGE), ("frame", planned_steps(state, config, stage), 1.0, LANGUAGE)]
     for i in thin(len(parts)):
         language, pull = parts[i]
@@ -137,7 +139,7 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     frame = [("frame", 0, 0.0, 0, "chosen"), ("frame", planned_steps(state, config, 2), 0.5, 0, "chosen")]
     picked, fate = thin(len(state.gap_steps)), fates(state)
     rows = [
-        ("line", i + 1, _weight(gap), layer, fate[layer])
+        ("line", i + 1, abs(gap), layer, fate[layer])
         for i in picked
         for layer, gap in zip(state.chosen, state.gap_steps[i].gaps, strict=False)
     ]
@@ -160,12 +162,14 @@ def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
     for name, title in (("dense", "dense"), ("direct", "deleted at once")):
         if level := levels.get(name):
             rows += [("level", step, level, title, "") for step in (0, last)]
-            rows.append(("name", last, level, title, title if name == "dense" else f"{title} {level:,.1f} ×"))
+            rows.append(
+                ("name", last, level, title, title if name == "dense" else f"{title} {formatting.ratio(level)} ×")
+            )
     rows += [("line", *seen[i], "deleted now", "") for i in thin(len(seen))]
     return pd.DataFrame(rows, columns=columns)
 
 
-def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float | None]]]:
+def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float]]]:
     """What the pictures of stage 2 show: by state of the model, and by step if deleted then, perplexity as a multiple
     of the dense model's, all on the blocks that `compared` counts. Nothing while the dense model is not measured."""
     blocks, _ = compared(state, config)
@@ -174,7 +178,7 @@ def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], l
         return {}, []
     found = {name: first_blocks(state, name, blocks) for name in ("dense", "direct", "pruned")}
     levels = {name: value / dense for name, value in found.items() if value}
-    return levels, [(p.step, p.perplexity / dense if p.perplexity else None) for p in state.probes]
+    return levels, [(p.step, p.perplexity / dense) for p in state.probes]
 
 
 def compared(state: RunState, config: RunConfig) -> tuple[int, int]:
@@ -195,7 +199,7 @@ def first_blocks(state: RunState, model_state: str, blocks: int) -> float | None
     """Perplexity of the first `blocks` measured blocks of the calibration domain, the sample that probes use."""
     for event in state.measured:
         if event.state == model_state and event.domain == "calibration" and len(event.losses) >= blocks > 0:
-            mean = np.mean([_weight(x) for x in event.losses[:blocks]])
+            mean = np.mean([abs(x) for x in event.losses[:blocks]])
             return round(float(math.exp(min(mean, 700.0))), 3) if math.isfinite(mean) else None
     return None
 
@@ -234,10 +238,6 @@ def apart(places: list[float], least: float, floor: float = -math.inf) -> list[f
     return [place - down for place in moved]
 
 
-def _weight(value: float | None) -> float:
-    return float("nan") if value is None else abs(value)
-
-
 def caption(name: str, state: RunState, config: RunConfig) -> str:
     """What is to be said under a chart, by its name in `specs.ALT`; of a page and of a report alike."""
     if name == "weights":
@@ -258,5 +258,5 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
     if name == "loss-1":
         return f"Stage 1: language-modelling loss, and {PULLS[1]}."
     if name == "loss-2":
-        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.told(config)}"
+        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.lambda_2_in_words(config)}"
     return ""

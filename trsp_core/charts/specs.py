@@ -11,6 +11,7 @@ from typing import Any
 
 import altair as alt
 
+from trsp_core import formatting
 from trsp_core.charts.frames import LANGUAGE
 from trsp_core.charts.palette import FATES, PALETTES
 
@@ -188,7 +189,7 @@ def _steps(title: str) -> alt.X:
 
 
 def _tips(*fields: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f, format=",.4~g") if f.endswith(":Q") else alt.Tooltip(f) for f in fields]
+    return [alt.Tooltip(f, format=formatting.D3_FIGURE) if f.endswith(":Q") else alt.Tooltip(f) for f in fields]
 
 
 def _frame(base: alt.Chart) -> alt.Chart:

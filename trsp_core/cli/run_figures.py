@@ -4,8 +4,7 @@ from typing import Any
 
 import click
 
-from trsp_core import escaping, paths
-from trsp_core.formatting import clock, number
+from trsp_core import escaping, formatting, paths
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.events import LayersNarrowed
 from trsp_core.schema.run_state import RunState
@@ -38,18 +37,20 @@ def account(figures: dict[str, Any]) -> str:
         before, after = figures["parameters"]["dense"], figures["parameters"]["pruned"]
         narrowed = figures.get("narrowed")
         removal = f"removed layers {', '.join(map(str, figures['removed']))}"
-        lines.append(f"no layer removed, all narrowed: {LayersNarrowed(**narrowed).told}" if narrowed else removal)
-        lines.append(f"parameters {before:,} to {after:,} ({after / max(before, 1) - 1:+.0%})")
+        lines.append(f"no layer removed, all narrowed: {LayersNarrowed(**narrowed).sentence}" if narrowed else removal)
+        change = formatting.signed_percent(after / max(before, 1) - 1)
+        lines.append(f"parameters {formatting.count(before)} to {formatting.count(after)} ({change})")
     elif figures["chosen"]:
         lines.append(f"chosen so far {', '.join(map(str, figures['chosen']))}")
     for domain, by_state in figures["perplexity"].items():
         if by_state:
-            lines.append(f"perplexity, {domain}: " + ", ".join(f"{s} {number(v)}" for s, v in by_state.items()))
+            perplexities = ", ".join(f"{state} {formatting.perplexity(v)}" for state, v in by_state.items())
+            lines.append(f"perplexity, {domain}: {perplexities}")
     for kind in ("prefill", "decode"):
         speeds = {s: v[kind] for s, v in figures["speed"].items() if s != "ceiling"}
         if speeds:
-            lines.append(f"{kind}, tokens/s: " + ", ".join(f"{s} {number(v)}" for s, v in speeds.items()))
-    lines.append(f"seconds {figures['seconds']['total']:g}")
+            lines.append(f"{kind}, tokens/s: " + ", ".join(f"{s} {formatting.rate(v)}" for s, v in speeds.items()))
+    lines.append(f"{formatting.duration(figures['seconds']['total'])} in all")
     if missing := figures.get("missing_events"):
         lines.append(f"{missing} events cannot be read, so that figures may be missing: events.jsonl is damaged")
     if figures["failure"]:
@@ -61,6 +62,6 @@ def progress(state: RunState) -> str:
     """Where a run is, in one line: `[ 42%] choose 23/80, about 1:32 left`."""
     left = state.seconds_left
     count = f" {state.done}/{state.units}" if state.units else ""
-    return f"[{state.fraction:4.0%}] {escaping.line(state.phase or 'start')}{count}" + (
-        f", about {clock(left)} left" if left is not None else ""
+    return f"[{formatting.progress(state.fraction)}] {escaping.line(state.phase or 'start')}{count}" + (
+        f", about {formatting.clock(left)} left" if left is not None else ""
     )

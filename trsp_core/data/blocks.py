@@ -1,7 +1,7 @@
 """From articles to token blocks: a split by article, so that nothing that is measured was ever trained on.
 
-Sides are filled in a seeded order of the articles. Measurement comes first, from several articles, each giving a part
-of what is needed at most; calibration gets blocks from the articles that are left. Blocks are cut out of the
+Each text is split in a seeded order of its articles. Measurement comes first, and takes a sixteenth of what it needs
+from one article at most; calibration gets blocks from the articles that are left. Blocks are cut out of the
 concatenation of one side's articles, a blank line ("\\n\\n") between two. Each block begins as the tokenizer begins a
 text (`special_tokens`: with BOS in Gemma, OPT and others), and none holds the end of one: names of special tokens that
 stand in an article are read as the letters they are.
@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trsp_core import paths
-from trsp_core.data import corpora as texts
-from trsp_core.data import special_tokens
+from trsp_core import formatting, paths
+from trsp_core.data import corpora, special_tokens
 from trsp_core.data.corpora import Corpus
 from trsp_core.errors import TrspError
 from trsp_core.schema.config import RunConfig
@@ -28,7 +27,7 @@ from trsp_core.schema.events import TextPrepared
 if TYPE_CHECKING:
     import torch
 
-SPREAD = 16  # a side takes at most this part (1/16) of its need from one article, as long as there are others
+SPREAD = 16  # a side takes at most 1/16 of its tokens from one article, as long as there are others
 
 Encode = Callable[[str], list[int]]  # the tokens of an article alone
 
@@ -54,13 +53,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class _Side:
-    """One role's blocks. `used` counts articles."""
+    """The blocks of one role in one domain; `article_count` is from how many articles."""
 
     domain: str
     role: str
     length: int
     blocks: list[list[int]]
-    used: int
+    article_count: int
 
 
 def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
@@ -72,13 +71,13 @@ def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
     Raises:
         TrspError: unknown, missing, empty, wrongly encoded, or too short.
     """
-    corpora = {t: texts.own(t) for t in _paths(config)}
-    needed = config.block_length + config.measure_length
-    for text, corpus in corpora.items():
+    corpus_of = {t: corpora.own(t) for t in _paths(config)}
+    least_tokens = config.block_length + config.measure_length
+    for text, corpus in corpus_of.items():
         size = sum(len(article.encode()) for article in corpus.articles)
-        if size < (needed if text == config.text else config.measure_length):  # a token is a byte at least
-            raise _too_short(text, size, needed, "bytes")
-    short = [t for t, c in corpora.items() if sum(map(len, c.articles)) < 32 * needed]
+        if size < (least_tokens if text == config.text else config.measure_length):  # a token is a byte at least
+            raise _too_short(text, size, least_tokens, "bytes")
+    short = [t for t, c in corpus_of.items() if sum(map(len, c.articles)) < 32 * least_tokens]
     if short and tokenizer_file is not None and tokenizer_file.is_file():
         from tokenizers import Tokenizer
 
@@ -88,8 +87,8 @@ def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
         fast.encode_special_tokens = True
         prefix, _ = special_tokens.around(lambda text, around: fast.encode(text, add_special_tokens=around).ids)
         for text in short:
-            own = {d: corpora[text] for d in ("calibration", "heldout") if _text_of(config, d) == text}
-            _cut(config, own, lambda article: fast.encode(article, add_special_tokens=False).ids, prefix)
+            own = {d: corpus_of[text] for d in ("calibration", "heldout") if _text_of(config, d) == text}
+            cut(config, own, lambda article: fast.encode(article, add_special_tokens=False).ids, prefix)
 
 
 def prepare(config: RunConfig, tokenizer: Any) -> Texts:
@@ -100,23 +99,23 @@ def prepare(config: RunConfig, tokenizer: Any) -> Texts:
     """
     import torch
 
-    corpora = {"calibration": texts.read(config.text)}
+    corpus_of = {"calibration": corpora.read(config.text)}
     same = _same(config.text, config.heldout)
-    corpora["heldout"] = corpora["calibration"] if same else texts.read(config.heldout)
+    corpus_of["heldout"] = corpus_of["calibration"] if same else corpora.read(config.heldout)
 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
 
     prefix, _ = special_tokens.around(special_tokens.encoder(tokenizer))
-    sides = _cut(config, corpora, encode, prefix)
+    sides = cut(config, corpus_of, encode, prefix)
     tensors = {(s.domain, s.role): torch.tensor(s.blocks, dtype=torch.int64) for s in sides}
-    names = {domain: _name(_text_of(config, domain)) for domain in corpora}
+    names = {domain: _name(_text_of(config, domain)) for domain in corpus_of}
     return Texts(
         calibration=tensors["calibration", "calibrate"],
-        measure={domain: tensors[domain, "measure"] for domain in corpora},
+        measure={domain: tensors[domain, "measure"] for domain in corpus_of},
         events=tuple(_event(side, names) for side in sides),
         names=names,
-        notes=_notes(config, corpora, sides, same),
+        notes=_notes(config, corpus_of, sides, same),
     )
 
 
@@ -140,28 +139,28 @@ def fingerprint(blocks: Sequence[Sequence[int]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cut(config: RunConfig, corpora: dict[str, Corpus], encode: Encode, prefix: list[int]) -> list[_Side]:
-    """All sides for which `corpora` has a text. Sides of one text share its articles; no article serves two of them."""
-    plan = [("calibration", "measure"), ("heldout", "measure"), ("calibration", "calibrate")]
-    drawn = [(d, r, _source(corpora[d], r)) for d, r in plan if d in corpora]
-    pools = {id(source): _shuffled(source, config.seed) for _, _, source in drawn}
+def cut(config: RunConfig, corpus_of: dict[str, Corpus], encode: Encode, prefix: list[int]) -> list[_Side]:
+    """The blocks of each role for which `corpus_of` has a text. No article serves two roles."""
+    roles = [("calibration", "measure"), ("heldout", "measure"), ("calibration", "calibrate")]
+    sources = [(d, r, _source(corpus_of[d], r)) for d, r in roles if d in corpus_of]
+    pools = {id(source): shuffled(source, config.seed) for _, _, source in sources}
     sides: list[_Side] = []
-    for n, (domain, role, source) in enumerate(drawn):
-        later = sum(other is source for _, _, other in drawn[n + 1 :])  # sides that still need a part of it
+    for n, (domain, role, source) in enumerate(sources):
+        later = sum(other is source for _, _, other in sources[n + 1 :])  # sides that still need a part of it
         pool = pools[id(source)]
         limit = sum(map(len, pool)) // (later + 1) if later else None
-        wanted = config.measure_blocks if role == "measure" else config.calibration_blocks
+        most_blocks = config.measure_blocks if role == "measure" else config.calibration_blocks
         length = config.measure_length if role == "measure" else config.block_length
         if length <= len(prefix) + 1:
             raise TrspError(
                 f"This model's tokenizer puts {len(prefix)} tokens before each text; blocks of {length} have no room.",
                 "Set --block-length and --measure-length higher, or choose another model.",
             )
-        blocks, used, found = _fill(pool, wanted, length, limit, encode, prefix)
+        blocks, article_count, token_count = _fill(pool, most_blocks, length, limit, encode, prefix)
         if not blocks:
-            raise _too_short(_text_of(config, domain), found, length, f"tokens for {_ROLES[role]}")
-        del pool[:used]
-        sides.append(_Side(domain, role, length, blocks, used))
+            raise _too_short(_text_of(config, domain), token_count, length, f"tokens for {_ROLES[role]}")
+        del pool[:article_count]
+        sides.append(_Side(domain, role, length, blocks, article_count))
     return sides
 
 
@@ -173,43 +172,43 @@ _ROLES = {"measure": "measuring", "calibrate": "calibration"}
 
 
 def _fill(
-    pool: list[str], wanted: int, length: int, limit: int | None, encode: Encode, prefix: list[int]
+    pool: list[str], most_blocks: int, length: int, limit: int | None, encode: Encode, prefix: list[int]
 ) -> tuple[list[list[int]], int, int]:
-    """Blocks from the first articles of `pool`: `(blocks, articles used, tokens found)`.
+    """Blocks from the first articles of `pool`: `(blocks, articles that they came from, tokens there were)`.
 
     Args:
-        wanted: most blocks; `length`: tokens of each, with the prefix.
+        length: tokens of each block, with the prefix.
         limit: characters of `pool` that may be used up, beyond what the first block takes; None for all.
     """
     body = length - len(prefix)
-    need = wanted * body
-    share = max(body, -(-need // SPREAD))
+    most_tokens = most_blocks * body
+    share = max(body, -(-most_tokens // SPREAD))
     separator = encode("\n\n")
     stream: list[int] = []
-    whole: list[list[int]] = []  # what the share kept out, for a text of few articles
-    used = characters = 0
+    rests: list[list[int]] = []  # what the share kept out, for a text of few articles
+    article_count = characters = 0
     for article in pool:
-        taken = len(stream) + sum(map(len, whole))
-        if len(stream) >= need or (limit is not None and taken >= body and characters + len(article) > limit):
+        tokens = len(stream) + sum(map(len, rests))
+        if len(stream) >= most_tokens or (limit is not None and tokens >= body and characters + len(article) > limit):
             break
         ids = encode(article)
         stream += (separator if stream else []) + ids[:share]
-        whole.append(ids[share:])
-        used, characters = used + 1, characters + len(article)
-    for rest in whole:
-        if len(stream) < need and rest:
+        rests.append(ids[share:])
+        article_count, characters = article_count + 1, characters + len(article)
+    for rest in rests:
+        if len(stream) < most_tokens and rest:
             stream += separator + rest
-    blocks = [prefix + stream[i * body : (i + 1) * body] for i in range(min(wanted, len(stream) // body))]
-    return blocks, used, len(stream)
+    blocks = [prefix + stream[i * body : (i + 1) * body] for i in range(min(most_blocks, len(stream) // body))]
+    return blocks, article_count, len(stream)
 
 
-def _shuffled(articles: Sequence[str], seed: int) -> list[str]:
+def shuffled(articles: Sequence[str], seed: int) -> list[str]:
     return random.Random(seed).sample(list(articles), len(articles))  # noqa: S311 - a reproducible split, no secret
 
 
 def _paths(config: RunConfig) -> list[str]:
     """The texts that are files of the person, each once."""
-    return [t for t in dict.fromkeys([config.text, config.heldout]) if not texts.is_named(t)]
+    return [t for t in dict.fromkeys([config.text, config.heldout]) if not corpora.is_named(t)]
 
 
 def _text_of(config: RunConfig, domain: str) -> str:
@@ -217,13 +216,13 @@ def _text_of(config: RunConfig, domain: str) -> str:
 
 
 def _same(one: str, other: str) -> bool:
-    if one == other or texts.is_named(one) or texts.is_named(other):
+    if one == other or corpora.is_named(one) or corpora.is_named(other):
         return one == other
     return paths.named(one, "text").resolve() == paths.named(other, "text").resolve()
 
 
 def _name(text: str) -> str:
-    return text if texts.is_named(text) else Path(text).name
+    return text if corpora.is_named(text) else Path(text).name
 
 
 def _event(side: _Side, names: dict[str, str]) -> TextPrepared:
@@ -231,7 +230,7 @@ def _event(side: _Side, names: dict[str, str]) -> TextPrepared:
         domain=side.domain,
         role="calibration" if side.role == "calibrate" else "measure",
         text=names[side.domain],
-        articles=side.used,
+        articles=side.article_count,
         blocks=len(side.blocks),
         block_length=side.length,
         tokens=len(side.blocks) * side.length,
@@ -239,21 +238,22 @@ def _event(side: _Side, names: dict[str, str]) -> TextPrepared:
     )
 
 
-def _notes(config: RunConfig, corpora: dict[str, Corpus], sides: list[_Side], same: bool) -> tuple[str, ...]:
-    notes = dict.fromkeys(corpus.note for corpus in corpora.values() if corpus.note)
+def _notes(config: RunConfig, corpus_of: dict[str, Corpus], sides: list[_Side], same: bool) -> tuple[str, ...]:
+    notes = dict.fromkeys(corpus.note for corpus in corpus_of.values() if corpus.note)
     if same:
         notes["Both domains are the same text, so the held-out figures say nothing about another domain."] = None
     for side in sides:
-        wanted = config.calibration_blocks if side.role == "calibrate" else config.measure_blocks
-        if len(side.blocks) < wanted:
+        most_blocks = config.calibration_blocks if side.role == "calibrate" else config.measure_blocks
+        if len(side.blocks) < most_blocks:
             where = _name(_text_of(config, side.domain))
-            notes[f"{where} is short: {len(side.blocks)} of {wanted} blocks for {_ROLES[side.role]}."] = None
+            notes[f"{where} is short: {len(side.blocks)} of {most_blocks} blocks for {_ROLES[side.role]}."] = None
     return tuple(notes)
 
 
-def _too_short(text: str, found: int, needed: int, unit: str) -> TrspError:
+def _too_short(text: str, size: int, least: int, unit: str) -> TrspError:
     return TrspError(
-        f"{_name(text)} is too short: {found:,} {unit} are there, one block needs {needed:,}.",
+        f"{_name(text)} is too short: {formatting.count(size)} {unit} are there, one block needs "
+        f"{formatting.count(least)}.",
         "Give a longer text, or shorter blocks (--block-length, --measure-length).",
     )
 

@@ -81,8 +81,8 @@ def own(text: str) -> Corpus:
             with a text.
     """
     near = difflib.get_close_matches(text, TEXTS, n=1, cutoff=0.5)
-    meant = f"Did you mean {near[0]}? " if near else ""
-    remedy = f"{meant}Take {', '.join(TEXTS)}, or the path of a .txt or .jsonl file."
+    suggestion = f"Did you mean {near[0]}? " if near else ""
+    remedy = f"{suggestion}Take {', '.join(TEXTS)}, or the path of a .txt or .jsonl file."
     path = paths.file(text, "text", remedy, MAX_FILE)
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise TrspError(f"{path.name} ends in {path.suffix or 'nothing'!r}.", "Save the text as .txt or .jsonl.")
@@ -184,9 +184,9 @@ def _once(articles: Iterable[str]) -> tuple[str, ...]:
 
 def _wikipedia() -> tuple[str, ...]:
     """The articles shipped with gensim, cleaned; kept in the cache folder, since parsing takes two seconds."""
-    kept = paths.home() / "texts" / _CLEANED
+    cache_file = paths.home() / "texts" / _CLEANED
     try:
-        return tuple(json.loads(kept.read_text("utf-8")))
+        return tuple(json.loads(cache_file.read_text("utf-8")))
     except (OSError, ValueError):
         pass
     from gensim.corpora.wikicorpus import extract_pages, filter_wiki
@@ -200,8 +200,8 @@ def _wikipedia() -> tuple[str, ...]:
         ]
     articles = _once(a for a in cleaned if len(a) >= MIN_ARTICLE)
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, json.dumps(articles, ensure_ascii=False))
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(cache_file, json.dumps(articles, ensure_ascii=False))
     except OSError:  # a cache folder that cannot be written costs two seconds a run, nothing else
         return articles
     return articles
@@ -241,7 +241,7 @@ _OBJECT = 'an object with a "text", a "content", or chat "messages"'
 
 
 def _json_lines(content: str, name: str) -> list[str]:
-    found = []
+    articles = []
     for n, line in enumerate(encodings.lines(content), start=1):
         if not line.strip():
             continue
@@ -249,14 +249,14 @@ def _json_lines(content: str, name: str) -> list[str]:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise TrspError(f"{name}, line {n}: no JSON.", f"Write {_OBJECT} on each line.") from error
-        said = _said(entry)
-        if said is None:
+        article = _article(entry)
+        if article is None:
             raise TrspError(f"{name}, line {n}: no object with a text.", f"Write {_OBJECT} on each line.")
-        found.append(said.encode("utf-8", "replace").decode("utf-8"))  # JSON can spell halves of letters
-    return found
+        articles.append(article.encode("utf-8", "replace").decode("utf-8"))  # JSON can spell halves of letters
+    return articles
 
 
-def _said(entry: Any) -> str | None:
+def _article(entry: Any) -> str | None:
     """The article in a line's JSON: its "text", else its "content", else what its "messages" say, a blank line between;
     None where there is none."""
     if not isinstance(entry, dict):
@@ -266,8 +266,8 @@ def _said(entry: Any) -> str | None:
             return entry[name] if isinstance(entry[name], str) else None
     if not isinstance(entry.get("messages"), list):
         return None
-    said = [_message(message) for message in entry["messages"]]
-    return None if None in said else "\n\n".join(filter(None, said))
+    texts = [_message(message) for message in entry["messages"]]
+    return None if None in texts else "\n\n".join(filter(None, texts))
 
 
 def _message(message: Any) -> str | None:

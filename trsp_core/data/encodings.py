@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 SAMPLE = 20_000  # bytes from which the encoding of a refused file is guessed
@@ -59,7 +60,9 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
                 return _cleaned(content.decode(codec), name, title)
             except UnicodeDecodeError as error:
                 raise TrspError(
-                    f"{name} is not UTF-8: it begins as {title}, and its byte {error.start:,} cannot be read.", _SAVE
+                    f"{name} is not UTF-8: it begins as {title}, and its byte {formatting.count(error.start)} "
+                    "cannot be read.",
+                    _SAVE,
                 ) from error
     problem: UnicodeDecodeError | None = None
     try:
@@ -72,18 +75,21 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
         return _cleaned(text, name, "")
     for title, codec in (("UTF-32", "utf-32-le"), ("UTF-32", "utf-32-be"), ("UTF-16", "utf-16-le"),
                          ("UTF-16", "utf-16-be")):  # fmt: skip
-        found = _wide(content, codec)
-        if found is not None:
-            return _cleaned(found, name, title)
+        wide = _wide(content, codec)
+        if wide is not None:
+            return _cleaned(wide, name, title)
     if problem is None:
         where = len(content) - len(content.lstrip(b"\0"))
         where = content.index(b"\0", where)
-        raise TrspError(f"{name} is no text: its byte {where:,} is NUL.", "Give a text file, saved as UTF-8.")
+        raise TrspError(
+            f"{name} is no text: its byte {formatting.count(where)} is NUL.", "Give a text file, saved as UTF-8."
+        )
     western = _western(content.strip(b"\0"))
     if western is not None:
         return _cleaned(western, name, "cp1252 (Windows, western Europe)", len(content) - len(content.strip(b"\0")))
     raise TrspError(
-        f"{name} is not UTF-8: byte {problem.start:,} cannot be read{_guess(content, problem.start)}.", _SAVE
+        f"{name} is not UTF-8: byte {formatting.count(problem.start)} cannot be read{_guess(content, problem.start)}.",
+        _SAVE,
     )
 
 
@@ -95,17 +101,22 @@ def lines(text: str) -> list[str]:
 
 def _cleaned(text: str, name: str, title: str, dropped: int = 0) -> tuple[str, str]:
     """Without NUL at the ends and without byte-order marks; with a sentence that says so, except for a first mark."""
-    bare = text.strip("\0" + MARK)
-    if "\0" in bare:
+    content = text.strip("\0" + MARK)
+    if "\0" in content:
         raise TrspError(f"{name} is no text: NUL stands between its letters.", "Give a text file, saved as UTF-8.")
     nulls = dropped + text.count("\0")
     marks = text.lstrip("\0").removeprefix(MARK).count(MARK)
-    told = [f"{name} was read as {title}."] if title else []
+    sentences = [f"{name} was read as {title}."] if title else []
     if nulls:
-        told.append(f"{nulls:,} NUL {'character' if nulls == 1 else 'characters'} at an end of {name} were left out.")
+        sentences.append(
+            f"{formatting.count(nulls)} NUL {'character' if nulls == 1 else 'characters'} at an end of {name} "
+            "were left out."
+        )
     if marks:
-        told.append(f"{marks:,} byte-order {'mark' if marks == 1 else 'marks'} inside {name} were left out.")
-    return bare.replace(MARK, ""), " ".join(told)
+        sentences.append(
+            f"{formatting.count(marks)} byte-order {'mark' if marks == 1 else 'marks'} inside {name} were left out."
+        )
+    return content.replace(MARK, ""), " ".join(sentences)
 
 
 def _wide(content: bytes, codec: str) -> str | None:
@@ -145,7 +156,11 @@ def _western(content: bytes) -> str | None:
         if character not in _MARKS:
             letters[character.lower()] += count
     strangers = min(
-        (sum(n for c, n in letters.items() if c not in known) for known in _LANGUAGES if _loans(letters, known)),
+        (
+            sum(n for c, n in letters.items() if c not in language)
+            for language in _LANGUAGES
+            if _loans(letters, language)
+        ),
         default=None,
     )
     if strangers is None or strangers > FOREIGN * letters.total() or beyond.total() < LEAST:
@@ -153,9 +168,9 @@ def _western(content: bytes) -> str | None:
     return text
 
 
-def _loans(letters: Counter[str], known: str) -> bool:
+def _loans(letters: Counter[str], language: str) -> bool:
     """Whether what is not of this language are letters that names from another one bring along."""
-    return all(c in known or c in _LOANS for c in letters)
+    return all(c in language or c in _LOANS for c in letters)
 
 
 def _guess(content: bytes, at: int) -> str:

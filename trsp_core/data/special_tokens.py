@@ -27,10 +27,10 @@ def around(encode: Encode) -> tuple[list[int], list[int]]:
         TrspError: the tokenizer writes the text itself otherwise where something stands around it.
     """
     for probe in PROBES:
-        whole, bare = encode(probe, True), encode(probe, False)
-        for start in range(len(whole) - len(bare) + 1):
-            if bare and whole[start : start + len(bare)] == bare:
-                return whole[:start], whole[start + len(bare) :]
+        ids, inner = encode(probe, True), encode(probe, False)
+        for start in range(len(ids) - len(inner) + 1):
+            if inner and ids[start : start + len(inner)] == inner:
+                return ids[:start], ids[start + len(inner) :]
     if not encode("", True):
         return [], []
     raise TrspError(

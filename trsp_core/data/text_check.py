@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trsp_core.data import blocks as data
-from trsp_core.data import special_tokens
+from trsp_core.data import blocks, special_tokens
 from trsp_core.models import libraries, tokenizer_check
 from trsp_core.models.inspection import Facts
 from trsp_core.models.tokenizer_check import refuse
-from trsp_core.schema import config as configs
-from trsp_core.schema.config import RunConfig
+from trsp_core.schema.config import RunConfig, parse
 
 
 def check(facts: Facts, config: RunConfig) -> None:
-    """Cut the texts of `config` with the tokenizer of its model, as far as `data.check` does and wherever an id could
+    """Cut the texts of `config` with the tokenizer of its model, as far as `blocks.check` does and wherever an id could
     lie beyond the embedding, in a bounded child; once for the same files.
 
     Raises:
@@ -30,26 +28,26 @@ def check(facts: Facts, config: RunConfig) -> None:
     tokenizer_check.ask("trsp_core.data.text_check", facts, question, [config.text, config.heldout])
 
 
-def refuse_texts(prepared: data.Texts, tokenizer: Any, config: RunConfig, rows: int) -> None:
+def refuse_texts(texts: blocks.Texts, tokenizer: Any, config: RunConfig, rows: int) -> None:
     """Raise TrspError if any of what a run gives its model to read has an id beyond an embedding of `rows`."""
-    for domain, blocks in prepared.measure.items():
-        refuse([int(blocks.max())], rows, f"The text {prepared.names[domain]}")
-    refuse([int(prepared.calibration.max())], rows, f"The text {prepared.names['calibration']}")
+    for domain, measured_ids in texts.measure.items():
+        refuse([int(measured_ids.max())], rows, f"The text {texts.names[domain]}")
+    refuse([int(texts.calibration.max())], rows, f"The text {texts.names['calibration']}")
     refuse(special_tokens.begun(tokenizer, config.prompt), rows, "The prompt")
     if config.save_model or config.save_trained:
-        refuse(tokenizer(data.PROOF_TEXT).input_ids[: data.PROOF_TOKENS], rows, "The text of the proof")
+        refuse(tokenizer(blocks.PROOF_TEXT).input_ids[: blocks.PROOF_TOKENS], rows, "The text of the proof")
 
 
 def _answer(question: dict[str, Any]) -> None:
     """The child's work. Raises TrspError: as in `check`."""
-    folder, rows, config = Path(question["folder"]), question["rows"], configs.parse(question["settings"])
-    known = tokenizer_check.tokens_of(question["name"], folder)
-    data.check(config, folder / "tokenizer.json")
+    folder, rows, config = Path(question["folder"]), question["rows"], parse(question["settings"])
+    vocabulary = tokenizer_check.tokens_of(question["name"], folder)
+    blocks.check(config, folder / "tokenizer.json")
     if (
-        max([*known.values(), *tokenizer_check.added(folder, known)], default=-1) >= rows
+        max([*vocabulary.values(), *tokenizer_check.added(folder, vocabulary)], default=-1) >= rows
     ):  # else no text can hold such an id
         tokenizer = libraries.load_tokenizer(folder)
-        refuse_texts(data.prepare(config, tokenizer), tokenizer, config, rows)
+        refuse_texts(blocks.prepare(config, tokenizer), tokenizer, config, rows)
 
 
 if __name__ == "__main__":

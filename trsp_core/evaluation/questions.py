@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.data import corpora, encodings
 from trsp_core.errors import TrspError
 
@@ -62,7 +62,9 @@ def read(task: str, text: str, limit: int | None = None) -> list[Question]:
 def check_limit(limit: int | None) -> None:
     """Raises TrspError: no question would be left."""
     if limit is not None and limit < 1:
-        raise TrspError(f"{limit:,} questions were asked for.", "Ask for 1 or more, or leave the limit out for all.")
+        raise TrspError(
+            f"{formatting.count(limit)} questions were asked for.", "Ask for 1 or more, or leave the limit out for all."
+        )
 
 
 def _question(line: str, name: str, number: int) -> Question:

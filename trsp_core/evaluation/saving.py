@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trsp_core import files, machine, malloc
+from trsp_core import files, formatting, machine, malloc
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import verification
 from trsp_core.perf.budget import PROCESS_BYTES
@@ -62,8 +62,8 @@ def _proved(run: RunFolder, unproved: Path, computed: Path, progress: ev.Progres
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
     if (free := machine.available_memory()) < PROCESS_BYTES:
         raise TrspError(
-            f"The model is not proved: a fresh process to load it takes {PROCESS_BYTES / 1e6:.0f} MB of memory, "
-            f"{free / 1e6:.0f} MB are free. {place}",
+            f"The model is not proved: a fresh process to load it takes {formatting.size(PROCESS_BYTES)} of memory, "
+            f"{formatting.size(free)} are free. {place}",
             f"Free some memory. {again}",
         )
     with contextlib.closing(verification.checking(unproved, computed)) as waiting:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trsp_core import process_limits
+from trsp_core import formatting, process_limits
 from trsp_core.data.blocks import NEW_TOKENS, PROOF_TEXT, PROOF_TOKENS
 from trsp_core.errors import TrspError
 
@@ -72,7 +72,9 @@ class Proof:
         if not self.same_ids:
             found.append("its tokenizer cuts the text otherwise")
         if not self.largest_difference <= self.rounding:  # so that not-a-number is a problem too
-            found.append(f"its logits differ by {self.largest_difference:.3g} from those of the model in memory")
+            found.append(
+                f"its logits differ by {formatting.figure(self.largest_difference)} from those of the model in memory"
+            )
         if not self.cached_equals_uncached and not (self.tie is not None and self.tie <= TIE * self.rounding):
             found.append("it writes another text with a key-value cache than without")
         elif self.dtype == self.memory_dtype == "float32" and not (self.same_text and self.cached_equals_uncached):
@@ -83,16 +85,21 @@ class Proof:
     def sentence(self) -> str:
         """What was compared, and how it came out."""
         equal = (
-            f"differ by at most {self.largest_difference:.2g} from" if self.largest_difference else "are bit for bit"
+            f"differ by at most {formatting.figure(self.largest_difference)} from"
+            if self.largest_difference
+            else "are bit for bit"
         )
         written = "" if self.dtype == self.memory_dtype else f", written as {self.dtype},"
-        figures = [f"largest logit {self.largest_logit:.1f}"]
+        figures = [f"largest logit {formatting.ratio(self.largest_logit)}"]
         if self.largest_difference:
-            figures.append(f"KL {self.kl:.2g} nats a token")
+            figures.append(f"KL {formatting.figure(self.kl)} nats a token")
             figures.append(f"the same likeliest token at {self.same_likeliest} of {self.tokens}")
         ending = "are the same with a key-value cache and without."
         if not self.cached_equals_uncached:
-            ending = f"part with a key-value cache and without at a tie: the two logits lie {self.tie or 0:.2g} apart."
+            ending = (
+                "part with a key-value cache and without at a tie: the two logits lie "
+                f"{formatting.figure(self.tie or 0)} apart."
+            )
         return (
             f"A fresh process with stock transformers loaded this checkpoint{written} and its logits on {self.tokens} "
             f"tokens {equal} those of the model that the run had in memory in {self.memory_dtype} "

@@ -5,7 +5,6 @@ enough to ship. Points that were measured on the same blocks can be compared blo
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
@@ -174,11 +173,9 @@ def _losses(state: RunState, which: str) -> Losses:
 
 def to_json(sweep: Sweep) -> str:
     """The record, a line a point."""
-    body = {"schema": SCHEMA, **codec.plain(dataclasses.asdict(sweep))}
-    points = body.pop("points")
-    head = json.dumps(body, ensure_ascii=False)
-    lines = ",\n".join(json.dumps(p, ensure_ascii=False) for p in points)
-    return f'{head[:-1]}, "points": [\n{lines}\n]}}\n'
+    head = codec.encode_document(dataclasses.replace(sweep, points=[]), SCHEMA)
+    points = ",\n".join(map(codec.encode, sweep.points))
+    return head.replace('"points": []', f'"points": [\n{points}\n]') + "\n"
 
 
 def write(sweep: Sweep, path: Path) -> None:
@@ -197,34 +194,27 @@ def load(path: Path) -> Sweep:
         TrspError: it cannot be read.
     """
     try:
-        given = json.loads(path.read_bytes())
-        if given.pop("schema") > SCHEMA:
-            raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
-        points = [_whole(codec.build(Point, point)) for point in given.pop("points")]
-        sweep = dataclasses.replace(codec.build(Sweep, given | {"points": []}), points=points)
-        if any(p.arm not in sweep.arms or not set(p.at) <= set(sweep.axes) for p in points):
+        sweep = codec.decode_document(path.read_bytes(), SCHEMA, Sweep)
+        if any(p.arm not in sweep.arms or not set(p.at) <= set(sweep.axes) for p in sweep.points):
             raise ValueError("a point outside the grid")
-        configs = [RunConfig(**sweep.shared, **p.settings) for p in points]
-        if any(not isinstance(getattr(c, k), type(v)) for c in configs for k, v in vars(RunConfig()).items()):
-            raise ValueError("a setting of another kind")
+        for point in sweep.points:
+            _check(point)
+            codec.build(RunConfig, {**sweep.shared, **point.settings})
         return sweep
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         raise TrspError(f"{path.name} is no record of a sweep.", "Leave it out, or record it again.") from error
 
 
-def _whole(point: Point) -> Point:
-    """JSON has no word for what is not a number; null stands for it.
-
-    Raises:
-        ValueError, KeyError: losses or blocks that are missing, or that cannot be reckoned with.
-    """
-    for given in (point.losses, point.direct):
-        given |= {domain: plan_results.losses_of(losses) for domain, losses in given.items()}
+def _check(point: Point) -> None:
+    """Raise ValueError unless one can reckon with the figures of `point`; a loss may be what is not a number."""
     if not set(ev.DOMAINS) <= set(point.losses) & set(point.blocks):
         raise ValueError("a point without a domain")
-    if None in (*point.weights, *point.gap, *point.kl.values(), point.seconds) or min(point.steps, point.seed) < 0:
+    plan_results.check_losses(point.losses)
+    plan_results.check_losses(point.direct)
+    if math.isnan(sum([*point.weights, *point.gap, *point.kl.values(), point.seconds])):
         raise ValueError("a figure is missing")
-    return point
+    if min(point.steps, point.seed) < 0:
+        raise ValueError("a number below nothing")
 
 
 def shipped() -> Path:
@@ -290,6 +280,8 @@ def cells(sweep: Sweep) -> list[list[str]]:
     lines = [["", "calibration domain", "held-out domain", "gap", "seconds", "removed"]]
     for p in sweep.points:
         figures = [plan_results.with_interval(intervals.perplexity(p.losses[d])) for d in ev.DOMAINS]
-        gap = " to ".join(f"{g:.2f}" for g in p.gap)
-        lines.append([p.title, *figures, gap, f"{p.seconds:.0f}" if p.steps else "", ",".join(map(str, p.removed))])
+        gap = " to ".join(f"{formatting.nats(g)}" for g in p.gap)
+        lines.append(
+            [p.title, *figures, gap, formatting.duration(p.seconds) if p.steps else "", ",".join(map(str, p.removed))]
+        )
     return lines

@@ -26,6 +26,7 @@ from trsp_core import paths
 from trsp_core.errors import TrspError
 from trsp_core.experiments import plans
 from trsp_core.experiments.plans import Plan
+from trsp_core.schema import codec
 from trsp_core.schema.config import KNOBS
 
 MOST = 1000  # points of one grid
@@ -66,8 +67,8 @@ def read(path: str) -> Grid:
     """
     file = paths.file(path, "grid", "Name the path of a JSON file.")
     try:
-        return parse(json.loads(paths.content(file)))
-    except (ValueError, RecursionError) as error:
+        return parse(codec.decode(paths.content(file), dict))
+    except ValueError as error:
         raise TrspError(f"The grid {path[:80]} is no JSON: {error}.", "Mend the file.") from error
 
 

@@ -19,7 +19,7 @@ from trsp_core.experiments import plans, runner
 from trsp_core.experiments.plans import Plan
 from trsp_core.files import write_atomic
 from trsp_core.preparation import preflight
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.run_state import RunState
 
@@ -50,8 +50,8 @@ class Standing:
 class Agenda:
     """The plans of one server. Its thread feeds one run of each plan at a time into the queue."""
 
-    def __init__(self, store: Store, jobs: Jobs):
-        self.store, self.jobs = store, jobs
+    def __init__(self, store: Store, run_queue: RunQueue):
+        self.store, self.run_queue = store, run_queue
         self._folder = store.root / "agenda"
         self._lock = threading.Lock()
         self._troubles: dict[str, str] = {}  # plan to why it was given up, whether or not that could be written
@@ -65,7 +65,7 @@ class Agenda:
         Raises:
             TrspError: no such plan, or its first run cannot be done on this machine.
         """
-        self.jobs.limits.refuse_plans()
+        self.run_queue.limits.refuse_plans()
         plan = plans.read(name)
         with self._lock:
             if self._active(name):
@@ -84,7 +84,7 @@ class Agenda:
             run = self._look(plans.read(name))[1]
             if run:
                 with contextlib.suppress(TrspError):  # it was deleted meanwhile
-                    self.jobs.cancel(run[1].id)
+                    self.run_queue.cancel(run[1].id)
 
     def standing(self, name: str) -> Standing:
         """Raises TrspError: no such plan."""
@@ -142,7 +142,7 @@ class Agenda:
     def _feed(self, plan: Plan) -> None:
         """Queue the next run that is missing, unless one is queued or running."""
         begun = self.store.root / str(self._read(plan.name).get("begun") or "none")
-        if trouble := self.jobs.trouble(begun.name):
+        if trouble := self.run_queue.start_failure(begun.name):
             raise TrspError(f"Run {begun.name} could not be started.", trouble)
         if (begun / "queued").exists() or Run(begun).held():  # the cheapest look
             return
@@ -161,11 +161,11 @@ class Agenda:
             raise TrspError(f"“{missing[0].title}” did not finish.", said)
         preflight.preflight(config)
         if before and before.status() in ("cancelled", "lost", "damaged"):
-            made = self.jobs.resume(before.id)
+            made = self.run_queue.resume(before.id)
         else:
             if before:
                 self.store.delete(before.id)
-            made = self.jobs.submit(config, plans.name_of(plan, missing[0], config))
+            made = self.run_queue.submit(config, plans.name_of(plan, missing[0], config))
         self._write(plan.name, {"active": True, "begun": made.id})
 
     def _look(self, plan: Plan) -> tuple[dict[str, RunState], tuple[str, Run] | None]:

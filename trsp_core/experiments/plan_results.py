@@ -5,14 +5,13 @@ compared block by block. Gathered from run folders, or read from a recorded file
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
@@ -146,7 +145,7 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         choosing=round(state.phase_seconds.get("choose", 0.0), 1),
         speed=_speed(state, "pruned"),
         dense_speed=_speed(state, "dense"),
-        narrowed=state.narrowed.told if state.narrowed else "",
+        narrowed=state.narrowed.sentence if state.narrowed else "",
     )
 
 
@@ -169,14 +168,15 @@ def _fingerprints(state: RunState) -> dict[str, str]:
 def protocol(state: RunState) -> dict[str, str]:
     """By domain, a sentence: text, blocks, tokens, number format."""
     return {
-        m.domain: f"{m.text}: {m.blocks} blocks of {m.block_length} tokens ({m.tokens:,} predicted), {m.dtype}"
+        m.domain: f"{m.text}: {m.blocks} blocks of {m.block_length} tokens ({formatting.count(m.tokens)} predicted), "
+        f"{m.dtype}"
         for m in state.measured
         if m.state == "dense"
     }
 
 
 def to_json(record: Record) -> str:
-    return json.dumps({"schema": SCHEMA, **codec.plain(dataclasses.asdict(record))}, indent=1, ensure_ascii=False)
+    return codec.encode_document(record, SCHEMA, indent=1)
 
 
 def shipped(plan: str) -> Path:
@@ -191,42 +191,34 @@ def load(path: Path) -> Record:
         TrspError: it cannot be read.
     """
     try:
-        given = json.loads(path.read_bytes())
-        if given.pop("schema") > SCHEMA:
-            raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
-        rows = [_sound(codec.build(Row, row)) for row in given.pop("rows")]
-        record = dataclasses.replace(codec.build(Record, given | {"rows": []}), rows=rows)
-        if not rows or any(len(r.losses[d]) != len(rows[0].losses[d]) for r in rows for d in ev.DOMAINS):
+        record = codec.decode_document(path.read_bytes(), SCHEMA, Record)
+        for row in record.rows:
+            _check(row)
+        if len({tuple(len(row.losses[d]) for d in ev.DOMAINS) for row in record.rows}) != 1:
             raise ValueError("rows that were not measured on the same blocks")
         return record
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         raise TrspError(f"{path.name} is no record of runs.", "Leave it out, or record it again.") from error
 
 
-def _sound(row: Row) -> Row:
-    """`row` with losses that can be reckoned with. JSON has no word for what is not a number; null stands for it.
-
-    Raises:
-        ValueError: layers that cannot be, or no losses in a domain.
-        KeyError: a domain is missing.
-    """
+def _check(row: Row) -> None:
+    """Raise ValueError unless one can reckon with the figures of `row`; a loss may be what is not a number."""
     if not 0 <= len(row.removed) <= row.n_layers or row.parameters < 0 or row.steps < 0:
         raise ValueError("sizes below nothing")
+    if not set(ev.DOMAINS) <= set(row.losses):
+        raise ValueError("a domain is missing")
     for speed in (row.speed, row.dense_speed):
-        if any(len(rates) != 3 or None in rates or min(rates) <= 0 for rates in speed.values()):
+        if any(len(rates) != 3 or not min(rates) > 0 or math.isnan(sum(rates)) for rates in speed.values()):
             raise ValueError("a speed without its range")
-    if None in (row.seconds, row.choosing):
+    if math.isnan(row.seconds + row.choosing):
         raise ValueError("a time is missing")
-    kl = {domain: math.nan if v is None else v for domain, v in row.kl.items()}
-    return dataclasses.replace(row, losses={d: losses_of(row.losses[d]) for d in ev.DOMAINS}, kl=kl)
+    check_losses(row.losses)
 
 
-def losses_of(given: list[float]) -> list[float]:
-    """Losses read from JSON. Raises ValueError: none, or not in nats a token."""
-    losses = [math.nan if v is None else float(v) for v in given]
-    if not losses or any(abs(v) > MOST_NATS for v in losses):
+def check_losses(losses: Mapping[str, list[float]]) -> None:
+    """Raise ValueError: a domain has none, or they are not in nats a token."""
+    if any(not values or any(abs(v) > MOST_NATS for v in values) for values in losses.values()):
         raise ValueError("no losses")
-    return losses
 
 
 def compared(record: Record, one: str, other: str) -> dict[str, Interval] | None:
@@ -248,18 +240,12 @@ def cells(record: Record) -> list[list[str]]:
     lines = [["", "layers", "calibration domain", "held-out domain", "KL", "removed"]]
     for row in record.rows:
         figures = [with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
-        kl = " / ".join(f"{row.kl[d]:.2f}" for d in ev.DOMAINS if d in row.kl)
+        kl = " / ".join(f"{formatting.nats(row.kl[d])}" for d in ev.DOMAINS if d in row.kl)
         left = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
         lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
     return lines
 
 
-def with_interval(found: Interval) -> str:
-    """`61.2 [58.0, 64.9]`."""
-    return " ".join((_figure(found.value), f"[{_figure(found.low)}, {_figure(found.high)}]"))
-
-
-def _figure(value: float) -> str:
-    if not math.isfinite(value):
-        return "not a number"
-    return f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
+def with_interval(interval: Interval) -> str:
+    """A perplexity with its interval: `61.2 [58.0, 64.9]`."""
+    return formatting.interval(interval.value, interval.low, interval.high, formatting.perplexity)

@@ -7,11 +7,10 @@ run twice, and a changed one is another run. Imports no torch.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trsp_core import paths
@@ -20,6 +19,7 @@ from trsp_core.models import catalog
 from trsp_core.preparation import forecast
 from trsp_core.pruning import methods, validate
 from trsp_core.runs.store import Run, Store
+from trsp_core.schema import codec
 from trsp_core.schema import config as configs
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
@@ -41,8 +41,8 @@ class Variation:
     """
 
     name: str
-    title: str
-    settings: Mapping[str, Any]
+    title: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     layers_of: str = ""
     as_long_as: str = ""
 
@@ -52,9 +52,9 @@ class Plan:
     """Variations in the order they run."""
 
     name: str
-    title: str
-    base: Mapping[str, Any]
     variations: tuple[Variation, ...]
+    title: str = ""
+    base: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
 
 
@@ -138,8 +138,8 @@ def read(name: str) -> Plan:
         return parse(built_in()[name])
     file = paths.file(name, "plan", f"Take {', '.join(built_in())}, or the path of a JSON file.")
     try:
-        return parse(json.loads(paths.content(file)))
-    except (ValueError, RecursionError) as error:
+        return parse(codec.decode(paths.content(file), dict))
+    except ValueError as error:
         raise TrspError(f"The plan {name[:80]} is no JSON: {error}.", "Mend the file.") from error
 
 
@@ -150,20 +150,14 @@ def parse(document: Any) -> Plan:
         TrspError: a part is missing, unknown or of a wrong kind; every variation's settings are checked.
     """
     try:
-        variations = tuple(_variation(entry) for entry in document["variations"])
-        plan = Plan(
-            name=_named(document["name"]),
-            title=str(document.get("title") or document["name"]),
-            base=dict(document.get("base", {}).items()),  # a list has none
-            variations=variations,
-            preset=document.get("preset"),
-        )
-        if not isinstance(plan.preset, str | None) or len(variations) > MOST:
-            raise ValueError(f"a preset that is no name, or more than {MOST} variations")
-        "".join([plan.title, *(v.title for v in variations)]).encode()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        plan = _titled(codec.build(Plan, document))
+        if len(plan.variations) > MOST or not all(
+            map(_NAME.fullmatch, (plan.name, *(v.name for v in plan.variations)))
+        ):
+            raise ValueError(f"more than {MOST} variations, or a name that cannot be one")
+    except ValueError as error:
         raise TrspError(
-            f"This is no plan: {type(error).__name__} {str(error)[:80]}.",
+            f"This is no plan: {str(error)[:80]}.",
             'It wants {"name", "base", "variations": [{"name", "settings"}]}; names of small letters, digits and _.',
         ) from error
     names: list[str] = []
@@ -181,22 +175,10 @@ def parse(document: Any) -> Plan:
     return plan
 
 
-def _variation(entry: Any) -> Variation:
-    if set(entry) - {"name", "title", "settings", "layers_of", "as_long_as"}:
-        raise ValueError("unknown parts of a variation")
-    return Variation(
-        name=_named(entry["name"]),
-        title=str(entry.get("title") or entry["name"]),
-        settings=dict(entry.get("settings", {})),
-        layers_of=str(entry.get("layers_of", "")),
-        as_long_as=str(entry.get("as_long_as", "")),
-    )
-
-
-def _named(name: Any) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"name {str(name)[:40]!r}")
-    return name
+def _titled(plan: Plan) -> Plan:
+    """`plan` with a name in place of each title that is missing."""
+    variations = tuple(replace(v, title=v.title or v.name) for v in plan.variations)
+    return replace(plan, title=plan.title or plan.name, variations=variations)
 
 
 def config_of(plan: Plan, variation: Variation, done: Mapping[str, RunState]) -> RunConfig:

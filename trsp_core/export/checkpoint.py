@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trsp_core import machine, subprocesses
+from trsp_core import formatting, machine, subprocesses
 from trsp_core.errors import TrspError, disk_full
 from trsp_core.evaluation import verification
 from trsp_core.evaluation.verification import Proof
@@ -241,7 +241,8 @@ def _check_room(run: Run, target: Path) -> None:
     needed, free = size * (2 if target.suffix == ".zip" else 1) + 50_000_000, shutil.disk_usage(target.parent).free
     if free < needed:
         raise TrspError(
-            f"{needed / 1e9:.1f} GB are needed in {target.parent}, {free / 1e9:.1f} GB are free.", "Free some space."
+            f"{formatting.size(needed)} are needed in {target.parent}, {formatting.size(free)} are free.",
+            "Free some space.",
         )
 
 
@@ -273,7 +274,7 @@ def _describe(run: Run, config: RunConfig, state: RunState, proof: Proof, folder
     texts = {
         "README.md": model_card.write(config, state, proof, title, exported, dtype),
         "run.json": json.dumps(settings, indent=1, ensure_ascii=False) + "\n",
-        "proof.json": json.dumps({"told": proof.sentence, **codec.values(proof)}, indent=1) + "\n",
+        "proof.json": codec.encode({"told": proof.sentence, **codec.plain(proof)}, indent=1) + "\n",
     }
     if not model_card.no_recipe(config, state, exported, dtype):
         texts["mergekit.yml"] = model_card.mergekit(config, state, dtype)

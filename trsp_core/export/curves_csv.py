@@ -30,20 +30,13 @@ def table(config: RunConfig, state: RunState) -> str:
 def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
     for step in state.weight_steps:
         yield "language-modelling loss", "calibration", "", step.step, STAGE_1, step.lm_loss, "nats per token"
-        yield (
-            "l1 times lambda_1",
-            "calibration",
-            "",
-            step.step,
-            STAGE_1,
-            _times(config.lambda_1, step.l1),
-            "nats per token",
-        )
+        pull = config.lambda_1 * step.l1
+        yield "l1 times lambda_1", "calibration", "", step.step, STAGE_1, pull, "nats per token"
         for layer, weight in enumerate(step.weights):
             yield "layer weight", "calibration", layer, step.step, STAGE_1, weight, "1"
     for step in state.gap_steps:
         yield "language-modelling loss", "calibration", "", step.step, STAGE_2, step.lm_loss, "nats per token"
-        pull = _times(step.lambda_2, step.penalty)
+        pull = step.lambda_2 * step.penalty
         yield "penalty times lambda_2", "calibration", "", step.step, STAGE_2, pull, "nats per token"
         acts = schedules.penalised(config, step.step)  # older runs recorded lambda_2 where it did not
         yield "lambda_2", "", "", step.step, STAGE_2, step.lambda_2 if acts else 0.0, "1"
@@ -62,7 +55,3 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
             yield f"loss, {measurement.state}", measurement.domain, "", block, "measured block", loss, "nats per token"
     for stretch in state.missing:
         yield "cannot be read", "", "", stretch.first, "number of the event", stretch.count, "events"
-
-
-def _times(factor: float | None, value: float | None) -> float | None:
-    return None if factor is None or value is None else factor * value

@@ -81,9 +81,11 @@ class ExportQueue:
             earlier = self._all.get(key)
             if earlier and earlier.running and not earlier.stopping:
                 return
-            if len(self._waiting) >= self.limits.errands:
-                raise TrspError(f"All {self.limits.errands} places in the queue are taken.", "Try again in a minute.")
-            self.limits.refuse_takeaway(sum(job.visitor == visitor for job in self._waiting))
+            if len(self._waiting) >= self.limits.export_capacity:
+                raise TrspError(
+                    f"All {self.limits.export_capacity} places in the queue are taken.", "Try again in a minute."
+                )
+            self.limits.refuse_export(sum(job.visitor == visitor for job in self._waiting))
             self._all[key] = ExportJob(run, name, module, {"run": str(run.folder), **request}, visitor=visitor)
             self._all.move_to_end(key)
             self._waiting.append(self._all[key])
@@ -136,7 +138,7 @@ class ExportQueue:
                 job.running = False
 
     def _work(self, job: ExportJob) -> None:
-        steps = subprocesses.run(job.module, self.limits.errand_minutes * 60, **job.request)
+        steps = subprocesses.run(job.module, self.limits.export_minutes * 60, **job.request)
         try:
             with contextlib.closing(steps):
                 for job.step in steps:

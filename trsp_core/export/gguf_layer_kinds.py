@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from trsp_core import formatting
 from trsp_core.surgery import families
 
 VERSION = "b9190"  # of llama.cpp, which was read and run
@@ -95,8 +96,9 @@ def warning(config: dict[str, Any]) -> str:
         )
     if (scales := _scales(text)) and scales[0] != scales[1]:
         parts.append(
-            f"llama.cpp ({VERSION}) would divide the scores of attention by the root of {scales[1]:g}, not of "
-            f"{scales[0]:g}: it goes by the number of layers."
+            f"llama.cpp ({VERSION}) would divide the scores of attention by the root of "
+            f"{formatting.setting(scales[1])}, not of "
+            f"{formatting.setting(scales[0])}: it goes by the number of layers."
         )
     return f"In GGUF this model would compute something else. {' '.join(parts)}" if parts else ""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def rows(state: RunState) -> list[list[str]]:
             [
                 TITLES[s] if s != "direct" or not state.narrowed else "Narrowed, nothing trained",
                 *(_perplexity(measurement(state, s, d)) for d in DOMAINS),
-                " / ".join("–" if v is None else f"{v:.2f}" for v in kl[s]) if any(kl[s]) else "",
+                " / ".join("–" if v is None else formatting.nats(v) for v in kl[s]) if any(kl[s]) else "",
             ]
             for s in states
         ),
@@ -161,8 +162,11 @@ def removal(state: RunState) -> str:
         return "Nothing was removed."
     removed, before, after = state.removed, state.removed.parameters_before, state.removed.parameters
     what = f"Layers {', '.join(map(str, removed.removed))} of {len(removed.removed) + len(removed.kept)} (from 0)"
-    what = f"No layer is gone, {state.narrowed.told}" if state.narrowed else f"{what} are gone"
-    return f"{what}: {after:,} parameters instead of {before:,} ({after / max(before, 1) - 1:+.0%})."
+    what = f"No layer is gone, {state.narrowed.sentence}" if state.narrowed else f"{what} are gone"
+    return (
+        f"{what}: {formatting.count(after)} parameters instead of {formatting.count(before)} "
+        f"({formatting.signed_percent(after / max(before, 1) - 1)})."
+    )
 
 
 def against_dense(state: RunState) -> str:
@@ -170,10 +174,16 @@ def against_dense(state: RunState) -> str:
     parts = []
     for domain in DOMAINS:
         one, other = measurement(state, "pruned", domain), measurement(state, "dense", domain)
-        if one and other and len(one.losses) == len(other.losses) and None not in (*one.losses, *other.losses):
+        if (
+            one
+            and other
+            and len(one.losses) == len(other.losses)
+            and all(map(math.isfinite, (*one.losses, *other.losses)))
+        ):
             factor = intervals.factor(one.losses, other.losses)
             parts.append(
-                f"{factor.value:.2f} [{factor.low:.2f}, {factor.high:.2f}] times in the {DOMAIN_TITLES[domain]}"
+                f"{formatting.interval(factor.value, factor.low, factor.high, formatting.ratio)} times in the "
+                f"{DOMAIN_TITLES[domain]}"
             )
     return f"Against the dense model on the same blocks its perplexity is {' and '.join(parts)}." if parts else ""
 
@@ -186,9 +196,9 @@ def protocol(config: RunConfig, state: RunState) -> str:
         if perplexity:
             parts.append(
                 f"the {DOMAIN_TITLES[domain]}: {_text(perplexity.text)}, {perplexity.blocks} blocks of "
-                f"{perplexity.block_length} tokens ({perplexity.tokens:,} predicted), {perplexity.dtype}"
+                f"{perplexity.block_length} tokens ({formatting.count(perplexity.tokens)} predicted), {perplexity.dtype}"
             )
-    kl_blocks = next((e.blocks for _, _, e in state.told if isinstance(e, DivergenceMeasured)), 0)
+    kl_blocks = next((e.blocks for _, _, e in state.lines if isinstance(e, DivergenceMeasured)), 0)
     kl = f" KL is of the first {kl_blocks} of the blocks." if kl_blocks else ""
     packing = ""
     if config.precision in PACKED and config.save_as == "merged":
@@ -301,12 +311,10 @@ def _upstream(config: RunConfig) -> str:
 def _perplexity(event: PerplexityMeasured | None) -> str:
     if event is None:
         return "–"
-    if not event.losses or None in event.losses:
-        return formatting.number(event.perplexity)
+    if not event.losses or not all(map(math.isfinite, event.losses)):
+        return formatting.perplexity(event.perplexity)
     interval = intervals.perplexity(event.losses)
-    return (
-        f"{formatting.number(interval.value)} [{formatting.number(interval.low)}, {formatting.number(interval.high)}]"
-    )
+    return formatting.interval(interval.value, interval.low, interval.high, formatting.perplexity)
 
 
 def _speed(state: RunState) -> str:
@@ -314,9 +322,10 @@ def _speed(state: RunState) -> str:
     if not dense or not pruned:
         return ""
     parts = [
-        f"{what} {getattr(dense, what):,.1f} to {getattr(pruned, what):,.1f} tokens/s" for what in ("prefill", "decode")
+        f"{what} {formatting.rate(getattr(dense, what))} to {formatting.rate(getattr(pruned, what))} tokens/s"
+        for what in ("prefill", "decode")
     ]
-    ceiling = f" (ceiling {state.ceiling:.2f} times)" if state.ceiling else ""
+    ceiling = f" (ceiling {formatting.ratio(state.ceiling)} times)" if state.ceiling else ""
     tokens = f"{pruned.prompt_tokens} tokens read, {pruned.new_tokens} written"
     return f"Speed on the machine of the run, {tokens}: {', '.join(parts)}{ceiling}."
 

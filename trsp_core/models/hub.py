@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from trsp_core import files
+from trsp_core import files, formatting
 from trsp_core.errors import TrspError, disk_full, is_ours
 from trsp_core.models import catalog, inspection
 from trsp_core.models import download as downloads
@@ -155,7 +155,7 @@ def _watched(card: Card, say: Say) -> Iterator[None]:
     def tell() -> None:
         while not done.wait(1.0):
             share = min(files.folder_size(folder) / max(card.bytes, 1), 1.0)
-            say(f"Downloading {card.id}: {share:.0%} of {card.bytes / 1e6:,.0f} MB", share)
+            say(f"Downloading {card.id}: {formatting.percent(share)} of {formatting.size(card.bytes)}", share)
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()

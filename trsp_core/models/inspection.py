@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.models import architectures
 from trsp_core.schema.config import PACKED
@@ -101,7 +102,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     lengths = [_header_length(file) for file in files]
     if max(lengths) <= MAX_HEADERS < sum(lengths):
         raise TrspError(
-            f"{name}: the headers of its weight files have more than {MAX_HEADERS / 1e6:.0f} MB.",
+            f"{name}: the headers of its weight files have more than {formatting.size(MAX_HEADERS)}.",
             "Download or save the model again.",
         )
     shapes: dict[str, tuple[int, ...]] = {}
@@ -161,7 +162,8 @@ def _header_length(file: Path) -> int:
 
 def _cut(file: Path, expected: int, size: int) -> TrspError:
     return TrspError(
-        f"{file.name} is cut short: {size:,} bytes are there, its header speaks of {expected:,}.",
+        f"{file.name} is cut short: {formatting.count(size)} bytes are there, its header speaks of "
+        f"{formatting.count(expected)}.",
         "Download or save the model again.",
     )
 
@@ -253,7 +255,8 @@ def _refuse_absurd(config: dict[str, Any], name: str) -> None:
             least = 0 if _COUNT.fullmatch(key) or _SIZE.fullmatch(key) else -MAX_SIZE
             if not least <= value <= most:
                 raise TrspError(
-                    f"{name}: config.json gives {str(value)[:40]} for {key[:60]}, at most {most:,} is believed.",
+                    f"{name}: config.json gives {str(value)[:40]} for {key[:60]}, at most "
+                    f"{formatting.count(most)} is believed.",
                     "Check config.json, or choose another model.",
                 )
 
@@ -269,7 +272,7 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
             value = len(text[listed])
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise TrspError(
-                f"{name}: config.json gives {str(value)[:40]} as its {what}, expected 1 to {most:,}.",
+                f"{name}: config.json gives {str(value)[:40]} as its {what}, expected 1 to {formatting.count(most)}.",
                 "Check config.json, or choose another model.",
             )
         return value

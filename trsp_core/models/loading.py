@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trsp_core import machine
+from trsp_core import formatting, machine
 from trsp_core.errors import TrspError, disk_full
 from trsp_core.models import catalog, inspection, tokenizer_check
 from trsp_core.models import download as downloads
@@ -136,8 +136,9 @@ def refuse_claims(facts: catalog.Facts) -> None:
     buffers = sum(b.numel() * b.element_size() for b in built.buffers())
     if claimed > 2 * facts.parameters or buffers > MOST_BUFFER_BYTES:
         raise TrspError(
-            f"{facts.name}: config.json speaks of {claimed:,} parameters and {buffers:,} bytes of buffers, the weights "
-            f"hold {facts.parameters:,} parameters.",
+            f"{facts.name}: config.json speaks of {formatting.count(claimed)} parameters and "
+            f"{formatting.count(buffers)} bytes of buffers, the weights "
+            f"hold {formatting.count(facts.parameters)} parameters.",
             BELONG,
         )
 

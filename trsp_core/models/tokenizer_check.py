@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trsp_core import paths, process_limits
+from trsp_core import formatting, paths, process_limits
 from trsp_core.errors import TrspError
 from trsp_core.models import libraries
 from trsp_core.models.inspection import MAX_JSON, Facts
@@ -91,7 +91,8 @@ def refuse(ids: Iterable[int], rows: int, what: str) -> None:
     highest = max(ids, default=-1)
     if highest >= rows:
         raise TrspError(
-            f"{what} holds token id {highest:,}, and the model's embedding has {rows:,} rows, for ids below that: "
+            f"{what} holds token id {formatting.count(highest)}, and the model's embedding has "
+            f"{formatting.count(rows)} rows, for ids below that: "
             "tokens were added to the tokenizer, and the model was not resized.",
             "Resize it (model.resize_token_embeddings(len(tokenizer))) and save both, or leave these tokens out.",
         )
@@ -144,7 +145,9 @@ def _passed(module: str, question: str, identity: tuple) -> None:
         try:
             said, complaint = child.communicate(question, timeout=SECONDS)
         except subprocess.TimeoutExpired as late:
-            raise _failed(json.loads(question)["name"], f"it takes more than {SECONDS:.0f} s to cut a text") from late
+            raise _failed(
+                json.loads(question)["name"], f"it takes more than {formatting.duration(SECONDS)} to cut a text"
+            ) from late
         finally:
             process_limits.end(child)
     _judge(json.loads(question)["name"], child.returncode, said, complaint)
@@ -159,7 +162,7 @@ def _judge(name: str, code: int, said: str, complaint: str) -> None:
     elif code == -signal.SIGXCPU:
         raise _failed(name, f"it computes for more than {CPU_SECONDS} s to cut a text")
     elif "memory allocation" in complaint or "MemoryError" in complaint:
-        raise _failed(name, f"it takes more than {MOST_BYTES / 1e9:.0f} GB of memory to cut a text")
+        raise _failed(name, f"it takes more than {formatting.size(MOST_BYTES)} of memory to cut a text")
     elif code < 0:
         raise _failed(name, f"a process that cuts a text with it ends by {signal.Signals(-code).name}")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trsp_core import formatting
 from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.pruning import methods
 from trsp_core.schema.config import KNOBS, PACKED, RunConfig, layers_to_remove, parse, parse_layers, settings_in
@@ -35,7 +36,11 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
         wrong("layers", f"Layers are given, but the method is {config.method}.", "Set --method manual, or no layers.")
     if not 0 < config.ratio < 1 and config.method != "manual":
         what = "nothing" if config.ratio <= 0 else "everything"
-        wrong("ratio", f"A ratio of {config.ratio:g} removes {what}.", "Choose a ratio above 0 and below 1.")
+        wrong(
+            "ratio",
+            f"A ratio of {formatting.setting(config.ratio)} removes {what}.",
+            "Choose a ratio above 0 and below 1.",
+        )
     for name in ("model", "text", "heldout"):
         if not getattr(config, name).strip():
             wrong(name, f"{KNOBS[name].label}: nothing was given.", f"Set {KNOBS[name].flag}.")
@@ -152,15 +157,15 @@ def _check_depth(config: RunConfig, n_layers: int, manual_layers: list[int] | No
     if count == 0:
         wrong(
             "ratio",
-            f"A ratio of {config.ratio:g} of {n_layers} layers rounds to none.",
-            f"Choose at least {0.5 / n_layers:.3f}.",
+            f"A ratio of {formatting.setting(config.ratio)} of {n_layers} layers rounds to none.",
+            f"Choose at least {formatting.figure(0.5 / n_layers)}.",
         )
         return
     if count >= n_layers:
         wrong(
             "ratio",
-            f"A ratio of {config.ratio:g} of {n_layers} layers removes them all.",
-            f"Choose less than {(n_layers - 0.5) / n_layers:.3f}.",
+            f"A ratio of {formatting.setting(config.ratio)} of {n_layers} layers removes them all.",
+            f"Choose less than {formatting.figure((n_layers - 0.5) / n_layers)}.",
         )
         return
     free = n_layers - config.protect_first - config.protect_last

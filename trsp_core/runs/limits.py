@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trsp_core.schema import messages as an
+from trsp_core import formatting
+from trsp_core.schema import messages
 from trsp_core.models import catalog
 from trsp_core.schema.messages import Request
 from trsp_core.schema.config import KNOBS, RunConfig
@@ -37,28 +38,29 @@ class Limits:
             run is seen by those who have its address.
         models, texts: names that may be used; empty where any may.
         parameters: of the largest model.
-        most: highest value by knob.
+        highest: highest value by knob.
         step_tokens: tokens of one training step.
         minutes: of a run, from its start.
         prompt, new_tokens: characters read and tokens written by one request.
-        upload_bytes, stored_bytes: of one text that is brought, and of all of them.
-        visitor_bytes, held_bytes: of the texts that one visitor has stored or is bringing, and of all files that are in
-            memory or on their way there.
-        unread_hours: age at which a text that no run reads is swept.
-        places, workers: runs that may wait, and that run at once.
-        a_visitor, requests, takeaways, tabs: runs that a visitor may have waiting or running, requests that he may have
-            waiting at the workbench, exports and reports that he may have waiting, and his open connections.
-        stands_back: the workbench takes only what a run leaves of the cores: there is one machine for all, and who
+        upload_bytes, stored_bytes: of one uploaded text, and of all of them.
+        visitor_bytes, held_bytes: of the texts that one visitor has stored or is uploading, and of all files that are
+            in memory or on their way there.
+        unread_hours: age at which a text that no run reads is deleted.
+        queue_capacity, workers: runs that may wait, and that run at once.
+        runs_per_visitor, requests_per_visitor, exports_per_visitor: that one may have waiting or running.
+        connections_per_visitor: open ones, at least one for each tab.
+        workbench_yields: the workbench takes only what a run leaves of the cores: there is one machine for all, and who
             toggles layers is not who waits for the run.
-        errands, errand_minutes: exports and reports that may wait, and how long one may take; one is made at a time.
-        days, disk_bytes: age and size at which runs are swept; see `retention`.
+        export_capacity, export_minutes: exports and reports that may wait, and how long one may take; one is made at a
+            time.
+        days, disk_bytes: age and size from which on runs are deleted; see `retention`.
     """
 
     demo: bool = False
     models: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     parameters: float = math.inf
-    most: Mapping[str, float] = field(default_factory=dict)
+    highest: Mapping[str, float] = field(default_factory=dict)
     step_tokens: float = math.inf
     minutes: float = math.inf
     prompt: float = math.inf
@@ -68,53 +70,53 @@ class Limits:
     visitor_bytes: float = 500_000_000
     held_bytes: float = 100_000_000
     unread_hours: float = 24.0
-    places: int = 8
+    queue_capacity: int = 8
     workers: int = 1
-    a_visitor: float = math.inf
-    requests: float = math.inf
-    takeaways: float = math.inf
-    tabs: float = math.inf
-    stands_back: bool = False
-    errands: int = 16
-    errand_minutes: float = 240
+    runs_per_visitor: float = math.inf
+    requests_per_visitor: float = math.inf
+    exports_per_visitor: float = math.inf
+    connections_per_visitor: float = math.inf
+    workbench_yields: bool = False
+    export_capacity: int = 16
+    export_minutes: float = 240
     days: float = math.inf
     disk_bytes: float = math.inf
 
     @property
-    def sweeps(self) -> bool:
+    def deletes_runs(self) -> bool:
         return math.isfinite(self.days) or math.isfinite(self.disk_bytes)
 
     def check_run(self, config: RunConfig, root: Path) -> list[Problem]:
-        """What is beyond the limits; `root` is the folder of runs, beside which texts that were brought are."""
+        """What is beyond the limits; `root` is the folder of runs, which holds the uploaded texts too."""
         if not self.demo:
             return []
-        found = [
-            Problem(name, f"{KNOBS[name].label}: {getattr(config, name):g} was given, a demo allows {most:g}.",
-                    f"Take {most:g} or less. {HOW}")
-            for name, most in self.most.items() if getattr(config, name) > most
+        problems = [
+            Problem(name, f"{KNOBS[name].label}: {formatting.setting(getattr(config, name))} was given, a demo allows {formatting.setting(most)}.",
+                    f"Take {formatting.setting(most)} or less. {HOW}")
+            for name, most in self.highest.items() if getattr(config, name) > most
         ]  # fmt: skip
-        found += self.check_model(config.model)
+        problems += self.check_model(config.model)
         if config.model in self.models and (size := _parameters(config.model)) > self.parameters:
-            found.append(Problem("model", f"A model of {size / 1e6:,.0f} M parameters is too large here.", HOW))
+            problems.append(Problem("model", f"A model of {formatting.parameters(size)} parameters is too large here.", HOW))
         for name in ("text", "heldout"):
             if not self._may_read(getattr(config, name), root):
-                found.append(
+                problems.append(
                     Problem(
                         name, "A demo does not read this text.", f"Take {' or '.join(self.texts)}, or bring a file."
                     )
                 )
         tokens = config.batch_blocks * config.block_length
         if tokens > self.step_tokens:
-            found.append(
-                Problem("batch_blocks", f"A step of {tokens:,} tokens was asked for, a demo allows "
-                        f"{self.step_tokens:,.0f}.", "Take fewer or shorter blocks.")
+            problems.append(
+                Problem("batch_blocks", f"A step of {formatting.count(tokens)} tokens was asked for, a demo allows "
+                        f"{formatting.count(self.step_tokens)}.", "Take fewer or shorter blocks.")
             )  # fmt: skip
         if len(config.prompt) > self.prompt:
-            found.append(
-                Problem("prompt", f"The prompt has {len(config.prompt):,} characters, {self.prompt:,.0f} are allowed.",
+            problems.append(
+                Problem("prompt", f"The prompt has {formatting.count(len(config.prompt))} characters, {formatting.count(self.prompt)} are allowed.",
                         "Shorten it.")
             )  # fmt: skip
-        return found
+        return problems
 
     def check_model(self, name: str) -> list[Problem]:
         """Whether a model may be used by its name alone: asked before the disk, which would tell what is there."""
@@ -126,23 +128,23 @@ class Limits:
         """Raises TrspError: the workbench is asked for something beyond the limits."""
         if not self.demo:
             return
-        found: list[Problem] = []
-        prompt, wanted = getattr(request, "prompt", ""), getattr(request, "new_tokens", 0)
-        for text in (prompt, getattr(request, "text", "") if isinstance(request, an.Trace) else ""):
+        problems: list[Problem] = []
+        prompt, new_tokens = getattr(request, "prompt", ""), getattr(request, "new_tokens", 0)
+        for text in (prompt, getattr(request, "text", "") if isinstance(request, messages.Trace) else ""):
             if len(text) > self.prompt:
-                message = f"{len(text):,} characters were given, a demo reads {self.prompt:,.0f}."
-                found.append(Problem("prompt", message, "Shorten the text."))
-        if wanted > self.new_tokens:
-            message = f"{wanted:,} tokens were asked for, a demo writes {self.new_tokens:,.0f}."
-            found.append(Problem("new_tokens", message, "Ask for fewer."))
+                message = f"{formatting.count(len(text))} characters were given, a demo reads {formatting.count(self.prompt)}."
+                problems.append(Problem("prompt", message, "Shorten the text."))
+        if new_tokens > self.new_tokens:
+            message = f"{formatting.count(new_tokens)} tokens were asked for, a demo writes {formatting.count(self.new_tokens)}."
+            problems.append(Problem("new_tokens", message, "Ask for fewer."))
         for name in _models_of(request):
             if name not in self.models and not _is_inside(name, root):
-                found.append(Problem("model", "A demo does not use this model.", f"Take {' or '.join(self.models)}."))
-        if isinstance(request, an.WhatIf | an.Importance | an.Influence):
+                problems.append(Problem("model", "A demo does not use this model.", f"Take {' or '.join(self.models)}."))
+        if isinstance(request, messages.WhatIf | messages.Importance | messages.Influence):
             for text in (request.text, request.heldout):
                 if not self._may_read(text, root):
-                    found.append(Problem("text", "A demo does not read this text.", "Take one that it offers."))
-        refuse(found)
+                    problems.append(Problem("text", "A demo does not read this text.", "Take one that it offers."))
+        refuse(problems)
 
     def refuse_hub(self, name: str = "") -> None:
         """Raises TrspError: this server does not ask the hub, or not for this model."""
@@ -162,20 +164,20 @@ class Limits:
     def refuse_upload(self, size: int) -> None:
         """Raises TrspError: the file is too large."""
         if size > self.upload_bytes:
-            allowed = f"{self.upload_bytes / 1e6:.0f} MB are allowed"
-            raise TrspError(f"The file has {size / 1e6:.0f} MB, {allowed}.", "Bring a part of it.")
+            allowed = f"{formatting.size(self.upload_bytes)} are allowed"
+            raise TrspError(f"The file has {formatting.size(size)}, {allowed}.", "Bring a part of it.")
 
     def refuse_stored(self, size: int, own: int, stored: int) -> None:
         """Raises TrspError: there is no room for `size` bytes beside what this visitor and all have stored."""
         if own + size > self.visitor_bytes:
             raise TrspError("Your share of the space for uploaded texts is used up.", "Use one that you have brought.")
         if stored + size > self.stored_bytes:
-            wait = f"Try again in {self.unread_hours:g} hours, when what no run reads is swept."
+            wait = f"Try again in {formatting.setting(self.unread_hours)} hours, when what no run reads is swept."
             raise TrspError("The space for uploaded texts is used up.", wait)
 
-    def refuse_more(self, active: int) -> None:
+    def refuse_run(self, active: int) -> None:
         """Raises TrspError: this visitor has as many runs waiting or running as one may have."""
-        if active >= self.a_visitor:
+        if active >= self.runs_per_visitor:
             raise TrspError(
                 "A run from your network address is not over yet, and one at a time is possible here.",
                 "Wait for it, or stop it if it is yours.",
@@ -183,13 +185,13 @@ class Limits:
 
     def refuse_request(self, waiting: int) -> None:
         """Raises TrspError: this visitor has as many requests waiting at the workbench as one may have."""
-        if waiting >= self.requests:
+        if waiting >= self.requests_per_visitor:
             message = f"{waiting} requests from your network address are waiting for the workbench."
             raise TrspError(message, "Try again when some of them have been answered.")
 
-    def refuse_takeaway(self, waiting: int) -> None:
+    def refuse_export(self, waiting: int) -> None:
         """Raises TrspError: this visitor has as many exports and reports waiting as one may have."""
-        if waiting >= self.takeaways:
+        if waiting >= self.exports_per_visitor:
             message = f"{waiting} exports or reports from your network address are waiting."
             raise TrspError(message, "Try again when one of them is there.")
 
@@ -198,13 +200,13 @@ class Limits:
         if not self.demo:
             return ""
         return (
-            f"This is a public demo: {' and '.join(self.models)}, {self.most['stage2_steps']:g} steps of stage 2, "
-            f"{self.minutes:g} minutes a run, one run at a time from one network address; a run is deleted after "
-            f"{self.days:g} days. Its address is the only way back to it."
+            f"This is a public demo: {' and '.join(self.models)}, {formatting.setting(self.highest['stage2_steps'])} steps of stage 2, "
+            f"{formatting.setting(self.minutes)} minutes a run, one run at a time from one network address; a run is deleted after "
+            f"{formatting.setting(self.days)} days. Its address is the only way back to it."
         )
 
     def _may_read(self, text: str, root: Path) -> bool:
-        """The disk is asked last, and only for what is by its name among the texts that were brought."""
+        """The disk is asked last, and only for what is by its name among the uploaded texts."""
         return text in self.texts or (Path(text).parent == root / "uploads" and _is_inside(text, root / "uploads"))
 
 
@@ -214,7 +216,7 @@ DEMO = Limits(
     models=("smollm2-135m", "gemma3-270m"),
     texts=("wikipedia", "news"),
     parameters=300_000_000,
-    most={
+    highest={
         "stage1_steps": 20,
         "stage2_steps": 120,
         "cycles": 4,
@@ -236,18 +238,18 @@ DEMO = Limits(
     minutes=45,
     prompt=1000,
     new_tokens=128,
-    stands_back=True,
+    workbench_yields=True,
     upload_bytes=2_000_000,
     stored_bytes=100_000_000,
     visitor_bytes=10_000_000,
     held_bytes=40_000_000,
     unread_hours=2.0,
-    a_visitor=1,
-    requests=12,
-    takeaways=2,
-    tabs=100,
-    errands=6,
-    errand_minutes=10,
+    runs_per_visitor=1,
+    requests_per_visitor=12,
+    exports_per_visitor=2,
+    connections_per_visitor=100,
+    export_capacity=6,
+    export_minutes=10,
     days=7,
     disk_bytes=20e9,
 )
@@ -297,14 +299,14 @@ def visitor(address: str | None, forwarded: bool) -> str:
     if forwarded and not os.environ.get(PROXIES, "").strip():
         return "behind a proxy"
     try:
-        found = ipaddress.ip_address((address or "").split("%")[0])
+        network_address = ipaddress.ip_address((address or "").split("%")[0])
     except ValueError:
         return "unknown"
-    if isinstance(found, ipaddress.IPv6Address):
-        if not found.ipv4_mapped:
-            return "here" if found.is_loopback else str(ipaddress.ip_network((found, 56), strict=False))
-        found = found.ipv4_mapped
-    return "here" if found.is_loopback else str(found)
+    if isinstance(network_address, ipaddress.IPv6Address):
+        if not network_address.ipv4_mapped:
+            return "here" if network_address.is_loopback else str(ipaddress.ip_network((network_address, 56), strict=False))
+        network_address = network_address.ipv4_mapped
+    return "here" if network_address.is_loopback else str(network_address)
 
 
 def _parameters(name: str) -> int:
@@ -316,10 +318,12 @@ def _parameters(name: str) -> int:
 
 
 def _models_of(request: Request) -> list[str]:
-    one = getattr(request, "model", None)
-    variants = [*getattr(request, "columns", []), *([one] if isinstance(one, dict) else [])]
-    named = [one] if isinstance(one, str) else []
-    return [*named, *(str(v[k]) for v in variants for k in ("model", "base") if v.get(k))]
+    """Names and folders of all models that `request` would open."""
+    if isinstance(request, messages.WhatIf):
+        return [request.model]
+    one = [request.model] if isinstance(request, messages.Importance | messages.Influence) else []
+    variants = request.columns if isinstance(request, messages.Generate | messages.Trace) else one
+    return [name for variant in variants for name in (variant.model, variant.base) if name]
 
 
 def _is_inside(name: str, root: Path) -> bool:

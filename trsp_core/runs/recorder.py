@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import platform
 import shutil
@@ -16,7 +15,7 @@ from collections.abc import Callable, Generator
 from importlib import metadata
 
 from trsp_core.schema import codec, run_state
-from trsp_core.schema import events as ev
+from trsp_core.schema import events
 from trsp_core.errors import TrspError, disk_full, is_short_memory
 from trsp_core.schema.events import Event
 from trsp_core.files import sync, write_atomic
@@ -24,7 +23,7 @@ from trsp_core.schema.run_state import RunState
 from trsp_core.runs.store import Run
 
 RESERVE = 64 * 1024  # bytes held free for a run's last words
-OUT_OF_MEMORY = ev.RunFailed("The machine ran out of memory.", "Choose a smaller model, shorter blocks or fewer.", "")
+OUT_OF_MEMORY = events.RunFailed("The machine ran out of memory.", "Choose a smaller model, shorter blocks or fewer.", "")
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "gensim", "datasets", "bitsandbytes")
 
 
@@ -67,8 +66,8 @@ def _record(
 
         def write(event: Event) -> None:
             at = earlier + time.monotonic() - began
-            _append(file, ev.to_line(event, folded.count, at).encode() + b"\n")
-            if isinstance(event, ev.PhaseStarted | ev.ModelSaved):
+            append(file, events.to_line(event, folded.count, at).encode() + b"\n")
+            if isinstance(event, events.PhaseStarted | events.ModelSaved):
                 os.fsync(file.fileno())
             run_state.fold(folded, [(folded.count, at, event)])
             if watch:
@@ -77,16 +76,16 @@ def _record(
         try:
             with contextlib.suppress(OSError):  # as much as there is
                 (run.folder / ".reserve").write_bytes(os.urandom(RESERVE))
-            write_atomic(run.folder / "env.json", json.dumps(environment(), indent=1))
+            write_atomic(run.folder / "env.json", codec.encode(environment(), indent=1))
             for event in generator:
                 write(event)
-                if run.cancelled() and not isinstance(event, ev.ENDINGS):
+                if run.cancelled() and not isinstance(event, events.ENDINGS):
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             generator.close()
-            write(ev.RunCancelled(folded.phase, run.cancel_reason()))
+            write(events.RunCancelled(folded.phase, run.cancel_reason()))
         except TrspError as error:
-            write(ev.RunFailed(error.message, error.remedy, ""))
+            write(events.RunFailed(error.message, error.remedy, ""))
         except MemoryError:
             write(OUT_OF_MEMORY)
         except Exception as error:  # a bug, unless the disk is full: its trace belongs to the run
@@ -98,7 +97,7 @@ def _record(
         os.fsync(file.fileno())
         _there(file)
         folded = run.state()  # as whoever reads it later will find it
-        write_atomic(run.folder / "summary.json", json.dumps(codec.plain(run_state.summary(folded)), indent=1))
+        write_atomic(run.folder / "summary.json", codec.encode(run_state.summary(folded), indent=1))
     return folded
 
 
@@ -106,7 +105,7 @@ def add(run: Run, event: Event) -> None:
     """Append one event to a run that no process is at; the caller holds it."""
     with run.events_file.open("ab", buffering=0) as file:
         folded = _so_far(run, file)
-        _append(file, ev.to_line(event, folded.count, folded.at).encode() + b"\n")
+        append(file, events.to_line(event, folded.count, folded.at).encode() + b"\n")
         os.fsync(file.fileno())
 
 
@@ -114,7 +113,7 @@ def _so_far(run: Run, file: io.FileIO) -> RunState:
     """The state up to now. A torn last line is ended, and so left out for good."""
     lines, offset = run.read()
     if file.tell() > offset:
-        _append(file, b"\n")
+        append(file, b"\n")
     return run_state.fold(RunState(), lines)
 
 
@@ -134,20 +133,20 @@ def environment() -> dict[str, str]:
     }
 
 
-def bug(error: Exception) -> ev.RunFailed:
+def bug(error: Exception) -> events.RunFailed:
     """The end of a run that met an error of this program, or for which memory ran out."""
     if is_short_memory(error):
         return OUT_OF_MEMORY
     trace = "".join(traceback.format_exception(error))[-20_000:]
-    return ev.RunFailed(f"{type(error).__name__}: {error}", "This is a bug: please report it with the trace.", trace)
+    return events.RunFailed(f"{type(error).__name__}: {error}", "This is a bug: please report it with the trace.", trace)
 
 
-def _full_disk(run: Run) -> ev.RunFailed:
+def _full_disk(run: Run) -> events.RunFailed:
     """Make room by dropping the reserve and what the model has taken, then say what happened."""
     (run.folder / ".reserve").unlink(missing_ok=True)
     for part in run.folder.glob("*model*"):
         shutil.rmtree(part, ignore_errors=True)
-    return ev.RunFailed("The disk is full.", "Free some space, delete old runs, or turn off keeping the model.", "")
+    return events.RunFailed("The disk is full.", "Free some space, delete old runs, or turn off keeping the model.", "")
 
 
 def _there(file: io.FileIO) -> int:
@@ -158,7 +157,7 @@ def _there(file: io.FileIO) -> int:
     return now.st_size
 
 
-def _append(file: io.FileIO, data: bytes) -> None:
+def append(file: io.FileIO, data: bytes) -> None:
     """All of `data` at the end of `file`, or nothing of it: a disk that fills up leaves no half line.
 
     Raises:

@@ -1,7 +1,7 @@
 """Where a run that broke off can go on: read from its events, and from the head of the file that stage 2 left.
 
-Nothing recorded is rewritten. `reopen` appends `Resumed`, which names a place: what was told from there on is
-overtaken, and is told again. The place is the beginning of the phase that broke off, or behind the last round of stage
+Nothing recorded is rewritten. `reopen` appends `Resumed`, which names a place, the number of an event: the events from
+there on do not count any more, and the run tells them again. The place is the beginning of the phase that broke off, or behind the last round of stage
 1, or, in stage 2 and behind it, wherever the weights can still be had. It is never behind an event that cannot be read.
 Imports no torch.
 """
@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from trsp_core.schema import events as ev
+from trsp_core.schema import events
 from trsp_core.runs import recorder
 from trsp_core.schema.config import RunConfig
 from trsp_core.errors import TrspError
@@ -34,20 +34,20 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
     """
     config, state = run.config(), run.state() if state is None else state
     step, round_ = saved_step(run.checkpoint_file), saved_round(run.rounds_file)
-    told = list(itertools.takewhile(lambda line: not isinstance(line[2], ev.EventsMissing), state.told))
-    place = _place(config, told, step, round_) if anew or state.reopened is None else state.reopened
-    kept = [line for line in told if line[0] < place]
-    used = step if step and _behind(kept, step) is not None else 0
-    chosen = bool(kept) and _behind_round(kept, round_) == kept[-1][0] + 1
+    lines = list(itertools.takewhile(lambda line: not isinstance(line[2], events.EventsMissing), state.lines))
+    place = _place(config, lines, step, round_) if anew or state.reopened is None else state.reopened
+    earlier = [line for line in lines if line[0] < place]
+    restart_step = step if step and _behind(earlier, step) is not None else 0
+    round_counts = bool(earlier) and _behind_round(earlier, round_) == earlier[-1][0] + 1
     return Past(
         place,
-        frozenset(name for _, name in _phases(kept)),
-        tuple(e.layers for _, _, e in kept if isinstance(e, ev.LayersChosen)),
-        any(isinstance(e, ev.LayersRemoved) for _, _, e in kept),
-        used,
-        run.checkpoint_file if used else None,
-        round_ if chosen else 0,
-        run.rounds_file if chosen else None,
+        frozenset(name for _, name in _phases(earlier)),
+        tuple(e.layers for _, _, e in earlier if isinstance(e, events.LayersChosen)),
+        any(isinstance(e, events.LayersRemoved) for _, _, e in earlier),
+        restart_step,
+        run.checkpoint_file if restart_step else None,
+        round_ if round_counts else 0,
+        run.rounds_file if round_counts else None,
     )
 
 
@@ -62,19 +62,19 @@ def outlook(run: Run, state: RunState | None = None) -> str:
     """
     state = run.state() if state is None else state
     past = find(run, state)
-    again = [event for n, _, event in state.told if n >= past.place]
+    again = [event for n, _, event in state.lines if n >= past.place]
     if past.step:
         where = f"behind step {past.step} of stage 2"
     elif past.round:
         where = f"behind round {past.round} of stage 1"
     else:
-        first = again[0].name if again and isinstance(again[0], ev.PhaseStarted) else ""
-        begun = {"choose": "the choice of layers", "transfer": "stage 2"}.get(first, "the phase that broke off")
-        where = f"at the beginning of {begun if past.place else 'the run'}"
+        first = again[0].name if again and isinstance(again[0], events.PhaseStarted) else ""
+        phase = {"choose": "the choice of layers", "transfer": "stage 2"}.get(first, "the phase that broke off")
+        where = f"at the beginning of {phase if past.place else 'the run'}"
     counts = {
-        "steps of stage 1": sum(isinstance(e, ev.StageOneStepped) for e in again),
-        "chosen layers": sum(isinstance(e, ev.LayerChosen) for e in again),
-        "steps of stage 2": sum(isinstance(e, ev.StageTwoStepped) for e in again),
+        "steps of stage 1": sum(isinstance(e, events.StageOneStepped) for e in again),
+        "chosen layers": sum(isinstance(e, events.LayerChosen) for e in again),
+        "steps of stage 2": sum(isinstance(e, events.StageTwoStepped) for e in again),
         "measurements": sum(isinstance(e, _MEASUREMENTS) for e in again),
     }
     parts = [f"{count} {what if count > 1 else what.replace('s of', ' of').removesuffix('s')}"
@@ -101,7 +101,7 @@ def reopen(run: Run, anew: bool = False) -> Past:
             run.tidy()
             for stale in ("cancel", "exit.json", "summary.json"):
                 (run.folder / stale).unlink(missing_ok=True)
-            recorder.add(run, ev.Resumed(past.place))
+            recorder.add(run, events.Resumed(past.place))
     except OSError as error:
         raise TrspError(
             f"The folder of run {run.id} cannot be written: {error.strerror}.",
@@ -147,49 +147,49 @@ def _saved(file: Path, what: str) -> int:
         return 0
 
 
-_MEASUREMENTS = (ev.PerplexityMeasured, ev.DivergenceMeasured, ev.ImportanceMeasured, ev.SpeedMeasured)
+_MEASUREMENTS = (events.PerplexityMeasured, events.DivergenceMeasured, events.ImportanceMeasured, events.SpeedMeasured)
 
 
-def _place(config: RunConfig, told: Sequence[Line], step: int, round_: int) -> int:
-    """The number of the first event to tell again; `step` and `round_` are what the files hold, 0 for none."""
-    begun = _phases(told)
-    if not begun or begun[-1][1] in ("load", "text"):
+def _place(config: RunConfig, lines: Sequence[Line], step: int, round_: int) -> int:
+    """The number of the first event that the run tells again; `step` and `round_` are what the files hold, 0 for none."""
+    phases = _phases(lines)
+    if not phases or phases[-1][1] in ("load", "text"):
         return 0
-    (place, name), before = begun[-1], [phase for _, phase in begun[:-1]]
-    behind = _behind(told, step) if step else None
+    (place, name), before = phases[-1], [phase for _, phase in phases[:-1]]
+    behind = _behind(lines, step) if step else None
     step = step if behind is not None else 0
     cycle = before.count("transfer")
-    needed = ends(config.stage2_steps, config.cycles)[min(cycle, config.cycles)] if config.stage2_steps else 0
-    if step != needed and not (name == "transfer" and step > needed):
+    needed_step = ends(config.stage2_steps, config.cycles)[min(cycle, config.cycles)] if config.stage2_steps else 0
+    if step != needed_step and not (name == "transfer" and step > needed_step):
         # the weights of this phase are gone: back to those that a file holds, or to the model's own
         if behind is not None:
             return behind
         first = "choose" if config.learn_weights else "transfer"
-        return next(n for n, phase in begun if phase == first)
-    if step > needed and behind is not None:
+        return next(n for n, phase in phases if phase == first)
+    if step > needed_step and behind is not None:
         return behind
     if config.learn_weights and name != "choose" and before.count("choose") > cycle:  # the choice has moved W
-        return [n for n, phase in begun if phase == "choose"][-1]
+        return [n for n, phase in phases if phase == "choose"][-1]
     if name == "choose":
-        return max(place, _behind_round(told, round_) or 0)
+        return max(place, _behind_round(lines, round_) or 0)
     return place
 
 
-def _phases(told: Sequence[Line]) -> list[tuple[int, str]]:
-    return [(n, e.name) for n, _, e in told if isinstance(e, ev.PhaseStarted)]
+def _phases(lines: Sequence[Line]) -> list[tuple[int, str]]:
+    return [(n, e.name) for n, _, e in lines if isinstance(e, events.PhaseStarted)]
 
 
-def _behind(told: Sequence[Line], step: int) -> int | None:
-    """The number behind all that was told of this step of stage 2; None where it was not told."""
-    at = next((i for i, (_, _, e) in enumerate(told) if isinstance(e, ev.StageTwoStepped) and e.step == step), None)
+def _behind(lines: Sequence[Line], step: int) -> int | None:
+    """The number of the event after those of this step of stage 2; None where there are none."""
+    at = next((i for i, (_, _, e) in enumerate(lines) if isinstance(e, events.StageTwoStepped) and e.step == step), None)
     if at is None:
         return None
-    probes = itertools.takewhile(lambda line: isinstance(line[2], ev.DeletionProbed), told[at + 1 :])
-    return [told[at], *probes][-1][0] + 1
+    probes = itertools.takewhile(lambda line: isinstance(line[2], events.DeletionProbed), lines[at + 1 :])
+    return [lines[at], *probes][-1][0] + 1
 
 
-def _behind_round(told: Sequence[Line], round_: int) -> int | None:
-    """The number behind the last layer that was chosen in this round of stage 1; None where none was."""
+def _behind_round(lines: Sequence[Line], round_: int) -> int | None:
+    """The number of the event after the last choice in this round of stage 1; None where there is none."""
     if not round_:
         return None
-    return max((n + 1 for n, _, e in told if isinstance(e, ev.LayerChosen) and e.round == round_), default=None)
+    return max((n + 1 for n, _, e in lines if isinstance(e, events.LayerChosen) and e.round == round_), default=None)

@@ -1,6 +1,6 @@
 """Which runs a server deletes by itself: those that ended long ago, and the oldest where the disk gets short. Never one
 that waits or runs, that somebody watches, or that is kept. Only where `Limits` says so: the open mode deletes none.
-Texts that were brought go in both modes, once no run reads them."""
+Uploaded texts go in both modes, once no run reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR, DAY = 3600.0, 86400.0  # seconds
 HALF_MADE = HOUR  # after which nobody is at a copy of a run any more
 
 
-def sweep(store: Store, limits: Limits, watched: Collection[str] = (), now: float | None = None) -> list[str]:
+def delete_due(store: Store, limits: Limits, watched: Collection[str] = (), now: float | None = None) -> list[str]:
     """Delete what is due; returns the ids.
 
     Args:
@@ -27,20 +27,20 @@ def sweep(store: Store, limits: Limits, watched: Collection[str] = (), now: floa
     clear_up(store)
     now = time.time() if now is None else now
     clear_uploads(store, limits.unread_hours * HOUR, now)
-    if not limits.sweeps:
+    if not limits.deletes_runs:
         return []
     free = [run for run in store.runs() if run.id not in watched and not run.kept() and not run.busy()]
     oldest = sorted(free, key=lambda run: (run.touched(), run.id))
-    gone = [run for run in oldest if now - run.touched() > limits.days * DAY and _delete(store, run)]
-    used = sum(run.size() for run in store.runs())
+    deleted = [run for run in oldest if now - run.touched() > limits.days * DAY and _delete(store, run)]
+    total = sum(run.size() for run in store.runs())
     for run in oldest:
-        if used <= limits.disk_bytes:
+        if total <= limits.disk_bytes:
             break
-        size = run.size() if run not in gone else 0
+        size = run.size() if run not in deleted else 0
         if size and _delete(store, run):
-            used -= size
-            gone.append(run)
-    return [run.id for run in gone]
+            total -= size
+            deleted.append(run)
+    return [run.id for run in deleted]
 
 
 def clear_up(store: Store) -> None:
@@ -63,13 +63,13 @@ def clear_up(store: Store) -> None:
 
 
 def clear_uploads(store: Store, age: float, now: float) -> None:
-    """Remove the texts that were brought longer than `age` seconds ago and that no run reads."""
+    """Remove the texts that were uploaded more than `age` seconds ago and that no run reads."""
     folder = store.root / "uploads"
     with contextlib.suppress(OSError):  # there is none, or another server is at it
         old = [file for file in folder.iterdir() if file.is_file() and now - file.stat().st_mtime > age]
-        read = set(_texts(store)) if old else set()
+        texts_in_use = set(_texts(store)) if old else set()
         for file in old:
-            if str(file) not in read:
+            if str(file) not in texts_in_use:
                 file.unlink(missing_ok=True)
 
 

@@ -1,11 +1,11 @@
 """A run is a folder: `config.json`, `events.jsonl` (append-only, the truth), `env.json`, `stderr.log`, `model/`,
 and where it was asked for `trained-model/` (after stage 2, before deletion).
 
-`proof.safetensors` holds what the model in memory computed (`proof`), `exports/` what was made to be taken away.
-Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that runs it,
-so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process ended),
-`summary.json` (made from the events, to list many runs fast), `keep` (it is not swept), `interrupted` (the next server
-goes on with it), `exports.lock` (held by the process that makes something in `exports/`).
+`proof.safetensors` holds what the model in memory computed (see `evaluation.verification`), `exports/` what was made to
+be downloaded. Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that
+runs it, so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process
+ended), `summary.json` (made from the events, to list many runs fast), `keep` (it is not deleted for its age),
+`interrupted` (the next server goes on with it), `exports.lock` (held by the process that makes something in `exports/`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -27,7 +26,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from trsp_core.schema import config as configs
-from trsp_core.schema import events, run_state
+from trsp_core.schema import codec, events, run_state
 from trsp_core.pruning import validate
 from trsp_core.schema.config import RunConfig
 from trsp_core.errors import TrspError
@@ -43,7 +42,7 @@ HOLDING = 20  # times that a lock is tried, for a second in all
 _SCRAPS = (  # what a run's process may leave half-written; safetensors writes to .tmpXXXXXX first
     ".reserve", ".*.partial", ".tmp??????", ".summary.json.*", ".env.json.*", ".exit.json.*",
 )  # fmt: skip
-_TOLD = (  # what a run's process writes whole
+_WHOLE_FILES = (  # what a run's process writes whole
     "events.jsonl", "env.json", "summary.json", "exit.json", "stderr.log", "lock", "cancel", "model", "trained-model",
     "unproved-model", "unproved-trained-model", "proof.safetensors", "resume.safetensors", "rounds.safetensors",
 )  # fmt: skip
@@ -75,6 +74,23 @@ def _locked(file: Path) -> bool:
     except OSError:  # none yet, or it is no file
         return False
     return False
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a run's process ended: what `exit.json` holds."""
+
+    returncode: int
+
+
+@dataclass(frozen=True)
+class _LockNote:
+    """What a lock file holds: which process has it, and the rest as in `Holder`."""
+
+    pid: int
+    parent: int
+    queued: bool
+    began: float
 
 
 @dataclass(frozen=True)
@@ -169,19 +185,19 @@ class Run(RunFolder):
     def holder(self) -> Holder | None:
         """Who holds the run; None where nobody does, or on another machine, or where it cannot be known for sure."""
         try:
-            told = json.loads((self.folder / "lock").read_text("utf-8"))
-            process, real = psutil.Process(told["pid"]), os.path.realpath(self.folder / "lock")
-            if self.held() and real in {file.path for file in process.open_files()}:  # the number may be another's now
-                return Holder(process, told["parent"], told["queued"], told["began"])
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, psutil.Error):
+            note = codec.decode((self.folder / "lock").read_text("utf-8"), _LockNote)
+            process, lock = psutil.Process(note.pid), os.path.realpath(self.folder / "lock")
+            if self.held() and lock in {file.path for file in process.open_files()}:  # the number may be another's now
+                return Holder(process, note.parent, note.queued, note.began)
+        except (OSError, ValueError, OverflowError, psutil.Error):  # psutil.Process overflows beyond a C int
             pass
         return None
 
     def hint(self) -> str:
         """Why a lost run ended, as far as it is known: a sentence."""
         try:
-            code = int(json.loads((self.folder / "exit.json").read_text("utf-8"))["returncode"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            code = codec.decode((self.folder / "exit.json").read_text("utf-8"), Exit).returncode
+        except (OSError, ValueError):
             return "Its process ended without a word: the machine may have been restarted."
         if code == -9:
             return "Its process was killed, most likely because the machine ran out of memory."
@@ -195,9 +211,9 @@ class Run(RunFolder):
         """Whether somebody wants it to stay, however old it gets."""
         return (self.folder / "keep").exists()
 
-    def keep(self, wanted: bool) -> None:
+    def keep(self, on: bool) -> None:
         """Let it stay, or let it go when its time has come."""
-        if wanted:
+        if on:
             (self.folder / "keep").touch()
         else:
             (self.folder / "keep").unlink(missing_ok=True)
@@ -247,7 +263,7 @@ class Run(RunFolder):
     def vanish(self) -> None:
         """Remove what a process wrote after the folder was deleted under it; nothing else."""
         if not (self.folder / "config.json").exists():
-            for part in (*self.litter(), *(self.folder / name for name in _TOLD)):
+            for part in (*self.litter(), *(self.folder / name for name in _WHOLE_FILES)):
                 _remove(part)
             with contextlib.suppress(OSError):  # it is gone, or holds what is not the run's
                 self.folder.rmdir()
@@ -289,10 +305,9 @@ class Run(RunFolder):
         """`state.summary`, from `summary.json` where the run has ended, it is there, and no event was touched since."""
         try:
             file = self.folder / "summary.json"
-            kept = json.loads(file.read_text("utf-8"))
-            if run_state.is_summary(kept) and self.events_file.stat().st_mtime_ns <= file.stat().st_mtime_ns:
-                return kept
-        except (OSError, ValueError, RecursionError):
+            if self.events_file.stat().st_mtime_ns <= file.stat().st_mtime_ns:
+                return run_state.read_summary(file.read_text("utf-8"))
+        except (OSError, ValueError):
             pass
         return run_state.summary(self.state())
 
@@ -305,9 +320,9 @@ class Run(RunFolder):
         """
         with self._lock(HOLDING) as file:
             queued = (self.folder / "queued").exists()
-            told = {"pid": os.getpid(), "parent": os.getppid(), "queued": queued, "began": time.time()}
+            note = _LockNote(os.getpid(), os.getppid(), queued, time.time())
             file.truncate(0)
-            file.write(json.dumps(told).encode())
+            file.write(codec.encode(note).encode())
             file.flush()
             (self.folder / "queued").unlink(missing_ok=True)
             yield
@@ -410,11 +425,11 @@ class Store:
 
     def models(self, latest: int = 30) -> list[str]:
         """The models of the `latest` runs, each once."""
-        found = []
+        names = []
         for run in self.runs()[:latest]:
             with contextlib.suppress(TrspError):
-                found.append(run.config().model)
-        return list(dict.fromkeys(found))
+                names.append(run.config().model)
+        return list(dict.fromkeys(names))
 
     def delete(self, run_id: str) -> None:
         """Remove the run and all it holds.

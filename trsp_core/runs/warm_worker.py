@@ -21,18 +21,18 @@ IDLE = 600.0  # seconds for which nobody has drawn a form, after which it is let
 ROOM = 3_000_000_000  # bytes of memory that have to be free for one: it holds some 400 MB
 
 
-class Spare:
-    """Keeps one. Its owner calls all of this in one thread, but for `prepare`."""
+class WarmWorker:
+    """Keeps one such process, `child`. Its owner calls all of this in one thread, but for `prepare`."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-        self._asked = 0.0  # when a form was drawn last, by the steady clock
-        self._since = 0.0  # and when for the first time since the last one was taken
+        self.child: subprocess.Popen[bytes] | None = None
+        self._last_form = 0.0  # when a form was drawn last, by the steady clock
+        self.wanted_since = 0.0  # and when for the first time since the last process was taken
 
     def prepare(self) -> None:
         """Somebody may start a run soon."""
-        self._asked = time.monotonic()
-        self._since = self._since or self._asked
+        self._last_form = time.monotonic()
+        self.wanted_since = self.wanted_since or self._last_form
 
     def attend(self, busy: bool) -> None:
         """Make one if it is wanted, and let go of one that nobody needs. Call it now and then.
@@ -41,12 +41,12 @@ class Spare:
             busy: something is at work on this machine, which a start would disturb.
         """
         now = time.monotonic()
-        if self._asked and now - self._asked > IDLE:
+        if self._last_form and now - self._last_form > IDLE:
             self.close()
-        elif self._since and now - self._since > AFTER and not busy and not self._lives():
+        elif self.wanted_since and now - self.wanted_since > AFTER and not busy and not self._lives():
             with contextlib.suppress(OSError):  # then a run loads what it needs itself
                 if machine.available_memory() > ROOM:
-                    self._child = _spawn()
+                    self.child = _spawn()
 
     def take(self, run: Run) -> subprocess.Popen[bytes] | None:
         """The process, which goes on as the one of `run`; None where there is none.
@@ -55,8 +55,8 @@ class Spare:
             OSError: the run's folder cannot be written.
         """
         (run.folder / "stderr.log").open("ab").close()
-        child, self._since = self._child if self._lives() else None, 0.0
-        self._child = None
+        child, self.wanted_since = self.child if self._lives() else None, 0.0
+        self.child = None
         if child is None or child.stdin is None:
             return None
         try:
@@ -68,8 +68,8 @@ class Spare:
 
     def close(self) -> None:
         """Let go of it: it ends when its input does."""
-        self._since = self._asked = 0.0
-        child, self._child = self._child, None
+        self.wanted_since = self._last_form = 0.0
+        child, self.child = self.child, None
         if child is not None and child.stdin is not None:
             with contextlib.suppress(OSError):
                 child.stdin.close()
@@ -77,7 +77,7 @@ class Spare:
                 child.wait(0.1)
 
     def _lives(self) -> bool:
-        return self._child is not None and self._child.poll() is None
+        return self.child is not None and self.child.poll() is None
 
 
 def environment() -> dict[str, str]:

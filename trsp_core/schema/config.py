@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trsp_core import paths
 from trsp_core.errors import Problem, TrspError, refuse
-from trsp_core.schema import knobs
+from trsp_core.schema import codec, knobs
 from trsp_core.schema.knobs import Knob, knob
 
-SCHEMA = 1  # of config.json and events.jsonl; a folder with a higher number is refused
+SCHEMA = 1  # number of the format of config.json; a higher one is refused
+
 
 GROUPS = {
     "first": "What matters first",
@@ -607,7 +607,7 @@ def parse_layers(text: str) -> list[int]:
     Raises:
         TrspError: a part that is no number and no range.
     """
-    chosen: set[int] = set()
+    numbers: set[int] = set()
     for part in text.replace(" ", "").split(","):
         low, _, high = part.partition("-")
         if not low.isdecimal() or (high and not high.isdecimal()) or len(part) > 12:
@@ -617,8 +617,8 @@ def parse_layers(text: str) -> list[int]:
         last = int(high or low)
         if last > 100_000:
             raise TrspError(f"Layers: {last} is beyond any model.", "Name layers of this model, counted from 0.")
-        chosen.update(range(int(low), last + 1))
-    return sorted(chosen)
+        numbers.update(range(int(low), last + 1))
+    return sorted(numbers)
 
 
 def parse(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:
@@ -647,6 +647,15 @@ def parse(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:
     return RunConfig(**{k: v for k, v in typed.items() if k in KNOBS})
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What `config.json` holds, as it was written: no setting is checked yet. An exported `run.json` tells the
+    environment of the run too."""
+
+    settings: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
 def settings_in(text: str) -> dict[str, Any]:
     """The settings in a run's `config.json`, as they were written.
 
@@ -654,20 +663,14 @@ def settings_in(text: str) -> dict[str, Any]:
         TrspError: no JSON, or a newer schema.
     """
     try:
-        document = json.loads(text)
-        schema, values = int(document["schema"]), dict(document["settings"])
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        return codec.decode_document(text, SCHEMA, Settings).settings
+    except ValueError as error:
         raise TrspError("config.json cannot be read: it is damaged or cut short.", "Start the run again.") from error
-    if schema > SCHEMA:
-        raise TrspError(
-            f"This run was written by a newer version (schema {schema}, this one reads {SCHEMA}).",
-            "Update the program.",
-        )
-    return values
 
 
 def to_json(config: RunConfig) -> str:
-    return json.dumps({"schema": SCHEMA, "settings": config.as_dict()}, indent=1, ensure_ascii=False)
+    """What `config.json` holds."""
+    return codec.encode({"schema": SCHEMA, "settings": config}, indent=1)
 
 
 def _quote(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run tells: frozen events, each one line of `events.jsonl`. Past tense; values only.
+"""The events of a run, in the past tense: frozen values, each one line of `events.jsonl`.
 
 A line is `{"n": 12, "at": 3.41, "event": "LayerChosen", ...fields, "crc": "5f0c81d2"}`: `n` counts from 0, `at` is
 seconds since the run began, `crc` is the CRC-32 of what stands before it (older runs have none). Fields marked volatile
@@ -8,13 +8,13 @@ are measured times or memory; all others are equal for equal seed and machine.
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from trsp_core.errors import TrspError
-from trsp_core.schema.codec import build, fits, values
+from trsp_core.schema import codec
 
 STATES = ("dense", "direct", "trained", "pruned")  # dense; layers deleted at once; after stage 2, all layers; deleted
 DOMAINS = ("calibration", "heldout")
@@ -236,7 +236,7 @@ class LayersNarrowed(Event):
     parameters: int
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         counts = {"heads": self.heads, "key-value heads": self.key_value_heads, "channels": self.channels}
         parts = [f"{pair[-1]} of {pair[0]} {what}" for what, pair in counts.items() if pair]  # a damaged line has none
         return "in each layer " + ", ".join(parts)
@@ -302,7 +302,7 @@ class EventsMissing(Event):
     count: int
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         which = f"Event {self.first}" if self.count == 1 else f"Events {self.first} to {self.first + self.count - 1}"
         return f"{which} of the record cannot be read, and what stood there is missing here: the file is damaged."
 
@@ -310,10 +310,19 @@ class EventsMissing(Event):
 _SUM = ', "crc": "'  # before the eight digits and `"}` that end a line
 
 
+@dataclass(frozen=True)
+class _Head:
+    """What a line says besides the fields of its event."""
+
+    n: int
+    at: float
+    event: str
+
+
 def to_line(event: Event, n: int, at: float) -> str:
-    """One JSON line, without the newline. Not-a-number and infinity become null, which JSON can carry."""
-    fields = {"n": n, "at": round(at, 3), "event": type(event).__name__, **values(event)}
-    body = json.dumps(fields, ensure_ascii=False).removesuffix("}")
+    """One JSON line, without the newline."""
+    head, fields = codec.encode(_Head(n, round(at, 3), type(event).__name__))[:-1], codec.encode(event)[1:-1]
+    body = f"{head}, {fields}" if fields else head
     return f'{body}{_SUM}{zlib.crc32(body.encode()):08x}"}}'
 
 
@@ -324,20 +333,20 @@ def from_line(line: str) -> tuple[int, float, Event]:
         TrspError: no JSON, an unknown event, fields that do not fit, or another checksum than its own.
     """
     try:
-        given = json.loads(line)
-        body, there, rest = line.rpartition(_SUM)
-        if "crc" in given and (not there or rest != f'{zlib.crc32(body.encode()):08x}"}}'):
-            raise ValueError("checksum")
-        given.pop("crc", None)
-        n, at, kind = int(given.pop("n")), float(given.pop("at")), KINDS[given.pop("event")]
-        fits(n, "int")
-        fits(at, "float")
-        return n, at, build(kind, given)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        fields = codec.decode(line, dict)
+        body, mark, rest = line.rpartition(_SUM)
+        if "crc" in fields and (not mark or rest != f'{zlib.crc32(body.encode()):08x}"}}'):
+            raise ValueError("another checksum than its own")
+        fields.pop("crc", None)
+        head = codec.build(_Head, {name: fields.pop(name, None) for name in ("n", "at", "event")})
+        if head.event not in KINDS or math.isnan(head.at):
+            raise ValueError("an unknown event, or no time")
+        return head.n, head.at, codec.build(KINDS[head.event], fields)
+    except ValueError as error:
         raise TrspError(f"This is no event: {line[:80]!r}.", "The line is left out.") from error
 
 
 def stable(event: Event) -> dict[str, Any]:
     """The fields that are equal in two runs of equal seed on one machine."""
-    kept = {f.name: getattr(event, f.name) for f in dataclasses.fields(event) if not f.metadata.get("volatile")}
-    return {"event": type(event).__name__, **kept}
+    fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event) if not f.metadata.get("volatile")}
+    return {"event": type(event).__name__, **fields}

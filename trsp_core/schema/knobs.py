@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trsp_core import formatting
 from trsp_core.errors import Problem, TrspError
 
 
@@ -24,7 +25,7 @@ class Knob:
         label: a few words, sentence case.
         help: what it is, and what happens when it goes up.
         group: where the form shows it (see `config.GROUPS`).
-        low, high: inclusive bounds of a number; None where there is none.
+        low, high: inclusive bounds of a number, either both or none.
         choices: the allowed values of a string; () where any string may stand.
         unit: shown after the value.
         paper: where the paper speaks of it; "" where the knob is ours.
@@ -68,17 +69,12 @@ class Knob:
     def bounds(self) -> str:
         """The allowed range in words."""
         unit = f" {self.unit}" if self.unit else ""
-        if self.low is None and self.high is None:
+        if self.low is None or self.high is None:
             return "any value"
-        if self.high is None:
-            return f"at least {self.low:g}{unit}"
-        if self.low is None:
-            return f"at most {self.high:g}{unit}"
-        return f"{self.low:g} to {self.high:g}{unit}"
+        return f"{formatting.setting(self.low)} to {formatting.setting(self.high)}{unit}"
 
     def _within(self, value: float) -> bool:
-        above = self.low is None or value >= self.low
-        return above and (self.high is None or value <= self.high)
+        return self.low is None or self.high is None or self.low <= value <= self.high
 
     def _problem(self, value: Any, expected: str) -> Problem:
         return Problem(
@@ -144,11 +140,11 @@ def number(name: str, value: Any) -> float:
     return _number(name, value, _read_float, "a number")
 
 
-def _number(name: str, value: Any, read: Callable[[Any], Any], wanted: str) -> Any:
+def _number(name: str, value: Any, reader: Callable[[Any], Any], kind: str) -> Any:
     try:
-        return read(value)
+        return reader(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TrspError(f"{name}: {_given(value)} was given, expected {wanted}.", "Give another value.") from error
+        raise TrspError(f"{name}: {_given(value)} was given, expected {kind}.", "Give another value.") from error
 
 
 def _given(value: Any) -> str:

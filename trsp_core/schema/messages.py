@@ -6,10 +6,10 @@ All limits of interactive work stand here.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from trsp_core import formatting
 from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.schema import codec
 
@@ -50,13 +50,13 @@ class Generate(Request):
     """Continue `prompt` with up to three models at once, a token of each in turn; then read each text with all models.
 
     Attributes:
-        columns: `Variant`s as dicts. The first one is what the others are compared with.
+        columns: the first one is what the others are compared with.
         chat: put the prompt into the model's chat template, where it has one.
         temperature: 0 takes the likeliest token.
         trace: read along afterwards: one `TextTraced` for each text and model.
     """
 
-    columns: list[dict[str, Any]]
+    columns: list[Variant]
     prompt: str
     chat: bool = False
     temperature: float = 0.0
@@ -70,7 +70,7 @@ class Generate(Request):
 class Trace(Request):
     """Read `text` after `prompt` with each of `columns`: what each would have said at every token."""
 
-    columns: list[dict[str, Any]]
+    columns: list[Variant]
     prompt: str
     text: str
     chat: bool = False
@@ -98,7 +98,7 @@ class WhatIf(Request):
 class Importance(Request):
     """The rise of the loss when each layer of the model alone is left out, one `LayerRated` each."""
 
-    model: dict[str, Any]
+    model: Variant
     text: str = "wikipedia"
     heldout: str = "news"
     seed: int = 0
@@ -108,7 +108,7 @@ class Importance(Request):
 class Influence(Request):
     """Block influence of each layer: 1 - mean cosine of X_in and X_out (ShortGPT, arXiv:2403.03853)."""
 
-    model: dict[str, Any]
+    model: Variant
     text: str = "wikipedia"
     heldout: str = "news"
     seed: int = 0
@@ -209,9 +209,9 @@ class SetMeasured(Answer):
 
     removed: list[int]
     n_layers: int
-    perplexity: dict[str, float | None]
-    dense: dict[str, float | None]
-    kl: dict[str, float | None]
+    perplexity: dict[str, float]
+    dense: dict[str, float]
+    kl: dict[str, float]
     tokens: int
     parameters: int
     parameters_dense: int
@@ -247,7 +247,7 @@ class Answered(Answer):
 
 @dataclass(frozen=True)
 class Stopped(Answer):
-    """The request was stopped by whoever asked."""
+    """The request was stopped: by whoever asked, or because the workbench closed."""
 
 
 @dataclass(frozen=True)
@@ -269,13 +269,39 @@ class Broken(Answer):
 
 REQUESTS: dict[str, type[Request]] = {cls.__name__: cls for cls in Request.__subclasses__()}
 ANSWERS: dict[str, type[Answer]] = {cls.__name__: cls for cls in Answer.__subclasses__()}
+RECORDS: dict[str, type[Request] | type[Answer]] = REQUESTS | ANSWERS
 ENDINGS = (Answered, Stopped, Refused, Broken)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a line says besides the fields of its record; `ticket` is the request that it belongs to."""
+
+    ticket: str
+    kind: str
+
+
+def to_values(ticket: str, record: Request | Answer) -> dict[str, Any]:
+    """`record` in the types of JSON, with its ticket and its kind in front."""
+    return {**codec.plain(_Head(ticket, type(record).__name__)), **codec.plain(record)}
+
+
+def from_values(values: dict[str, Any]) -> tuple[str, Request | Answer]:
+    """`(ticket, record)` of what `to_values` gave.
+
+    Raises:
+        ValueError: an unknown kind, or fields that do not fit.
+    """
+    fields = dict(values)
+    head = codec.build(_Head, {name: fields.pop(name, None) for name in ("ticket", "kind")})
+    if head.kind not in RECORDS:
+        raise ValueError(f"an unknown kind, {head.kind[:40]!r}")
+    return head.ticket, codec.build(RECORDS[head.kind], fields)
 
 
 def pack(ticket: str, record: Request | Answer) -> str:
     """One JSON line, without the newline."""
-    line = {"ticket": ticket, "kind": type(record).__name__, **codec.values(record)}
-    return json.dumps(line, ensure_ascii=False)
+    return codec.encode(to_values(ticket, record))
 
 
 def unpack(line: str) -> tuple[str, Request | Answer]:
@@ -285,11 +311,8 @@ def unpack(line: str) -> tuple[str, Request | Answer]:
         TrspError: no JSON, an unknown kind, or fields that do not fit.
     """
     try:
-        given = json.loads(line)
-        ticket, kind = str(given.pop("ticket")), given.pop("kind")
-        ticket.encode()
-        return ticket, codec.build((REQUESTS | ANSWERS)[kind], given)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        return from_values(codec.decode(line, dict))
+    except ValueError as error:
         raise TrspError(f"This is no line of the workbench: {line[:80]!r}.", "Please report this.") from error
 
 
@@ -301,12 +324,12 @@ def check(request: Request) -> None:
     """
     problems: list[Problem] = []
 
-    def within(name: str, words: str, given: float | None, low: float, high: float, unit: str = "") -> None:
-        if given is None or not low <= given <= high:  # null is what JSON has for what is no number
-            span, said = f"{low:g} to {high:,g}{unit}", "no number"
-            if given is not None and given == given:
-                said = f"{given:,g}{unit}" if abs(given) < 1e300 else "a number without end"
-            problems.append(Problem(name, f"{words}: {said} was given, {span} is possible.", f"Take {span}."))
+    def within(name: str, words: str, value: float, low: float, high: float, unit: str = "") -> None:
+        if not low <= value <= high:  # nor is what is not a number
+            limits = f"{formatting.setting(low)} to {formatting.setting(high)}{unit}"
+            value_in_words = f"{formatting.setting(value)}{unit}" if abs(value) < 1e300 else "no number"
+            problems.append(Problem(name, f"{words}: {value_in_words} was given, {limits} is possible.",
+                                    f"Take {limits}."))  # fmt: skip
 
     if isinstance(request, Generate):
         within("temperature", "Temperature", request.temperature, 0.0, 5.0)
@@ -318,7 +341,10 @@ def check(request: Request) -> None:
         models = request.columns
     else:
         models = [request.model] if isinstance(request, Importance | Influence) else []
-    problems += [problem for model in models[: MAX_COLUMNS + 1] if (problem := _no_model(model))]
+    if any(max(len(model.removed), len(model.kept)) > MAX_LAYERS for model in models):
+        problems.append(
+            Problem("model", f"A model of more than {formatting.count(MAX_LAYERS)} layers.", "Choose another model.")
+        )
     if isinstance(request, Trace):
         within("text", "Text", len(request.text), 1, MAX_TEXT, " characters")
     if isinstance(request, WhatIf):
@@ -334,14 +360,3 @@ def check(request: Request) -> None:
         if halves:
             problems.append(Problem("prompt", "Half of a letter was given, which no text can hold.", "Leave it out."))
     refuse(problems)
-
-
-def _no_model(given: dict[str, Any]) -> Problem | None:
-    """What keeps `given` from being a `Variant`."""
-    try:
-        variant = codec.build(Variant, given)
-        if max(map(len, (variant.removed, variant.kept))) > MAX_LAYERS:
-            raise ValueError("too many layers")
-    except (TypeError, ValueError) as error:
-        return Problem("model", f"A model is not named as it should be: {str(error)[:80]}.", "Choose it again.")
-    return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
 
-from trsp_core.schema import codec
-from trsp_core.schema import events as ev
+from trsp_core.schema import codec, events
 from trsp_core.schema.events import Event
 
 ENDED = ("finished", "cancelled", "failed", "damaged")
@@ -34,15 +34,15 @@ class RunState:
         probes, probes_elsewhere: in the calibration and in the held-out domain.
         perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
-        told: the events that count, in order: all but those that `Resumed` has overtaken.
-        reopened: the place that the run was resumed at, while nothing has been told since.
+        lines: the events that count, in order: all but those that `Resumed` has overtaken.
+        reopened: number of the event that the run was resumed at, while none has come since.
     """
 
     count: int = 0
     at: float = 0.0
     between: float = 0.0
     ended: str = ""
-    missing: list[ev.EventsMissing] = field(default_factory=list)
+    missing: list[events.EventsMissing] = field(default_factory=list)
     phases: list[dict[str, Any]] = field(default_factory=list)
     phase: str = ""
     phase_number: int = -1
@@ -52,30 +52,30 @@ class RunState:
     phase_seconds: dict[str, float] = field(default_factory=dict)
     forecast_bytes: int = 0
     peak_bytes: int = 0
-    model: ev.ModelLoaded | None = None
-    texts: list[ev.TextPrepared] = field(default_factory=list)
+    model: events.ModelLoaded | None = None
+    texts: list[events.TextPrepared] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    weight_steps: list[ev.StageOneStepped] = field(default_factory=list)
-    rounds: list[ev.LayerChosen] = field(default_factory=list)
-    scores: ev.LayersScored | None = None
+    weight_steps: list[events.StageOneStepped] = field(default_factory=list)
+    rounds: list[events.LayerChosen] = field(default_factory=list)
+    scores: events.LayersScored | None = None
     chosen: list[int] = field(default_factory=list)
-    gap_steps: list[ev.StageTwoStepped] = field(default_factory=list)
+    gap_steps: list[events.StageTwoStepped] = field(default_factory=list)
     step_times: list[float] = field(default_factory=list)
-    probes: list[ev.DeletionProbed] = field(default_factory=list)
-    probes_elsewhere: list[ev.DeletionProbed] = field(default_factory=list)
-    removed: ev.LayersRemoved | None = None
-    narrowed: ev.LayersNarrowed | None = None
-    measured: list[ev.PerplexityMeasured] = field(default_factory=list)
+    probes: list[events.DeletionProbed] = field(default_factory=list)
+    probes_elsewhere: list[events.DeletionProbed] = field(default_factory=list)
+    removed: events.LayersRemoved | None = None
+    narrowed: events.LayersNarrowed | None = None
+    measured: list[events.PerplexityMeasured] = field(default_factory=list)
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
     divergence: dict[str, dict[str, float]] = field(default_factory=dict)
-    speed: dict[str, ev.SpeedMeasured] = field(default_factory=dict)
-    importance: dict[str, ev.ImportanceMeasured] = field(default_factory=dict)
-    samples: dict[str, ev.TextGenerated] = field(default_factory=dict)
+    speed: dict[str, events.SpeedMeasured] = field(default_factory=dict)
+    importance: dict[str, events.ImportanceMeasured] = field(default_factory=dict)
+    samples: dict[str, events.TextGenerated] = field(default_factory=dict)
     saved_bytes: int = 0
     notes: list[str] = field(default_factory=list)
-    failure: ev.RunFailed | None = None
+    failure: events.RunFailed | None = None
     stopped_why: str = ""
-    told: list[Line] = field(default_factory=list, compare=False, repr=False)  # the rest follows from it
+    lines: list[Line] = field(default_factory=list, compare=False, repr=False)  # the rest follows from it
     reopened: int | None = None
 
     @property
@@ -84,7 +84,7 @@ class RunState:
         return statistics.median(self.step_times) if len(self.step_times) > 2 else None
 
     def figures(self, domain: str) -> dict[str, float]:
-        """Perplexity in `domain` by state of the model, as far as it is measured; None among them is not a number."""
+        """Perplexity in `domain` by state of the model, as far as it is measured."""
         return {name: by[domain] for name, by in self.perplexity.items() if domain in by}
 
     @property
@@ -126,110 +126,139 @@ class RunState:
 def fold(state: RunState, lines: Iterable[Line]) -> RunState:
     """Add `lines` to `state`, in place, and return it."""
     for n, at, event in lines:
-        state.count += event.count if isinstance(event, ev.EventsMissing) else 1
+        state.count += event.count if isinstance(event, events.EventsMissing) else 1
         state.between, state.at = at - state.at, at
-        if isinstance(event, ev.Resumed):
+        if isinstance(event, events.Resumed):
             _go_back(state, at, event)
             continue
-        state.told.append((n, at, event))
+        state.lines.append((n, at, event))
         state.reopened = None
         _add(event, state)
     return state
 
 
-def _go_back(state: RunState, at: float, event: ev.Resumed) -> None:
+def _go_back(state: RunState, at: float, event: events.Resumed) -> None:
     """Make `state` what it was when the run came to `event.place`; the time that was lost counts for no phase."""
-    kept = fold(RunState(), [line for line in state.told if line[0] < event.place])
-    lost = at - kept.at
-    kept.count, kept.at, kept.between, kept.reopened = state.count, at, 0.0, event.place
-    kept.phase_began += lost
-    kept.notes = list(dict.fromkeys([*kept.notes, RESUMED]))
-    vars(state).update(vars(kept))
-
-
-def summary(state: RunState) -> dict[str, Any]:
-    """The figures of a run as plain values: what `run --json` prints and a list of runs shows."""
-    removed, model = state.removed, state.model
-    return {
-        "ended": state.ended,
-        "model": model.model if model else None,
-        "n_layers": model.n_layers if model else None,
-        "chosen": state.chosen,
-        "removed": removed.removed if removed else [],
-        "kept": removed.kept if removed else [],
-        "narrowed": codec.values(state.narrowed) if state.narrowed else None,
-        "parameters": {"dense": removed.parameters_before, "pruned": removed.parameters} if removed else None,
-        "perplexity": {domain: state.figures(domain) for domain in ev.DOMAINS},
-        "kl": {domain: {s: by[domain] for s, by in state.divergence.items() if domain in by} for domain in ev.DOMAINS},
-        "speed": {s: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for s, m in state.speed.items()}
-        | ({"ceiling": state.ceiling} if state.speed and state.ceiling else {}),
-        "seconds": {"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
-        "peak_bytes": state.peak_bytes,
-        "failure": {"message": state.failure.message, "remedy": state.failure.remedy} if state.failure else None,
-        "missing_events": sum(stretch.count for stretch in state.missing),
-    }
+    earlier = fold(RunState(), [line for line in state.lines if line[0] < event.place])
+    lost_seconds = at - earlier.at
+    earlier.count, earlier.at, earlier.between, earlier.reopened = state.count, at, 0.0, event.place
+    earlier.phase_began += lost_seconds
+    earlier.notes = list(dict.fromkeys([*earlier.notes, RESUMED]))
+    vars(state).update(vars(earlier))
 
 
 @dataclass(frozen=True)
-class _Summary:
-    """The kinds of what is never None in a `summary` read from JSON."""
+class Sizes:
+    """Numbers of parameters."""
+
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run could not go on, and what to do."""
+
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a run, as `summary.json` holds them.
+
+    Attributes:
+        perplexity, kl: by domain, then by state of the model.
+        speed: by state of the model, tokens a second; `ceiling` is `RunState.ceiling`.
+        seconds: `total`, and by phase.
+        missing_events: how many cannot be read; older versions did not count them.
+    """
 
     ended: str
+    model: str | None
+    n_layers: int | None
     chosen: list[int]
     removed: list[int]
     kept: list[int]
+    narrowed: events.LayersNarrowed | None
+    parameters: Sizes | None
     perplexity: dict[str, dict[str, float]]
     kl: dict[str, dict[str, float]]
     speed: dict[str, Any]
     seconds: dict[str, float]
     peak_bytes: int
-    model: str = ""
-    n_layers: int = 0
-    narrowed: dict[str, Any] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
-    failure: dict[str, str] = field(default_factory=dict)
+    failure: Failure | None
     missing_events: int = 0
 
 
-def is_summary(given: Any) -> bool:
-    """Whether decoded JSON is the `summary` of a run that has ended, all of it there and of the right kinds; only
-    `missing_events` may be missing, as in those of older versions."""
-    if not isinstance(given, dict) or set(given) | {"missing_events"} != set(summary(RunState())):
-        return False
-    try:
-        read = codec.build(_Summary, {k: v for k, v in given.items() if v is not None})
-        rates = [(v["prefill"], v["decode"]) for k, v in read.speed.items() if k != "ceiling"]
-        if given["narrowed"] is not None:
-            codec.build(ev.LayersNarrowed, read.narrowed)
-        return (
-            read.ended in ENDED
-            and set(read.perplexity) == set(read.kl) == set(ev.DOMAINS)
-            and (given["parameters"] is None or set(read.parameters) == {"dense", "pruned"})
-            and (given["failure"] is None or set(read.failure) == {"message", "remedy"})
-            and "total" in read.seconds
-            and None not in (*read.seconds.values(), *read.parameters.values())
-            and all(isinstance(v, int | float | None) for pair in rates for v in pair)
-        )
-    except (TypeError, ValueError, KeyError):
-        return False
+def summary(state: RunState) -> dict[str, Any]:
+    """`Summary` in the types of JSON: what `run --json` prints and a list of runs shows."""
+    removed, model = state.removed, state.model
+    speed: dict[str, Any] = {
+        name: {"prefill": m.prefill, "decode": m.decode, "unit": "tokens/s"} for name, m in state.speed.items()
+    }
+    figures = Summary(
+        ended=state.ended,
+        model=model.model if model else None,
+        n_layers=model.n_layers if model else None,
+        chosen=state.chosen,
+        removed=removed.removed if removed else [],
+        kept=removed.kept if removed else [],
+        narrowed=state.narrowed,
+        parameters=Sizes(removed.parameters_before, removed.parameters) if removed else None,
+        perplexity={domain: state.figures(domain) for domain in events.DOMAINS},
+        kl={domain: {s: by[domain] for s, by in state.divergence.items() if domain in by} for domain in events.DOMAINS},
+        speed=speed | ({"ceiling": state.ceiling} if speed and state.ceiling else {}),
+        seconds={"total": round(state.at, 1), **{k: round(v, 1) for k, v in state.phase_seconds.items()}},
+        peak_bytes=state.peak_bytes,
+        failure=Failure(state.failure.message, state.failure.remedy) if state.failure else None,
+        missing_events=sum(stretch.count for stretch in state.missing),
+    )
+    return codec.plain(figures)
+
+
+def read_summary(text: str) -> dict[str, Any]:
+    """What `summary` gave of a run that has ended.
+
+    Raises:
+        ValueError: it is damaged, or of a run that has not ended.
+    """
+    figures = codec.decode(text, Summary)
+    for name, rates in figures.speed.items():
+        if name != "ceiling":
+            codec.build(_Rates, rates)
+    if figures.ended not in ENDED or not set(figures.perplexity) == set(figures.kl) == set(events.DOMAINS):
+        raise ValueError("it has not ended, or a domain is missing")
+    if "total" not in figures.seconds or not all(map(math.isfinite, figures.seconds.values())):
+        raise ValueError("a time is missing")
+    return codec.plain(figures)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Tokens a second of one state of the model."""
+
+    prefill: float
+    decode: float
+    unit: str
 
 
 @singledispatch
 def _add(event: Event, state: RunState) -> None:
-    raise TypeError(f"state.py does not know {type(event).__name__}")
+    raise TypeError(f"run_state.py does not know {type(event).__name__}")
 
 
 @_add.register
-def _(event: ev.RunPlanned, state: RunState) -> None:
-    whole = [
+def _(event: events.RunPlanned, state: RunState) -> None:
+    phases = [
         p for p in event.phases
         if isinstance(p.get("name"), str) and isinstance(p.get("seconds"), (int, float)) and 0 <= p["seconds"] < 1e12
     ]  # fmt: skip
-    state.phases, state.forecast_bytes = whole, event.peak_bytes
+    state.phases, state.forecast_bytes = phases, event.peak_bytes
 
 
 @_add.register
-def _(event: ev.PhaseStarted, state: RunState) -> None:
+def _(event: events.PhaseStarted, state: RunState) -> None:
     _close_phase(state)
     state.phase, state.units, state.done, state.phase_began = event.name, event.units, 0, state.at
     later = [i for i, p in enumerate(state.phases) if p["name"] == event.name and i > state.phase_number]
@@ -237,127 +266,127 @@ def _(event: ev.PhaseStarted, state: RunState) -> None:
 
 
 @_add.register
-def _(event: ev.Progressed, state: RunState) -> None:
+def _(event: events.Progressed, state: RunState) -> None:
     state.done = event.done
 
 
 @_add.register
-def _(event: ev.ModelLoaded, state: RunState) -> None:
+def _(event: events.ModelLoaded, state: RunState) -> None:
     state.model = event
     state.weights = [1.0] * len(event.layer_parameters)
 
 
 @_add.register
-def _(event: ev.TextPrepared, state: RunState) -> None:
+def _(event: events.TextPrepared, state: RunState) -> None:
     state.texts.append(event)
 
 
 @_add.register
-def _(event: ev.PerplexityMeasured, state: RunState) -> None:
+def _(event: events.PerplexityMeasured, state: RunState) -> None:
     state.measured.append(event)
     state.perplexity.setdefault(event.state, {})[event.domain] = event.perplexity
 
 
 @_add.register
-def _(event: ev.DivergenceMeasured, state: RunState) -> None:
+def _(event: events.DivergenceMeasured, state: RunState) -> None:
     state.divergence.setdefault(event.state, {})[event.domain] = event.kl
 
 
 @_add.register
-def _(event: ev.SpeedMeasured, state: RunState) -> None:
+def _(event: events.SpeedMeasured, state: RunState) -> None:
     state.speed[event.state] = event
 
 
 @_add.register
-def _(event: ev.ImportanceMeasured, state: RunState) -> None:
+def _(event: events.ImportanceMeasured, state: RunState) -> None:
     state.importance[event.state] = event
 
 
 @_add.register
-def _(event: ev.TextGenerated, state: RunState) -> None:
+def _(event: events.TextGenerated, state: RunState) -> None:
     state.samples[event.state] = event
 
 
 @_add.register
-def _(event: ev.StageOneStepped, state: RunState) -> None:
+def _(event: events.StageOneStepped, state: RunState) -> None:
     state.weight_steps.append(event)
     state.weights = event.weights
     state.done += 1
 
 
 @_add.register
-def _(event: ev.LayerChosen, state: RunState) -> None:
+def _(event: events.LayerChosen, state: RunState) -> None:
     state.rounds.append(event)
     state.chosen = [*state.chosen, event.layer]
 
 
 @_add.register
-def _(event: ev.LayersScored, state: RunState) -> None:
+def _(event: events.LayersScored, state: RunState) -> None:
     state.scores = event
 
 
 @_add.register
-def _(event: ev.LayersChosen, state: RunState) -> None:
+def _(event: events.LayersChosen, state: RunState) -> None:
     state.chosen = event.layers
 
 
 @_add.register
-def _(event: ev.StageTwoStepped, state: RunState) -> None:
+def _(event: events.StageTwoStepped, state: RunState) -> None:
     state.gap_steps.append(event)
     state.step_times.append(state.between)
     state.done += 1
 
 
 @_add.register
-def _(event: ev.DeletionProbed, state: RunState) -> None:
+def _(event: events.DeletionProbed, state: RunState) -> None:
     (state.probes if event.domain == "calibration" else state.probes_elsewhere).append(event)
 
 
 @_add.register
-def _(event: ev.LayersRemoved, state: RunState) -> None:
+def _(event: events.LayersRemoved, state: RunState) -> None:
     state.removed = event
 
 
 @_add.register
-def _(event: ev.LayersNarrowed, state: RunState) -> None:
+def _(event: events.LayersNarrowed, state: RunState) -> None:
     state.narrowed = event
 
 
 @_add.register
-def _(event: ev.ModelSaved, state: RunState) -> None:
+def _(event: events.ModelSaved, state: RunState) -> None:
     state.saved_bytes = event.bytes
 
 
 @_add.register
-def _(event: ev.Noted, state: RunState) -> None:
+def _(event: events.Noted, state: RunState) -> None:
     state.notes.append(event.message)
 
 
 @_add.register
-def _(event: ev.EventsMissing, state: RunState) -> None:
+def _(event: events.EventsMissing, state: RunState) -> None:
     state.missing.append(event)
-    state.notes.append(event.told)
+    state.notes.append(event.sentence)
 
 
 @_add.register
-def _(event: ev.RunFinished, state: RunState) -> None:
+def _(event: events.RunFinished, state: RunState) -> None:
     _close_phase(state)
     state.ended, state.peak_bytes = "damaged" if state.missing else "finished", event.peak_bytes
 
 
 @_add.register
-def _(event: ev.RunCancelled, state: RunState) -> None:
+def _(event: events.RunCancelled, state: RunState) -> None:
     _close_phase(state)
     state.ended, state.stopped_why = "cancelled", event.reason
 
 
 @_add.register
-def _(event: ev.RunFailed, state: RunState) -> None:
+def _(event: events.RunFailed, state: RunState) -> None:
     _close_phase(state)
     state.ended, state.failure = "failed", event
 
 
 def _close_phase(state: RunState) -> None:
     if state.phase:
-        spent = state.phase_seconds.get(state.phase, 0.0)
-        state.phase_seconds[state.phase] = spent + state.at - state.phase_began
+        earlier_seconds = state.phase_seconds.get(state.phase, 0.0)
+        state.phase_seconds[state.phase] = earlier_seconds + state.at - state.phase_began

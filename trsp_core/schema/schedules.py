@@ -7,6 +7,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from trsp_core import formatting
 from trsp_core.schema.config import RunConfig
 
 
@@ -18,9 +19,9 @@ class Span:
     steps: int
 
 
-def shared_out(whole: int, parts: int) -> list[Span]:
-    """`whole` steps in `parts` spans as equal as can be, one after the other."""
-    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(whole, parts))]
+def shared_out(steps: int, parts: int) -> list[Span]:
+    """`steps` in `parts` spans as equal as can be, one after the other."""
+    return [Span(begin, end - begin) for begin, end in itertools.pairwise(ends(steps, parts))]
 
 
 def lambda_2(config: RunConfig, step: int, span: Span | None = None) -> float:
@@ -51,7 +52,7 @@ def acting(config: RunConfig) -> tuple[int, float]:
     return count, config.lambda_2 * ramp(last, config.stage2_steps, config.lambda_2_schedule) if count else 0.0
 
 
-def told(config: RunConfig) -> str:
+def lambda_2_in_words(config: RunConfig) -> str:
     """For how many steps lambda_2 acts, in a sentence."""
     steps = config.stage2_steps
     if not steps:
@@ -65,7 +66,11 @@ def told(config: RunConfig) -> str:
         return "λ₂ does nothing: the gate on the chosen layers is shut from the first step on."
     if count == steps:
         return f"λ₂ acts in all {steps} steps of stage 2."
-    reach = f", and rises to {highest:.3g} of {config.lambda_2:g}" if config.lambda_2_schedule == "ramp" else ""
+    reach = (
+        f", and rises to {formatting.figure(highest)} of {formatting.setting(config.lambda_2)}"
+        if config.lambda_2_schedule == "ramp"
+        else ""
+    )
     when = "shut in each cycle" if config.cycles > 1 else "shut"
     return f"λ₂ acts in {count} of {steps} steps of stage 2, until the gate on the chosen layers is {when}{reach}."
 
@@ -92,6 +97,6 @@ def rate_factor(step: int, steps: int, schedule: str) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def ends(whole: int, parts: int) -> list[int]:
-    """Where `parts` spans of `whole` steps end, as equal as can be; 0 comes first."""
-    return [whole * n // parts for n in range(parts + 1)]
+def ends(steps: int, parts: int) -> list[int]:
+    """Where `parts` spans of `steps` end, as equal as can be; 0 comes first."""
+    return [steps * n // parts for n in range(parts + 1)]

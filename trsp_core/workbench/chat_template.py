@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 LONGEST = 100_000  # characters of a template; the longest of well-known models have some 20,000
@@ -32,14 +33,14 @@ def render(tokenizer: Any, said: Sequence[dict[str, str]]) -> str:
     """
     template = tokenizer.chat_template
     if len(str(template)) > LONGEST:
-        raise TrspError(f"This model's chat template has more than {LONGEST:,} characters.", REMEDY)
+        raise TrspError(f"This model's chat template has more than {formatting.count(LONGEST)} characters.", REMEDY)
     made = within(
         lambda: tokenizer.apply_chat_template(list(said), add_generation_prompt=True, tokenize=False).encode()
     )
     if made is None:
         raise TrspError(
-            f"This model's chat template fails, or does not end within {SECONDS} s, {MOST_BYTES / 1e6:.0f} MB and "
-            f"{MOST_WRITTEN:,} bytes of text.",
+            f"This model's chat template fails, or does not end within {SECONDS} s, {formatting.size(MOST_BYTES)} and "
+            f"{formatting.count(MOST_WRITTEN)} bytes of text.",
             REMEDY,
         )
     return made.decode("utf-8", "replace")

@@ -21,7 +21,7 @@ import traceback
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from trsp_core import paths, process_limits, supervision
+from trsp_core import formatting, paths, process_limits, supervision
 from trsp_core.errors import TrspError
 from trsp_core.paths import runs_root
 from trsp_core.runs import limits
@@ -218,7 +218,7 @@ class Workbench:
             ticket, answer = an.unpack(line)
             if ticket == enquiry.ticket and isinstance(answer, Answer):
                 self._add(enquiry, answer)
-                if isinstance(answer, an.SetMeasured) and self._waiting and limits.current().stands_back:
+                if isinstance(answer, an.SetMeasured) and self._waiting and limits.current().workbench_yields:
                     self.cancel(ticket)  # others' figures before its sample of text
 
     def _ready(self) -> _Child:
@@ -253,11 +253,11 @@ class Workbench:
 def _overdue(enquiry: _Enquiry) -> str:
     """Why the child should be killed now; "" while it should not."""
     now = time.monotonic()
-    grace = GRACE * (PATIENT if limits.current().stands_back else 1)
+    grace = GRACE * (PATIENT if limits.current().workbench_yields else 1)
     if enquiry.stop_asked is not None and now - enquiry.stop_asked > grace:
-        return f"it did not stop within {grace:.0f} s"
+        return f"it did not stop within {formatting.duration(grace)}"
     if now - (enquiry.begun or now) > LONGEST:
-        return f"a request took more than {LONGEST:.0f} s"
+        return f"a request took more than {formatting.duration(LONGEST)}"
     return ""
 
 

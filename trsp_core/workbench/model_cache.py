@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trsp_core import machine
+from trsp_core import formatting, machine
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import perplexity
 from trsp_core.models import catalog, loading
@@ -118,7 +118,7 @@ class Shelf:
         if free < need:
             where = " on the GPU" if self.device == "cuda" else ""
             raise TrspError(
-                f"The workbench needs {need / 1e9:.1f} GB for {name}, and {free / 1e9:.1f} GB are free{where}.",
+                f"The workbench needs {formatting.size(need)} for {name}, and {formatting.size(free)} are free{where}.",
                 "Wait for runs to end, or take fewer or smaller models.",
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trsp_core import formatting
 from trsp_core.data import special_tokens
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import generation
@@ -89,8 +90,7 @@ def stream(request: Generate, shelf: Shelf) -> Answers:
                 yield from read_along(column.number, column.tokens, readers)
 
 
-def _models(columns: list[dict[str, Any]], shelf: Shelf) -> Iterator[tuple[int, Model]]:
-    variants = [Variant(**column) for column in columns]
+def _models(variants: Sequence[Variant], shelf: Shelf) -> Iterator[tuple[int, Model]]:
     beside = {v.model for v in variants} | {v.base for v in variants}
     for number, variant in enumerate(variants):
         yield number, shelf.take(variant, beside)
@@ -205,7 +205,8 @@ def room(model: Model, tokens: int) -> None:
     most = model.stack.context
     if most and tokens > most:
         raise TrspError(
-            f"Prompt and new text are {tokens:,} tokens together, {model.name} reads {most:,}.",
+            f"Prompt and new text are {formatting.count(tokens)} tokens together, {model.name} reads "
+            f"{formatting.count(most)}.",
             "Write a shorter prompt, or ask for fewer tokens.",
         )
 
@@ -242,4 +243,4 @@ def _piece(tokenizer: Any, token: int) -> str:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [float(f"{v:.4g}") for v in values.tolist()]
+    return [float(format(v, ".4g")) for v in values.tolist()]

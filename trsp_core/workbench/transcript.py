@@ -5,7 +5,6 @@ A kept one is `comparisons/ID.json` in the run folder: the request and the answe
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import secrets
@@ -13,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trsp_core import escaping
+from trsp_core import escaping, formatting
 from trsp_core.errors import TrspError
 from trsp_core.files import write_atomic
 from trsp_core.runs.store import Run
+from trsp_core.schema import codec
 from trsp_core.schema import messages as an
 from trsp_core.schema.messages import Answer, Generate
 
@@ -80,17 +80,17 @@ class Comparison:
         faults = []
         if finished and finished.repetition >= REPEATS:
             faults.append(
-                f"repeats itself: {100 * finished.repetition:.0f} % of its four-token runs had occurred before"
+                f"repeats itself: {formatting.percent(finished.repetition)} of its four-token runs had occurred before"
             )
         if trace and column and math.exp(min(trace.nats, 700)) >= UNLIKELY:
             perplexity = math.exp(min(trace.nats, 700))
-            faults.append(f"reads like gibberish: perplexity {perplexity:,.0f} to {self.columns[0].label}")
+            faults.append(f"reads like gibberish: perplexity {formatting.count(perplexity)} to {self.columns[0].label}")
         return "; ".join(faults)
 
 
 def gather(request: Generate, answers: Sequence[Answer]) -> Comparison:
     """The comparison that `answers` tell so far."""
-    columns = [Column(str(c.get("label") or f"Model {n + 1}")) for n, c in enumerate(request.columns)]
+    columns = [Column(variant.label or f"Model {n + 1}") for n, variant in enumerate(request.columns)]
     found = Comparison(request, columns)
     for answer in answers:
         match answer:
@@ -123,11 +123,11 @@ def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
     folder = run.folder / "comparisons"
     if len(kept(run)) >= MOST_KEPT:
         raise TrspError(f"This run keeps {MOST_KEPT} comparisons already.", "Delete files in its comparisons folder.")
-    lines = [an.pack("", record) for record in (request, *answers)]
+    records = [an.to_values("", record) for record in (request, *answers)]
     name = secrets.token_hex(6)
     try:
         folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"{name}.json", json.dumps([json.loads(line) for line in lines], ensure_ascii=False))
+        write_atomic(folder / f"{name}.json", codec.encode(records))
     except OSError as error:
         raise TrspError(f"The comparison could not be kept: {error.strerror}.", "Free some space.") from error
     return name
@@ -149,9 +149,9 @@ def read(run: Run, name: str) -> tuple[Generate, list[Answer]]:
     if not _ID.fullmatch(name):
         raise gone
     try:
-        lines = json.loads((run.folder / "comparisons" / f"{name}.json").read_text("utf-8"))
-        records: list[Any] = [an.unpack(json.dumps(line))[1] for line in lines]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        text = (run.folder / "comparisons" / f"{name}.json").read_text("utf-8")
+        records = [an.from_values(codec.build(dict, values))[1] for values in codec.decode(text, list)]
+    except (OSError, ValueError) as error:
         raise gone from error
     if not records or not isinstance(records[0], Generate):
         raise gone
@@ -162,14 +162,14 @@ def read(run: Run, name: str) -> tuple[Generate, list[Answer]]:
     return request, answers
 
 
-def _whole(value: Any) -> bool:
-    """Whether no number is missing in decoded JSON; null stands for what is none."""
-    return value is not None and (not isinstance(value, list) or all(map(_whole, value)))
+def _without_nan(value: Any) -> bool:
+    """Whether every number in `value` is one."""
+    return all(map(_without_nan, value)) if isinstance(value, list) else value == value
 
 
 def _belongs(answer: Answer, columns: int) -> bool:
     """Whether `answer` speaks of columns that there are, of each token in the same way, in numbers."""
-    if not all(map(_whole, vars(answer).values())):
+    if not all(map(_without_nan, vars(answer).values())):
         return False
     if not 0 <= getattr(answer, "column", 0) < columns:
         return False
@@ -187,13 +187,17 @@ def _belongs(answer: Answer, columns: int) -> bool:
 def markdown(found: Comparison) -> str:
     """The comparison as Markdown, to paste elsewhere."""
     ask = found.request
-    how = f"temperature {ask.temperature:g}, top-p {ask.top_p:g}, seed {ask.seed}" if ask.temperature else "greedy"
+    how = (
+        f"temperature {formatting.setting(ask.temperature)}, top-p {formatting.setting(ask.top_p)}, seed {ask.seed}"
+        if ask.temperature
+        else "greedy"
+    )
     template = ", in the chat template" if found.chat else ""
     parts = [f"**Prompt** ({how}{template}, at most {ask.new_tokens} tokens)", escaping.fenced(ask.prompt, "text")]
     for n, column in enumerate(found.columns):
         facts = [f"{len(column.tokens)} tokens"]
         if column.rate:
-            facts.append(f"{column.rate:.1f} tokens/s")
+            facts.append(f"{formatting.rate(column.rate)} tokens/s")
         if n and (place := found.parting(n)) is not None:
             facts.append(f"parts from {found.columns[0].label} at token {place + 1}")
         if words := found.verdict(n):

@@ -65,12 +65,12 @@ class Bench:
 
     @answer.register
     def _(self, request: an.Importance) -> Answers:
-        model = yield from self._take(Variant(**request.model))
+        model = yield from self._take(request.model)
         yield from study_of(request, model).importance()
 
     @answer.register
     def _(self, request: an.Influence) -> Answers:
-        model = yield from self._take(Variant(**request.model))
+        model = yield from self._take(request.model)
         yield from study_of(request, model).influence()
 
     @answer.register

@@ -92,7 +92,7 @@ class Door:
                     return message
 
         visitor = _visitor(came)
-        if self._tabs[visitor] >= limits.current().tabs:
+        if self._tabs[visitor] >= limits.current().connections_per_visitor:
             await PlainTextResponse(TOO_MANY, 429)(came.scope, receive, send)
             return
         self._tabs[visitor] += 1

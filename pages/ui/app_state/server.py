@@ -1,4 +1,4 @@
-"""What one server holds for all its tabs: the store, the queue of jobs, and the watched runs, folded as they grow."""
+"""What one server holds for all its tabs: the store, the queue of runs, and the watched runs, folded as they grow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trsp_core.models import catalog, download
 from trsp_core.models.catalog import Card, Facts
 from trsp_core.models.download import Fetches
 from trsp_core.runs import limits, replay
-from trsp_core.runs.queue import Jobs
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.events import EventsMissing
 from trsp_core.schema.run_state import RunState, fold
@@ -64,21 +64,21 @@ def store() -> Store:
 
 
 @st.cache_resource(show_spinner=False)
-def jobs() -> Jobs:
+def run_queue() -> RunQueue:
     """The one queue; made at the first visit, it takes over what an earlier server left waiting."""
-    return Jobs(store())
+    return RunQueue(store())
 
 
 @st.cache_resource(show_spinner=False)
 def agenda() -> Agenda:
     """The plans that are worked through; it goes on with those that an earlier server left."""
-    return Agenda(store(), jobs())
+    return Agenda(store(), run_queue())
 
 
 @st.cache_resource(show_spinner=False)
 def errands() -> ExportQueue:
     """What is being made to be taken away, for all tabs."""
-    return ExportQueue(jobs().limits)
+    return ExportQueue(run_queue().limits)
 
 
 @contextlib.asynccontextmanager
@@ -87,7 +87,10 @@ async def life(app: Any) -> AsyncIterator[None]:
     at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
     malloc.hold_steady()
     agenda()  # with the queue; takes over what an earlier server left
-    usual, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=jobs().interrupt, name="last words")
+    usual, stopping = (
+        signal.getsignal(signal.SIGTERM),
+        threading.Thread(target=run_queue().interrupt, name="last words"),
+    )
 
     def told_to_end(number: int, frame: Any) -> None:
         if not stopping.ident:
@@ -129,7 +132,7 @@ def beat(state: RunState | None = None) -> float:
     for tab in late:
         tabs.pop(tab, None)
     crowd = min(math.ceil(len(tabs) / CROWD), LONGEST_BEAT)
-    times = [at for _, at, _ in state.told[-LAST:]] if state else []
+    times = [at for _, at, _ in state.lines[-LAST:]] if state else []
     if len(times) < LAST:
         return float(max(crowd, 1))
     pace = min(statistics.median(b - a for a, b in itertools.pairwise(times)), 3)
@@ -139,7 +142,7 @@ def beat(state: RunState | None = None) -> float:
 
 def look(run: Run) -> tuple[RunState, str]:
     """The fold of `run`'s events so far, and its status."""
-    jobs().watch(run.id)
+    run_queue().watch(run.id)
     follower = _follower(str(run.folder), (run.folder / "config.json").stat().st_ino)
     state = follower.look()
     status = run.status(state.ended)
@@ -152,7 +155,7 @@ def look(run: Run) -> tuple[RunState, str]:
 def runs() -> list[Run]:
     """The runs that this tab may see, newest first: all of them, or in a demo those that it started or has the address
     of."""
-    if not jobs().limits.demo:
+    if not run_queue().limits.demo:
         return store().runs()
     found = []
     for run_id in session.mine():
@@ -175,7 +178,7 @@ def get_run(run_id: str) -> Run:
 def facts(model: str) -> Facts | TrspError:
     """What the model's files say, or why they cannot be used; kept for a while, since each rerun asks."""
     try:
-        refuse(jobs().limits.check_model(model))
+        refuse(run_queue().limits.check_model(model))
         return catalog.facts(model)
     except TrspError as error:
         return error

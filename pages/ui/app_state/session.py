@@ -15,6 +15,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+from trsp_core import formatting
 from trsp_core.errors import Problem
 from trsp_core.runs import limits
 from trsp_core.schema.config import KNOBS, PRESETS
@@ -218,7 +219,7 @@ def write(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return short if float(short := f"{value:g}") == value else repr(value)
+        return short if float(short := f"{formatting.setting(value)}") == value else repr(value)
     return str(value)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from pages.ui.charts.drawing import LINES, Spec, finish
 from pages.ui.style import words
 from pages.ui.style.theme import PALETTES
+from trsp_core import formatting
 from trsp_core.charts.frames import apart
 from trsp_core.evaluation import intervals
 from trsp_core.experiments import grid_results
@@ -59,7 +60,7 @@ def cells(found: list[Point], across: str, up: str, domain: str) -> pd.DataFrame
     spread = level.max() - level.min() if len(frame) else 0.0
     frame["good"] = ((level.max() - level) / spread if spread else level * 0 + 1).round(4)
     frame["best"] = frame["value"] == frame["value"].min()
-    frame["label"] = [words.perplexity(v) for v in frame["value"]]
+    frame["label"] = [formatting.perplexity(v) for v in frame["value"]]
     return frame.round({"value": 2, "low": 2, "high": 2})
 
 
@@ -72,7 +73,7 @@ def heat(theme: str, across: str, up: str) -> Spec:
     y = alt.Y("y:O", title=title_of(up), axis=axis, sort="descending")
     base = alt.Chart().encode(x=x, y=y)
     scale = alt.Scale(domain=[0, 1], range=[palette.faint, palette.pruned], interpolate="rgb")
-    tips = [alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("value", "low", "high")]
+    tips = [alt.Tooltip(f"{f}:Q", format=formatting.D3_FIGURE) for f in ("value", "low", "high")]
     boxes = base.mark_rect(cornerRadius=3, stroke=None).encode(
         color=alt.Color("good:Q", scale=scale, legend=None), tooltip=tips
     )
@@ -139,7 +140,7 @@ def paths(theme: str, numbers: tuple[float, ...]) -> Spec:
         "lambda_1:Q",
         title=f"{title_of(PATH_AXIS)} (log)",
         scale=alt.Scale(type="log", nice=False, padding=20),
-        axis=alt.Axis(grid=False, values=list(numbers), format="~g", labelFontSize=14, titleFontSize=15),
+        axis=alt.Axis(grid=False, values=list(numbers), format=formatting.D3_AXIS, labelFontSize=14, titleFontSize=15),
     )
     axis = alt.Axis(labelFontSize=14, titleFontSize=15)
     base = alt.Chart().encode(x=x, y=alt.Y("weight:Q", title="Layer weight |s|", axis=axis))
@@ -147,7 +148,7 @@ def paths(theme: str, numbers: tuple[float, ...]) -> Spec:
         color=lines_,
         detail="layer:N",
         opacity=alt.condition("datum.fate == 'kept'", alt.value(0.35), alt.value(1.0)),
-        tooltip=["layer:N", alt.Tooltip("lambda_1:Q"), alt.Tooltip("weight:Q", format=",.3~g")],
+        tooltip=["layer:N", alt.Tooltip("lambda_1:Q"), alt.Tooltip("weight:Q", format=formatting.D3_FIGURE)],
     )
     dots = base.mark_point(filled=True, size=80, opacity=1).encode(color=dots_, detail="layer:N")
     names = base.mark_text(dx=14, fontSize=13, fontWeight="bold", color=palette.ink).encode(text="layer:N")
@@ -183,21 +184,21 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
         if other != arm and any("control" in p.settings or "control" in sweep.shared for p in sweep.of(other))
     }
     for other, found in controls.items():
-        ends = f"[{words.perplexity(found.low)}, {words.perplexity(found.high)}]"
-        said += f" The control “{words.plain(sweep.arms[other])}”: {words.perplexity(found.value)} {ends}."
+        ends = f"[{formatting.perplexity(found.low)}, {formatting.perplexity(found.high)}]"
+        said += f" The control “{words.plain(sweep.arms[other])}”: {formatting.perplexity(found.value)} {ends}."
     return said if controls else f"{said} This sweep has no control beside it."
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return formatting.setting(value) if isinstance(value, float) else str(value)
 
 
 def table(sweep: Sweep) -> pd.DataFrame:
     """Every figure of every point."""
     rows = []
     for p in sweep.points:
-        figures = [words.perplexity(grid_results.perplexity([p], d).value) for d in DOMAINS]
-        gap = " → ".join(f"{g:.2f}" for g in p.gap) or None
+        figures = [formatting.perplexity(grid_results.perplexity([p], d).value) for d in DOMAINS]
+        gap = " → ".join(f"{formatting.nats(g)}" for g in p.gap) or None
         kl = [p.kl.get(d) for d in DOMAINS]
         rows.append((p.title, *figures, *kl, p.steps, p.seconds, gap, words.layers(p.removed)))
     columns = ["Point", "Perplexity, calibration", "Perplexity, held out", "KL, calibration", "KL, held out"]

@@ -12,6 +12,7 @@ import pandas as pd
 from pages.ui.charts.drawing import Spec, finish
 from pages.ui.style import words
 from pages.ui.style.theme import PALETTES
+from trsp_core import formatting
 from trsp_core.charts.frames import apart
 from trsp_core.evaluation import intervals
 from trsp_core.experiments.plan_results import Record, Row
@@ -36,7 +37,7 @@ def rungs(record: Record, domain: str) -> pd.DataFrame:
     for n, row in enumerate(record.rows):
         found = intervals.perplexity(row.losses[domain])
         value, low, high = (min(v, HIGHEST) for v in (found.value, found.low, found.high))
-        rows.append((numbered(record, row), n, role(row), value, low, high, f"{words.perplexity(found.value)}"))
+        rows.append((numbered(record, row), n, role(row), value, low, high, f"{formatting.perplexity(found.value)}"))
     return pd.DataFrame(rows, columns=["model", "order", "role", "value", "low", "high", "label"]).round(2)
 
 
@@ -49,7 +50,10 @@ def ladder(theme: str) -> Spec:
     x = alt.X("value:Q", title=LOWER, scale=alt.Scale(type="log", nice=False, padding=34))
     base = alt.Chart().encode(y=y, color=_roles(theme))
     reach = base.mark_rule(strokeWidth=3, opacity=0.6).encode(x=alt.X("low:Q", title=LOWER), x2="high:Q")
-    tips = [alt.Tooltip("model:N"), *(alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("value", "low", "high"))]
+    tips = [
+        alt.Tooltip("model:N"),
+        *(alt.Tooltip(f"{f}:Q", format=formatting.D3_FIGURE) for f in ("value", "low", "high")),
+    ]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, tooltip=tips)
     names = base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text="label:N")
     return finish(reach, dots, names, height=alt.Step(38))  # type: ignore[arg-type]
@@ -82,7 +86,11 @@ def domains(theme: str) -> Spec:
     base = alt.Chart().encode(color=_roles(theme))
     across = base.mark_rule(opacity=0.4).encode(x=alt.X("x_low:Q", title=ACROSS, axis=axis), x2="x_high:Q", y="y:Q")
     up = base.mark_rule(opacity=0.4).encode(x="x:Q", y=alt.Y("y_low:Q", title=UPWARDS, axis=axis), y2="y_high:Q")
-    tips = [alt.Tooltip("model:N"), alt.Tooltip("x:Q", format=",.4~g"), alt.Tooltip("y:Q", format=",.4~g")]
+    tips = [
+        alt.Tooltip("model:N"),
+        alt.Tooltip("x:Q", format=formatting.D3_FIGURE),
+        alt.Tooltip("y:Q", format=formatting.D3_FIGURE),
+    ]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, tooltip=tips)
     label_x, label_y = alt.X("label_x:Q", title=ACROSS, axis=axis), alt.Y("label_y:Q", title=UPWARDS, axis=axis)
     ties = base.mark_rule(strokeDash=[2, 3], opacity=0.7).encode(x=x, x2="label_x:Q", y=y, y2="label_y:Q")
@@ -102,7 +110,7 @@ def speeds(record: Record) -> pd.DataFrame:
         base = row.dense_speed[kind][0]
         ceiling = row.n_layers / (row.n_layers - len(row.removed))
         what = f"{READS[kind]}, {row.n_layers - len(row.removed)} of {row.n_layers} layers"
-        rows.append((what, middle / base, low / base, high / base, ceiling, f"{middle / base:.2f} times"))
+        rows.append((what, middle / base, low / base, high / base, ceiling, f"{formatting.ratio(middle / base)} times"))
     return pd.DataFrame(rows, columns=["what", "times", "low", "high", "ceiling", "label"]).round(3)
 
 
@@ -133,7 +141,7 @@ def table(record: Record) -> pd.DataFrame:
     for row in record.rows:
         cells = [_figure(intervals.perplexity(row.losses[d])) for d in DOMAINS]
         kl = [row.kl.get(d, math.nan) for d in DOMAINS]
-        train = f"{row.steps} × {row.seconds:.1f} s" if row.steps else "–"
+        train = f"{row.steps} × {formatting.seconds(row.seconds)}" if row.steps else "–"
         size = row.parameters / 1e6
         rows.append((numbered(record, row), size, row.narrowed or words.layers(row.removed), *cells, *kl, train))
     columns = ["Model", "Million parameters", "Layers gone", "Perplexity, calibration", "Perplexity, held out"]
@@ -151,7 +159,10 @@ def role(row: Row) -> str:
 
 
 def _figure(found: intervals.Interval) -> str:
-    return f"{words.perplexity(found.value)}  [{words.perplexity(found.low)}, {words.perplexity(found.high)}]"
+    return (
+        f"{formatting.perplexity(found.value)}  [{formatting.perplexity(found.low)}, "
+        f"{formatting.perplexity(found.high)}]"
+    )
 
 
 def _roles(theme: str) -> alt.Color:

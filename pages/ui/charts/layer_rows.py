@@ -11,6 +11,7 @@ import pandas as pd
 from pages.ui.charts.drawing import BOXES, Spec, finish, set_apart
 from pages.ui.style.theme import PALETTES
 from pages.ui.what_if.history import Choice
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.schema.run_state import RunState
 
@@ -51,9 +52,9 @@ def spec(theme: str) -> Spec:
         alt.Tooltip("layer:O", title="Layer"),
         alt.Tooltip("fate:N", title="In this trial"),
         alt.Tooltip("chosen:N", title="Chosen by the run"),
-        alt.Tooltip("weight:Q", title="Weight |s|", format=".2f"),
-        alt.Tooltip("influence:Q", title="Block influence", format=".3f"),
-        alt.Tooltip("size:Q", title="Million parameters", format=".2f"),
+        alt.Tooltip("weight:Q", title="Weight |s|", format=formatting.D3_WEIGHT),
+        alt.Tooltip("influence:Q", title="Block influence", format=formatting.D3_NATS),
+        alt.Tooltip("size:Q", title="Million parameters", format=formatting.D3_MILLIONS),
     ]
     scale = alt.Scale(type="sqrt", domain=[0, 1], clamp=True)
     base = alt.Chart().encode(

@@ -116,7 +116,7 @@ def _lengths(state: RunState) -> list[float]:
     if state.gap_steps and not state.removed:
         first, last = state.gap_steps[0].gaps, state.gap_steps[-1].gaps
         for layer, begun, now in zip(state.chosen, first, last, strict=False):
-            if begun and now is not None and layer < len(lengths):
+            if begun and math.isfinite(now / begun) and layer < len(lengths):
                 lengths[layer] = min(now / begun, 1.0)
     return lengths
 
@@ -131,7 +131,8 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
         _row("note", FROM, 82, f"times dense, on {sample} blocks"),
     ]
     levels, probes = frames.times_dense(state, config)
-    direct, pruned, now = levels.get("direct"), levels.get("pruned"), [(step, value) for step, value in probes if value]
+    direct, pruned = levels.get("direct"), levels.get("pruned")
+    now = [(step, value) for step, value in probes if math.isfinite(value)]
     last = frames.planned_steps(state, config, 2)
     if pruned:
         now = [*now[:-1], (last, pruned)] if config.stage2_steps else [(last, pruned)]

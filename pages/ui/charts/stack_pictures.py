@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import altair as alt
@@ -9,6 +10,7 @@ import pandas as pd
 
 from pages.ui.charts.drawing import BOXES, Spec, fate_colour, finish
 from pages.ui.style.theme import PALETTES
+from trsp_core import formatting
 from trsp_core.charts.frames import choice, chosen_at, fates, weights_told
 from trsp_core.schema.run_state import RunState
 
@@ -21,8 +23,8 @@ def before_after(state: RunState) -> pd.DataFrame:
     rows, place, right = [], 0, 1.6 + width_left(state)
     for i, what in enumerate(fate):
         said = choice(state, i)
-        if not said and state.weight_steps and weights[i] is not None:
-            said = f"{abs(weights[i]):.2f}"
+        if not said and state.weight_steps and math.isfinite(weights[i]):
+            said = formatting.weight(abs(weights[i]))
         weight = f"  ·  {said}" if said else ""
         rows.append(("box", 0.0, 1.0, i + 0.08, i + 0.92, what, "", i))
         rows.append(("name", 0.5, 0, i + 0.5, 0, what, f"{i}{weight}", i))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from pages.ui.charts.drawing import Spec, finish
 from pages.ui.style.theme import PALETTES, Palette
+from trsp_core import formatting
 from trsp_core.schema.messages import TextTraced
 from trsp_core.workbench.transcript import Comparison
 
@@ -83,7 +84,7 @@ def spec(theme: str, labels: tuple[str, ...], width: int) -> Spec:
     y = alt.Y("y:O", axis=None, scale=alt.Scale(paddingInner=0.15, paddingOuter=0.1))
     tips = [alt.Tooltip("token:Q", title="Token"), alt.Tooltip("piece:N", title="Text")]
     tips += [alt.Tooltip(f"m{n}:N", title=label) for n, label in enumerate(labels)]
-    tips.append(alt.Tooltip("kl:Q", title="KL to the first, nats", format=".3f"))
+    tips.append(alt.Tooltip("kl:Q", title="KL to the first, nats", format=formatting.D3_NATS))
     base = alt.Chart().encode(x=x, y=y, tooltip=tips)
     back = base.mark_rect(color=palette.removed, cornerRadius=3).encode(
         x2="x2:Q", opacity=alt.Opacity("strength:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 0.6]), legend=None)
@@ -105,7 +106,7 @@ def divergence_spec(theme: str, labels: tuple[str, ...]) -> Spec:
         x=alt.X("token:Q", title="Token of the text", axis=alt.Axis(tickMinStep=1, grid=False)),
         y=alt.Y("kl:Q", title="KL to the first model (nats)"),
         color=alt.Color("model:N", scale=scale, legend=alt.Legend(orient="top", title=None)),
-        tooltip=["token:Q", "piece:N", "model:N", alt.Tooltip("kl:Q", format=".3f")],
+        tooltip=["token:Q", "piece:N", "model:N", alt.Tooltip("kl:Q", format=formatting.D3_NATS)],
     )
     line = base.mark_line(strokeWidth=2.5, point=alt.OverlayMarkDef(size=30, filled=True))
     return finish(line, height=270)
@@ -136,13 +137,14 @@ def summary(found: Comparison, text: int, readers: Sequence[int]) -> str:
         trace = found.traces.get((text, n))
         if trace and trace.kl:
             parts.append(
-                f"{found.columns[n].label}: mean {sum(trace.kl) / len(trace.kl):.2f}, most {max(trace.kl):.2f}"
+                f"{found.columns[n].label}: mean {formatting.nats(sum(trace.kl) / len(trace.kl))}, most "
+                f"{formatting.nats(max(trace.kl))}"
             )
     return "KL to the first model along the text, in nats. " + "; ".join(parts)
 
 
 def _percent(p: float) -> str:
-    return f"{100 * p:.0f} %" if p >= 0.1 else f"{100 * p:.1f} %" if p >= 0.001 else "under 0.1 %"
+    return formatting.percent(p) if p >= 0.001 else "under 0.1 %"
 
 
 def _shown(piece: str) -> str:

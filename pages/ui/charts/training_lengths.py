@@ -13,6 +13,7 @@ import pandas as pd
 from pages.ui.charts.drawing import Spec, finish
 from pages.ui.style import words
 from pages.ui.style.theme import PALETTES
+from trsp_core import formatting
 from trsp_core.charts.frames import apart
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
@@ -100,12 +101,12 @@ def sentence(fought: list[Duel], domain: str) -> str:
 
 
 def _who(found: Interval) -> str:
-    ends = f"[{abs(found.low):.1f}, {abs(found.high):.1f}]"
+    ends = f"[{formatting.points(abs(found.low))}, {formatting.points(abs(found.high))}]"
     if found.sign > 0:
-        return f"the control is better by **{found.value:.1f} points** {ends}"
+        return f"the control is better by **{formatting.points(found.value)} points** {ends}"
     if found.sign < 0:
-        return f"TRSP is better by **{-found.value:.1f} points** [{-found.high:.1f}, {-found.low:.1f}]"
-    signed = f"[{found.low:+.1f}, {found.high:+.1f}]".replace("-", "−")
+        return f"TRSP is better by **{formatting.points(-found.value)} points** {ends}"
+    signed = f"[{formatting.signed_points(found.low)}, {formatting.signed_points(found.high)}]"
     return f"these blocks do not tell TRSP and the control apart {signed}"
 
 
@@ -202,10 +203,15 @@ def length(theme: str, by: str, numbers: tuple[float, ...]) -> Spec:
     palette = PALETTES[theme]
     log = alt.Scale(type="log", nice=False, padding=18)
     axis = alt.Axis(
-        labelFontSize=14, titleFontSize=15, values=list(numbers), format="~g", grid=False, titleAnchor="start"
+        labelFontSize=14,
+        titleFontSize=15,
+        values=list(numbers),
+        format=formatting.D3_AXIS,
+        grid=False,
+        titleAnchor="start",
     )
     x = alt.X("x:Q", title=ACROSS[by], scale=log, axis=axis)
-    side = alt.Axis(labelFontSize=14, titleFontSize=15, tickCount=5, format="~g")
+    side = alt.Axis(labelFontSize=14, titleFontSize=15, tickCount=5, format=formatting.D3_AXIS)
     title = f"Perplexity ({intervals.direction('perplexity')})"
     y = alt.Y("value:Q", title=title, scale=log, axis=side)
     scale = alt.Scale(domain=list(ROLES), range=[palette.dense, palette.removed, palette.pruned, palette.kept])
@@ -217,7 +223,10 @@ def length(theme: str, by: str, numbers: tuple[float, ...]) -> Spec:
         y=y, detail="title:N", strokeDash=alt.StrokeDash("order:N", scale=dash, legend=None)
     )
     bars = base.mark_rule(strokeWidth=7, opacity=0.35).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
-    tips = [alt.Tooltip("title:N"), *(alt.Tooltip(f"{f}:Q", format=",.4~g") for f in ("x", "value", "low", "high"))]
+    tips = [
+        alt.Tooltip("title:N"),
+        *(alt.Tooltip(f"{f}:Q", format=formatting.D3_FIGURE) for f in ("x", "value", "low", "high")),
+    ]
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(y=y, tooltip=tips)
     names = base.mark_text(align="left", dx=10, fontSize=13, fontWeight="bold", limit=190).encode(y=y, text="title:N")
     return finish(

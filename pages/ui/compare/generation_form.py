@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import streamlit as st
@@ -11,6 +10,7 @@ from pages.ui.app_state import session, url_state
 from pages.ui.compare import model_choice
 from pages.ui.compare.prompts import IN_TEMPLATE, PROMPTS
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
 from trsp_core.schema import messages as an
@@ -79,7 +79,7 @@ def _sampling() -> None:
         off = session.get("compare-drawn") != "Drawn"
         st.slider("Temperature", 0.1, 2.0, step=0.1, key="compare-temperature", disabled=off)
         st.slider("Top-p", 0.05, 1.0, step=0.05, key="compare-top-p", disabled=off)
-        st.number_input("Seed", step=1.0, format="%.0f", key="compare-seed", disabled=off)
+        st.number_input("Seed", step=1.0, format=formatting.C_WHOLE, key="compare-seed", disabled=off)
         st.slider("Length, tokens", 8, an.MAX_NEW_TOKENS, step=8, key="compare-length")
 
 
@@ -97,7 +97,7 @@ def _ask(offered: dict[str, Variant]) -> None:
     session.put("compare-error", "")
     try:
         request = Generate(
-            columns=[dataclasses.asdict(offered[name]) for name in get("compare-models") if name in offered],
+            columns=[offered[name] for name in get("compare-models") if name in offered],
             prompt=get("compare-prompt") or "",
             chat=bool(get("compare-chat")),
             temperature=number("Temperature", get("compare-temperature")) if get("compare-drawn") == "Drawn" else 0.0,
@@ -126,7 +126,7 @@ def restore(request: Request) -> None:
     session.put("compare-top-p", request.top_p)
     session.put("compare-seed", request.seed)
     session.put("compare-length", request.new_tokens)
-    session.put("compare-models", [str(c.get("label")) for c in request.columns])
+    session.put("compare-models", [variant.label for variant in request.columns])
 
 
 def keep(run: Run, request: Request, answers: Sequence[Answer], found: Comparison) -> None:
@@ -159,7 +159,7 @@ def kept_list(run: Run, now: str | None) -> None:
             request, _ = transcript.read(run, name)
         except TrspError:
             continue
-        labels = ", ".join(str(c.get("label")) for c in request.columns)
+        labels = ", ".join(variant.label for variant in request.columns)
         opening = words.plain(request.prompt[:70])
         st.button(
             f"{opening} · {words.plain(labels)}",

@@ -99,7 +99,7 @@ def answers(ticket: str, wait: float = 0.0) -> Reading | None:
 
 def waiting(reading: Reading) -> str:
     """What a request waits for: a sentence; "" once there are answers."""
-    second = " A run is training on this machine and goes first." if server.jobs().goes_first() else ""
+    second = " A run is training on this machine and goes first." if server.run_queue().goes_first() else ""
     if reading.place:
         ahead = "next" if reading.place == 1 else f"place {reading.place} in the queue"
         return f"The workbench is busy with another request: this one is {ahead}.{second}"

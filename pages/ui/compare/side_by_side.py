@@ -6,6 +6,7 @@ import streamlit as st
 
 from pages.ui.charts import drawing, token_rows
 from pages.ui.style import theme, words
+from trsp_core import formatting
 from trsp_core.workbench.client import Reading
 from trsp_core.workbench.transcript import Comparison
 
@@ -49,14 +50,14 @@ def _figures(found: Comparison, n: int, live: bool) -> str:
         return waits if live else "Nothing was written"
     parts = [f"{len(column.tokens)} {'token' if len(column.tokens) == 1 else 'tokens'}"]
     if column.rate:
-        parts.append(f"**{column.rate:.1f} tokens/s**")
+        parts.append(f"**{formatting.rate(column.rate)} tokens/s**")
     first = found.columns[0]
     if n and column.finished and first.finished and first.rate and column.rate:
-        parts.append(f"{column.rate / first.rate:.2f} times as fast as {words.plain(first.label)}")
+        parts.append(f"{formatting.ratio(column.rate / first.rate)} times as fast as {words.plain(first.label)}")
     if found.request.chat and not column.chat:
         parts.append("this model has no chat template")
     if column.finished:
-        parts.append(f"repetition {100 * column.finished.repetition:.0f} %")
+        parts.append(f"repetition {formatting.percent(column.finished.repetition)}")
         parts.append("ended by itself" if column.finished.reason == "end" else "cut at the length asked for")
     return " · ".join(parts)
 

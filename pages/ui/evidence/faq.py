@@ -10,6 +10,7 @@ from functools import lru_cache
 from pages.ui.charts import intervals_chart, training_lengths
 from pages.ui.evidence import published, sentences
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.experiments import grid_results, plan_results
@@ -94,7 +95,7 @@ def _rivals(found: Evidence) -> list[str]:
     rivals = [row for row in record.rows if row.name not in ("dense", "trsp")]
     for domain in DOMAINS:
         best = min(rivals, key=lambda row: sum(row.losses[domain]))
-        figures = [words.perplexity(intervals.perplexity(row.losses[domain]).value) for row in (trsp, best)]
+        figures = [formatting.perplexity(intervals.perplexity(row.losses[domain]).value) for row in (trsp, best)]
         apart = sentences.change(intervals.factor(trsp.losses[domain], best.losses[domain]))
         said.append(
             f"In the {words.DOMAINS[domain]}, deleted at once, TRSP's choice leaves {figures[0]} and the best of "
@@ -125,10 +126,12 @@ def _strengths(found: Evidence) -> list[str]:
     low, high = min(grid.axes["lambda_2"]), max(grid.axes["lambda_2"])
     steps = grid.of("trsp")[0].steps
     return [
-        f"λ₁: deleted at once, held-out perplexity runs from {words.perplexity(by_l1[best])} at λ₁ {best:g} to "
-        f"{words.perplexity(by_l1[worst])} at λ₁ {worst:g}.",
-        f"λ₂: after {steps} steps of stage 2, held-out perplexity differs by at most {max(spans):.1%} between λ₂ "
-        f"{low:g} and {high:g} at the same λ₁.",
+        f"λ₁: deleted at once, held-out perplexity runs from {formatting.perplexity(by_l1[best])} at λ₁ "
+        f"{formatting.setting(best)} to "
+        f"{formatting.perplexity(by_l1[worst])} at λ₁ {formatting.setting(worst)}.",
+        f"λ₂: after {steps} steps of stage 2, held-out perplexity differs by at most "
+        f"{formatting.percent(max(spans))} between λ₂ "
+        f"{formatting.setting(low)} and {formatting.setting(high)} at the same λ₁.",
     ]
 
 
@@ -136,8 +139,9 @@ def _speed(found: Evidence) -> list[str]:
     times = intervals_chart.speeds(found.records["ablation"])
     ceiling = times["ceiling"].iloc[0]
     said = [
-        f"{row.what}: {row.times:.2f} times as fast as the dense model [{row.low:.2f}, {row.high:.2f}], of at most "
-        f"{ceiling:.2f} times."
+        f"{row.what}: {formatting.ratio(row.times)} times as fast as the dense model "
+        f"[{formatting.ratio(row.low)}, {formatting.ratio(row.high)}], of at most "
+        f"{formatting.ratio(ceiling)} times."
         for row in times.itertuples()
     ]
     if (times["times"] > ceiling).any():
@@ -155,8 +159,10 @@ def _published(found: Evidence) -> list[str]:
     for method, ours in (("TRSP without stage 2 (w/o R)", "direct"), ("TRSP, all chosen at once (w/o W)", "one_shot")):
         here = (plan_results.compared(record, "trsp", ours) or {})["calibration"]
         said.append(
-            f"{words.plain(method)}: the paper's TRSP has {whole / by[method]:.2f} times its perplexity (LLaMA2-7B, "
-            f"WikiText-2, calibrated there too), ours {here.value:.2f} times [{here.low:.2f}, {here.high:.2f}]."
+            f"{words.plain(method)}: the paper's TRSP has {formatting.ratio(whole / by[method])} times its "
+            "perplexity (LLaMA2-7B, "
+            f"WikiText-2, calibrated there too), ours {formatting.ratio(here.value)} times "
+            f"[{formatting.ratio(here.low)}, {formatting.ratio(here.high)}]."
         )
     return [
         *said,
@@ -173,8 +179,8 @@ def gates(found: Evidence) -> list[str]:
         ends = theirs[0].settings
         said = []
         for domain in DOMAINS:
-            figures = [words.perplexity(grid_results.perplexity(side, domain).value) for side in (theirs, ours)]
-            level = words.perplexity(intervals.perplexity(sweep.dense[theirs[0].blocks[domain]]).value)
+            figures = [formatting.perplexity(grid_results.perplexity(side, domain).value) for side in (theirs, ours)]
+            level = formatting.perplexity(intervals.perplexity(sweep.dense[theirs[0].blocks[domain]]).value)
             said.append(
                 f"In the {words.DOMAINS[domain]}, deleted at once, perplexity is **{figures[0]}** with the paper's "
                 f"gate and **{figures[1]}** with ours: {_times(_factor(theirs, ours, domain))}. Dense: {level}."
@@ -189,7 +195,9 @@ def gates(found: Evidence) -> list[str]:
 
 
 def _times(found: intervals.Interval) -> str:
-    return f"{found.value:.1f} times as high [{found.low:.1f}, {found.high:.1f}]"
+    return (
+        f"{formatting.ratio(found.value)} times as high [{formatting.ratio(found.low)}, {formatting.ratio(found.high)}]"
+    )
 
 
 def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from pages.ui.app_state import server, session
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.experiments.plan_queue import Standing
 
@@ -39,7 +40,7 @@ def _draw(plan: str, active: bool, done: int) -> None:
 def _offer(plan: str, now: Standing) -> None:
     missing = now.total - now.done
     label = f"Run all {now.total}" if not now.done else f"Run the {missing} that are missing" if missing > 1 else ""
-    time = f"; the others take about {words.duration(now.seconds_left)}" if now.seconds_left else ""
+    time = f"; the others take about {formatting.duration(now.seconds_left)}" if now.seconds_left else ""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             label or "Run the one that is missing",
@@ -52,7 +53,7 @@ def _offer(plan: str, now: Standing) -> None:
 
 
 def _progress(plan: str, now: Standing) -> None:
-    left = f" · about {words.duration(now.seconds_left)} left for all" if now.seconds_left else ""
+    left = f" · about {formatting.duration(now.seconds_left)} left for all" if now.seconds_left else ""
     part = server.look(now.at_hand)[0].fraction if now.at_hand else 0.0
     st.progress((now.done + part) / now.total, text=f"{now.done} of {now.total} runs done{left}")
     with st.container(horizontal=True, vertical_alignment="center"):

@@ -4,6 +4,7 @@ hold up."""
 from __future__ import annotations
 
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
 from trsp_core.experiments import plan_results
@@ -77,9 +78,12 @@ def change(found: Interval) -> str:
     if _sign(found) == 0:
         return f"not certainly different ({_signed(found.low - 1)} to {_signed(found.high - 1)})"
     if found.low > 3:
-        return f"**{found.value:,.0f} times as high**"
+        return f"**{formatting.ratio(found.value)} times as high**"
     word = "lower" if found.value < 1 else "higher"
-    return f"**{words.percent(abs(found.value - 1))} {word}** ({words.percent(ends[0])} to {words.percent(ends[1])})"
+    return (
+        f"**{formatting.percent(abs(found.value - 1))} {word}** ({formatting.percent(ends[0])} to "
+        f"{formatting.percent(ends[1])})"
+    )
 
 
 def _tie(found: Interval) -> str:
@@ -92,7 +96,7 @@ def _sign(found: Interval) -> int:
 
 
 def _signed(share: float) -> str:
-    return ("−" if share < 0 else "+") + words.percent(abs(share))
+    return ("−" if share < 0 else "+") + formatting.percent(abs(share))
 
 
 def _place(place: int) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui.app_state import session
+from trsp_core import formatting
 from trsp_core.schema.config import KNOBS, PRESETS
 
 ROWS = (  # what, knob, in the paper, why
@@ -54,7 +55,7 @@ def _ours(name: str) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     unit = f" {KNOBS[name].unit}" if KNOBS[name].unit else ""
-    return f"{value:g}{unit}" if isinstance(value, float) else str(value)
+    return f"{formatting.setting(value)}{unit}" if isinstance(value, float) else str(value)
 
 
 def literal_runs() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.schema.config import KNOBS
 
 PAPER = "Two-Stage Regularization-Based Structured Pruning for LLMs"
@@ -151,7 +152,7 @@ def knob(name: str) -> None:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{formatting.setting(value)}" if isinstance(value, float) else str(value)
 
 
 def _way(run_id: str | None) -> None:

@@ -10,6 +10,7 @@ import streamlit as st
 
 from pages.ui.app_state import file_routes, server, session
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.export import checkpoint, curves_csv
 from trsp_core.export.export_queue import ExportJob
@@ -48,7 +49,7 @@ def area(run: Run, config: RunConfig, state: RunState) -> None:
 def _model(run: Run) -> None:
     """The checkpoints that are there, and the making of another."""
     for made in checkpoint.archives(run):
-        label = f"Download {made.file.name} ({words.size(made.size)})"
+        label = f"Download {made.file.name} ({formatting.size(made.size)})"
         st.link_button(label, file_routes.link(run, made.file.name), icon=":material/download:")
         st.caption(f":material/verified: {words.plain(made.verdict)}")
     with st.container(horizontal=True, vertical_alignment="bottom"):

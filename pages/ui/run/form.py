@@ -12,6 +12,7 @@ from streamlit.runtime.uploaded_file_manager import DeletedFile
 
 from pages.ui.app_state import server, session, uploads
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.errors import Problem, TrspError
 from trsp_core.models import catalog
 from trsp_core.pruning import methods
@@ -110,13 +111,15 @@ def _number(knob: Knob, key: str) -> Any:
     """No bounds in the browser: the check speaks about all knobs at once, and nothing typed is changed on the way. A
     whole number stands in a field for any number: one for whole numbers ends the page where a client sends infinity."""
     if knob.kind is int:
-        return session.whole(st.number_input(_label(knob), step=1.0, format="%.0f", key=key, help=_help(knob)))
+        return session.whole(
+            st.number_input(_label(knob), step=1.0, format=formatting.C_WHOLE, key=key, help=_help(knob))
+        )
     step = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1
-    return st.number_input(_label(knob), step=step, format="%.6g", key=key, help=_help(knob))
+    return st.number_input(_label(knob), step=step, format=formatting.C_SETTING, key=key, help=_help(knob))
 
 
 def _ratio(knob: Knob, key: str) -> float:
-    return st.slider(_label(knob), 0.0, 1.0, step=0.01, format="%.2f", key=key, help=_help(knob))
+    return st.slider(_label(knob), 0.0, 1.0, step=0.01, format=formatting.C_FIGURE, key=key, help=_help(knob))
 
 
 def _text(knob: Knob, key: str) -> str:

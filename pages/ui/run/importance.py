@@ -17,6 +17,7 @@ from pages.ui.charts.drawing import BOXES, Spec, finish
 from pages.ui.run import start
 from pages.ui.style import theme, words
 from pages.ui.style.theme import PALETTES
+from trsp_core import formatting
 from trsp_core.charts.frames import fates
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
@@ -65,13 +66,15 @@ def told(before: Sequence[float], after: Sequence[float], chosen: Sequence[int])
     rest = [i for i in range(len(before)) if i not in set(gone)]
 
     def part(layers: list[int], who: str) -> str:
-        layers = [i for i in layers if math.isfinite(_value(before[i])) and math.isfinite(_value(after[i]))]
+        layers = [i for i in layers if math.isfinite(before[i]) and math.isfinite(after[i])]
         if not layers:
             return f"the {who} layers' importance is not a number"
-        old, new = (statistics.fmean(_value(v[i]) for i in layers) for v in (before, after))
+        old, new = (statistics.fmean(v[i] for i in layers) for v in (before, after))
         way = "fell" if new < old else "rose"
-        moved = sum((_value(after[i]) < _value(before[i])) == (new < old) for i in layers)
-        change = f"from {old:.3f} to {new:.3f} nats in the mean ({moved} of {len(layers)} {way})"
+        moved = sum((after[i] < before[i]) == (new < old) for i in layers)
+        change = (
+            f"from {formatting.nats(old)} to {formatting.nats(new)} nats in the mean ({moved} of {len(layers)} {way})"
+        )
         return f"the {who} layers' importance **{way}** {change}"
 
     parts = ([part(gone, "chosen")] if gone else []) + ([part(rest, "other")] if rest else [])
@@ -83,7 +86,7 @@ def frame(state: RunState) -> pd.DataFrame:
     """Two rows a layer."""
     fate = fates(state)
     rows = [
-        (i, _value(rise), when, fate[i])
+        (i, rise, when, fate[i])
         for when, name in ((BEFORE, "dense"), (AFTER, "trained"))
         for i, rise in enumerate(state.importance[name].rises if name in state.importance else [])
     ]
@@ -118,12 +121,8 @@ def spec(theme_name: str) -> Spec:
         tooltip=[
             alt.Tooltip("layer:O", title="Layer"),
             "when:N",
-            alt.Tooltip("rise:Q", title="Rise, nats", format=".3f"),
+            alt.Tooltip("rise:Q", title="Rise, nats", format=formatting.D3_NATS),
             "fate:N",
         ],
     )
     return finish(base.mark_bar(), height=300)
-
-
-def _value(rise: float | None) -> float:
-    return float("nan") if rise is None else rise

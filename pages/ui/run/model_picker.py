@@ -9,7 +9,7 @@ import streamlit as st
 from pages.ui.app_state import server, session
 from pages.ui.run.form import title_of
 from pages.ui.style import words
-from trsp_core import machine
+from trsp_core import formatting, machine
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog, download
 from trsp_core.models.catalog import Card, Found, Source
@@ -46,7 +46,7 @@ def _progress(name: str) -> None:
 
 def _offer_catalogued(source: Source) -> None:
     st.caption(
-        f"{source.note} Download {words.size(source.size_bytes)}, {words.size(source.ready_bytes)} on disk. "
+        f"{source.note} Download {formatting.size(source.size_bytes)}, {formatting.size(source.ready_bytes)} on disk. "
         f"Licence: {source.licence}."
     )
     accepted = True
@@ -60,7 +60,7 @@ def _offer_from_hub(hub_id: str, config: RunConfig) -> None:
     card = server.card(hub_id)
     if isinstance(card, Card):
         _describe(card, config)
-        _button(f"Download {words.size(card.bytes)}", hub_id)
+        _button(f"Download {formatting.size(card.bytes)}", hub_id)
         return
     if card:
         _refused(card)
@@ -78,12 +78,14 @@ def _describe(card: Card, config: RunConfig) -> None:
     facts, free = card.facts, machine.available_memory()
     needed = forecast.peak_bytes(config, facts)
     gated = ", gated, and open to you" if card.gated else ""
-    size = f"{facts.n_layers} layers, {words.parameters(facts.parameters)} parameters"
+    size = f"{facts.n_layers} layers, {formatting.parameters(facts.parameters)} parameters"
     st.markdown(
-        f"{words.plain(facts.architecture)}, **{size}**, safetensors, download {words.size(card.bytes)}. "
+        f"{words.plain(facts.architecture)}, **{size}**, safetensors, download {formatting.size(card.bytes)}. "
         f"Licence: {words.plain(card.licence or 'not given')}{gated}."
     )
-    fits = f"A run with these settings needs about {words.size(needed)} of memory, {words.size(free)} are free."
+    fits = (
+        f"A run with these settings needs about {formatting.size(needed)} of memory, {formatting.size(free)} are free."
+    )
     if needed > free and not forecast.on_gpu(config):
         st.warning(f"{fits} It can be downloaded, but not pruned here now.", icon=":material/memory:")
     else:
@@ -109,7 +111,8 @@ def choose() -> None:
             st.caption("None yet.")
         for facts in server.models_here().values():
             told = (
-                f"{facts.n_layers} layers, {words.parameters(facts.parameters)} parameters, {words.size(facts.bytes)}"
+                f"{facts.n_layers} layers, {formatting.parameters(facts.parameters)} parameters, "
+                f"{formatting.size(facts.bytes)}"
             )
             _row(facts.name, told)
         st.markdown("**On the model hub**")
@@ -128,9 +131,9 @@ def _draw_found(found: Sequence[Found] | None) -> None:
     if found == []:
         st.caption("No model for text generation with safetensors has these words in its name.")
     for one in found or ():
-        size = f"{words.parameters(one.parameters)} parameters" if one.parameters else "size not given"
+        size = f"{formatting.parameters(one.parameters)} parameters" if one.parameters else "size not given"
         licence = f"{one.licence or 'licence not given'}{', gated' if one.gated else ''}"
-        _row(one.id, f"{size}, {licence}, {one.downloads or 0:,} downloads")
+        _row(one.id, f"{size}, {licence}, {formatting.count(one.downloads or 0)} downloads")
 
 
 def _row(name: str, told: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import streamlit as st
 
 from pages.ui.run import form
 from pages.ui.style import words
-from trsp_core import escaping
+from trsp_core import escaping, formatting
 from trsp_core.runs import resume
 from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig
@@ -62,14 +64,14 @@ def summary(state: RunState, config: RunConfig, live: bool) -> None:
     with st.container(border=True, key="result"):
         gone = f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)})"
         if state.narrowed:
-            gone = f"**No layer is gone, all {total} are narrower** ({state.narrowed.told})"
+            gone = f"**No layer is gone, all {total} are narrower** ({state.narrowed.sentence})"
         st.markdown(
-            f"{gone}: {words.parameters(after)} parameters instead of {words.parameters(before)}, "
+            f"{gone}: {formatting.parameters(after)} parameters instead of {formatting.parameters(before)}, "
             f"{words.share(before - after, before)} fewer."
         )
         if state.narrowed:
             st.markdown(
-                f"Deleting as many layers as the ratio says would leave {words.parameters(state.narrowed.aim)}."
+                f"Deleting as many layers as the ratio says would leave {formatting.parameters(state.narrowed.aim)}."
             )
         for domain in DOMAINS:
             st.markdown(_sentence(state, config, domain, live))
@@ -91,7 +93,7 @@ def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> st
     direct, pruned = by.get("direct"), by.get("pruned")
     if not config.stage2_steps:
         return start + f" There was no stage 2: the layers were {'narrowed' if state.narrowed else 'deleted'} at once."
-    if direct is None or pruned is None:
+    if direct is None or not math.isfinite(direct - pruned):
         return start
     better = blocks_better(state, domain)
     verdict = "lowered" if pruned < direct else "raised"
@@ -99,7 +101,7 @@ def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> st
     at_once, cause = "Deleting the same layers at once gives", "stage 2"
     if state.narrowed:
         at_once, cause = "Narrowed and not trained, it is", "training"
-    end = f" {at_once} {words.perplexity(direct)}: {cause} {verdict} it by {change}"
+    end = f" {at_once} {formatting.perplexity(direct)}: {cause} {verdict} it by {change}"
     return start + end + (f", better in {better[0]} of {better[1]} blocks." if better else ".")
 
 
@@ -108,8 +110,7 @@ def blocks_better(state: RunState, domain: str) -> tuple[int, int] | None:
     pruned, direct = _measured(state, "pruned", domain), _measured(state, "direct", domain)
     if not pruned or not direct or len(pruned.losses) != len(direct.losses):
         return None
-    pairs = [(p, d) for p, d in zip(pruned.losses, direct.losses, strict=True) if p is not None and d is not None]
-    return sum(p < d for p, d in pairs), len(direct.losses)
+    return sum(p < d for p, d in zip(pruned.losses, direct.losses, strict=True)), len(direct.losses)
 
 
 def _speed(state: RunState, total: int) -> str:
@@ -120,13 +121,17 @@ def _speed(state: RunState, total: int) -> str:
     if not state.ceiling:
         ceiling = "All layers still run one after the other, so there is no ceiling by their number to hold it against."
     else:
-        ceiling = f"The ceiling for {len(state.removed.kept)} of {total} layers is {state.ceiling:.2f} times."
+        ceiling = (
+            f"The ceiling for {len(state.removed.kept)} of {total} layers is {formatting.ratio(state.ceiling)} times."
+        )
         if max(reads, writes) > 1.05 * state.ceiling:
             ceiling += " What lies above it is the measurement's noise: the machine was busy with other things too."
     return (
-        f"It reads a prompt of {pruned.prompt_tokens} tokens {reads:.2f} times as fast as the dense model "
-        f"({words.rate(pruned.prefill)}) and writes {pruned.new_tokens} more {writes:.2f} times as fast "
-        f"({words.rate(pruned.decode)}). {ceiling}"
+        f"It reads a prompt of {pruned.prompt_tokens} tokens {formatting.ratio(reads)} times as fast as the "
+        "dense model "
+        f"({formatting.rate(pruned.prefill)} tokens a second) and writes {pruned.new_tokens} more "
+        f"{formatting.ratio(writes)} times as fast "
+        f"({formatting.rate(pruned.decode)} tokens a second). {ceiling}"
     )
 
 
@@ -147,7 +152,9 @@ def protocol(state: RunState) -> str:
     for domain in DOMAINS:
         event = _measured(state, "dense", domain)
         if event:
-            blocks = f"{event.blocks} blocks of {event.block_length} tokens ({event.tokens:,} predicted)"
+            blocks = (
+                f"{event.blocks} blocks of {event.block_length} tokens ({formatting.count(event.tokens)} predicted)"
+            )
             parts.append(
                 f"{words.DOMAINS[domain]}: {words.plain(_text(event.text))}, {blocks}, {words.plain(event.dtype)}"
             )

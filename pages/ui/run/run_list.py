@@ -10,7 +10,7 @@ from pages.ui.app_state import server, session
 from pages.ui.run import run_status
 from pages.ui.style import words
 from pages.ui.style.theme import STATUS_COLOURS, STATUS_ICONS
-from trsp_core import escaping
+from trsp_core import escaping, formatting
 from trsp_core.errors import TrspError
 from trsp_core.export import model_card
 from trsp_core.runs import replay
@@ -76,12 +76,12 @@ def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size:
     parts = [run_status.when(run)]
     by = summary["perplexity"]["calibration"]
     if "dense" in by and "pruned" in by:
-        parts.append(f"perplexity {words.perplexity(by['dense'])} → {words.perplexity(by['pruned'])}")
+        parts.append(f"perplexity {formatting.perplexity(by['dense'])} → {formatting.perplexity(by['pruned'])}")
     if seconds := summary["seconds"]["total"]:
-        spent = words.duration(seconds)
+        spent = formatting.duration(seconds)
         parts.append(f"{spent} so far" if status == "running" else f"took {spent}")
     if with_size:
-        parts.append(f"{words.size(run.size())} on disk")
+        parts.append(f"{formatting.size(run.size())} on disk")
     if summary["failure"]:
         parts.append(words.plain(f"{summary['failure']['message']} {summary['failure']['remedy']}"))
     if status == "lost":
@@ -103,7 +103,7 @@ def _actions(run: Run, config: RunConfig | None, status: str) -> None:
         st.caption("Run folder:")
         st.code(run.id, language=None)
         if status != "running":
-            st.caption(f"Deleting removes {words.size(run.size())}, the pruned model with it, for good.")
+            st.caption(f"Deleting removes {formatting.size(run.size())}, the pruned model with it, for good.")
             st.button(
                 "Delete this run", icon=":material/delete:", key=f"delete-{run.id}", on_click=_delete, args=(run.id,)
             )
@@ -112,7 +112,7 @@ def _actions(run: Run, config: RunConfig | None, status: str) -> None:
 def _delete(run_id: str) -> None:
     """A callback."""
     try:
-        server.jobs().cancel(run_id) if server.jobs().place(run_id) else None
+        server.run_queue().cancel(run_id) if server.run_queue().position(run_id) else None
         server.store().delete(run_id)
     except (TrspError, OSError) as error:
         session.put("delete_error", str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import streamlit as st
 
@@ -11,6 +12,7 @@ from pages.ui.run import start
 from pages.ui.run.form import title_of
 from pages.ui.style import words
 from pages.ui.style.theme import STATUS_COLOURS, STATUS_ICONS
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.errors import TrspError
 from trsp_core.pruning import methods
@@ -39,7 +41,7 @@ def name_of(config: RunConfig, depth: int | None) -> str:
         return f"{what}, the size of {depth - count_to_remove(config, depth)} of {depth} layers"
     if depth:
         return f"{what}, {count_to_remove(config, depth)} of {depth} layers"
-    return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
+    return f"{what}, ratio {formatting.setting(config.ratio)}" if config.method != "manual" else what
 
 
 def when(run: Run) -> str:
@@ -51,11 +53,11 @@ def when(run: Run) -> str:
 
 def progress(run: Run, state: RunState, status: str) -> None:
     """The bar with the phase in words and the time left, and the strip of all phases."""
-    if status == "queued" and (trouble := server.jobs().trouble(run.id)):
+    if status == "queued" and (trouble := server.run_queue().start_failure(run.id)):
         st.error(f"**This run could not be started.** {words.plain(trouble)}", icon=":material/error:")
         return
     if status == "queued":
-        place = server.jobs().place(run.id)
+        place = server.run_queue().position(run.id)
         ahead = f"place {place} in the queue" if place > 1 else "next in the queue"
         st.progress(0.0, text=f"Waiting: {ahead}. It starts by itself; this page may be closed.")
         return
@@ -64,7 +66,7 @@ def progress(run: Run, state: RunState, status: str) -> None:
     if run.cancelled():
         text = "Stopping after the step at hand"
     elif left is not None:
-        text += f" · about {words.duration(left)} left"
+        text += f" · about {formatting.duration(left)} left"
     st.progress(state.fraction, text=text)
     strip(state)
 
@@ -102,9 +104,9 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
             st.metric("Pruned", shown("pruned"))
         else:
             (_, now), (few, whole) = frames.times_dense(state, config)[1][-1], frames.compared(state, config)
-            value = "not a number" if now is None else f"{words.times(now)} dense"
+            value = f"{words.times(now)} dense" if math.isfinite(now) else formatting.NOT_A_NUMBER
             st.metric(f"If deleted now, on {few} of {whole} blocks", value)
-        st.metric("Time so far" if not state.ended else "Time", words.duration(state.at))
+        st.metric("Time so far" if not state.ended else "Time", formatting.duration(state.at))
 
 
 def config_of(run: Run) -> RunConfig | None:
@@ -127,8 +129,12 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
                 resume_button(run, state, "resume")
             again = st.button("Run again", icon=":material/replay:", key="again", help="The same settings.")
             st.button("Change", icon=":material/tune:", key="change", on_click=start.change, args=(config,))
-        if server.jobs().limits.sweeps:
-            tip = f"This server deletes runs after {server.jobs().limits.days:g} days, or when the disk gets short."
+        if server.run_queue().limits.deletes_runs:
+            tip = (
+                f"This server deletes runs after {formatting.setting(server.run_queue().limits.days)} days, or "
+                "when the "
+                "disk gets short."
+            )
             st.toggle("Keep", run.kept(), key=f"keep-{run.id}", help=tip, on_change=keep, args=(run,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         start.command(config)
@@ -160,7 +166,7 @@ def resume_refused() -> None:
 def stop(run_id: str) -> None:
     """Ask the run to stop; a callback."""
     with contextlib.suppress(TrspError):  # it was deleted meanwhile
-        server.jobs().cancel(run_id)
+        server.run_queue().cancel(run_id)
 
 
 def keep(run: Run) -> None:
@@ -172,7 +178,7 @@ def keep(run: Run) -> None:
 def go_on(run_id: str) -> None:
     """Put the run into the queue again; a callback."""
     try:
-        server.jobs().resume(run_id, session.mine(), session.visitor())
+        server.run_queue().resume(run_id, session.mine(), session.visitor())
     except (TrspError, OSError) as error:
         session.put("resume_error", words.plain(str(error)))
 

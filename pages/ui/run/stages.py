@@ -7,6 +7,7 @@ import streamlit as st
 from pages.ui.charts import drawing
 from pages.ui.style import words
 from pages.ui.style.theme import mode
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.pruning import methods
 from trsp_core.schema.config import RunConfig
@@ -62,11 +63,11 @@ def winner(state: RunState) -> str:
     last = state.rounds[-1]
     text = f"No. {len(state.rounds)}: layer {last.layer}"
     if last.score is not None and state.weight_steps:
-        text += f" had the smallest weight of those left, {words.number(abs(last.score))}"
+        text += f" had the smallest weight of those left, {formatting.figure(abs(last.score))}"
     else:
-        text += " was chosen" + (f" at {words.number(last.score)}" if last.score is not None else "")
+        text += " was chosen" + (f" at {formatting.figure(last.score)}" if last.score is not None else "")
     if last.margin is not None and last.runner_up is not None:
-        text += f", {words.margin(last.margin)} below the runner-up, layer {last.runner_up}"
+        text += f", {formatting.margin(last.margin)} below the runner-up, layer {last.runner_up}"
     return text + f". Chosen so far: {words.layers(state.chosen)}."
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.ui.app_state import server, session
 from pages.ui.style import words
-from trsp_core import escaping
+from trsp_core import escaping, formatting
 from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.export import model_card
 from trsp_core.models import catalog, inspection
@@ -41,7 +41,7 @@ def plan() -> Plan:
         made.config = validate.from_values(session.form())
     except TrspError as error:
         made.problems = list(error.problems)
-    name, limits = session.form()["model"], server.jobs().limits
+    name, limits = session.form()["model"], server.run_queue().limits
     if refused := limits.check_model(name):
         made.problems += refused if made.config is None else []
     elif fetchable(name):
@@ -86,13 +86,14 @@ def ratio_in_words(made: Plan) -> str:
     if narrow:
         return f"**No layer goes; {fewer} fewer parameters in all of them**, as many as {count} of {depth} layers hold"
     return (
-        f"**{count} of {facts.n_layers} layers, {fewer} fewer parameters** ({words.parameters(facts.parameters)} now)"
+        f"**{count} of {facts.n_layers} layers, {fewer} fewer parameters** "
+        f"({formatting.parameters(facts.parameters)} now)"
     )
 
 
 def lambda_2_in_words(made: Plan) -> str:
     """For how many steps it acts."""
-    return schedules.told(made.config) if made.config else ""
+    return schedules.lambda_2_in_words(made.config) if made.config else ""
 
 
 def forecast_and_start(made: Plan) -> None:
@@ -102,8 +103,8 @@ def forecast_and_start(made: Plan) -> None:
         if made.config and made.facts and not made.problems:
             expected = forecast.forecast(made.config, made.facts)
             st.markdown(
-                f":material/schedule: **About {words.duration(expected.seconds)}**, "
-                f"**{words.size(expected.peak_bytes)} of memory** at the peak on this machine."
+                f":material/schedule: **About {formatting.duration(expected.seconds)}**, "
+                f"**{formatting.size(expected.peak_bytes)} of memory** at the peak on this machine."
                 + (" A rough figure: nothing like it was timed here yet." if expected.rough else "")
             )
             _phases(expected.phases)
@@ -153,17 +154,21 @@ def _packed(config: RunConfig, facts: Facts, expected: forecast.Forecast) -> str
     bits = "four" if config.precision == "nf4" else "eight"
     sizes = [inspection.weight_bytes(facts, p, config.compute_dtype) for p in (config.precision, "float32")]
     return (
-        f"The layers' weights are packed into {bits} bits: all weights take {words.size(sizes[0])} instead of "
-        f"{words.size(sizes[1])}, the run {words.size(expected.peak_bytes)} instead of {words.size(whole.peak_bytes)}. "
-        f"It costs time, since they are spelled out for every pass (about {words.duration(expected.seconds)} instead "
-        f"of {words.duration(whole.seconds)}), and a dense model that is a little worse to begin with."
+        f"The layers' weights are packed into {bits} bits: all weights take {formatting.size(sizes[0])} instead of "
+        f"{formatting.size(sizes[1])}, the run {formatting.size(expected.peak_bytes)} instead of "
+        f"{formatting.size(whole.peak_bytes)}. "
+        "It costs time, since they are spelled out for every pass (about "
+        f"{formatting.duration(expected.seconds)} instead "
+        f"of {formatting.duration(whole.seconds)}), and a dense model that is a little worse to begin with."
     )
 
 
 def _phases(phases: list[dict]) -> None:
     """Where the time goes."""
     total = sum(p["seconds"] for p in phases)
-    parts = [f"{words.phase(p['name'])} {words.duration(p['seconds'])}" for p in phases if p["seconds"] >= 0.05 * total]
+    parts = [
+        f"{words.phase(p['name'])} {formatting.duration(p['seconds'])}" for p in phases if p["seconds"] >= 0.05 * total
+    ]
     st.caption(" · ".join(parts))
 
 
@@ -180,10 +185,10 @@ def _refused(config: RunConfig, expected: forecast.Forecast) -> str:
 def start(config: RunConfig) -> None:
     """Look at the texts and the memory once more, queue the run and show it; say why where it cannot be."""
     try:
-        refuse(server.jobs().limits.check_run(config, server.store().root))
+        refuse(server.run_queue().limits.check_run(config, server.store().root))
         with st.spinner("Looking at the texts"):
             preflight.preflight(config)
-        run = server.jobs().submit(config, mine=session.mine(), visitor=session.visitor())
+        run = server.run_queue().submit(config, own_ids=session.mine(), visitor=session.visitor())
     except TrspError as error:
         st.error(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/error:")
         return

@@ -1,13 +1,12 @@
-"""Figures and states in words: rounded sensibly, each with its unit."""
+"""States, times and names in words; how numbers look is in `trsp_core.formatting`."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
 
-from trsp_core import escaping
+from trsp_core import escaping, formatting
 
 PHASES = {
     "load": "Loading the model",
@@ -93,54 +92,17 @@ def phase(name: str) -> str:
     return PHASES.get(name, plain(name.replace("_", " ").capitalize()))
 
 
-def duration(seconds: float) -> str:
-    """`40 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = max(round(seconds), 0)
-    if whole < 90:
-        return f"{whole} s"
-    if whole < 5400:
-        minutes, rest = divmod(5 * round(whole / 5), 60)
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(round(whole / 60), 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def size(count: float) -> str:
-    """Bytes as `540 MB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            value = count / scale
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def parameters(count: float) -> str:
-    """Parameters as `134.5 million`."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} billion"
-    return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,.0f}"
-
-
-def perplexity(value: float | None) -> str:
-    """`41.7`, `1,240`, `3.9e+05`; null stands for not a number. Of what is not measured yet, see `measured`."""
-    if value is None or not math.isfinite(value):
-        return "not a number"
-    if value >= 1e5:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
-
-
-def measured(figures: Mapping[str, float | None], name: str, live: bool) -> str:
+def measured(figures: Mapping[str, float], name: str, live: bool) -> str:
     """The perplexity of the model in state `name`, of `RunState.figures`. One that is missing is no bad number: while
     the run is `live` it is still to come."""
     if name in figures:
-        return perplexity(figures[name])
+        return formatting.perplexity(figures[name])
     return "being measured" if live else "not measured"
 
 
 def times(value: float) -> str:
-    """A multiple: `2.4 ×`."""
-    return f"{perplexity(value)} ×"
+    """A multiple: `2.41 ×`."""
+    return f"{formatting.ratio(value)} ×"
 
 
 def ordinal(count: int) -> str:
@@ -149,28 +111,9 @@ def ordinal(count: int) -> str:
     return f"{count}{ending}"
 
 
-def rate(value: float) -> str:
-    """`1,160 tokens a second`."""
-    return f"{value:,.0f} tokens a second" if value >= 100 else f"{value:.3g} tokens a second"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "none" if value is None else f"{value:.{digits}g}"
-
-
 def share(part: float, whole: float) -> str:
     """`18 %`."""
-    return percent(part / whole) if whole else "0 %"
-
-
-def percent(part: float) -> str:
-    """`18 %`, of 0.18, on one line."""
-    return f"{100 * part:.0f}\u00a0%"
-
-
-def margin(value: float) -> str:
-    """A difference of layer weights, to the third decimal."""
-    return "less than 0.001" if value < 0.001 else f"{value:.3f}"
+    return formatting.percent(part / whole if whole else 0.0)
 
 
 def layers(numbers: list[int]) -> str:

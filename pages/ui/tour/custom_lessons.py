@@ -11,6 +11,7 @@ from pages.ui.style import words
 from pages.ui.tour import guide, lessons
 from pages.ui.tour.classroom import LADDERS
 from pages.ui.tour.lessons import Lesson
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 
@@ -20,7 +21,7 @@ def area() -> None:
         with st.container(horizontal=True):
             for name in LADDERS:
                 lesson = lessons.shipped()[name]
-                label = f"{words.plain(lesson.title)}, {lesson.minutes:g} min"
+                label = f"{words.plain(lesson.title)}, {formatting.setting(lesson.minutes)} min"
                 if st.button(label, key=f"begin-{name}", icon=":material/play_lesson:"):
                     guide.start(name)
         st.markdown("A lesson is a JSON file: a title, minutes, and steps, each with a page, a text, and settings.")
@@ -44,7 +45,7 @@ def _brought(content: bytes) -> None:
         st.error("\n".join(["This lesson needs a change:\n", *told]) if told else alone, icon=":material/error:")
         return
     titles = ". ".join(f"{n} {words.plain(step.title)}" for n, step in enumerate(lesson.steps, 1))
-    st.markdown(f"**{words.plain(lesson.title)}**, {lesson.minutes:g} min. {titles}.")
+    st.markdown(f"**{words.plain(lesson.title)}**, {formatting.setting(lesson.minutes)} min. {titles}.")
     if st.button("Begin this lesson", type="primary", icon=":material/play_lesson:", key="begin-own"):
         guide.begin(lesson)
     _link(lesson)

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from trsp_core import paths
+from trsp_core import formatting, paths
 from trsp_core.errors import Problem, TrspError
 from trsp_core.pruning import validate
+from trsp_core.schema import codec
 from trsp_core.schema.config import KNOBS, PRESETS
 
 PAGES = ("home", "run", "layers", "compare", "evidence", "runs", "paper")
@@ -35,7 +36,7 @@ MOST_BYTES = 100_000  # of a file
 MOST_IN_LINK = 6_000  # letters; browsers and proxies take about 8,000 for a whole address
 PACKED = "1."  # in front of a lesson that the link itself holds; no shipped lesson's name has a dot
 _SHIPPED = re.compile(r"[a-z0-9-]{1,40}")
-_EXAMPLE = "A short example stands at the top of trsp_core/lessons.py, whole ones in assets/lessons."
+_EXAMPLE = "A short example stands in docs/teaching.md, whole ones in assets/lessons."
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,11 @@ class _Reader:
         elif needed and not given.strip():
             self.wrong(name, "nothing was given.", f"Write a {name} of at most {most} letters.")
         elif len(given) > most:
-            self.wrong(name, f"{len(given):,} letters are too many.", f"Write at most {most:,} letters into {name}.")
+            self.wrong(
+                name,
+                f"{formatting.count(len(given))} letters are too many.",
+                f"Write at most {formatting.count(most)} letters into {name}.",
+            )
         else:
             return given.strip() if needed else given
         return ""
@@ -159,7 +164,11 @@ class _Reader:
         if not isinstance(given, list) or not given:
             self.wrong("steps", f"{_kind(given)} was given, expected a list of steps.", "Write at least one step.")
         elif len(given) > MOST_STEPS:
-            self.wrong("steps", f"{len(given):,} are too many.", f"Write at most {MOST_STEPS} steps, or two lessons.")
+            self.wrong(
+                "steps",
+                f"{formatting.count(len(given))} are too many.",
+                f"Write at most {MOST_STEPS} steps, or two lessons.",
+            )
         else:
             return given
         return []
@@ -216,7 +225,10 @@ def load(text: str | bytes) -> Lesson:
         TrspError: too long, no UTF-8, no JSON, or no lesson.
     """
     if len(text) > MOST_BYTES:
-        raise TrspError(f"A lesson of {len(text):,} bytes is too long.", f"Keep it under {MOST_BYTES:,} bytes.")
+        raise TrspError(
+            f"A lesson of {formatting.count(len(text))} bytes is too long.",
+            f"Keep it under {formatting.count(MOST_BYTES)} bytes.",
+        )
     try:
         document = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -231,7 +243,7 @@ def load(text: str | bytes) -> Lesson:
 
 def to_json(lesson: Lesson, indent: int | None = 1) -> str:
     """As `load` reads it; fields that say nothing are left out."""
-    steps = [{k: v for k, v in dataclasses.asdict(step).items() if v not in ("", {})} for step in lesson.steps]
+    steps = [{k: v for k, v in codec.plain(step).items() if v not in ("", {})} for step in lesson.steps]
     document = {"title": lesson.title, "minutes": lesson.minutes, "steps": steps}
     return json.dumps(document, indent=indent, ensure_ascii=False, separators=(",", ":") if indent is None else None)
 
@@ -246,7 +258,8 @@ def pack(lesson: Lesson) -> str:
     word = PACKED + base64.urlsafe_b64encode(squeezed).decode().rstrip("=")
     if len(word) > MOST_IN_LINK:
         raise TrspError(
-            f"This lesson is too long for a link: {len(word):,} letters, at most {MOST_IN_LINK:,} fit.",
+            f"This lesson is too long for a link: {formatting.count(len(word))} letters, at most "
+            f"{formatting.count(MOST_IN_LINK)} fit.",
             "Give the file itself to your class, or shorten its texts.",
         )
     return word

@@ -12,11 +12,12 @@ from pages.ui.charts import drawing, overview
 from pages.ui.run import run_status, stages
 from pages.ui.style import words
 from pages.ui.style.theme import mode
+from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.errors import TrspError
 from trsp_core.pruning import methods
 from trsp_core.runs import replay
-from trsp_core.runs.replay import Head, Tape
+from trsp_core.runs.replay import Playhead, Timeline
 from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
@@ -33,8 +34,8 @@ STILL = (  # room for the longest sentence, so that nothing below moves
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def _tape(folder: str, size: int) -> Tape:
-    return replay.tape(Run(Path(folder)))
+def _timeline(folder: str, size: int) -> Timeline:
+    return replay.timeline(Run(Path(folder)))
 
 
 def wanted() -> tuple[Run, RunConfig]:
@@ -59,39 +60,39 @@ def wanted() -> tuple[Run, RunConfig]:
 
 def area(run: Run, config: RunConfig) -> None:
     """The replay of `run`, from its start on for a tab that has not seen it; each tab has a head of its own."""
-    tape = _tape(str(run.folder), run.events_file.stat().st_size)
+    timeline = _timeline(str(run.folder), run.events_file.stat().st_size)
     if session.get(KEY) is None or session.get(KEY)[0] != run.id:
-        _put(run.id, Head(tape.seconds))
+        _put(run.id, Playhead(timeline.seconds))
     head = session.get(KEY)[1]
     st.html(f"<style>{STILL}</style>")
     st.fragment(_draw, run_every=TICK if head.playing else None)(
-        run.id, config, tape, _source(config, tape), head.playing
+        run.id, config, timeline, _source(config, timeline), head.playing
     )
 
 
-def _source(config: RunConfig, tape: Tape) -> str:
+def _source(config: RunConfig, timeline: Timeline) -> str:
     """Which run this is."""
-    end = tape.state(tape.seconds)
+    end = timeline.state(timeline.seconds)
     name = run_status.name_of(config, end.model.n_layers if end.model else None)
     few, whole = frames.compared(end, config)
     return (
-        f"{words.plain(name)}: a real run, recorded in {words.duration(end.at)} and told in "
-        f"{words.duration(tape.seconds)}. Its curves show multiples of the dense model's perplexity on "
+        f"{words.plain(name)}: a real run, recorded in {formatting.duration(end.at)} and told in "
+        f"{formatting.duration(timeline.seconds)}. Its curves show multiples of the dense model's perplexity on "
         f"{frames.sample(end, config)}" + ("; sentence and figures, perplexity on all of them." if few < whole else ".")
     )
 
 
-def _put(run_id: str, head: Head) -> None:
+def _put(run_id: str, head: Playhead) -> None:
     session.put(KEY, (run_id, head))
 
 
-def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, known: bool) -> None:
+def _draw(run_id: str, config: RunConfig, timeline: Timeline, source: str, known: bool) -> None:
     """One frame. Every part has its place from the first one on."""
     head = session.get(KEY)[1].look(clock())
     _put(run_id, head)
     if head.playing != known:
         st.rerun()
-    state = tape.state(head.at)
+    state = timeline.state(head.at)
     with st.container(key="player-told"):
         st.markdown(f"#### {told(state)}")
     drawing.show(overview.spec(mode()), overview.frame(state, config), "figure", overview.ALT)
@@ -105,7 +106,7 @@ def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, known: bool) 
     stages.samples(state, places=True)
 
 
-def _controls(run_id: str, head: Head) -> None:
+def _controls(run_id: str, head: Playhead) -> None:
     """Play or pause, start again, the moment, the speed."""
 
     def change(how: str) -> None:
@@ -128,7 +129,7 @@ def _controls(run_id: str, head: Head) -> None:
             0.0,
             max(head.end, STEP),
             step=STEP,
-            format="%.0f s",
+            format=f"{formatting.C_WHOLE} s",
             key=SLIDER,
             on_change=sought,
             label_visibility="collapsed",
@@ -156,7 +157,7 @@ def told(state: RunState) -> str:
         before, after = (words.measured(by, name, live=False) for name in ("dense", "pruned"))
         ending = f"Perplexity went from {before} to {after}"
         if "direct" in by:
-            ending += f"; deleted at once, {words.perplexity(by['direct'])}"
+            ending += f"; deleted at once, {formatting.perplexity(by['direct'])}"
         return f"{_gone(state)} {ending}."
     if state.removed:
         return f"{_gone(state)} How well does the rest predict?"

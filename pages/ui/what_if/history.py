@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from pages.ui.style import words
+from trsp_core import formatting
 from trsp_core.schema.messages import SetMeasured
 
 YOU = "You"
@@ -119,5 +120,7 @@ def verdict(trials: Trials) -> str:
     best, who = min(rivals)
     others = sorted(r for r in rivals if r[1] != who)
     be = "are" if who == YOU else "is"
-    lead = f"**{who} {be} ahead** with {count} layers removed: {best:.2f} times the dense perplexity"
-    return lead + (f"; {others[0][1]}: {others[0][0]:.2f} times." if others else ", the best of the sets tried.")
+    lead = f"**{who} {be} ahead** with {count} layers removed: {formatting.ratio(best)} times the dense perplexity"
+    return lead + (
+        f"; {others[0][1]}: {formatting.ratio(others[0][0])} times." if others else ", the best of the sets tried."
+    )

@@ -13,6 +13,7 @@ import streamlit as st
 from pages.ui.app_state import server
 from pages.ui.style import words
 from pages.ui.what_if.history import YOU
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.pruning import methods
@@ -56,7 +57,7 @@ def section(run: Run, config: RunConfig, state: RunState) -> None:
         "Finished runs with the same texts, stage 2 settings and seed as this one, as deep first, best first, on all "
         "measured blocks."
     )
-    number = st.column_config.NumberColumn(format="%.2f")
+    number = st.column_config.NumberColumn(format=formatting.C_FIGURE)
     columns = {
         **dict.fromkeys(("Times dense", "Calibration", "Held out"), number),
         "Run": st.column_config.LinkColumn(display_text="Open"),
@@ -88,7 +89,7 @@ def rival(run: Run, config: RunConfig, state: RunState, like: RunState | None = 
         return None
     if like is not None and _blocks(state) != _blocks(like):
         return None
-    if any(loss is None for losses in (*pruned.values(), *dense.values()) for loss in losses):
+    if not all(map(math.isfinite, (loss for losses in (*pruned.values(), *dense.values()) for loss in losses))):
         return None
     rise = statistics.fmean(statistics.fmean(pruned[d]) - statistics.fmean(dense[d]) for d in DOMAINS)
     known = methods.all_methods().get(config.method)
@@ -120,7 +121,10 @@ def verdict(found: Sequence[Rival], count: int) -> str:
     if best is None or second is None:
         return ""
     factors = {d: intervals.factor(best.losses[d], second.losses[d]) for d in DOMAINS}
-    parts = [f"{f.value:.2f} [{f.low:.2f}, {f.high:.2f}] in the {words.DOMAINS[d]}" for d, f in factors.items()]
+    parts = [
+        f"{formatting.interval(f.value, f.low, f.high, formatting.ratio)} in the {words.DOMAINS[d]}"
+        for d, f in factors.items()
+    ]
     whose = "yours" if second.who == YOU else f"{second.who}'s"
     sure = all(f.high < 1 for f in factors.values())
     doubt = "" if sure else " An interval reaches 1 or beyond, so this is no clear lead."

@@ -13,6 +13,7 @@ from pages.ui.run import start
 from pages.ui.style import theme, words
 from pages.ui.what_if import history, leaderboard, requests
 from pages.ui.what_if.history import Choice, Trials
+from trsp_core import formatting
 from trsp_core.pruning import methods
 from trsp_core.runs.store import Run
 from trsp_core.schema import messages as an
@@ -141,17 +142,21 @@ def _figures(measured: SetMeasured | None, now: Choice, reading: Reading | None)
     with st.container(horizontal=True, key="what-if-figures"):
         for domain, title in (("calibration", "calibration"), ("heldout", "held out")):
             value, dense = measured.perplexity.get(domain), measured.dense.get(domain)
-            times = f"{value / dense:.2f} times dense" if value and dense else None
+            times = f"{formatting.ratio(value / dense)} times dense" if value and dense else None
             label = f"Perplexity of one block, {title}"
-            st.metric(label, words.perplexity(value), times, delta_color="off", delta_arrow="off")
+            st.metric(label, formatting.perplexity(value), times, delta_color="off", delta_arrow="off")
         kl = measured.kl.get("heldout")
-        st.metric("KL of one block, held out", "–" if kl is None else f"{kl:.2f} nats")
+        st.metric("KL of one block, held out", "–" if kl is None else f"{formatting.nats(kl)} nats")
         fewer = measured.parameters_dense - measured.parameters
         less = f"{words.share(fewer, measured.parameters_dense)} fewer" if fewer else None
-        st.metric("Parameters", words.parameters(measured.parameters), less, delta_color="off", delta_arrow="off")
-        st.metric("Speed, at most", f"{measured.ceiling:.2f} times")
+        st.metric("Parameters", formatting.parameters(measured.parameters), less, delta_color="off", delta_arrow="off")
+        st.metric("Speed, at most", f"{formatting.ratio(measured.ceiling)} times")
     if fresh:
-        how = "known already" if measured.cached else f"{measured.seconds:.2f} s, {measured.layers_run} layer passes"
+        how = (
+            "known already"
+            if measured.cached
+            else f"{formatting.seconds(measured.seconds)}, {measured.layers_run} layer passes"
+        )
         st.caption(
             f"Removed: {words.layers(measured.removed)}. {measured.tokens} predicted tokens of each domain ({how}): "
             "a quick figure, not a run's measurement."
@@ -188,7 +193,7 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
         "Sets tried, those of as many layers as now first, best first, on one block of each domain. Pick a row to go "
         "back to it."
     )
-    number = st.column_config.NumberColumn(format="%.2f")
+    number = st.column_config.NumberColumn(format=formatting.C_FIGURE)
     st.dataframe(
         history.board(now),
         hide_index=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from pages.ui.app_state import session
@@ -79,8 +78,7 @@ def rate(run: Run, config: RunConfig) -> None:
     """Ask for the block influence of every layer, once."""
     asked = read(key(run, "rating"))
     if asked is None or isinstance(asked.ending, an.Stopped | an.Broken | an.Refused):
-        variant = dataclasses.asdict(Variant(config.model))
-        _ask(key(run, "rating"), an.Influence(variant, config.text, config.heldout, config.seed))
+        _ask(key(run, "rating"), an.Influence(Variant(config.model), config.text, config.heldout, config.seed))
 
 
 def _ask(name: str, request: an.Request) -> bool:

@@ -75,7 +75,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Shares of right answers with their 95 % intervals."""
 
     def share(interval: dict[str, float]) -> str:
-        return f"{interval['value']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"
+        return formatting.interval(interval["value"], interval["low"], interval["high"], formatting.percent)
 
     head = ["task", "questions", f"right ({intervals.direction('accuracy')})", "right, by bytes"]
     return [head] + [

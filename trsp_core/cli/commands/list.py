@@ -19,5 +19,5 @@ def _cells(figures: dict[str, Any]) -> list[str]:
     perplexity = figures["perplexity"].get("calibration", {})
     count = f"{len(figures['removed'])} of {figures['n_layers']}" if figures["removed"] else ""
     count = "all narrower" if figures.get("narrowed") else count
-    by_state = ", ".join(f"{state} {formatting.number(value)}" for state, value in perplexity.items())
+    by_state = ", ".join(f"{state} {formatting.perplexity(value)}" for state, value in perplexity.items())
     return [figures["run"], figures["status"], figures["model"] or "", count, by_state]

@@ -9,7 +9,6 @@ import click
 from trsp_core import escaping, formatting, machine, paths
 from trsp_core.cli import output
 from trsp_core.cli.command import command
-from trsp_core.formatting import millions
 from trsp_core.models import catalog, download
 from trsp_core.models.catalog import Card, Found
 from trsp_core.preparation import forecast
@@ -36,12 +35,12 @@ def main(words: tuple[str, ...], as_json: bool) -> None:
 def _card(card: Card) -> str:
     """A model of the hub in lines."""
     facts = card.facts
-    memory = forecast.peak_bytes(validate.from_values({}, "quick"), facts) / 1e9
+    memory, free = forecast.peak_bytes(validate.from_values({}, "quick"), facts), machine.available_memory()
     lines = [
-        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {millions(facts.parameters)} parameters",
-        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; {card.downloads or 0:,} downloads",
-        f"download {card.bytes / 1e6:,.0f} MB, safetensors",
-        f"a Quick run needs about {memory:.1f} GB of memory, {machine.available_memory() / 1e9:.1f} GB are free",
+        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {formatting.parameters(facts.parameters)} parameters",
+        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; {formatting.count(card.downloads or 0)} downloads",
+        f"download {formatting.size(card.bytes)}, safetensors",
+        f"a Quick run needs about {formatting.size(memory)} of memory, {formatting.size(free)} are free",
         f"Fetch it: python -m trsp_core fetch {card.id}",
     ]
     return "\n".join(map(escaping.line, lines))
@@ -51,7 +50,9 @@ def _search_cells(models: Iterable[Found]) -> list[list[str]]:
     cells = [["model", "parameters", "downloads", "licence"]]
     for model in models:
         licence = f"{model.licence or 'not given'}{', gated' if model.gated else ''}"
-        cells.append([model.id, millions(model.parameters), f"{model.downloads or 0:,}", licence])
+        cells.append(
+            [model.id, formatting.parameters(model.parameters), formatting.count(model.downloads or 0), licence]
+        )
     return cells
 
 
@@ -71,6 +72,8 @@ def _local_models() -> list[dict[str, Any]]:
 def _local_cells(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
     cells = [["model", "here", "layers", "parameters", "licence"]]
     for row in rows:
-        here = f"{row['bytes'] / 1e6:,.0f} MB" if row["here"] else f"no, {row['download_bytes'] / 1e6:,.0f} MB to fetch"
-        cells.append([row["name"], here, str(row["n_layers"] or ""), millions(row["parameters"]), row["licence"] or ""])
+        absent = f"no, {formatting.size(row['download_bytes'])} to fetch"
+        here = formatting.size(row["bytes"]) if row["here"] else absent
+        parameters = formatting.parameters(row["parameters"])
+        cells.append([row["name"], here, str(row["n_layers"] or ""), parameters, row["licence"] or ""])
     return cells

@@ -57,7 +57,7 @@ def main(preset: str | None, out: str | None, as_json: bool, **flags: str | None
     roughly = " (a rough figure: nothing was timed on this machine yet)" if forecast.rough else ""
     output.tell(f"Run {run.id} in {run.folder}")
     seconds = formatting.clock(forecast.seconds)
-    output.tell(f"About {seconds}{roughly}, {forecast.peak_bytes / 1e9:.1f} GB of memory. Ctrl-C stops.")
+    output.tell(f"About {seconds}{roughly}, {formatting.size(forecast.peak_bytes)} of memory. Ctrl-C stops.")
     return drive(run, as_json)
 
 

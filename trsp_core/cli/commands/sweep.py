@@ -12,7 +12,6 @@ from trsp_core.cli.command import command
 from trsp_core.experiments import executors, grid_results, grids, runner
 from trsp_core.experiments.grids import Grid
 from trsp_core.experiments.runner import Told
-from trsp_core.formatting import clock, number
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
@@ -73,6 +72,12 @@ def _point(news: Told, total: int) -> str:
         line += f" {run_figures.progress(news.state).partition(', about')[0]}"
     elif news.state and "pruned" in news.state.perplexity:
         perplexity = news.state.perplexity["pruned"]
-        line += ", perplexity " + " and ".join(f"{number(perplexity[d])} ({d})" for d in DOMAINS if d in perplexity)
-    left = f"; about {clock(news.seconds_left)} left for all" if news.seconds_left and news.what != "found" else ""
+        line += ", perplexity " + " and ".join(
+            f"{formatting.perplexity(perplexity[d])} ({d})" for d in DOMAINS if d in perplexity
+        )
+    left = (
+        f"; about {formatting.clock(news.seconds_left)} left for all"
+        if news.seconds_left and news.what != "found"
+        else ""
+    )
     return escaping.line(line) + left

@@ -9,7 +9,7 @@ from trsp_core.runs import limits
 
 @click.command("workbench", hidden=True)
 def main() -> int:
-    stands_back = limits.current().stands_back
+    stands_back = limits.current().workbench_yields
     if stands_back:
         _stand_back()
     from trsp_core.workbench import worker  # torch comes in here

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.pruning.methods import Method, Passes, progressed
 from trsp_core.schema.events import LayersNarrowed
@@ -184,7 +185,9 @@ def plan(lab, layer, share, units, sizes):
         shapes = described(lab.model, entries)
         if shapes:
             return (gone, cut), entries, shapes
-    raise TrspError(f"No layer of this model can lose {share:.0%} of its parameters in width.", "Lower the ratio.")
+    raise TrspError(
+        f"No layer of this model can lose {formatting.percent(share)} of its parameters in width.", "Lower the ratio."
+    )
 
 
 def head_size(lab):
