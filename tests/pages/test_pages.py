@@ -20,6 +20,7 @@ from streamlit.testing.v1 import AppTest
 from pages.ui.app_state import server, uploads
 from pages.ui.charts import drawing, stack_pictures
 from pages.ui.style import words
+from pages.ui.tour import lessons
 from tests import ROOT, story
 from trsp_core.charts import frames as series
 from trsp_core.cli import arguments
@@ -473,9 +474,9 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
 
 
-def test_each_page_can_be_the_first_address_that_a_fresh_server_is_asked_for():
-    named = re.findall(r'"pages/views/(\w+)\.py"', (ROOT / "app.py").read_text("utf-8"))
-    assert {file.stem for file in (ROOT / "pages").glob("*.py")} == set(named) - {"home"}
+def test_every_page_is_in_the_navigation_and_in_reach_of_lessons():
+    named = re.findall(r'^    \("(\w+)", ', (ROOT / "app.py").read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(lessons.PAGES) == sorted(f.stem for f in (ROOT / "pages/views").glob("*.py"))
 
 
 def test_state_has_one_door_and_no_markup_is_let_through():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from pages.ui.app_state import session
 from trsp_core import malloc, paths
@@ -85,6 +86,7 @@ def errands() -> Errands:
 async def life(app: Any) -> AsyncIterator[None]:
     """From the server's start to its end. When it is told to end (SIGTERM: a container goes down), its runs are stopped
     at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
+    PagesManager.uses_pages_directory = False  # else the first visitor of a page by its address would be told of none
     malloc.hold_steady()
     agenda()  # with the queue; takes over what an earlier server left
     usual, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=jobs().interrupt, name="last words")
