@@ -2,8 +2,8 @@
 
     streamlit run app.py
 
-The server, page set-up and navigation, nothing else. The pages are in `pages/views`, what they share in `pages/ui`, and all
-they know about pruning in `trsp_core`.
+The server, page set-up and navigation, nothing else. The pages are in `pages/views`, what they share in `pages/ui`, and
+all they know about pruning in `trsp_core`.
 """
 
 import streamlit as st
@@ -18,7 +18,7 @@ PAGES = (  # file in pages/views, title, icon, what it is for
     ("run", "Run", "play_arrow", "Set up a run, see what it will cost, start it, and watch it live."),
     ("layers", "Layers", "layers", "A run's layers before and after; take layers out by hand and see what that costs."),
     ("compare", "Compare", "compare_arrows", "One prompt, up to three models side by side, token by token."),
-    ("evidence", "Evidence", "balance", "Methods and controls on the same blocks, with intervals, in words and charts."),
+    ("evidence", "Evidence", "balance", "Methods and controls on the same blocks, with intervals and sentences."),
     ("runs", "Runs", "list", "Every run on this machine: open, stop, resume or delete it."),
     ("paper", "Paper", "article", "The equations with their settings, where we depart from them, and open doubts."),
 )

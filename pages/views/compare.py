@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from pages.ui.app_state import server, session, url_state
-from pages.ui.compare import generation_form, model_choice, side_by_side
+from pages.ui.app_state import server, session, url_state, workbench
+from pages.ui.compare import generation_form, side_by_side
 from pages.ui.run import run_list, run_status
 from pages.ui.style import words
 from trsp_core.errors import TrspError
@@ -15,13 +15,13 @@ from trsp_core.workbench.transcript import Comparison
 def watch(run: Run, ticket: str, live: bool) -> None:
     """The texts as they are written; drawn again four times a second."""
     try:
-        reading = model_choice.workbench().follow(ticket, 0, 0.4)
+        reading = workbench.client().follow(ticket, 0, 0.4)
     except TrspError as error:
         st.info(f"{words.plain(error.message)} Write again, or open a kept comparison.", icon=":material/history:")
         return
     if live and reading.ending is not None:
         st.rerun()
-    model_choice.standing(reading)
+    workbench.standing(reading)
     found = transcript.gather(reading.request, reading.answers)
     if any(c.tokens for c in found.columns) or live:
         side_by_side.texts(found, live)
@@ -56,7 +56,7 @@ ticket, kept = session.ticket(), session.kept()
 live = False
 if ticket:
     try:
-        reading = model_choice.workbench().read(ticket)
+        reading = workbench.client().read(ticket)
         live = side_by_side.is_live(reading)
         generation_form.restore(reading.request)
     except TrspError:

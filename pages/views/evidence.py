@@ -6,7 +6,7 @@ import streamlit as st
 
 from pages.ui.app_state import server, url_state
 from pages.ui.charts import drawing, intervals_chart
-from pages.ui.evidence import grid_sentences, plan_runs, published, sentences
+from pages.ui.evidence import plan_runs, published, sentences, settings_tab
 from pages.ui.style import theme, words
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
@@ -86,7 +86,7 @@ for tab, plan in zip(tabs, PLANS, strict=True):
             st.info("Nothing has been measured yet. The button below does it.", icon=":material/info:")
         plan_runs.panel(plan)
 with settings:
-    grid_sentences.tab()
+    settings_tab.tab()
 with others:
     st.caption(published.SOURCE)
     st.dataframe(published.table(), hide_index=True, alt="Published perplexities and accuracies.")

@@ -17,13 +17,18 @@ PLACES = (
     ".map(node => Math.round(node.getBoundingClientRect().top))"
 )
 
+SETTLED = f"""() => {{
+  const places = JSON.stringify(({PLACES})());
+  window.frames_as_they_are = places === window.places_before ? (window.frames_as_they_are || 0) + 1 : 0;
+  window.places_before = places;
+  return window.frames_as_they_are >= 10;
+}}"""
+
 
 def settled(tab) -> list[int]:  # noqa: F811
-    """Where things are, once a page that is being drawn has stayed as it is for half a second."""
-    places = None
-    while places != (places := tab.evaluate(PLACES)):
-        tab.wait_for_timeout(500)
-    return places
+    """Where things are, once all charts are there and nothing has moved for ten frames."""
+    tab.wait_for_function(SETTLED, polling="raf")
+    return tab.evaluate(PLACES)
 
 
 def moment(tab) -> str:  # noqa: F811

@@ -89,7 +89,7 @@ def script(tmp_path, monkeypatch):
     monkeypatch.setattr("trsp_core.runs.process.start", story.no_child)
     st.cache_resource.clear()
     made = Script()
-    monkeypatch.setattr("pages.ui.compare.model_choice.Workbench", lambda: made)
+    monkeypatch.setattr("pages.ui.app_state.workbench.Workbench", lambda: made)
     yield made
     st.cache_resource.clear()
 

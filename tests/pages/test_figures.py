@@ -15,7 +15,6 @@ from pages.ui.charts import layer_rows, overview, stack_pictures
 from pages.ui.run import importance, results, stages
 from pages.ui.style import words
 from pages.ui.tour import player
-from pages.ui.what_if import history
 from tests import ROOT, story
 from tests.pages.test_pages import open_page, texts
 from trsp_core.charts import frames
@@ -192,7 +191,7 @@ def test_a_chosen_layer_keeps_its_number_and_weight_and_is_set_apart():
     assert set(bars[~bars["frozen"]]["label"]) == {""}
     names = set(stack_pictures.before_after(state)["label"])
     assert {"7  ·  no. 1 at 0.90", "13  ·  0.65"} <= names
-    strip = layer_rows.frame(state, history.Choice(), {}).set_index("layer")
+    strip = layer_rows.frame(state, ["kept"] * len(state.model.layer_parameters), {}).set_index("layer")
     assert (strip.loc[7, "chosen"], bool(strip.loc[7, "frozen"])) == ("as no. 1 at 0.90", True)
     assert (strip.loc[13, "chosen"], bool(strip.loc[13, "frozen"])) == ("no", False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
@@ -100,4 +99,3 @@ def test_the_page_leads_to_a_run(store, there):
     assert "gate=output" in links["The gate as drawn"].query_string
     assert shown.count("mathcal") >= 2
     assert not re.search(r"\b(nan|None)\b", shown)
-    assert Path(ROOT / "pages/paper.py").is_file()

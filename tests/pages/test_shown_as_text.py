@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.ui.style import words
 from tests import ROOT, story
+from tests.browser.drawn import until_drawn
 from tests.pages.test_pages import open_page
 from trsp_core.experiments import grid_results
 from trsp_core.export import html_report, model_card
@@ -174,8 +175,7 @@ def test_in_a_browser_it_is_text_too(server, browser):
         for name in PAGES:
             for query in queries:
                 tab.goto(f"{server.url}/{'' if name == 'home' else name}?{urllib.parse.urlencode(query)}")
-                tab.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
-                tab.wait_for_timeout(700)
+                until_drawn(tab)
                 assert tab.evaluate("window.planted") is None
                 assert tab.locator("[data-testid=stException]").count() == 0
                 for markup in (

@@ -117,7 +117,8 @@ SHARE = 0.025  # of this machine's cores that a browser on it may take from a ru
 
 
 @st.cache_resource(show_spinner=False)
-def _tabs() -> dict[str, float]:
+def tabs() -> dict[str, float]:
+    """When each tab that watches something last drew it, by the clock of `time.monotonic`."""
     return {}
 
 
@@ -125,12 +126,12 @@ def beat(state: RunState | None = None) -> float:
     """Seconds between two redraws of a page that watches something, in this tab: the longer, the more tabs watch. Where
     it is the run of `state`, as long as that takes from one event to the next, up to 3 s; and where the browser is on
     this machine, so long that drawing takes no more than a small part of its cores."""
-    tabs, now = _tabs(), time.monotonic()
-    tabs[session.tab()] = now
-    late = [tab for tab, seen in list(tabs.items()) if now - seen > 10]
+    seen, now = tabs(), time.monotonic()
+    seen[session.tab()] = now
+    late = [tab for tab, moment in list(seen.items()) if now - moment > 10]
     for tab in late:
-        tabs.pop(tab, None)
-    crowd = min(math.ceil(len(tabs) / CROWD), LONGEST_BEAT)
+        seen.pop(tab, None)
+    crowd = min(math.ceil(len(seen) / CROWD), LONGEST_BEAT)
     times = [at for _, at, _ in state.told[-LAST:]] if state else []
     if len(times) < LAST:
         return float(max(crowd, 1))

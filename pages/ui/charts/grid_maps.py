@@ -11,10 +11,10 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import LINES, Spec, finish
 from pages.ui.style import words
-from pages.ui.style.theme import PALETTES
 from trsp_core.charts.frames import apart
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import LINES, Spec, finish
 from trsp_core.evaluation import intervals
 from trsp_core.experiments import grid_results
 from trsp_core.experiments.grid_results import Point, Sweep

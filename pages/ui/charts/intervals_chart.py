@@ -9,10 +9,10 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import Spec, finish
 from pages.ui.style import words
-from pages.ui.style.theme import PALETTES
 from trsp_core.charts.frames import apart
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import Spec, finish
 from trsp_core.evaluation import intervals
 from trsp_core.experiments.plan_results import Record, Row
 from trsp_core.schema.events import DOMAINS

@@ -12,11 +12,11 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import Spec, finish
 from pages.ui.charts.stack_pictures import width_left
 from pages.ui.style import words
-from pages.ui.style.theme import FATES, PALETTES
 from trsp_core.charts import frames
+from trsp_core.charts.palette import FATES, PALETTES
+from trsp_core.charts.specs import Spec, finish
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
 

@@ -7,9 +7,9 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import BOXES, Spec, fate_colour, finish
-from pages.ui.style.theme import PALETTES
 from trsp_core.charts.frames import choice, chosen_at, fates, weights_told
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import BOXES, Spec, fate_colour, finish
 from trsp_core.schema.run_state import RunState
 
 COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "path"]

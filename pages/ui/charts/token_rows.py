@@ -8,8 +8,8 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import Spec, finish
-from pages.ui.style.theme import PALETTES, Palette
+from trsp_core.charts.palette import PALETTES, Palette
+from trsp_core.charts.specs import Spec, finish
 from trsp_core.schema.messages import TextTraced
 from trsp_core.workbench.transcript import Comparison
 

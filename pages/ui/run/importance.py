@@ -1,4 +1,4 @@
-"""Where the knowledge went: what each layer was worth before stage 2, and after it. Frames, a spec, and the words."""
+"""Where the knowledge went: what each layer was worth before stage 2, and after it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,14 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
-from functools import lru_cache
 
-import altair as alt
-import pandas as pd
 import streamlit as st
 
-from pages.ui.charts import drawing
-from pages.ui.charts.drawing import BOXES, Spec, finish
+from pages.ui.charts import drawing, importance_bars
 from pages.ui.run import start
 from pages.ui.style import theme, words
-from pages.ui.style.theme import PALETTES
-from trsp_core.charts.frames import fates
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
-
-BEFORE, AFTER = "dense", "after stage 2"
 
 
 def section(config: RunConfig, state: RunState) -> None:
@@ -36,7 +28,7 @@ def section(config: RunConfig, state: RunState) -> None:
         return
     st.markdown(told(before.rises, after.rises, state.chosen))
     description = f"Rise of the loss without each of {len(before.rises)} layers, before and after stage 2."
-    drawing.show(spec(theme.mode()), frame(state), "chart-knowledge", description)
+    drawing.show(importance_bars.spec(theme.mode()), importance_bars.frame(state), "chart-knowledge", description)
     text = words.plain(words.TEXTS.get(before.text, before.text))
     st.caption(
         f"How much the loss rises when a layer alone is left out, on {before.blocks} measured "
@@ -77,52 +69,6 @@ def told(before: Sequence[float], after: Sequence[float], chosen: Sequence[int])
     parts = ([part(gone, "chosen")] if gone else []) + ([part(rest, "other")] if rest else [])
     text = "; ".join(parts) + "."
     return text[:1].upper() + text[1:]
-
-
-def frame(state: RunState) -> pd.DataFrame:
-    """Two rows a layer."""
-    fate = fates(state)
-    rows = [
-        (i, _value(rise), when, fate[i])
-        for when, name in ((BEFORE, "dense"), (AFTER, "trained"))
-        for i, rise in enumerate(state.importance[name].rises if name in state.importance else [])
-    ]
-    return pd.DataFrame(rows, columns=["layer", "rise", "when", "fate"])
-
-
-@lru_cache
-def spec(theme_name: str) -> Spec:
-    """Two bars a layer, on a root scale that takes negative rises too."""
-    palette = PALETTES[theme_name]
-    base = alt.Chart().encode(
-        x=alt.X("layer:O", title="Layer (0 is next to the input)", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-        xOffset=alt.XOffset("when:N", sort=[BEFORE, AFTER]),
-        y=alt.Y(
-            "rise:Q",
-            title="Rise of the loss (nats)",
-            scale=alt.Scale(type="pow", exponent=0.5),
-            axis=alt.Axis(tickCount=6),
-        ),
-        color=alt.Color(
-            "fate:N",
-            scale=alt.Scale(
-                domain=["kept", "chosen", "removed"], range=[palette.kept, palette.chosen, palette.removed]
-            ),
-            legend=BOXES,
-        ),
-        opacity=alt.Opacity(
-            "when:N",
-            scale=alt.Scale(domain=[BEFORE, AFTER], range=[0.35, 1.0]),
-            legend=alt.Legend(orient="top", title=None, symbolType="square", symbolFillColor=palette.ink),
-        ),
-        tooltip=[
-            alt.Tooltip("layer:O", title="Layer"),
-            "when:N",
-            alt.Tooltip("rise:Q", title="Rise, nats", format=".3f"),
-            "fate:N",
-        ],
-    )
-    return finish(base.mark_bar(), height=300)
 
 
 def _value(rise: float | None) -> float:

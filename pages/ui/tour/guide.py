@@ -12,10 +12,11 @@ import streamlit as st
 
 from pages.ui.app_state import server, session
 from pages.ui.style import words
-from pages.ui.style.theme import PALETTES, mode
+from pages.ui.style.theme import mode
 from pages.ui.tour import glossary, lessons
 from pages.ui.tour.lessons import Lesson, Step
 from pages.ui.what_if import requests
+from trsp_core.charts.palette import PALETTES
 from trsp_core.errors import TrspError
 from trsp_core.runs import replay
 from trsp_core.runs.store import Run

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from pages.ui.app_state import session
-from pages.ui.compare import model_choice
+from pages.ui.app_state import session, workbench
 from pages.ui.what_if import history
 from pages.ui.what_if.history import Choice, Trials
 from trsp_core.errors import TrspError
@@ -23,7 +22,7 @@ SHORTGPT = "ShortGPT"
 def take_in(run: Run, config: RunConfig, state: RunState) -> SetMeasured | None:
     """Put what has been answered into the trials; the latest figures."""
     rating = read(key(run, "rating"))
-    asked = [(ticket, model_choice.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
+    asked = [(ticket, workbench.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
     for answer in (a for _, reading in asked if reading for a in reading.answers if isinstance(a, SetMeasured)):
         put_trials(run, trials_of(run).add(answer))
         session.put(key(run, "measured"), answer)
@@ -87,7 +86,7 @@ def _ask(name: str, request: an.Request) -> bool:
     """Ask the workbench instead of what was asked under `name` before, and keep the ticket there; where it cannot be
     asked, say why."""
     try:
-        session.put(name, model_choice.workbench().ask(request, session.get(name) or "", session.visitor()))
+        session.put(name, workbench.client().ask(request, session.get(name) or "", session.visitor()))
     except TrspError as error:
         session.put("what-if-error", str(error))
         return False
@@ -105,7 +104,7 @@ def waited_for(run: Run) -> tuple[bool, bool]:
 def read(name: str, wait: float = 0.0) -> Reading | None:
     """What has been answered to the question kept under `name`, after up to `wait` seconds for more of it."""
     ticket = session.get(name)
-    return model_choice.answers(ticket, wait) if ticket else None
+    return workbench.answers(ticket, wait) if ticket else None
 
 
 def trials_of(run: Run) -> Trials:
