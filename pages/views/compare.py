@@ -22,12 +22,12 @@ def watch(run: Run, ticket: str, live: bool) -> None:
     if live and reading.ending is not None:
         st.rerun()
     workbench.standing(reading)
-    found = transcript.gather(reading.request, reading.answers)
-    if any(c.tokens for c in found.columns) or live:
-        side_by_side.texts(found, live)
-    if not live and any(c.tokens for c in found.columns):
-        side_by_side.reading_along(found)
-        generation_form.keep(run, reading.request, reading.answers, found)
+    comparison = transcript.gather(reading.request, reading.answers)
+    if any(c.tokens for c in comparison.columns) or live:
+        side_by_side.texts(comparison, live)
+    if not live and any(c.tokens for c in comparison.columns):
+        side_by_side.reading_along(comparison)
+        generation_form.keep(run, reading.request, reading.answers, comparison)
 
 
 def show_kept(run: Run, name: str) -> None:
@@ -37,11 +37,11 @@ def show_kept(run: Run, name: str) -> None:
     except TrspError as error:
         st.warning(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/link_off:")
         return
-    found: Comparison = transcript.gather(request, answers)
+    comparison: Comparison = transcript.gather(request, answers)
     st.caption(f":material/bookmark: Kept comparison {name}. Its address can be shared.")
-    side_by_side.texts(found, live=False)
-    side_by_side.reading_along(found)
-    generation_form.copy(found)
+    side_by_side.texts(comparison, live=False)
+    side_by_side.reading_along(comparison)
+    generation_form.copy(comparison)
 
 
 url_state.title("Compare")
@@ -52,7 +52,7 @@ if run is None or config is None:
 state, status = server.look(run)
 run_status.title(run, config, state, status)
 
-ticket, kept = session.ticket(), session.kept()
+ticket, kept = session.ticket(), session.kept_comparison()
 live = False
 if ticket:
     try:

@@ -28,7 +28,7 @@ if not touring:
                 guide.start(name)
         if st.button("Start a run", type="primary", icon=":material/play_arrow:", key="go"):
             st.switch_page("pages/views/run.py")
-player.area(*player.wanted())
+player.area(*player.run_to_replay())
 
 default = KNOBS["model"].default
 if start.fetchable(default):

@@ -164,15 +164,15 @@ def test_what_was_measured_and_is_no_number_still_says_so(store):
 
 
 def test_no_figure_reads_nan():
-    assert words.measured({"dense": None}, "dense", live=True) == "not a number"
-    assert words.measured({}, "dense", live=True) == "being measured"
-    assert words.measured({}, "dense", live=False) == "not measured"
+    assert words.perplexity_or_wait({"dense": None}, "dense", live=True) == "not a number"
+    assert words.perplexity_or_wait({}, "dense", live=True) == "being measured"
+    assert words.perplexity_or_wait({}, "dense", live=False) == "not measured"
     assert words.perplexity(math.nan) == words.perplexity(math.inf) == "not a number"
     assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
         "not a number [not a"
     )
-    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
-    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
+    assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
+    assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
 
 
 # -- a layer at the moment of its choice
@@ -207,7 +207,7 @@ def test_each_chosen_weight_was_the_least_of_those_left_at_that_moment():
         layer, now = state.rounds[-1].layer, state.weights
         left = [abs(w) for i, w in enumerate(now) if i not in state.chosen]
         assert abs(now[layer]) <= min(left)
-        assert player.told(state) == (
+        assert player.sentence(state) == (
             f"Stage 1. Of the layers left, {layer} has sunk furthest: crossed out as no. {seen} at {now[layer]:.2f}."
         )
         assert f"No. {seen}: layer {layer} had the smallest weight of those left" in stages.winner(state)
@@ -222,7 +222,7 @@ def test_a_method_without_weights_claims_none():
     """Numbers drawn by lot say nothing of what a text needs."""
     told = [e for e in story.tell() if not isinstance(e, ev.StageOneStepped)]
     state = folded(cut(told, ev.LayerChosen))
-    assert player.told(state) == "Stage 1. Layer 3 is chosen as no. 1: it is crossed out."
+    assert player.sentence(state) == "Stage 1. Layer 3 is chosen as no. 1: it is crossed out."
     assert not frames.stack(state)["frozen"].any()
     assert "weight" not in stages.winner(state)
 

@@ -91,20 +91,20 @@ async def life(app: Any) -> AsyncIterator[None]:
     agenda()  # with the queue; takes over what an earlier server left
     usual, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=jobs().interrupt, name="last words")
 
-    def told_to_end(number: int, frame: Any) -> None:
+    def on_terminate(number: int, frame: Any) -> None:
         if not stopping.ident:
             stopping.start()
         if callable(usual):
             usual(number, frame)
 
-    signal.signal(signal.SIGTERM, told_to_end)
+    signal.signal(signal.SIGTERM, on_terminate)
     yield
     if stopping.ident:
         await asyncio.to_thread(stopping.join)
 
 
 @st.cache_resource(show_spinner=False, max_entries=12)
-def _follower(folder: str, made: int) -> Follower:
+def _follower(folder: str, inode: int) -> Follower:
     """A long history takes some tens of MB: only the runs looked at last are held."""
     return Follower(Run(Path(folder)))
 
@@ -157,11 +157,11 @@ def runs() -> list[Run]:
     of."""
     if not jobs().limits.demo:
         return store().runs()
-    found = []
+    visible = []
     for run_id in session.mine():
         with contextlib.suppress(TrspError):
-            found.append(store().get(run_id))
-    return found
+            visible.append(store().get(run_id))
+    return visible
 
 
 def get_run(run_id: str) -> Run:
@@ -188,7 +188,7 @@ def facts(model: str) -> Facts | TrspError:
 def models_here() -> dict[str, Facts]:
     """The models that could be loaded now, by name; the folders of late runs among them."""
     folders = [name for name in store().models() if paths.folder(name)]
-    return {found.name: found for found in catalog.here(folders)}
+    return {model.name: model for model in catalog.here(folders)}
 
 
 def forget_models() -> None:
@@ -210,14 +210,14 @@ def _cards() -> dict[str, tuple[float, Card | TrspError]]:
 
 def card(hub_id: str) -> Card | TrspError | None:
     """What the hub said of a model within the last ten minutes, whoever asked; None where nobody did."""
-    asked, found = _cards().get(hub_id, (0.0, None))
-    return found if time.monotonic() - asked < 600 else None
+    asked_at, answer = _cards().get(hub_id, (0.0, None))
+    return answer if time.monotonic() - asked_at < 600 else None
 
 
 def look_up(hub_id: str) -> None:
     """Ask the hub, so that `card` knows."""
     try:
-        found = download.look(hub_id, limits.current())
+        answer = download.look(hub_id, limits.current())
     except TrspError as error:
-        found = error
-    _cards()[hub_id] = (time.monotonic(), found)
+        answer = error
+    _cards()[hub_id] = (time.monotonic(), answer)

@@ -19,9 +19,9 @@ RECENT = 60
 def of_run(spec: Spec, state: RunState, rows: Callable[[], pd.DataFrame], name: str) -> None:
     """A chart of a run's `state`; many may watch one run, so `rows` is called once for all who look at that state."""
     key = (id(state), name)
-    known = recent_tables.get(key)  # which holds the state, so that no other one gets its id
-    table = known[1] if known else pa.Table.from_pandas(rows())
-    if not known:
+    entry = recent_tables.get(key)  # which holds the state, so that no other one gets its id
+    table = entry[1] if entry else pa.Table.from_pandas(rows())
+    if not entry:
         recent_tables[key] = (state, table)
         while len(recent_tables) > RECENT:
             recent_tables.popitem(last=False)

@@ -34,9 +34,9 @@ def rungs(record: Record, domain: str) -> pd.DataFrame:
     """A row a model: perplexity in one domain with its interval."""
     rows = []
     for n, row in enumerate(record.rows):
-        found = intervals.perplexity(row.losses[domain])
-        value, low, high = (min(v, HIGHEST) for v in (found.value, found.low, found.high))
-        rows.append((numbered(record, row), n, role(row), value, low, high, f"{words.perplexity(found.value)}"))
+        estimate = intervals.perplexity(row.losses[domain])
+        value, low, high = (min(v, HIGHEST) for v in (estimate.value, estimate.low, estimate.high))
+        rows.append((numbered(record, row), n, role(row), value, low, high, f"{words.perplexity(estimate.value)}"))
     return pd.DataFrame(rows, columns=["model", "order", "role", "value", "low", "high", "label"]).round(2)
 
 
@@ -59,8 +59,8 @@ def both(record: Record) -> pd.DataFrame:
     """A row a model: perplexity in both domains with their intervals, and where its number stands."""
     rows = []
     for n, row in enumerate(record.rows, 1):
-        found = [intervals.perplexity(row.losses[d]) for d in DOMAINS]
-        figures = [min(v, HIGHEST) for f in found for v in (f.value, f.low, f.high)]
+        estimates = [intervals.perplexity(row.losses[d]) for d in DOMAINS]
+        figures = [min(v, HIGHEST) for f in estimates for v in (f.value, f.low, f.high)]
         rows.append((f"{n}", numbered(record, row), role(row), *figures))
     names = ["x", "x_low", "x_high", "y", "y_low", "y_high"]
     frame = pd.DataFrame(rows, columns=["number", "model", "role", *names]).sort_values("y", ignore_index=True)
@@ -150,8 +150,8 @@ def role(row: Row) -> str:
     return "dense" if row.name == "dense" else "TRSP" if row.name == "trsp" else "other"
 
 
-def _figure(found: intervals.Interval) -> str:
-    return f"{words.perplexity(found.value)}  [{words.perplexity(found.low)}, {words.perplexity(found.high)}]"
+def _figure(estimate: intervals.Interval) -> str:
+    return f"{words.perplexity(estimate.value)}  [{words.perplexity(estimate.low)}, {words.perplexity(estimate.high)}]"
 
 
 def _roles(theme: str) -> alt.Color:

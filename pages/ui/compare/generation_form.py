@@ -129,11 +129,11 @@ def restore(request: Request) -> None:
     session.put("compare-models", [str(c.get("label")) for c in request.columns])
 
 
-def keep(run: Run, request: Request, answers: Sequence[Answer], found: Comparison) -> None:
+def keep(run: Run, request: Request, answers: Sequence[Answer], comparison: Comparison) -> None:
     """Buttons under a finished comparison."""
     with st.container(horizontal=True):
         keeping = st.button("Keep with this run", icon=":material/bookmark_add:", key="keep")
-        copy(found)
+        copy(comparison)
     if keeping and isinstance(request, Generate):
         try:
             session.show_kept(transcript.keep(run, request, answers))
@@ -142,10 +142,10 @@ def keep(run: Run, request: Request, answers: Sequence[Answer], found: Compariso
         st.rerun()  # the whole page: its address and its list have changed
 
 
-def copy(found: Comparison) -> None:
+def copy(comparison: Comparison) -> None:
     """The comparison as Markdown, with the copy button of a code block."""
     with st.popover("As Markdown", icon=":material/content_copy:"):
-        st.code(transcript.markdown(found), language="markdown", wrap_lines=True)
+        st.code(transcript.markdown(comparison), language="markdown", wrap_lines=True)
 
 
 def kept_list(run: Run, now: str | None) -> None:

@@ -14,22 +14,22 @@ OTHERS = 8  # newest other runs whose pruned models are offered
 
 def variants(run: Run, config: RunConfig, state: RunState) -> dict[str, Variant]:
     """Every model that can be asked in the light of `run`, by its label."""
-    found = {"Dense": Variant(config.model, label="Dense")}
+    models = {"Dense": Variant(config.model, label="Dense")}
     if state.chosen:
         label = "Deleted at once"
-        found[label] = Variant(config.model, removed=sorted(state.chosen), label=label)
+        models[label] = Variant(config.model, removed=sorted(state.chosen), label=label)
     if before := trained_of(run, config, state, "Before deletion"):
-        found["Before deletion"] = before
+        models["Before deletion"] = before
     if pruned := pruned_of(run, config, state, "Pruned"):
-        found["Pruned"] = pruned
+        models["Pruned"] = pruned
     for other in server.runs()[:OTHERS]:
         if other.id == run.id:
             continue
         settings = run_status.config_of(other)
         if settings and (pruned := pruned_of(other, settings, server.look(other)[0], "")):
             label = f"Pruned, {run_status.when(other)}"
-            found[label] = Variant(pruned.model, base=pruned.base, kept=pruned.kept, label=label)
-    return found
+            models[label] = Variant(pruned.model, base=pruned.base, kept=pruned.kept, label=label)
+    return models
 
 
 def trained_of(run: Run, config: RunConfig, state: RunState, label: str) -> Variant | None:

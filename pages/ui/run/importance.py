@@ -26,7 +26,7 @@ def section(config: RunConfig, state: RunState) -> None:
             if st.button(label, icon=":material/replay:", key="run-weighing"):
                 start.start(dataclasses.replace(config, importance_blocks=1))
         return
-    st.markdown(told(before.rises, after.rises, state.chosen))
+    st.markdown(sentence(before.rises, after.rises, state.chosen))
     description = f"Rise of the loss without each of {len(before.rises)} layers, before and after stage 2."
     drawing.show(importance_bars.spec(theme.mode()), importance_bars.frame(state), "chart-knowledge", description)
     text = words.plain(words.TEXTS.get(before.text, before.text))
@@ -51,10 +51,10 @@ def _why_not(config: RunConfig, state: RunState) -> str:
     return "This run ended before its layers were weighed a second time. Run it again to see them."
 
 
-def told(before: Sequence[float], after: Sequence[float], chosen: Sequence[int]) -> str:
+def sentence(before: Sequence[float], after: Sequence[float], chosen: Sequence[int]) -> str:
     """Whether the chosen layers' importance fell and the others' rose, in numbers."""
-    gone = [i for i in chosen if i < len(before)]
-    rest = [i for i in range(len(before)) if i not in set(gone)]
+    removed = [i for i in chosen if i < len(before)]
+    rest = [i for i in range(len(before)) if i not in set(removed)]
 
     def part(layers: list[int], who: str) -> str:
         layers = [i for i in layers if math.isfinite(_value(before[i])) and math.isfinite(_value(after[i]))]
@@ -62,11 +62,11 @@ def told(before: Sequence[float], after: Sequence[float], chosen: Sequence[int])
             return f"the {who} layers' importance is not a number"
         old, new = (statistics.fmean(_value(v[i]) for i in layers) for v in (before, after))
         way = "fell" if new < old else "rose"
-        moved = sum((_value(after[i]) < _value(before[i])) == (new < old) for i in layers)
-        change = f"from {old:.3f} to {new:.3f} nats in the mean ({moved} of {len(layers)} {way})"
+        count = sum((_value(after[i]) < _value(before[i])) == (new < old) for i in layers)
+        change = f"from {old:.3f} to {new:.3f} nats in the mean ({count} of {len(layers)} {way})"
         return f"the {who} layers' importance **{way}** {change}"
 
-    parts = ([part(gone, "chosen")] if gone else []) + ([part(rest, "other")] if rest else [])
+    parts = ([part(removed, "chosen")] if removed else []) + ([part(rest, "other")] if rest else [])
     text = "; ".join(parts) + "."
     return text[:1].upper() + text[1:]
 

@@ -96,8 +96,8 @@ def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
 
 def _learns(config: RunConfig) -> bool:
     """Whether the method learns layer weights in steps."""
-    known = methods.all_methods().get(config.method)
-    return bool(known and known.trains)
+    method = methods.all_methods().get(config.method)
+    return bool(method and method.trains)
 
 
 def samples(state: RunState, places: bool = False) -> None:
@@ -105,10 +105,10 @@ def samples(state: RunState, places: bool = False) -> None:
     if not (state.samples or places):
         return
     st.markdown("#### The same prompt, continued")
-    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples or places]
+    states = [s for s in ("dense", "direct", "pruned") if s in state.samples or places]
     if state.samples.get("direct") == state.samples.get("pruned") and not places:
-        shown = [s for s in shown if s != "direct"]
-    for column, name in zip(st.columns(len(shown), gap="medium"), shown, strict=True):
+        states = [s for s in states if s != "direct"]
+    for column, name in zip(st.columns(len(states), gap="medium"), states, strict=True):
         with column, st.container(border=True, height=SAMPLE if places else "content"):
             st.markdown(f"**{words.MODEL_STATES[name]}**")
             sample = state.samples.get(name)

@@ -130,7 +130,7 @@ def perplexity(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def measured(figures: Mapping[str, float | None], name: str, live: bool) -> str:
+def perplexity_or_wait(figures: Mapping[str, float | None], name: str, live: bool) -> str:
     """The perplexity of the model in state `name`, of `RunState.figures`. One that is missing is no bad number: while
     the run is `live` it is still to come."""
     if name in figures:

@@ -35,10 +35,10 @@ STYLE = (  # the line above the bar fills up as the lesson goes on
 
 def bar(page: str) -> None:
     """The bar of this tab's lesson, if it is in one; `page` is the page that is shown, as a lesson names it."""
-    found = current()
-    if found is None:
+    position = current()
+    if position is None:
         return
-    word, lesson, n = found
+    word, lesson, n = position
     step, count = lesson.steps[n], len(lesson.steps)
     with st.bottom, st.container(key="guide"):
         colours = PALETTES[mode()]
@@ -113,8 +113,8 @@ def visit(step: Step, more: dict[str, str] | None = None) -> None:
     query = dict(more or {})
     if step.page == "run" and step.settings:
         session.leave_run()
-        wanted = step.form()
-        session.fill({k: v for k, v in wanted.items() if k in step.settings or k not in session.KEPT_BY_PRESETS})
+        values = step.form()
+        session.fill({k: v for k, v in values.items() if k in step.settings or k not in session.KEPT_BY_PRESETS})
     elif step.page == "run" and session.get("run"):
         query["run"] = session.get("run")
     elif step.page in ("layers", "compare"):
@@ -151,6 +151,6 @@ def cards(steps: Sequence[Step], key: str) -> None:
 def _find(word: str) -> Lesson:
     if word != OWN:
         return lessons.find(word)
-    if kept := session.get("own-lesson"):
-        return kept
+    if lesson := session.get("own-lesson"):
+        return lesson
     raise TrspError("This lesson came from a file, and the page was loaded anew.", "Load the file again.")

@@ -37,15 +37,15 @@ def _tape(folder: str, size: int) -> Tape:
     return replay.tape(Run(Path(folder)))
 
 
-def wanted() -> tuple[Run, RunConfig]:
+def run_to_replay() -> tuple[Run, RunConfig]:
     """The run that the address asks for, with its config; the one that ships with the app where it asks for none."""
-    if asked := session.replay_id():
+    if run_id := session.replay_id():
         try:
-            run = server.get_run(asked)
+            run = server.get_run(run_id)
             config = run.config()
         except TrspError as error:
-            said = f"{words.plain(error.message)} It may have been deleted. Here is the run that comes with the app."
-            st.warning(said, icon=":material/link_off:")
+            message = f"{words.plain(error.message)} It may have been deleted. Here is the run that comes with the app."
+            st.warning(message, icon=":material/link_off:")
         else:
             if run.read()[0]:
                 return run, config
@@ -85,15 +85,15 @@ def _put(run_id: str, head: Head) -> None:
     session.put(KEY, (run_id, head))
 
 
-def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, known: bool) -> None:
+def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, was_playing: bool) -> None:
     """One frame. Every part has its place from the first one on."""
     head = session.get(KEY)[1].look(clock())
     _put(run_id, head)
-    if head.playing != known:
+    if head.playing != was_playing:
         st.rerun()
     state = tape.state(head.at)
     with st.container(key="player-told"):
-        st.markdown(f"#### {told(state)}")
+        st.markdown(f"#### {sentence(state)}")
     drawing.show(overview.spec(mode()), overview.frame(state, config), "figure", overview.ALT)
     _controls(run_id, head)
     st.caption(source)
@@ -111,10 +111,10 @@ def _controls(run_id: str, head: Head) -> None:
     def change(how: str) -> None:
         _put(run_id, getattr(session.get(KEY)[1], how)())
 
-    def sought() -> None:
+    def seek() -> None:
         _put(run_id, session.get(KEY)[1].seek(session.get(SLIDER)))
 
-    def sped() -> None:
+    def change_speed() -> None:
         _put(run_id, session.get(KEY)[1].at_speed(session.get(SPEED) or 1.0))
 
     session.put(SLIDER, head.position)
@@ -130,7 +130,7 @@ def _controls(run_id: str, head: Head) -> None:
             step=STEP,
             format="%.0f s",
             key=SLIDER,
-            on_change=sought,
+            on_change=seek,
             label_visibility="collapsed",
         )
         st.segmented_control(
@@ -139,13 +139,13 @@ def _controls(run_id: str, head: Head) -> None:
             default=head.speed,
             format_func=SPEEDS.get,
             key=SPEED,
-            on_change=sped,
+            on_change=change_speed,
             required=True,
             label_visibility="collapsed",
         )
 
 
-def told(state: RunState) -> str:
+def sentence(state: RunState) -> str:
     """What happens now: a sentence or two."""
     depth = state.model.n_layers if state.model else 0
     by = state.figures("calibration")
@@ -153,7 +153,7 @@ def told(state: RunState) -> str:
     if state.ended in ("failed", "cancelled"):
         return "This run ended here, before its time."
     if state.removed and "pruned" in by:
-        before, after = (words.measured(by, name, live=False) for name in ("dense", "pruned"))
+        before, after = (words.perplexity_or_wait(by, name, live=False) for name in ("dense", "pruned"))
         ending = f"Perplexity went from {before} to {after}"
         if "direct" in by:
             ending += f"; deleted at once, {words.perplexity(by['direct'])}"
@@ -187,6 +187,6 @@ def told(state: RunState) -> str:
 def _gone(state: RunState) -> str:
     if state.narrowed or not state.removed:
         return "All layers are narrower."
-    gone, before, after = state.removed.removed, state.removed.parameters_before, state.removed.parameters
-    depth, less = len(gone) + len(state.removed.kept), words.share(before - after, before)
-    return f"{len(gone)} of {depth} layers are gone, {less} of the parameters."
+    layers, before, after = state.removed.removed, state.removed.parameters_before, state.removed.parameters
+    depth, less = len(layers) + len(state.removed.kept), words.share(before - after, before)
+    return f"{len(layers)} of {depth} layers are gone, {less} of the parameters."

@@ -66,7 +66,7 @@ def _answers(run: Run, config: RunConfig, state: RunState, live: tuple[bool, boo
     _figures(measured, now.now, reading)
     fates = [now.now.fate(i) for i in range(state.model.n_layers if state.model else 0)]
     rows = layer_rows.frame(state, fates, session.get(requests.key(run, "influence")) or {})
-    drawing.show(layer_rows.spec(theme.mode()), rows, "what-if-strip", _told(now.now, len(rows)))
+    drawing.show(layer_rows.spec(theme.mode()), rows, "what-if-strip", _description(now.now, len(rows)))
     if rows["frozen"].any():
         st.caption("Outlined bars: layers that the run chose, with their weight of that moment; the others sank on.")
     if measured:
@@ -172,7 +172,7 @@ def _sample(reading: Reading | None, config: RunConfig) -> None:
 
 def _board(run: Run, config: RunConfig, now: Trials) -> None:
     """The sets tried, best first; one click goes back to one; and the challenge."""
-    if not now.tried:
+    if not now.measured_sets:
         return
     if verdict := history.verdict(now):
         st.markdown(verdict)
@@ -212,7 +212,7 @@ def _by_hand(config: RunConfig, removed: list[int]) -> RunConfig:
     return dataclasses.replace(config, method="manual", layers=",".join(map(str, removed)), stage2_steps=steps)
 
 
-def _told(now: Choice, depth: int) -> str:
+def _description(now: Choice, depth: int) -> str:
     return f"{depth} layers. Removed: {words.layers(sorted(now.removed))}."
 
 

@@ -22,11 +22,11 @@ SHORTGPT = "ShortGPT"
 def take_in(run: Run, config: RunConfig, state: RunState) -> SetMeasured | None:
     """Put what has been answered into the trials; the latest figures."""
     rating = read(key(run, "rating"))
-    asked = [(ticket, workbench.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
-    for answer in (a for _, reading in asked if reading for a in reading.answers if isinstance(a, SetMeasured)):
+    open_requests = [(ticket, workbench.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
+    for answer in (a for _, reading in open_requests if reading for a in reading.answers if isinstance(a, SetMeasured)):
         put_trials(run, trials_of(run).add(answer))
         session.put(key(run, "measured"), answer)
-    session.put(key(run, "asked"), [ticket for ticket, reading in asked if reading and reading.ending is None])
+    session.put(key(run, "asked"), [ticket for ticket, reading in open_requests if reading and reading.ending is None])
     if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(key(run, "influence")):
         scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
         session.put(key(run, "influence"), scores)
@@ -68,16 +68,16 @@ def choose(run: Run, config: RunConfig, changed: Trials) -> None:
         config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
     )
     if _ask(key(run, "ticket"), request):
-        asked = session.get(key(run, "asked")) or []
-        session.put(key(run, "asked"), [*asked, session.get(key(run, "ticket"))])
+        tickets = session.get(key(run, "asked")) or []
+        session.put(key(run, "asked"), [*tickets, session.get(key(run, "ticket"))])
         if not session.get(key(run, "influence")):
             rate(run, config)
 
 
 def rate(run: Run, config: RunConfig) -> None:
     """Ask for the block influence of every layer, once."""
-    asked = read(key(run, "rating"))
-    if asked is None or isinstance(asked.ending, an.Stopped | an.Broken | an.Refused):
+    rating = read(key(run, "rating"))
+    if rating is None or isinstance(rating.ending, an.Stopped | an.Broken | an.Refused):
         variant = dataclasses.asdict(Variant(config.model))
         _ask(key(run, "rating"), an.Influence(variant, config.text, config.heldout, config.seed))
 

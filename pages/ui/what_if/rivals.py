@@ -56,12 +56,12 @@ def rival(run: Run, config: RunConfig, state: RunState, like: RunState | None = 
     if any(loss is None for losses in (*pruned.values(), *dense.values()) for loss in losses):
         return None
     rise = statistics.fmean(statistics.fmean(pruned[d]) - statistics.fmean(dense[d]) for d in DOMAINS)
-    known = methods.all_methods().get(config.method)
-    who = YOU if config.method == "manual" else known.title if known else config.method
+    method = methods.all_methods().get(config.method)
+    who = YOU if config.method == "manual" else method.title if method else config.method
     return Rival(who, run.id, state.removed.removed, pruned, math.exp(min(rise, 700)))
 
 
-def table(found: Iterable[Rival]) -> pd.DataFrame:
+def table(field: Iterable[Rival]) -> pd.DataFrame:
     """A row a run."""
     rows = [
         (
@@ -72,14 +72,14 @@ def table(found: Iterable[Rival]) -> pd.DataFrame:
             *(_perplexity(r.losses[d]) for d in DOMAINS),
             f"run?run={r.run}",
         )
-        for r in found
+        for r in field
     ]
     return pd.DataFrame(rows, columns=["Who", "Removed", "Layers", "Times dense", "Calibration", "Held out", "Run"])
 
 
-def verdict(found: Sequence[Rival], count: int) -> str:
+def verdict(field: Sequence[Rival], count: int) -> str:
     """Who is ahead among the runs that removed `count` layers, and how surely: a sentence, or ""."""
-    level = [r for r in found if len(r.removed) == count]
+    level = [r for r in field if len(r.removed) == count]
     best = min(level, key=lambda r: r.times, default=None)
     second = min((r for r in level if best and r.who != best.who), key=lambda r: r.times, default=None)
     if best is None or second is None:
