@@ -1,4 +1,4 @@
-"""Compare: one prompt, up to three models, side by side as they write; and what each makes of the others' texts."""
+"""Compare: one prompt, up to three models writing side by side; then each text as the other models read it."""
 
 import streamlit as st
 

@@ -41,7 +41,7 @@ for column, (number, (title, text)) in zip(st.columns(3, gap="large"), enumerate
 glossary.button("home-words")
 
 st.subheader("Experiments to try")
-guide.cards(lessons.shipped()["experiments"].steps, "experiment")
+guide.experiments(lessons.shipped()["experiments"].steps, "experiment")
 custom_lessons.area()
 
 st.subheader("Latest runs")

@@ -7,10 +7,10 @@ DRAWN = """() => {
   return all('[data-testid=stApp][data-test-script-state=notRunning]').length > 0
     && all('[data-testid=stMarkdown], [data-testid=stHeading]').length > 0
     && all('[data-testid=stSkeleton]').length === 0
-    && all('[data-testid=stVegaLiteChart]').every(chart => chart.querySelector('svg, canvas'));
+    && all('[data-testid=stVegaLiteChart]').every(chart => !chart.offsetParent || chart.querySelector('svg, canvas'));
 }"""
 
 
 def until_drawn(page) -> None:
-    """Wait until the script of `page` has ended and each of its charts is there."""
+    """Wait until the script of `page` has ended and each of its charts that can be seen is there."""
     page.wait_for_function(DRAWN)

@@ -60,7 +60,7 @@ def middleware() -> list[Middleware]:
 
 
 class Door:
-    """One a server: all its counts are about what goes on now."""
+    """Counts each visitor's open tabs and the bytes of the files that he has here. There is one a server."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -83,7 +83,7 @@ class Door:
             await self._app(scope, receive, send)
 
     async def _connect(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
-        """A tab. What else than pages need comes through it is dropped."""
+        """Open a tab, if its visitor may have one more. Messages that pages do not need are dropped."""
 
         async def messages() -> Message:
             while True:
@@ -104,7 +104,7 @@ class Door:
                 del self._tabs[visitor]
 
     async def _receive(self, connection: HTTPConnection, session: str, file: str, receive: Receive, send: Send) -> None:
-        """A file. Room for all of it is taken before its first byte is read, and given back where it does not stay."""
+        """Receive a file. Room for it is reserved before its first byte is read, and freed if it does not stay."""
         most = min(limits.current().upload_bytes, st.get_option("server.maxUploadSize") * 2**20) + FRAMING
         length = connection.headers.get("content-length", "")
         size = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else most
@@ -129,7 +129,7 @@ class Door:
 
     @contextlib.contextmanager
     def _room(self, visitor: str, session: str, file: str, size: int) -> Iterator[bool]:
-        """Take `size` bytes for the file on its way; whether there were as many."""
+        """Reserve `size` bytes while the file arrives. Yields whether there were as many left."""
         bounds = limits.current()
         self._forget()
         own = sum(held for who, held, _ in self._files.values() if who == visitor)

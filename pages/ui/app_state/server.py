@@ -36,8 +36,9 @@ from trsp_core.schema.run_state import RunState, fold
 
 
 class Follower:
-    """One run's events, folded once: each look reads only the bytes that are new. Where those do not go on from what
-    was read, as another file does in the place of the first, all is read anew: a look is what a replay would be."""
+    """The state of one run, kept up to date. Each look reads only the bytes that were added since the last one. If
+    the file was replaced, so that they do not continue what was read, all is read again: a look always gives what a
+    replay of the file would."""
 
     def __init__(self, run: Run):
         self._run, self._offset, self._state = run, 0, RunState()
@@ -45,7 +46,7 @@ class Follower:
         self._lock = threading.Lock()
 
     def look(self) -> RunState:
-        """The state now, as a copy whose lists no later look will change: the same one for all until there is news."""
+        """The state now. It is the same object for all until events are added, and its lists never change later."""
         with self._lock:
             lines, offset = self._run.read(self._offset, self._state.count)
             if offset < self._offset or (self._offset and any(isinstance(e, EventsMissing) for _, _, e in lines)):
@@ -84,8 +85,8 @@ def errands() -> Errands:
 
 @contextlib.asynccontextmanager
 async def life(app: Any) -> AsyncIterator[None]:
-    """From the server's start to its end. When it is told to end (SIGTERM: a container goes down), its runs are stopped
-    at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
+    """What the server does at its start and at its end. On SIGTERM (a container goes down) its runs are stopped at a
+    safe point, and the next server resumes them. After Ctrl-C they run on by themselves."""
     PagesManager.uses_pages_directory = False  # else the first visitor of a page by its address would be told of none
     malloc.hold_steady()
     agenda()  # with the queue; takes over what an earlier server left
@@ -123,9 +124,11 @@ def tabs() -> dict[str, float]:
 
 
 def beat(state: RunState | None = None) -> float:
-    """Seconds between two redraws of a page that watches something, in this tab: the longer, the more tabs watch. Where
-    it is the run of `state`, as long as that takes from one event to the next, up to 3 s; and where the browser is on
-    this machine, so long that drawing takes no more than a small part of its cores."""
+    """Seconds between two redraws, in this tab, of a page that watches something; more, the more tabs watch.
+
+    For a page that watches the run of `state` it is at least the time from one of its events to the next, up to 3 s.
+    If the browser is on this machine, it is so long that drawing takes only a small part of the cores.
+    """
     seen, now = tabs(), time.monotonic()
     seen[session.tab()] = now
     late = [tab for tab, moment in list(seen.items()) if now - moment > 10]

@@ -46,7 +46,7 @@ def visitor() -> str:
 
 
 def let_go(file: UploadedFile) -> None:
-    """Give back the memory of a file that was brought; its control shows it on, as `DeletedFile`."""
+    """Free the memory of an uploaded file. Its control goes on showing it, as a `DeletedFile`."""
     if context := get_script_run_ctx():
         context.uploaded_file_mgr.remove_file(context.session_id, file.file_id)
 
@@ -80,8 +80,8 @@ def replay_id() -> str | None:
 
 
 def form() -> dict[str, Any]:
-    """Knob name to value, as typed so far, the latest change included. A link's settings are read where the tab comes
-    to the form by it, at first or later."""
+    """Every knob's value as typed so far, the latest change included. The settings in the address are read when the tab
+    comes to the form by a link."""
     address = {k: v for k, v in st.query_params.items() if k in OF_FORM}
     entered = widget("model") not in st.session_state  # the controls were not drawn just before
     if "form" not in st.session_state or (address and (entered or address not in st.session_state["own"])):
@@ -102,7 +102,7 @@ def whole(value: Any) -> Any:
 
 
 def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
-    """The form that a link means, and what in it cannot be used: that is left out, and all else is taken.
+    """A link as a form, and a problem for each of its settings that cannot be used; those are left out.
 
     A link without a setting means an untouched form; one with settings says all that is no default, or all that
     differs from the `preset` it names.
@@ -129,8 +129,8 @@ def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Prob
 
 
 def _note(address: dict[str, str]) -> None:
-    """Remember that this tab has written `address`, or read it: told again by a browser that lags behind, it is no
-    news."""
+    """Remember an address that this tab has written or read. A browser that lags behind may send it once more, and it
+    is then not taken for a new link."""
     st.session_state["own"] = [*st.session_state.get("own", []), address][-200:]
 
 
@@ -203,7 +203,7 @@ def write_address() -> None:
 
 
 def as_parameters(values: Mapping[str, Any]) -> dict[str, str]:
-    """A form as parameters of a link, as `read_settings` reads them: all that is no default, at least one."""
+    """A form as the parameters of a link, which `read_settings` reads: every value that is no default, at least one."""
     parameters = {k: write(v) for k, v in values.items() if v != KNOBS[k].default and v is not None}
     return parameters or {"ratio": write(values["ratio"])}
 

@@ -123,7 +123,7 @@ def copy(label: str = "Copy link") -> None:
 
 
 def _copy(label: str) -> None:
-    """Looked up when it is opened: other fragments may have changed the address meanwhile."""
+    """The link as it is when the box is opened: other fragments may have changed the address meanwhile."""
     popover = st.popover(
         label,
         icon=":material/link:",

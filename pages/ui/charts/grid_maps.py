@@ -1,5 +1,5 @@
-"""A sweep's record as a map over two settings, and as the regularisation path of the layer weights. Pure; frames and
-specs."""
+"""The record of a grid of runs as a map over two settings, and as the path of the layer weights along λ₁: frames and
+specifications."""
 
 from __future__ import annotations
 

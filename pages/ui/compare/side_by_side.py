@@ -1,4 +1,4 @@
-"""Several models' texts beside each other: as they are written, and what each makes of the others'."""
+"""The texts of several models beside each other while they are written, and each text as the other models read it."""
 
 from __future__ import annotations
 

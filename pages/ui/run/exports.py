@@ -1,5 +1,5 @@
-"""Take it away: the model with its proof, the report, the curves. All of it is made in a moment or by the server's
-errands, whichever tab is open, lies in the run folder, and is streamed from there."""
+"""What a visitor takes away: the model with its proof, the report, the curves. Each is made at once or in a process of
+its own, which no tab has to wait for; then it lies in the run folder and is streamed from there."""
 
 from __future__ import annotations
 

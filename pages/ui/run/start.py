@@ -1,4 +1,4 @@
-"""Before a run starts: what the form asks for, in words and figures; starting."""
+"""Before a run starts: what the form asks for, in words and figures; and its start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Draft:
 
 
 def read_form() -> Draft:
-    """Check the form without touching a model: every problem of every knob at once."""
+    """The form as it stands, checked without loading a model; every problem of every knob at once."""
     draft = Draft()
     try:
         draft.config = validate.from_values(session.form())
@@ -177,7 +177,7 @@ def _memory_refusal(config: RunConfig, expected: forecast.Forecast) -> str:
 
 
 def start(config: RunConfig) -> None:
-    """Look at the texts and the memory once more, queue the run and show it; say why where it cannot be."""
+    """Check the texts and the memory once more, queue the run and show it; if it is refused, say why."""
     try:
         refuse(server.jobs().limits.check_run(config, server.store().root))
         with st.spinner("Looking at the texts"):

@@ -69,8 +69,8 @@ def bar(page: str) -> None:
 
 
 def current() -> tuple[str, Lesson, int] | None:
-    """The lesson of this tab, by the address or as it stood before, and its step from 0. One that cannot be read is
-    told, and left."""
+    """The lesson in the address, or else the one that this tab is in: its word there, itself, and its step from 0. One
+    that cannot be read is left, with a warning."""
     word, n = session.lesson()
     if not word:
         return None
@@ -136,8 +136,8 @@ def _run() -> Run:
     return server.get_run(replay.RECORDED)
 
 
-def cards(steps: Sequence[Step], key: str) -> None:
-    """Experiments as cards, each with a button that sets the knobs and opens the page."""
+def experiments(steps: Sequence[Step], key: str) -> None:
+    """Experiments in boxes, each with a button that sets the knobs and opens the page."""
     for start in range(0, len(steps), 3):
         for n, (column, step) in enumerate(zip(st.columns(3), steps[start : start + 3], strict=False), start):
             with column, st.container(border=True, height="stretch", key=f"{key}-{n}"):

@@ -35,7 +35,7 @@ MOST_BYTES = 100_000  # of a file
 MOST_IN_LINK = 6_000  # letters; browsers and proxies take about 8,000 for a whole address
 PACKED = "1."  # in front of a lesson that the link itself holds; no shipped lesson's name has a dot
 _SHIPPED = re.compile(r"[a-z0-9-]{1,40}")
-_EXAMPLE = "A short example stands at the top of trsp_core/lessons.py, whole ones in assets/lessons."
+_EXAMPLE = "A short example stands at the top of pages/ui/tour/lessons.py, whole ones in assets/lessons."
 
 
 @dataclass(frozen=True)

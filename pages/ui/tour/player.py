@@ -26,9 +26,10 @@ STEP = 0.5  # seconds a press of an arrow key moves
 SPEEDS = {0.5: "½×", 1.0: "1×", 2.0: "2×", 4.0: "4×"}
 KEY, SLIDER, SPEED = "player", "player-moment", "player-speed"
 STILL = (  # room for the longest sentence, so that nothing below moves
-    ".st-key-player-told {min-height:2.6rem;justify-content:flex-end} .st-key-home-title h2 {font-size:1.9rem}"
-    "@media (max-width:640px) {.st-key-player-told {min-height:5.6rem} .st-key-player-told h4 {font-size:1.15rem}"
-    ".st-key-winner {min-height:5rem} .st-key-home-title h2 {font-size:1.6rem;padding:0}}"
+    ".st-key-player-sentence {min-height:2.6rem;justify-content:flex-end} .st-key-home-title h2 {font-size:1.9rem}"
+    "@media (max-width:640px) {.st-key-player-sentence {min-height:5.6rem} "
+    ".st-key-player-sentence h4 {font-size:1.15rem} .st-key-winner {min-height:5rem} "
+    ".st-key-home-title h2 {font-size:1.6rem;padding:0}}"
 )
 
 
@@ -92,7 +93,7 @@ def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, was_playing: 
     if head.playing != was_playing:
         st.rerun()
     state = tape.state(head.at)
-    with st.container(key="player-told"):
+    with st.container(key="player-sentence"):
         st.markdown(f"#### {sentence(state)}")
     drawing.show(overview.spec(mode()), overview.frame(state, config), "figure", overview.ALT)
     _controls(run_id, head)

@@ -1,4 +1,4 @@
-"""The sets that this tab tries on a run: asked of the workbench, taken in as they are answered, kept for undo."""
+"""The sets of layers that this tab tries on a run: sent to the workbench, added when answered, kept for undo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORTGPT = "ShortGPT"
 
 
 def take_in(run: Run, config: RunConfig, state: RunState) -> SetMeasured | None:
-    """Put what has been answered into the trials; the latest figures."""
+    """Add every new answer to the trials. Returns the latest figures."""
     rating = read(key(run, "rating"))
     open_requests = [(ticket, workbench.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
     for answer in (a for _, reading in open_requests if reading for a in reading.answers if isinstance(a, SetMeasured)):
@@ -83,8 +83,8 @@ def rate(run: Run, config: RunConfig) -> None:
 
 
 def _ask(name: str, request: an.Request) -> bool:
-    """Ask the workbench instead of what was asked under `name` before, and keep the ticket there; where it cannot be
-    asked, say why."""
+    """Send a request to the workbench, and keep its ticket under `name`; the request before it there is cancelled.
+    Returns whether it was accepted; if not, the page shows why."""
     try:
         session.put(name, workbench.client().ask(request, session.get(name) or "", session.visitor()))
     except TrspError as error:
