@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trsp_core.errors import TrspError
+from trsp_core.models import architectures
 from trsp_core.schema.config import PACKED
 from trsp_core.surgery import families
 
@@ -79,7 +80,9 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     config = _json(folder, "config.json", inside, name, MAX_CONFIG)
     tokenizer_config = folder / "tokenizer_config.json"
     extra = _json(folder, "tokenizer_config.json", inside, name) if tokenizer_config.exists() else {}
-    if (config.get("auto_map") or extra.get("auto_map")) and str(config.get("model_type")) not in families.native():
+    if (config.get("auto_map") or extra.get("auto_map")) and str(
+        config.get("model_type")
+    ) not in architectures.native():
         raise TrspError(
             f"{name} brings its own code (auto_map), which is never run here, and transformers has none for it.",
             "Choose a model whose architecture is part of transformers.",
@@ -225,7 +228,7 @@ def _architecture(config: dict[str, Any], name: str) -> str:
     remedy = "Choose a decoder-only language model: its architecture ends in ForCausalLM."
     if config.get("is_encoder_decoder") is True:
         raise TrspError(f"{name} is an encoder-decoder model, which has no single stack of layers.", remedy)
-    known = families.native().get(str(config.get("model_type")), "")
+    known = architectures.native().get(str(config.get("model_type")), "")
     named = config.get("architectures") or [known]
     architecture = named[0] if isinstance(named, list) else ""
     if not isinstance(architecture, str) or not architecture:
