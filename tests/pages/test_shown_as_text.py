@@ -15,7 +15,6 @@ from streamlit.testing.v1 import AppTest
 
 from pages.ui.style import words
 from tests import ROOT, story
-from tests.browser.drawn import until_drawn
 from tests.pages.test_pages import open_page
 from trsp_core.experiments import grid_results
 from trsp_core.export import html_report, model_card
@@ -167,14 +166,14 @@ def test_in_a_browser_it_is_text_too(server, browser):
     tab = context.new_page()
     of_one_run = [{"run": run.id}, {"run": other.id}, {"run": PLANTED}]
     queries = {name: [{"run": run.id}] for name in PAGES} | dict.fromkeys(("run", "layers", "compare"), of_one_run)
-    queries["home"] = [{"run": run.id}, {"replay": run.id}]
     queries["run"] = [*of_one_run, {"model": PLANTED}]
     queries["compare"] = [*of_one_run, {"run": run.id, "kept": "a" * 12}]
     try:
         for name in PAGES:
             for query in queries[name]:
                 tab.goto(f"{server.url}/{'' if name == 'home' else name}?{urllib.parse.urlencode(query)}")
-                until_drawn(tab)
+                tab.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+                tab.wait_for_timeout(700)  # no condition fits: a chart of what is planted may stay undrawn
                 assert tab.evaluate("window.planted") is None
                 assert tab.locator("[data-testid=stException]").count() == 0
                 for markup in (
