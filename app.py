@@ -13,11 +13,21 @@ from pages.ui.style import theme
 from pages.ui.tour import guide
 from trsp_core.runs import limits
 
+PAGES = (  # file in pages/views, title, icon, what it is for
+    ("home", "Home", "home", "A recorded run that plays at once, tours, and experiments to try."),
+    ("run", "Run", "play_arrow", "Set up a run, see what it will cost, start it, and watch it live."),
+    ("layers", "Layers", "layers", "A run's layers before and after; take layers out by hand and see what that costs."),
+    ("compare", "Compare", "compare_arrows", "One prompt, up to three models side by side, token by token."),
+    ("evidence", "Evidence", "balance", "Methods and controls on the same blocks, with intervals and sentences."),
+    ("runs", "Runs", "list", "Every run on this machine: open, stop, resume or delete it."),
+    ("paper", "Paper", "article", "The equations with their settings, where we depart from them, and open doubts."),
+)
+
 # What `streamlit run` serves: this script, and files beside it.
 app = st.App(__file__, routes=file_routes.routes(), middleware=middleware.middleware(), lifespan=server.life)
 
 if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, calls the script by another name
-    st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")
+    st.set_page_config(page_title="TRSP Explorer", page_icon="assets/icon.svg", layout="wide")
     st.logo("assets/logo.svg", size="large")
 
     theme.dress()
@@ -25,17 +35,12 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
 
     page = st.navigation(
         [
-            st.Page("pages/views/home.py", title="Home", icon=":material/home:", default=True),
-            st.Page("pages/views/run.py", title="Run", icon=":material/play_arrow:"),
-            st.Page("pages/views/layers.py", title="Layers", icon=":material/layers:"),
-            st.Page("pages/views/compare.py", title="Compare", icon=":material/compare_arrows:"),
-            st.Page("pages/views/evidence.py", title="Evidence", icon=":material/balance:"),
-            st.Page("pages/views/runs.py", title="Runs", icon=":material/list:"),
-            st.Page("pages/views/paper.py", title="Paper", icon=":material/article:"),
+            st.Page(f"pages/views/{file}.py", title=title, icon=f":material/{icon}:", help=text, default=file == "home")
+            for file, title, icon, text in PAGES
         ],
         position="top",
     )
     guide.bar(page.url_path or "home")
-    if told := server.run_queue().limits.in_words():
-        st.caption(f":material/public: {told} {limits.HOW}")
+    if limits_in_words := server.run_queue().limits.in_words():
+        st.caption(f":material/public: {limits_in_words} {limits.HOW}")
     page.run()

@@ -9,6 +9,9 @@ from pathlib import Path
 from tests import ROOT
 from trsp_core.schema import config
 
+PAGE_RANKS = (("style",), ("app_state",), ("charts",), ("run",), ("what_if", "compare", "evidence", "paper"), ("tour",))
+PAGES_WITHOUT_STREAMLIT = ("charts", "style.words", "evidence.faq", "evidence.published", "evidence.sentences",
+                           "tour.lessons", "what_if.history", "what_if.rivals")  # fmt: skip
 CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
@@ -32,9 +35,9 @@ def imports(file: Path) -> set[str]:
     return names
 
 
-def loaded_by(statement: str) -> set[str]:
-    """Which heavy packages a fresh interpreter holds after `statement`."""
-    code = f"{statement}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+def loaded_by(statement: str, packages: tuple[str, ...] = HEAVY) -> set[str]:
+    """Which of `packages` a fresh interpreter holds after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*[m for m in {packages!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
 
@@ -89,6 +92,39 @@ def test_charts_need_the_schema_alone():
 
 def test_no_files_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(graph()).prepare()  # raises CycleError
+
+
+def page_imports() -> dict[str, set[str]]:
+    """The modules of `pages/ui` that each of them imports, as `charts.drawing`."""
+    names = {".".join(f.relative_to(ROOT / "pages/ui").with_suffix("").parts): f for f in PAGES if "ui" in f.parts}
+    edges: dict[str, set[str]] = {}
+    for name, file in names.items():
+        nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+        imported = {f"{n.module}.{alias.name}" for n in nodes for alias in n.names} | {str(n.module) for n in nodes}
+        edges[name] = {other.removeprefix("pages.ui.") for other in imported if "pages.ui." in other} & set(names)
+    return edges
+
+
+def test_packages_of_pages_import_only_what_stands_below_them():
+    rank = {name: n for n, names in enumerate(PAGE_RANKS) for name in names}
+    edges = page_imports()
+    graphlib.TopologicalSorter(edges).prepare()  # raises CycleError
+    upward = [
+        f"{name} imports {other}"
+        for name, others in edges.items()
+        for other in others
+        if name.partition(".")[0] != other.partition(".")[0]
+        and rank[other.partition(".")[0]] >= rank[name.partition(".")[0]]
+    ]
+    assert upward == []
+
+
+def test_what_pages_draw_is_worked_out_without_streamlit():
+    """Frames, specifications and sentences: a notebook, a report or a test has them without a page."""
+    modules = [name for name in page_imports() if name.startswith(PAGES_WITHOUT_STREAMLIT)]
+    modules = [name for name in modules if name not in ("charts.drawing", "charts.__init__")]
+    assert len(modules) > 12
+    assert loaded_by("\n".join(f"import pages.ui.{name}" for name in modules), ("streamlit",)) == set()
 
 
 def test_packages_without_torch_load_none():

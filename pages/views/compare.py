@@ -1,9 +1,9 @@
-"""Compare: one prompt, up to three models, side by side as they write; and what each makes of the others' texts."""
+"""Compare: one prompt, up to three models writing side by side; then each text as the other models read it."""
 
 import streamlit as st
 
-from pages.ui.app_state import server, session, url_state
-from pages.ui.compare import generation_form, model_choice, side_by_side
+from pages.ui.app_state import server, session, url_state, workbench
+from pages.ui.compare import generation_form, side_by_side
 from pages.ui.run import run_list, run_status
 from pages.ui.style import words
 from trsp_core.errors import TrspError
@@ -15,19 +15,19 @@ from trsp_core.workbench.transcript import Comparison
 def watch(run: Run, ticket: str, live: bool) -> None:
     """The texts as they are written; drawn again four times a second."""
     try:
-        reading = model_choice.workbench().follow(ticket, 0, 0.4)
+        reading = workbench.client().follow(ticket, 0, 0.4)
     except TrspError as error:
         st.info(f"{words.plain(error.message)} Write again, or open a kept comparison.", icon=":material/history:")
         return
     if live and reading.ending is not None:
         st.rerun()
-    model_choice.standing(reading)
-    found = transcript.gather(reading.request, reading.answers)
-    if any(c.tokens for c in found.columns) or live:
-        side_by_side.texts(found, live)
-    if not live and any(c.tokens for c in found.columns):
-        side_by_side.reading_along(found)
-        generation_form.keep(run, reading.request, reading.answers, found)
+    workbench.standing(reading)
+    comparison = transcript.gather(reading.request, reading.answers)
+    if any(c.tokens for c in comparison.columns) or live:
+        side_by_side.texts(comparison, live)
+    if not live and any(c.tokens for c in comparison.columns):
+        side_by_side.reading_along(comparison)
+        generation_form.keep(run, reading.request, reading.answers, comparison)
 
 
 def show_kept(run: Run, name: str) -> None:
@@ -37,11 +37,11 @@ def show_kept(run: Run, name: str) -> None:
     except TrspError as error:
         st.warning(f"{words.plain(error.message)} {words.plain(error.remedy)}", icon=":material/link_off:")
         return
-    found: Comparison = transcript.gather(request, answers)
+    comparison: Comparison = transcript.gather(request, answers)
     st.caption(f":material/bookmark: Kept comparison {name}. Its address can be shared.")
-    side_by_side.texts(found, live=False)
-    side_by_side.reading_along(found)
-    generation_form.copy(found)
+    side_by_side.texts(comparison, live=False)
+    side_by_side.reading_along(comparison)
+    generation_form.copy(comparison)
 
 
 url_state.title("Compare")
@@ -52,11 +52,11 @@ if run is None or config is None:
 state, status = server.look(run)
 run_status.title(run, config, state, status)
 
-ticket, kept = session.ticket(), session.kept()
+ticket, kept = session.ticket(), session.kept_comparison()
 live = False
 if ticket:
     try:
-        reading = model_choice.workbench().read(ticket)
+        reading = workbench.client().read(ticket)
         live = side_by_side.is_live(reading)
         generation_form.restore(reading.request)
     except TrspError:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from pages.ui.app_state import server, url_state
 from pages.ui.charts import drawing, intervals_chart
-from pages.ui.evidence import grid_sentences, plan_runs, published, sentences
+from pages.ui.evidence import plan_runs, published, sentences, settings_tab
 from pages.ui.style import theme, words
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
@@ -18,7 +18,7 @@ PLANS = {"ablation": "Does the knowledge move?", "methods": "Which layers?"}
 HERE, SHIPPED = "Runs on this machine", "Recorded with this app"
 
 
-def found(plan: str) -> dict[str, Record]:
+def records_of(plan: str) -> dict[str, Record]:
     """The plan's records: of the runs here, and the one that ships."""
     records = {}
     file = plan_results.shipped(plan)
@@ -74,11 +74,11 @@ part = url_state.linked("evidence-part", names[0], url_state.one_of(names))
 *tabs, settings, others = st.tabs(names, key=part, on_change="rerun")
 for tab, plan in zip(tabs, PLANS, strict=True):
     with tab:
-        records = found(plan)
+        records = records_of(plan)
         if len(records) > 1:
             key = url_state.linked(f"figures-{plan}", SHIPPED, url_state.one_of(list(records)))
-            picked = st.segmented_control("Figures", list(records), key=key)
-            show(records[picked or SHIPPED])
+            choice = st.segmented_control("Figures", list(records), key=key)
+            show(records[choice or SHIPPED])
         elif records:
             st.caption(next(iter(records)))
             show(next(iter(records.values())))
@@ -86,7 +86,7 @@ for tab, plan in zip(tabs, PLANS, strict=True):
             st.info("Nothing has been measured yet. The button below does it.", icon=":material/info:")
         plan_runs.panel(plan)
 with settings:
-    grid_sentences.tab()
+    settings_tab.tab()
 with others:
     st.caption(published.SOURCE)
     st.dataframe(published.table(), hide_index=True, alt="Published perplexities and accuracies.")

@@ -28,7 +28,7 @@ if not touring:
                 guide.start(name)
         if st.button("Start a run", type="primary", icon=":material/play_arrow:", key="go"):
             st.switch_page("pages/views/run.py")
-player.area(*player.wanted())
+player.area(*player.run_to_replay())
 
 default = KNOBS["model"].default
 if start.fetchable(default):
@@ -41,7 +41,7 @@ for column, (number, (title, text)) in zip(st.columns(3, gap="large"), enumerate
 glossary.button("home-words")
 
 st.subheader("Experiments to try")
-guide.cards(lessons.shipped()["experiments"].steps, "experiment")
+guide.experiments(lessons.shipped()["experiments"].steps, "experiment")
 custom_lessons.area()
 
 st.subheader("Latest runs")

@@ -28,15 +28,15 @@ if state.model is None:
 names = ["Before and after", "Try it yourself", "Where the knowledge went"]
 first = names[1] if session.set_in_address() else names[0]
 part = url_state.linked("layers-part", first, url_state.one_of(names))
-stacks, trying, moved = st.tabs(names, key=part, on_change="rerun")
-if stacks.open:
-    with stacks:
+stacks_tab, trial_tab, importance_tab = st.tabs(names, key=part, on_change="rerun")
+if stacks_tab.open:
+    with stacks_tab:
         depth, stay = state.model.n_layers, frames.fates(state).count("kept")
         picture, table = st.columns([5, 4], gap="large")
         with picture:
             if state.narrowed:
-                said = f"**All {depth} layers stay, and each got narrower:** {state.narrowed.sentence}."
-                st.markdown(f"{said} Left before; right after, as wide as its parameters are many.")
+                sentence = f"**All {depth} layers stay, and each got narrower:** {state.narrowed.sentence}."
+                st.markdown(f"{sentence} Left before; right after, as wide as its parameters are many.")
             else:
                 st.markdown(
                     f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places."
@@ -52,9 +52,9 @@ if stacks.open:
             columns = {"Layer": st.column_config.NumberColumn(width="small"), **dict.fromkeys(frame.columns[2:], two)}
             height = min(35 * (len(frame) + 1) + 3, 1100)  # pixels
             st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, column_config=columns)
-if trying.open:
-    with trying:
+if trial_tab.open:
+    with trial_tab:
         panel.section(run, config, state)
-if moved.open:
-    with moved:
+if importance_tab.open:
+    with importance_tab:
         importance.section(config, state)

@@ -7,7 +7,7 @@ from pages.ui.evidence import faq, published
 from pages.ui.paper import departures, equations
 
 newest = next((run.id for run in server.runs() if run.status() == "finished"), None)
-found = faq.shipped()
+evidence = faq.shipped()
 
 url_state.title("The paper")
 st.markdown(
@@ -26,7 +26,7 @@ st.markdown(
     "earlier layers wrote, so a small weight does not say that the layer does little: it makes everything after it "
     "louder. We put the weight on what the layer adds. See the literal one fail:"
 )
-st.markdown("\n".join(f"- {sentence}" for sentence in faq.gates(found)))
+st.markdown("\n".join(f"- {sentence}" for sentence in faq.gates(evidence)))
 departures.literal_runs()
 
 st.subheader("Where we depart from the paper, and why")
@@ -42,7 +42,7 @@ st.caption(departures.SOURCE)
 st.subheader("What a reviewer would ask, and what was measured")
 st.caption("Every sentence is made from the recorded figures that the page Evidence shows, with 95 % intervals.")
 columns = st.columns(2, gap="medium")
-for n, (question, answer) in enumerate(faq.answered(found)):
+for n, (question, answer) in enumerate(faq.answers(evidence)):
     with columns[n % 2], st.container(border=True):
         st.markdown(f"**{question}**")
         for sentence in answer:

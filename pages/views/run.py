@@ -13,14 +13,14 @@ def show_form() -> None:
     """The settings of a new run, what they cost, and Start."""
     url_state.title("New run")
     url_state.left_out()
-    made = start.plan()
+    draft = start.read_form()
     classroom.presets()
-    form.first(made.problems, model_picker.choose, start.ratio_in_words(made), start.lambda_2_in_words(made))
-    if made.missing:
-        model_picker.box(made.missing, made.config)
-    start.forecast_and_start(made)
+    form.first(draft.problems, model_picker.choose, start.ratio_in_words(draft), start.lambda_2_in_words(draft))
+    if draft.missing:
+        model_picker.box(draft.missing, draft.config)
+    start.forecast_and_start(draft)
     st.markdown("#### More settings")
-    form.more(made.problems)
+    form.more(draft.problems)
     session.write_address()
     server.run_queue().prepare()
 
@@ -49,7 +49,7 @@ def show_run(run_id: str) -> None:
     st.fragment(watch, run_every=beat)(run_id, status, beat)
 
 
-def watch(run_id: str, known: str, beat: float | None) -> None:
+def watch(run_id: str, last_status: str, beat: float | None) -> None:
     """What changes while the run goes on; drawn again each `beat` seconds."""
     try:
         run = server.get_run(run_id)
@@ -57,7 +57,7 @@ def watch(run_id: str, known: str, beat: float | None) -> None:
     except TrspError:  # deleted in another tab
         st.rerun()
     state, status = server.look(run)
-    if status != known or (beat and not 0.7 < server.beat(state) / beat < 1.4):  # not for a little
+    if status != last_status or (beat and not 0.7 < server.beat(state) / beat < 1.4):  # not for a little
         st.rerun()
     # Each part has its place from the first moment on, filled or not: one that came later would push the charts below
     # it to other nodes, and a browser would draw them anew.
@@ -81,8 +81,8 @@ def watch(run_id: str, known: str, beat: float | None) -> None:
         stages.draw(state, config, live=status == "running")
 
 
-wanted = session.run_id()
-if wanted:
-    show_run(wanted)
+run_id = session.run_id()
+if run_id:
+    show_run(run_id)
 else:
     show_form()

@@ -10,6 +10,7 @@ import zipfile
 import pytest
 
 from tests import story
+from tests.browser.drawn import until_drawn
 
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -94,18 +95,16 @@ def test_a_run_is_watched_live_without_flicker_survives_its_tabs_and_is_stopped(
 def test_a_run_goes_on_without_a_tab_and_its_result_is_there_for_all_pages(tab, browser, server, tiny_model):
     run = started(tab, server, tiny_model, story.SMALL)
     tab.goto("about:blank")
-    for theme in ("light", "dark"):
-        for width in (1280, 390):
-            with opened(browser, width, color_scheme=theme) as page:
-                page.goto(address(server, "run", run=run))
-                expect(page.get_by_text(re.compile("2 of 5 layers are gone"))).to_be_visible()
-                for name in ("run", "layers", "runs", ""):
-                    page.goto(address(server, name, run=run))
-                    page.locator("[data-testid=stMarkdown]").first.wait_for()
-                    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(state="attached")
-                    assert page.locator("[data-testid=stException]").count() == 0, (theme, width, name)
-                    wide = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
-                    assert wide <= width, (theme, width, name)
+    for theme, width in (("light", 1280), ("dark", 390)):
+        with opened(browser, width, color_scheme=theme) as page:
+            page.goto(address(server, "run", run=run))
+            expect(page.get_by_text(re.compile("2 of 5 layers are gone"))).to_be_visible()
+            for name in ("run", "layers", "runs", ""):
+                page.goto(address(server, name, run=run))
+                until_drawn(page)
+                assert page.locator("[data-testid=stException]").count() == 0, (theme, width, name)
+                wide = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
+                assert wide <= width, (theme, width, name)
 
 
 def test_a_finished_run_is_exported_and_downloaded(tab, server, tiny_model, tmp_path):

@@ -17,13 +17,18 @@ PLACES = (
     ".map(node => Math.round(node.getBoundingClientRect().top))"
 )
 
+SETTLED = f"""() => {{
+  const places = JSON.stringify(({PLACES})());
+  window.frames_as_they_are = places === window.places_before ? (window.frames_as_they_are || 0) + 1 : 0;
+  window.places_before = places;
+  return window.frames_as_they_are >= 10;
+}}"""
+
 
 def settled(tab) -> list[int]:  # noqa: F811
-    """Where things are, once a page that is being drawn has stayed as it is for half a second."""
-    places = None
-    while places != (places := tab.evaluate(PLACES)):
-        tab.wait_for_timeout(500)
-    return places
+    """Where things are, once all charts are there and nothing has moved for ten frames."""
+    tab.wait_for_function(SETTLED, polling="raf")
+    return tab.evaluate(PLACES)
 
 
 def moment(tab) -> str:  # noqa: F811
@@ -41,10 +46,10 @@ def test_the_replay_moves_at_once_and_its_charts_stay_the_same_nodes(tab, server
     for _ in range(10):
         before = moment(tab)
         tab.wait_for_function("old => document.querySelector('.st-key-player-moment input').value != old", arg=before)
-        told.add(tab.locator(".st-key-player-told").inner_text())
+        told.add(tab.locator(".st-key-player-sentence").inner_text())
     assert tab.locator(f"{CHARTS}[data-mark=first]").count() == 5, "a chart was drawn anew instead of updated"
     expect(tab.get_by_role("button", name="Play again")).to_be_visible()
-    expect(tab.locator(".st-key-player-told")).to_contain_text("8 of 30 layers are gone")
+    expect(tab.locator(".st-key-player-sentence")).to_contain_text("8 of 30 layers are gone")
     assert tab.locator(f"{CHARTS}[data-mark=first]").count() == 5, "a chart was drawn anew at the end"
     assert tab.evaluate(PLACES) == places, "something has moved on the page"
     assert len(told) > 1
@@ -60,9 +65,9 @@ def test_the_replay_is_paused_and_scrubbed_by_keyboard_alone_and_two_tabs_have_t
     slider = tab.locator(".st-key-player-moment input")
     slider.focus()
     tab.keyboard.press("End")
-    expect(tab.locator(".st-key-player-told")).to_contain_text("8 of 30 layers are gone")
+    expect(tab.locator(".st-key-player-sentence")).to_contain_text("8 of 30 layers are gone")
     tab.keyboard.press("Home")
-    expect(tab.locator(".st-key-player-told")).to_contain_text("stack of layers")
+    expect(tab.locator(".st-key-player-sentence")).to_contain_text("stack of layers")
     tab.keyboard.press("ArrowRight")
     expect(slider).to_have_value("0.5")
     with opened(browser) as second:

@@ -14,6 +14,7 @@ import pytest
 
 from pages.ui.style.theme import ON_LIGHT_BLUE
 from tests import ROOT
+from tests.browser.drawn import until_drawn
 from trsp_core.charts.palette import PALETTES
 
 THEME = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["theme"]
@@ -210,9 +211,7 @@ def test_axe_has_no_serious_finding(served, browser, told, view, mode):
     try:
         page = context.new_page()
         page.goto(f"{served.url}/{VIEWS[view].format(run=told.id)}")
-        page.locator("[data-testid=stMarkdown], [data-testid=stHeading]").first.wait_for()
-        page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(state="attached")
-        page.wait_for_timeout(1500)  # the skeletons of charts give way
+        until_drawn(page)
         assert page.locator("[data-testid=stException]").count() == 0
         found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
     finally:

@@ -89,7 +89,7 @@ def script(tmp_path, monkeypatch):
     monkeypatch.setattr("trsp_core.runs.process.start", story.no_child)
     st.cache_resource.clear()
     made = Script()
-    monkeypatch.setattr("pages.ui.compare.model_choice.Workbench", lambda: made)
+    monkeypatch.setattr("pages.ui.app_state.workbench.Workbench", lambda: made)
     yield made
     st.cache_resource.clear()
 
@@ -313,7 +313,7 @@ def test_protected_layers_stay_whatever_a_preset_says(script):
 def test_who_chose_a_set_is_kept_through_undo(script):
     run = story.write(Store(), "finished")
     app = press(press(try_it(run), "as-run"), "layer-5")
-    tried = press(app, "undo").session_state[f"what-if-trials-{run.id}"].tried
+    tried = press(app, "undo").session_state[f"what-if-trials-{run.id}"].measured_sets
     assert {who for key, (who, _) in tried.items() if key == frozenset(story.CHOSEN)} == {"TRSP"}
 
 
@@ -342,7 +342,7 @@ def test_figures_that_come_after_the_next_click_count_too(script):
     app = press(try_it(run), "layer-3")
     assert "Perplexity of one block, calibration" not in metrics(app)
     script.place = 0
-    tried = press(app, "layer-4").session_state[f"what-if-trials-{run.id}"].tried
+    tried = press(app, "layer-4").session_state[f"what-if-trials-{run.id}"].measured_sets
     assert {frozenset({0, 3}), frozenset({0, 3, 4})} <= set(tried)
 
 
@@ -371,8 +371,8 @@ def test_stage_2_can_be_run_on_the_set(script):
 
 
 def test_where_the_knowledge_went_is_told_in_numbers():
-    text = importance.told([1.0, 0.4, 0.2], [1.5, 0.1, 0.1], [1, 2])
-    assert "chosen layers' importance **fell** from 0.30 to 0.10" in text
+    text = importance.sentence([1.0, 0.4, 0.2], [1.5, 0.1, 0.1], [1, 2])
+    assert "chosen layers' importance **fell** from 0.300 to 0.100" in text
     assert "(2 of 2 fell)" in text
     assert "other layers' importance **rose** from 1.00 to 1.50" in text
 

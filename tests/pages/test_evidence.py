@@ -10,7 +10,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui.charts import drawing, intervals_chart
+from pages.ui.charts import intervals_chart
 from pages.ui.evidence import published, sentences
 from tests import ROOT
 from trsp_core.experiments import plan_results, plans
@@ -95,7 +95,6 @@ def test_a_charts_fields_are_columns_of_its_frame(mode):
         assert not frame.isin([float("inf")]).any().any()
     assert set(intervals_chart.speeds(found)["ceiling"]) == {1.333}
     assert len(intervals_chart.table(found)) == 3
-    assert drawing.Spec
 
 
 def test_published_figures_are_apart_and_name_their_source():

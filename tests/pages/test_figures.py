@@ -15,7 +15,6 @@ from pages.ui.charts import layer_rows, overview, stack_pictures
 from pages.ui.run import importance, results, stages
 from pages.ui.style import words
 from pages.ui.tour import player
-from pages.ui.what_if import history
 from tests import ROOT, story
 from tests.pages.test_pages import open_page, texts
 from trsp_core import formatting
@@ -166,15 +165,15 @@ def test_what_was_measured_and_is_no_number_still_says_so(store):
 
 
 def test_no_figure_reads_nan():
-    assert words.measured({"dense": None}, "dense", live=True) == "not a number"
-    assert words.measured({}, "dense", live=True) == "being measured"
-    assert words.measured({}, "dense", live=False) == "not measured"
+    assert words.perplexity_or_wait({"dense": None}, "dense", live=True) == "not a number"
+    assert words.perplexity_or_wait({}, "dense", live=True) == "being measured"
+    assert words.perplexity_or_wait({}, "dense", live=False) == "not measured"
     assert formatting.perplexity(math.nan) == formatting.perplexity(math.inf) == "not a number"
     assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
         "not a number [not a"
     )
-    assert "nan" not in importance.told([0.1, math.nan, 0.3], [0.2, 0.1, 0.1], [1])
-    assert "nan" not in importance.told([0.1, math.nan, 0.3], [0.2, 0.1, math.nan], [0, 1])
+    assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
+    assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
 
 
 # -- a layer at the moment of its choice
@@ -193,7 +192,7 @@ def test_a_chosen_layer_keeps_its_number_and_weight_and_is_set_apart():
     assert set(bars[~bars["frozen"]]["label"]) == {""}
     names = set(stack_pictures.before_after(state)["label"])
     assert {"7  ·  no. 1 at 0.90", "13  ·  0.65"} <= names
-    strip = layer_rows.frame(state, history.Choice(), {}).set_index("layer")
+    strip = layer_rows.frame(state, ["kept"] * len(state.model.layer_parameters), {}).set_index("layer")
     assert (strip.loc[7, "chosen"], bool(strip.loc[7, "frozen"])) == ("as no. 1 at 0.90", True)
     assert (strip.loc[13, "chosen"], bool(strip.loc[13, "frozen"])) == ("no", False)
 
@@ -209,7 +208,7 @@ def test_each_chosen_weight_was_the_least_of_those_left_at_that_moment():
         layer, now = state.rounds[-1].layer, state.weights
         left = [abs(w) for i, w in enumerate(now) if i not in state.chosen]
         assert abs(now[layer]) <= min(left)
-        assert player.told(state) == (
+        assert player.sentence(state) == (
             f"Stage 1. Of the layers left, {layer} has sunk furthest: crossed out as no. {seen} at {now[layer]:.2f}."
         )
         assert f"No. {seen}: layer {layer} had the smallest weight of those left" in stages.winner(state)
@@ -224,7 +223,7 @@ def test_a_method_without_weights_claims_none():
     """Numbers drawn by lot say nothing of what a text needs."""
     told = [e for e in story.tell() if not isinstance(e, ev.StageOneStepped)]
     state = folded(cut(told, ev.LayerChosen))
-    assert player.told(state) == "Stage 1. Layer 3 is chosen as no. 1: it is crossed out."
+    assert player.sentence(state) == "Stage 1. Layer 3 is chosen as no. 1: it is crossed out."
     assert not frames.stack(state)["frozen"].any()
     assert "weight" not in stages.winner(state)
 

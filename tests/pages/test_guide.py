@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.ui.tour import glossary, guide, lessons
 from pages.ui.tour.lessons import Lesson, Step
+from tests.pages.test_compare import Script
 from tests.pages.test_pages import open_page, texts
 from trsp_core.errors import TrspError
 from trsp_core.runs import replay
@@ -18,9 +19,9 @@ from trsp_core.runs.store import Store
 
 @pytest.fixture(autouse=True)
 def store(page_store, monkeypatch) -> Store:
-    monkeypatch.setattr(
-        "pages.ui.what_if.requests._ask", lambda name, request: True
-    )  # no workbench: no process of its own
+    workbench = Script()
+    workbench.place = 1  # which nothing moves on from
+    monkeypatch.setattr("pages.ui.app_state.workbench.Workbench", lambda: workbench)
     return page_store
 
 

@@ -20,9 +20,11 @@ from streamlit.testing.v1 import AppTest
 from pages.ui.app_state import server, uploads
 from pages.ui.charts import drawing, stack_pictures
 from pages.ui.style import words
+from pages.ui.tour import lessons
 from tests import ROOT, story
 from trsp_core import formatting
 from trsp_core.charts import frames as series
+from trsp_core.charts import specs
 from trsp_core.cli import run_figures
 from trsp_core.errors import TrspError
 from trsp_core.export import model_card
@@ -427,21 +429,21 @@ def test_no_chart_changes_its_place_while_the_run_goes_on(store):
             story.append(run, upto)
             seen.append(places(open_page("run", run=run.id)))
     for name in ("weights", "stack", "loss-1", "loss-2"):
-        assert len({p[drawing.ALT[name]] for p in seen}) == 1, name
+        assert len({p[specs.ALT[name]] for p in seen}) == 1, name
     for name in ("gaps", "probes"):
-        assert len({p[drawing.ALT[name]] for p in seen}) == 2, name
+        assert len({p[specs.ALT[name]] for p in seen}) == 2, name
 
 
 def test_specs_hold_no_data():
     for theme in ("light", "dark"):
-        specs = [
-            drawing.weights(theme),
-            drawing.stack(theme),
-            drawing.gaps(theme),
-            drawing.probes(theme),
-            drawing.scores(theme),
+        drawn = [
+            specs.weights(theme),
+            specs.stack(theme),
+            specs.gaps(theme),
+            specs.probes(theme),
+            specs.scores(theme),
         ]
-        for spec in specs:
+        for spec in drawn:
             assert '"data"' not in json.dumps(spec)
 
 
@@ -476,9 +478,9 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
 
 
-def test_each_page_can_be_the_first_address_that_a_fresh_server_is_asked_for():
-    named = re.findall(r'"pages/views/(\w+)\.py"', (ROOT / "app.py").read_text("utf-8"))
-    assert {file.stem for file in (ROOT / "pages").glob("*.py")} == set(named) - {"home"}
+def test_every_page_is_in_the_navigation_and_in_reach_of_lessons():
+    named = re.findall(r'^    \("(\w+)", ', (ROOT / "app.py").read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(lessons.PAGES) == sorted(f.stem for f in (ROOT / "pages/views").glob("*.py"))
 
 
 def test_state_has_one_door_and_no_markup_is_let_through():
@@ -614,7 +616,7 @@ def test_keep_is_offered_where_runs_are_swept(store, monkeypatch):
 
 def test_the_more_tabs_watch_the_less_often_each_is_drawn_again(monkeypatch):
     tabs = {f"tab {n}": time.monotonic() for n in range(20)}
-    monkeypatch.setattr(server, "_tabs", lambda: tabs)
+    monkeypatch.setattr(server, "tabs", lambda: tabs)
     assert server.beat() == 4.0
     assert len(tabs) == 21, "this one among them"
     tabs |= {name: seen - 60 for name, seen in tabs.items()}
@@ -650,4 +652,4 @@ def test_a_chart_is_worked_out_once_for_all_who_watch(store, monkeypatch):
     assert shown[-1].equals(series.stack(state))
     for _ in range(2 * drawing.RECENT):
         drawing.of_run({}, RunState(), lambda: series.stack(state), "stack")
-    assert len(drawing._recent) == drawing.RECENT, "it does not grow"
+    assert len(drawing.recent_tables) == drawing.RECENT, "it does not grow"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
@@ -50,7 +49,7 @@ def test_the_table_of_departures_tells_the_defaults_as_they_are():
 
 def test_each_literal_run_is_a_config_and_comes_back_from_its_link():
     for settings in departures.RUNS.values():
-        values, problems = session.read_settings(session.written(dict(session.START) | dict(settings)))
+        values, problems = session.read_settings(session.as_parameters(dict(session.START) | dict(settings)))
         assert problems == []
         made = validate.from_values(values)
         assert validate.check(made, n_layers=30, max_length=8192) == []
@@ -58,7 +57,7 @@ def test_each_literal_run_is_a_config_and_comes_back_from_its_link():
 
 
 def test_every_answer_is_made_from_a_record():
-    said = faq.answered(faq.shipped())
+    said = faq.answers(faq.shipped())
     assert len(said) == len(faq.QUESTIONS)
     for question, sentences in said:
         text = " ".join(sentences)
@@ -81,7 +80,7 @@ def test_an_answer_changes_with_its_record():
 
 
 def test_without_records_each_question_says_what_to_do():
-    for _, sentences in faq.answered(faq.Evidence({}, {})):
+    for _, sentences in faq.answers(faq.Evidence({}, {})):
         assert "page Evidence" in sentences[0]
     assert "buttons below" in faq.gates(faq.Evidence({}, {}))[0]
 
@@ -100,4 +99,3 @@ def test_the_page_leads_to_a_run(store, there):
     assert "gate=output" in links["The gate as drawn"].query_string
     assert shown.count("mathcal") >= 2
     assert not re.search(r"\b(nan|None)\b", shown)
-    assert Path(ROOT / "pages/paper.py").is_file()

@@ -30,7 +30,7 @@ def word(app, name: str) -> str | None:
 
 def through_a_link(values: dict) -> tuple[dict, list]:
     """Settings as the next visitor's form has them, by way of a real address."""
-    query = urllib.parse.urlencode(session.written(values))
+    query = urllib.parse.urlencode(session.as_parameters(values))
     return session.read_settings(dict(urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=True)))
 
 
@@ -52,7 +52,7 @@ def test_each_knob_alone_comes_back(name):
 
 @given(settings(), st.sampled_from([n for n, k in KNOBS.items() if k.kind is not str or k.choices]))
 def test_a_bad_value_is_told_and_nothing_else_is_lost(chosen, bad):
-    given_words = session.written(session.START | chosen) | {bad: "no such thing"}
+    given_words = session.as_parameters(session.START | chosen) | {bad: "no such thing"}
     values, problems = session.read_settings(given_words)
     assert [p.knob for p in problems] == [bad]
     assert "no such thing" in problems[0].message

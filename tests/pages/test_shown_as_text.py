@@ -156,26 +156,24 @@ def test_a_report_and_a_card_hold_no_markup_of_strangers(store):
 
 @pytest.mark.browser
 def test_in_a_browser_it_is_text_too(server, browser):
-    """The pages as a browser draws them: what is planted has done nothing, and can be read."""
+    """The pages as a browser draws them: what is planted has done nothing, and can be read. Each with what it reads of
+    its address."""
     store = Store(server.runs)
     run, other = write(store, ev.RunFinished(10**9)), write(store, FAILED)
     sweep_record(store.root)
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(120_000)
     tab = context.new_page()
-    queries = [
-        {"run": run.id},
-        {"run": other.id},
-        {"run": run.id, "kept": "a" * 12},
-        {"model": PLANTED},
-        {"run": PLANTED},
-    ]
+    of_one_run = [{"run": run.id}, {"run": other.id}, {"run": PLANTED}]
+    queries = {name: [{"run": run.id}] for name in PAGES} | dict.fromkeys(("run", "layers", "compare"), of_one_run)
+    queries["run"] = [*of_one_run, {"model": PLANTED}]
+    queries["compare"] = [*of_one_run, {"run": run.id, "kept": "a" * 12}]
     try:
         for name in PAGES:
-            for query in queries:
+            for query in queries[name]:
                 tab.goto(f"{server.url}/{'' if name == 'home' else name}?{urllib.parse.urlencode(query)}")
                 tab.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
-                tab.wait_for_timeout(700)
+                tab.wait_for_timeout(700)  # no condition fits: a chart of what is planted may stay undrawn
                 assert tab.evaluate("window.planted") is None
                 assert tab.locator("[data-testid=stException]").count() == 0
                 for markup in (

@@ -60,7 +60,7 @@ def middleware() -> list[Middleware]:
 
 
 class Door:
-    """One a server: all its counts are about what goes on now."""
+    """Counts each visitor's open tabs and the bytes of the files that he has here. There is one a server."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -72,102 +72,104 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        came = HTTPConnection(scope)
-        if refusal := _refusal(came):
+        connection = HTTPConnection(scope)
+        if refusal := _refusal(connection):
             await refusal(scope, receive, send)
         elif scope["type"] == "websocket":
-            await self._connect(came, receive, send)
-        elif scope["method"] == "PUT" and (place := UPLOAD.search(scope["path"])):
-            await self._bring(came, place[1], place[2], receive, send)
+            await self._connect(connection, receive, send)
+        elif scope["method"] == "PUT" and (address := UPLOAD.search(scope["path"])):
+            await self._receive(connection, address[1], address[2], receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _connect(self, came: HTTPConnection, receive: Receive, send: Send) -> None:
-        """A tab. What else than pages need comes through it is dropped."""
+    async def _connect(self, connection: HTTPConnection, receive: Receive, send: Send) -> None:
+        """Open a tab, if its visitor may have one more. Messages that pages do not need are dropped."""
 
-        async def known() -> Message:
+        async def messages() -> Message:
             while True:
                 message = await receive()
                 if message["type"] != "websocket.receive" or _is_known(message.get("bytes")):
                     return message
 
-        visitor = _visitor(came)
+        visitor = _visitor(connection)
         if self._tabs[visitor] >= limits.current().connections_per_visitor:
-            await PlainTextResponse(TOO_MANY, 429)(came.scope, receive, send)
+            await PlainTextResponse(TOO_MANY, 429)(connection.scope, receive, send)
             return
         self._tabs[visitor] += 1
         try:
-            await self._app(came.scope, known, send)
+            await self._app(connection.scope, messages, send)
         finally:
             self._tabs[visitor] -= 1
             if not self._tabs[visitor]:
                 del self._tabs[visitor]
 
-    async def _bring(self, came: HTTPConnection, session: str, file: str, receive: Receive, send: Send) -> None:
-        """A file. Room for all of it is taken before its first byte is read, and given back where it does not stay."""
+    async def _receive(self, connection: HTTPConnection, session: str, file: str, receive: Receive, send: Send) -> None:
+        """Receive a file. Room for it is reserved before its first byte is read, and freed if it does not stay."""
         most = min(limits.current().upload_bytes, st.get_option("server.maxUploadSize") * 2**20) + FRAMING
-        told = came.headers.get("content-length", "")
-        size = int(told) if told.isascii() and told.isdigit() and len(told) < 16 else most
+        length = connection.headers.get("content-length", "")
+        size = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else most
         if size > most:
-            await PlainTextResponse(TOO_LARGE, 413)(came.scope, receive, send)
+            await PlainTextResponse(TOO_LARGE, 413)(connection.scope, receive, send)
             return
-        left = most
+        remaining = most
 
         async def counted() -> Message:
-            nonlocal left
+            nonlocal remaining
             message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
+            remaining -= len(message.get("body", b""))
+            if remaining < 0:
                 raise HTTPException(413, TOO_LARGE)
             return message
 
-        with self._room(_visitor(came), session, file, max(size, LEAST)) as there:
+        with self._room(_visitor(connection), session, file, max(size, LEAST)) as there:
             if there:
-                await self._app(came.scope, counted, send)
+                await self._app(connection.scope, counted, send)
             else:
-                await PlainTextResponse(FULL, 413)(came.scope, receive, send)
+                await PlainTextResponse(FULL, 413)(connection.scope, receive, send)
 
     @contextlib.contextmanager
     def _room(self, visitor: str, session: str, file: str, size: int) -> Iterator[bool]:
-        """Take `size` bytes for the file on its way; whether there were as many."""
+        """Reserve `size` bytes while the file arrives. Yields whether there were as many left."""
         bounds = limits.current()
         self._forget()
-        own = sum(taken for who, taken, _ in self._files.values() if who == visitor)
-        every = sum(taken for _, taken, _ in self._files.values())
+        own = sum(held for who, held, _ in self._files.values() if who == visitor)
+        every = sum(held for _, held, _ in self._files.values())
         if own + size > bounds.visitor_bytes or every + size > bounds.held_bytes:
             yield False
             return
-        place = session, file, next(self._numbers)
-        self._files[place] = visitor, size, True
+        key = session, file, next(self._numbers)
+        self._files[key] = visitor, size, True
         try:
             yield True
         finally:
-            self._files[place] = visitor, size, False
+            self._files[key] = visitor, size, False
             self._forget()
 
     def _forget(self) -> None:
         """Drop the files that Streamlit no longer holds: their tab has gone, or another has come in their place."""
         storage = runtime.get_instance().uploaded_file_mgr.file_storage
-        newest = {place[:2]: place for place in self._files}
-        for place, (_, _, coming) in list(self._files.items()):
-            session, file, _ = place
-            if not coming and (file not in storage.get(session, {}) or newest[place[:2]] != place):
-                del self._files[place]
+        newest = {key[:2]: key for key in self._files}
+        for key, (_, _, coming) in list(self._files.items()):
+            session, file, _ = key
+            if not coming and (file not in storage.get(session, {}) or newest[key[:2]] != key):
+                del self._files[key]
 
 
-def _visitor(came: HTTPConnection) -> str:
-    return limits.visitor(came.client.host if came.client else None, "x-forwarded-for" in came.headers)
+def _visitor(connection: HTTPConnection) -> str:
+    return limits.visitor(
+        connection.client.host if connection.client else None, "x-forwarded-for" in connection.headers
+    )
 
 
-def _refusal(came: HTTPConnection) -> PlainTextResponse | None:
+def _refusal(connection: HTTPConnection) -> PlainTextResponse | None:
     """Why somebody is turned away at once; None where he is not."""
-    host, origin = came.headers.get("host", ""), came.headers.get("origin")
+    host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
     if not host_is_ours(host):
         return PlainTextResponse(ANOTHER_NAME, 403)
-    writes = came.scope["type"] == "websocket" or came.scope["method"] in WRITING
+    writes = connection.scope["type"] == "websocket" or connection.scope["method"] in WRITING
     if writes and origin is not None and not _origin_is_ours(origin, host):
         return PlainTextResponse(ANOTHER_SITE, 403)
-    _, inner, rest = came.scope["path"].partition("/_stcore")
+    _, inner, rest = connection.scope["path"].partition("/_stcore")
     if inner and rest.strip("/").split("/")[0] not in INNER:
         return PlainTextResponse(NOT_HERE, 404)
     return None
@@ -185,8 +187,8 @@ def host_is_ours(host: str) -> bool:
         return False
     if name == "localhost" or _is_loopback(name):
         return True
-    if named := [pattern.strip().lower().rstrip(".") for pattern in st.get_option("server.allowedHosts")]:
-        return any(p in ("*", name) or (p.startswith("*.") and name.endswith(p[1:])) for p in named)
+    if patterns := [pattern.strip().lower().rstrip(".") for pattern in st.get_option("server.allowedHosts")]:
+        return any(p in ("*", name) or (p.startswith("*.") and name.endswith(p[1:])) for p in patterns)
     address = (st.get_option("server.address") or "").strip("[]").lower()
     ours = (address, st.get_option("browser.serverAddress"), os.environ.get("SPACE_HOST", "").lower())
     if limits.current().demo or name in ours:
@@ -196,15 +198,15 @@ def host_is_ours(host: str) -> bool:
 
 
 def _origin_is_ours(origin: str, host: str) -> bool:
-    named = [pattern.strip().lower().rstrip("/") for pattern in st.get_option("server.corsAllowedOrigins")]
+    patterns = [pattern.strip().lower().rstrip("/") for pattern in st.get_option("server.corsAllowedOrigins")]
     scheme, _, where = origin.lower().partition("://")
-    return bool(scheme in ("http", "https") and where and (where == host.lower() or origin.lower() in named))
+    return bool(scheme in ("http", "https") and where and (where == host.lower() or origin.lower() in patterns))
 
 
 def _name(host: str) -> str:
     """The name in a Host header without its port; "" where it is none."""
-    found = _HOST.fullmatch(host.lower())
-    return (found[1] or found[2]).rstrip(".") if found else ""
+    match = _HOST.fullmatch(host.lower())
+    return (match[1] or match[2]).rstrip(".") if match else ""
 
 
 def _is_address(name: str) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from pages.ui.app_state import session
 from trsp_core import malloc, paths
@@ -35,8 +36,9 @@ from trsp_core.schema.run_state import RunState, fold
 
 
 class Follower:
-    """One run's events, folded once: each look reads only the bytes that are new. Where those do not go on from what
-    was read, as another file does in the place of the first, all is read anew: a look is what a replay would be."""
+    """The state of one run, kept up to date. Each look reads only the bytes that were added since the last one. If
+    the file was replaced, so that they do not continue what was read, all is read again: a look always gives what a
+    replay of the file would."""
 
     def __init__(self, run: Run):
         self._run, self._offset, self._state = run, 0, RunState()
@@ -44,7 +46,7 @@ class Follower:
         self._lock = threading.Lock()
 
     def look(self) -> RunState:
-        """The state now, as a copy whose lists no later look will change: the same one for all until there is news."""
+        """The state now. It is the same object for all until events are added, and its lists never change later."""
         with self._lock:
             lines, offset = self._run.read(self._offset, self._state.count)
             if offset < self._offset or (self._offset and any(isinstance(e, EventsMissing) for _, _, e in lines)):
@@ -83,8 +85,9 @@ def errands() -> ExportQueue:
 
 @contextlib.asynccontextmanager
 async def life(app: Any) -> AsyncIterator[None]:
-    """From the server's start to its end. When it is told to end (SIGTERM: a container goes down), its runs are stopped
-    at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
+    """What the server does at its start and at its end. On SIGTERM (a container goes down) its runs are stopped at a
+    safe point, and the next server resumes them. After Ctrl-C they run on by themselves."""
+    PagesManager.uses_pages_directory = False  # else the first visitor of a page by its address would be told of none
     malloc.hold_steady()
     agenda()  # with the queue; takes over what an earlier server left
     usual, stopping = (
@@ -92,20 +95,20 @@ async def life(app: Any) -> AsyncIterator[None]:
         threading.Thread(target=run_queue().interrupt, name="last words"),
     )
 
-    def told_to_end(number: int, frame: Any) -> None:
+    def on_terminate(number: int, frame: Any) -> None:
         if not stopping.ident:
             stopping.start()
         if callable(usual):
             usual(number, frame)
 
-    signal.signal(signal.SIGTERM, told_to_end)
+    signal.signal(signal.SIGTERM, on_terminate)
     yield
     if stopping.ident:
         await asyncio.to_thread(stopping.join)
 
 
 @st.cache_resource(show_spinner=False, max_entries=12)
-def _follower(folder: str, made: int) -> Follower:
+def _follower(folder: str, inode: int) -> Follower:
     """A long history takes some tens of MB: only the runs looked at last are held."""
     return Follower(Run(Path(folder)))
 
@@ -118,20 +121,23 @@ SHARE = 0.025  # of this machine's cores that a browser on it may take from a ru
 
 
 @st.cache_resource(show_spinner=False)
-def _tabs() -> dict[str, float]:
+def tabs() -> dict[str, float]:
+    """When each tab that watches something last drew it, by the clock of `time.monotonic`."""
     return {}
 
 
 def beat(state: RunState | None = None) -> float:
-    """Seconds between two redraws of a page that watches something, in this tab: the longer, the more tabs watch. Where
-    it is the run of `state`, as long as that takes from one event to the next, up to 3 s; and where the browser is on
-    this machine, so long that drawing takes no more than a small part of its cores."""
-    tabs, now = _tabs(), time.monotonic()
-    tabs[session.tab()] = now
-    late = [tab for tab, seen in list(tabs.items()) if now - seen > 10]
+    """Seconds between two redraws, in this tab, of a page that watches something; more, the more tabs watch.
+
+    For a page that watches the run of `state` it is at least the time from one of its events to the next, up to 3 s.
+    If the browser is on this machine, it is so long that drawing takes only a small part of the cores.
+    """
+    seen, now = tabs(), time.monotonic()
+    seen[session.tab()] = now
+    late = [tab for tab, moment in list(seen.items()) if now - moment > 10]
     for tab in late:
-        tabs.pop(tab, None)
-    crowd = min(math.ceil(len(tabs) / CROWD), LONGEST_BEAT)
+        seen.pop(tab, None)
+    crowd = min(math.ceil(len(seen) / CROWD), LONGEST_BEAT)
     times = [at for _, at, _ in state.lines[-LAST:]] if state else []
     if len(times) < LAST:
         return float(max(crowd, 1))
@@ -157,11 +163,11 @@ def runs() -> list[Run]:
     of."""
     if not run_queue().limits.demo:
         return store().runs()
-    found = []
+    visible = []
     for run_id in session.mine():
         with contextlib.suppress(TrspError):
-            found.append(store().get(run_id))
-    return found
+            visible.append(store().get(run_id))
+    return visible
 
 
 def get_run(run_id: str) -> Run:
@@ -188,7 +194,7 @@ def facts(model: str) -> Facts | TrspError:
 def models_here() -> dict[str, Facts]:
     """The models that could be loaded now, by name; the folders of late runs among them."""
     folders = [name for name in store().models() if paths.folder(name)]
-    return {found.name: found for found in catalog.here(folders)}
+    return {model.name: model for model in catalog.here(folders)}
 
 
 def forget_models() -> None:
@@ -210,14 +216,14 @@ def _cards() -> dict[str, tuple[float, Card | TrspError]]:
 
 def card(hub_id: str) -> Card | TrspError | None:
     """What the hub said of a model within the last ten minutes, whoever asked; None where nobody did."""
-    asked, found = _cards().get(hub_id, (0.0, None))
-    return found if time.monotonic() - asked < 600 else None
+    asked_at, answer = _cards().get(hub_id, (0.0, None))
+    return answer if time.monotonic() - asked_at < 600 else None
 
 
 def look_up(hub_id: str) -> None:
     """Ask the hub, so that `card` knows."""
     try:
-        found = download.look(hub_id, limits.current())
+        answer = download.look(hub_id, limits.current())
     except TrspError as error:
-        found = error
-    _cards()[hub_id] = (time.monotonic(), found)
+        answer = error
+    _cards()[hub_id] = (time.monotonic(), answer)

@@ -29,10 +29,10 @@ OF_RUN = ("run", "ask", "kept", "off", "safe")
 
 def run_id() -> str | None:
     """The run in the address, or else the one this tab showed last; it is written to both."""
-    wanted = st.query_params.get("run") or st.session_state.get("run")
-    if wanted:
-        show_run(wanted)
-    return wanted
+    run = st.query_params.get("run") or st.session_state.get("run")
+    if run:
+        show_run(run)
+    return run
 
 
 def mine() -> list[str]:
@@ -47,25 +47,25 @@ def visitor() -> str:
 
 
 def let_go(file: UploadedFile) -> None:
-    """Give back the memory of a file that was brought; its control shows it on, as `DeletedFile`."""
+    """Free the memory of an uploaded file. Its control goes on showing it, as a `DeletedFile`."""
     if context := get_script_run_ctx():
         context.uploaded_file_mgr.remove_file(context.session_id, file.file_id)
 
 
-def show_run(wanted: str) -> None:
+def show_run(run: str) -> None:
     """Look at this run from now on. What the address says of another run or of an unfinished form goes out of it."""
-    st.session_state["run"] = wanted
-    known = st.session_state.setdefault("mine", [])
-    if wanted not in known:
-        known.append(wanted)
+    st.session_state["run"] = run
+    runs = st.session_state.setdefault("mine", [])
+    if run not in runs:
+        runs.append(run)
     now = st.query_params.get("run")
-    if now != wanted:
-        _rewrite((k for k in st.query_params if (k in GUIDE if now else k not in OF_FORM)), {"run": wanted})
+    if now != run:
+        _rewrite((k for k in st.query_params if (k in GUIDE if now else k not in OF_FORM)), {"run": run})
 
 
-def _rewrite(kept: Iterable[str], more: Mapping[str, str]) -> None:
-    """Leave the parameters `kept` in the address as they are, and put `more` there; no others."""
-    st.query_params.from_dict({k: st.query_params.get_all(k) for k in kept} | dict(more))
+def _rewrite(names: Iterable[str], more: Mapping[str, str]) -> None:
+    """Leave the parameters `names` in the address as they are, and put `more` there; no others."""
+    st.query_params.from_dict({k: st.query_params.get_all(k) for k in names} | dict(more))
 
 
 def leave_run() -> None:
@@ -81,8 +81,8 @@ def replay_id() -> str | None:
 
 
 def form() -> dict[str, Any]:
-    """Knob name to value, as typed so far, the latest change included. A link's settings are read where the tab comes
-    to the form by it, at first or later."""
+    """Every knob's value as typed so far, the latest change included. The settings in the address are read when the tab
+    comes to the form by a link."""
     address = {k: v for k, v in st.query_params.items() if k in OF_FORM}
     entered = widget("model") not in st.session_state  # the controls were not drawn just before
     if "form" not in st.session_state or (address and (entered or address not in st.session_state["own"])):
@@ -91,9 +91,9 @@ def form() -> dict[str, Any]:
         st.session_state.update({widget(name): value for name, value in values.items()})
         _note(address)
     values = st.session_state["form"]
-    drawn = [name for name in KNOBS if widget(name) in st.session_state]
-    values.update({name: whole(st.session_state[widget(name)]) for name in drawn if KNOBS[name].kind is int})
-    values.update({name: st.session_state[widget(name)] for name in drawn if KNOBS[name].kind is not int})
+    controls = [name for name in KNOBS if widget(name) in st.session_state]
+    values.update({name: whole(st.session_state[widget(name)]) for name in controls if KNOBS[name].kind is int})
+    values.update({name: st.session_state[widget(name)] for name in controls if KNOBS[name].kind is not int})
     return values
 
 
@@ -103,20 +103,20 @@ def whole(value: Any) -> Any:
 
 
 def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
-    """The form that a link means, and what in it cannot be used: that is left out, and all else is taken.
+    """A link as a form, and a problem for each of its settings that cannot be used; those are left out.
 
     A link without a setting means an untouched form; one with settings says all that is no default, or all that
     differs from the `preset` it names.
     """
-    given, preset, problems = {k: v for k, v in address.items() if k in KNOBS}, address.get("preset"), []
-    values = {name: knob.default for name, knob in KNOBS.items()} if given or preset else dict(START)
+    settings, preset, problems = {k: v for k, v in address.items() if k in KNOBS}, address.get("preset"), []
+    values = {name: knob.default for name, knob in KNOBS.items()} if settings or preset else dict(START)
     if preset in PRESETS:
         values |= PRESETS[preset]
     elif preset is not None:
-        said = f"There is no preset {preset[:40]!r}."
-        problems.append(Problem("preset", said, f"Take one of {', '.join(PRESETS)}."))
-        values = values if given else dict(START)
-    for name, text in given.items():
+        message = f"There is no preset {preset[:40]!r}."
+        problems.append(Problem("preset", message, f"Take one of {', '.join(PRESETS)}."))
+        values = values if settings else dict(START)
+    for name, text in settings.items():
         value, problem = KNOBS[name].parse(text)
         if problem:
             problems.append(problem)
@@ -124,14 +124,14 @@ def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Prob
             values[name] = value
     for name in set(address) - {*OF_FORM, *OF_RUN, *GUIDE}:
         if meant := difflib.get_close_matches(name.replace("-", "_"), KNOBS, 1, 0.8):
-            said = f"There is no setting {name[:40]!r}."
-            problems.append(Problem(name, said, f"Did the link mean {meant[0]}?"))
+            message = f"There is no setting {name[:40]!r}."
+            problems.append(Problem(name, message, f"Did the link mean {meant[0]}?"))
     return values, problems
 
 
 def _note(address: dict[str, str]) -> None:
-    """Remember that this tab has written `address`, or read it: told again by a browser that lags behind, it is no
-    news."""
+    """Remember an address that this tab has written or read. A browser that lags behind may send it once more, and it
+    is then not taken for a new link."""
     st.session_state["own"] = [*st.session_state.get("own", []), address][-200:]
 
 
@@ -151,8 +151,8 @@ def fill(values: Mapping[str, Any]) -> None:
 def apply_preset(name: str) -> None:
     """Set every knob that the preset means to decide; model, texts, ratio and machine stay."""
     defaults = {k: v.default for k, v in KNOBS.items()}
-    wanted = defaults | PRESETS[name]
-    fill({k: v for k, v in wanted.items() if k not in KEPT_BY_PRESETS or k in PRESETS[name]})
+    values = defaults | PRESETS[name]
+    fill({k: v for k, v in values.items() if k not in KEPT_BY_PRESETS or k in PRESETS[name]})
 
 
 def preset() -> str | None:
@@ -160,8 +160,8 @@ def preset() -> str | None:
     values = form()
     defaults = {k: v.default for k, v in KNOBS.items()}
     for name, chosen in PRESETS.items():
-        wanted = defaults | chosen
-        if all(values[k] == wanted[k] for k in KNOBS if k not in KEPT_BY_PRESETS or k in chosen):
+        expected = defaults | chosen
+        if all(values[k] == expected[k] for k in KNOBS if k not in KEPT_BY_PRESETS or k in chosen):
             return name
     return None
 
@@ -194,24 +194,19 @@ def knows(key: str) -> bool:
     return key in st.session_state
 
 
-def start_with(key: str, value: Any) -> None:
-    """Set the state of a control that has none yet."""
-    st.session_state.setdefault(key, value)
-
-
 def write_address() -> None:
     """Keep the form in the address: nothing for an untouched form, else every setting that is not a default."""
     values = form()
-    wanted = {} if values == START else written(values)
-    if {k: v for k, v in st.query_params.items() if k in OF_FORM} != wanted:
-        _note(wanted)
-        _rewrite((k for k in st.query_params if k not in (*OF_FORM, *OF_RUN)), wanted)
+    parameters = {} if values == START else as_parameters(values)
+    if {k: v for k, v in st.query_params.items() if k in OF_FORM} != parameters:
+        _note(parameters)
+        _rewrite((k for k in st.query_params if k not in (*OF_FORM, *OF_RUN)), parameters)
 
 
-def written(values: Mapping[str, Any]) -> dict[str, str]:
-    """A form as parameters of a link, as `read_settings` reads them: all that is no default, at least one."""
-    found = {k: write(v) for k, v in values.items() if v != KNOBS[k].default and v is not None}
-    return found or {"ratio": write(values["ratio"])}
+def as_parameters(values: Mapping[str, Any]) -> dict[str, str]:
+    """A form as the parameters of a link, which `read_settings` reads: every value that is no default, at least one."""
+    parameters = {k: write(v) for k, v in values.items() if v != KNOBS[k].default and v is not None}
+    return parameters or {"ratio": write(values["ratio"])}
 
 
 def write(value: Any) -> str:
@@ -228,28 +223,28 @@ def ticket() -> str | None:
     return st.query_params.get("ask")
 
 
-def show_ticket(wanted: str | None) -> None:
+def show_ticket(name: str | None) -> None:
     """Read the answers to this ticket from now on; None reads none."""
-    _set_address("ask", wanted)
+    _set_address("ask", name)
     _set_address("kept", None)
 
 
-def kept() -> str | None:
+def kept_comparison() -> str | None:
     """The kept comparison in the address."""
     return st.query_params.get("kept")
 
 
-def show_kept(wanted: str | None) -> None:
+def show_kept(name: str | None) -> None:
     """Look at this kept comparison from now on; None at none."""
-    _set_address("kept", wanted)
+    _set_address("kept", name)
     _set_address("ask", None)
 
 
-def _set_address(name: str, wanted: str | None) -> None:
-    if wanted is None:
+def _set_address(name: str, value: str | None) -> None:
+    if value is None:
         st.query_params.pop(name, None)
-    elif st.query_params.get(name) != wanted:
-        st.query_params[name] = wanted
+    elif st.query_params.get(name) != value:
+        st.query_params[name] = value
 
 
 def show_set(removed: frozenset[int], protected: frozenset[int] = frozenset()) -> None:
@@ -274,13 +269,13 @@ def tab() -> str:
 def lesson() -> tuple[str, int | None]:
     """The lesson in the address, or else the one this tab is in; "" for none. Its step from 0; None where the address
     names a lesson that this tab is not in yet, and no step."""
-    given, kept = st.query_params.get("lesson"), st.session_state.get("lesson")
-    if not given:
-        return kept or ("", None)
+    word, current = st.query_params.get("lesson"), st.session_state.get("lesson")
+    if not word:
+        return current or ("", None)
     number = st.query_params.get("step") or ""
     if number.isdecimal() and len(number) < 4:
-        return given, int(number) - 1
-    return (given, kept[1]) if kept and kept[0] == given else (given, None)
+        return word, int(number) - 1
+    return (word, current[1]) if current and current[0] == word else (word, None)
 
 
 def show_lesson(word: str, step: int) -> None:

@@ -25,25 +25,25 @@ def linked(key: str, default: Any, read: Read) -> str:
     Returns:
         `key`.
     """
-    given, refused = st.query_params.get_all(key), f"refused-{key}"
+    entries, refusal_key = st.query_params.get_all(key), f"refused-{key}"
     if not session.knows(key):
-        session.put(refused, "")
+        session.put(refusal_key, "")
         try:
-            session.put(key, read(given) if given else default)
+            session.put(key, read(entries) if entries else default)
         except ValueError:
             session.put(key, default)
-            session.put(refused, ", ".join(given)[:60])
+            session.put(refusal_key, ", ".join(entries)[:60])
     now = session.get(key)
     if now != default:
-        session.put(refused, "")
-    elif said := session.get(refused):
-        st.caption(f":orange[:material/link_off: Left out of the address: {words.plain(f'{key}={said}')}]")
-    wanted = (
+        session.put(refusal_key, "")
+    elif refusal := session.get(refusal_key):
+        st.caption(f":orange[:material/link_off: Left out of the address: {words.plain(f'{key}={refusal}')}]")
+    new_entries = (
         [] if now == default or now is None else [session.write(v) for v in (now if isinstance(now, list) else [now])]
     )
-    if wanted and wanted != given:
-        st.query_params[key] = wanted
-    elif given and not wanted:
+    if new_entries and new_entries != entries:
+        st.query_params[key] = new_entries
+    elif entries and not new_entries:
         st.query_params.pop(key, None)
     return key
 
@@ -52,10 +52,10 @@ def one_of(options: Sequence[Any]) -> Read:
     """One of these, by what it is written as."""
     by_word = {session.write(option): option for option in options}
 
-    def read(given: list[str]) -> Any:
-        if given[-1] not in by_word:
-            raise ValueError(given[-1])
-        return by_word[given[-1]]
+    def read(entries: list[str]) -> Any:
+        if entries[-1] not in by_word:
+            raise ValueError(entries[-1])
+        return by_word[entries[-1]]
 
     return read
 
@@ -63,11 +63,11 @@ def one_of(options: Sequence[Any]) -> Read:
 def some_of(options: Sequence[str], most: int) -> Read:
     """Up to `most` of these, in the address's order; what is not among them is left out."""
 
-    def read(given: list[str]) -> list[str]:
-        found = [word for word in dict.fromkeys(given) if word in options][:most]
-        if not found:
-            raise ValueError(given)
-        return found
+    def read(entries: list[str]) -> list[str]:
+        selection = [word for word in dict.fromkeys(entries) if word in options][:most]
+        if not selection:
+            raise ValueError(entries)
+        return selection
 
     return read
 
@@ -75,10 +75,10 @@ def some_of(options: Sequence[str], most: int) -> Read:
 def within(low: float, high: float, kind: type = float) -> Read:
     """A number within these bounds."""
 
-    def read(given: list[str]) -> Any:
-        value = kind(given[-1])
+    def read(entries: list[str]) -> Any:
+        value = kind(entries[-1])
         if not low <= value <= high:
-            raise ValueError(given[-1])
+            raise ValueError(entries[-1])
         return value
 
     return read
@@ -87,10 +87,10 @@ def within(low: float, high: float, kind: type = float) -> Read:
 def text(most: int) -> Read:
     """Up to `most` letters."""
 
-    def read(given: list[str]) -> str:
-        if len(given[-1]) > most or "\x00" in given[-1]:
-            raise ValueError(given[-1])
-        return given[-1]
+    def read(entries: list[str]) -> str:
+        if len(entries[-1]) > most or "\x00" in entries[-1]:
+            raise ValueError(entries[-1])
+        return entries[-1]
 
     return read
 
@@ -98,15 +98,15 @@ def text(most: int) -> Read:
 def left_out() -> None:
     """What the form could not take from the address."""
     for problem in session.left_out():
-        said = f"Left out of the address: {words.plain(problem.message)} {words.plain(problem.remedy)}"
-        st.warning(said, icon=":material/link_off:")
+        message = f"Left out of the address: {words.plain(problem.message)} {words.plain(problem.remedy)}"
+        st.warning(message, icon=":material/link_off:")
 
 
 def link() -> str:
     """The whole address of what this tab shows now."""
-    given = {k: st.query_params.get_all(k) for k in st.query_params}
+    parameters = {k: st.query_params.get_all(k) for k in st.query_params}
     base = st.context.url or ""
-    return base + ("?" + urllib.parse.urlencode(given, doseq=True) if given else "")
+    return base + ("?" + urllib.parse.urlencode(parameters, doseq=True) if parameters else "")
 
 
 def title(text: str) -> None:
@@ -123,15 +123,15 @@ def copy(label: str = "Copy link") -> None:
 
 
 def _copy(label: str) -> None:
-    """Looked up when it is opened: other fragments may have changed the address meanwhile."""
-    opened = st.popover(
+    """The link as it is when the box is opened: other fragments may have changed the address meanwhile."""
+    popover = st.popover(
         label,
         icon=":material/link:",
         key="copy-link",
         on_change="rerun",
         help="A link to this page as it is set.",
     )
-    if opened.open:
-        with opened:
+    if popover.open:
+        with popover:
             st.caption("Whoever opens this link sees this page with these settings. The button at its end copies it.")
             st.code(link(), language=None, wrap_lines=True)

@@ -1,5 +1,5 @@
-"""A sweep's record as a map over two settings, and as the regularisation path of the layer weights. Pure; frames and
-specs."""
+"""The record of a grid of runs as a map over two settings, and as the path of the layer weights along λ₁: frames and
+specifications."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import LINES, Spec, finish
 from pages.ui.style import words
-from pages.ui.style.theme import PALETTES
 from trsp_core import formatting
 from trsp_core.charts.frames import apart
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import LINES, Spec, finish
 from trsp_core.evaluation import intervals
 from trsp_core.experiments import grid_results
 from trsp_core.experiments.grid_results import Point, Sweep
@@ -33,8 +33,8 @@ PATH_AXIS = "lambda_1"
 
 def sides(sweep: Sweep, arm: str) -> tuple[str, str] | None:
     """The two settings that a map of `arm` can be drawn over: λ₁ and λ₂ where they are there."""
-    found = sweep.of(arm)
-    varied = [a for a in sweep.axes if a not in BESIDE and len({p.at.get(a) for p in found if a in p.at}) > 1]
+    points = sweep.of(arm)
+    varied = [a for a in sweep.axes if a not in BESIDE and len({p.at.get(a) for p in points if a in p.at}) > 1]
     first = [a for a in ("lambda_1", "lambda_2") if a in varied]
     two = [*first, *(a for a in varied if a not in first)][:2]
     return (two[0], two[1]) if len(two) == 2 else None
@@ -45,11 +45,11 @@ def mappable(sweep: Sweep) -> dict[str, str]:
     return {arm: title for arm, title in sweep.arms.items() if sides(sweep, arm)}
 
 
-def cells(found: list[Point], across: str, up: str, domain: str) -> pd.DataFrame:
+def cells(points: list[Point], across: str, up: str, domain: str) -> pd.DataFrame:
     """A row a cell: perplexity over all blocks of its points, which differ in seed alone. `good`: 0 for the highest
     perplexity to 1 for the lowest, on a log scale."""
     groups: dict[tuple[Any, Any], list[Point]] = {}
-    for point in found:
+    for point in points:
         groups.setdefault((point.at[across], point.at[up]), []).append(point)
     rows = []
     for (x, y), several in groups.items():
@@ -96,34 +96,34 @@ def best(frame: pd.DataFrame) -> Mapping[str, Any]:
     return frame.loc[frame["value"].idxmin()].to_dict()
 
 
-def walked(sweep: Sweep) -> list[Point]:
+def path_points(sweep: Sweep) -> list[Point]:
     """Points whose layer weights were learnt under several λ₁ above 0, all else being equal: those of the first such
     arm, at the first value of every other axis."""
     for arm in sweep.arms:
-        found = [p for p in sweep.of(arm) if p.weights and p.at.get(PATH_AXIS, 0) > 0]
-        if not found:
+        points = [p for p in sweep.of(arm) if p.weights and p.at.get(PATH_AXIS, 0) > 0]
+        if not points:
             continue
-        rest = {k: v for k, v in found[0].at.items() if k != PATH_AXIS}
-        found = [p for p in found if rest.items() <= p.at.items()]
-        if len(found) > 1:
-            return sorted(found, key=lambda p: p.at[PATH_AXIS])
+        rest = {k: v for k, v in points[0].at.items() if k != PATH_AXIS}
+        points = [p for p in points if rest.items() <= p.at.items()]
+        if len(points) > 1:
+            return sorted(points, key=lambda p: p.at[PATH_AXIS])
     return []
 
 
-def path(found: list[Point]) -> pd.DataFrame:
+def path(points: list[Point]) -> pd.DataFrame:
     """A line a layer: |s| against λ₁. `fate`: of a line, whether the layer is chosen under most values; of a dot,
     whether it is chosen under this one."""
-    depth = len(found[0].weights)
-    often = [sum(i in p.removed for p in found) * 2 > len(found) for i in range(depth)]
+    depth = len(points[0].weights)
+    often = [sum(i in p.removed for p in points) * 2 > len(points) for i in range(depth)]
     rows: list[tuple] = []
-    for point in found:
+    for point in points:
         for i, weight in enumerate(point.weights):
             rows.append(("line", point.at[PATH_AXIS], weight, i, "chosen" if often[i] else "kept"))
             if i in point.removed:
                 rows.append(("dot", point.at[PATH_AXIS], weight, i, "chosen"))
-    last = found[-1]
+    last = points[-1]
     ends = sorted((i for i in range(depth) if often[i] or i in last.removed), key=lambda i: last.weights[i])
-    reach = max(max(p.weights) for p in found)
+    reach = max(max(p.weights) for p in points)
     places = apart([last.weights[i] for i in ends], 0.05 * reach, floor=0.0)
     for i, place in zip(ends, places, strict=True):
         rows.append(("name", last.at[PATH_AXIS], place, i, "chosen" if often[i] else "kept"))
@@ -162,8 +162,8 @@ def paths(theme: str, numbers: tuple[float, ...]) -> Spec:
 
 def title_of(knob: str) -> str:
     """What a setting is called on an axis."""
-    known = config.KNOBS.get(knob)
-    return known.label if known else label(knob)
+    declaration = config.KNOBS.get(knob)
+    return declaration.label if declaration else label(knob)
 
 
 def direction() -> str:
@@ -174,7 +174,7 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
     """What the map shows, its best cell, and what the control reaches beside it."""
     across, up = sides(sweep, arm) or ("", "")
     top = best(frame)
-    said = (
+    text = (
         f"Perplexity in the {words.DOMAINS[domain]} ({direction()}). Best: {top['label']} at {label(across)} "
         f"{_plain(top['x'])}, {label(up)} {_plain(top['y'])}."
     )
@@ -183,10 +183,10 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
         for other in sweep.arms
         if other != arm and any("control" in p.settings or "control" in sweep.shared for p in sweep.of(other))
     }
-    for other, found in controls.items():
-        ends = f"[{formatting.perplexity(found.low)}, {formatting.perplexity(found.high)}]"
-        said += f" The control “{words.plain(sweep.arms[other])}”: {formatting.perplexity(found.value)} {ends}."
-    return said if controls else f"{said} This sweep has no control beside it."
+    for other, estimate in controls.items():
+        ends = f"[{formatting.perplexity(estimate.low)}, {formatting.perplexity(estimate.high)}]"
+        text += f" The control “{words.plain(sweep.arms[other])}”: {formatting.perplexity(estimate.value)} {ends}."
+    return text if controls else f"{text} This sweep has no control beside it."
 
 
 def _plain(value: Any) -> str:

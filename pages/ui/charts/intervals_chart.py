@@ -9,11 +9,11 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import Spec, finish
 from pages.ui.style import words
-from pages.ui.style.theme import PALETTES
 from trsp_core import formatting
 from trsp_core.charts.frames import apart
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import Spec, finish
 from trsp_core.evaluation import intervals
 from trsp_core.experiments.plan_results import Record, Row
 from trsp_core.schema.events import DOMAINS
@@ -35,9 +35,9 @@ def rungs(record: Record, domain: str) -> pd.DataFrame:
     """A row a model: perplexity in one domain with its interval."""
     rows = []
     for n, row in enumerate(record.rows):
-        found = intervals.perplexity(row.losses[domain])
-        value, low, high = (min(v, HIGHEST) for v in (found.value, found.low, found.high))
-        rows.append((numbered(record, row), n, role(row), value, low, high, f"{formatting.perplexity(found.value)}"))
+        estimate = intervals.perplexity(row.losses[domain])
+        value, low, high = (min(v, HIGHEST) for v in (estimate.value, estimate.low, estimate.high))
+        rows.append((numbered(record, row), n, role(row), value, low, high, f"{formatting.perplexity(estimate.value)}"))
     return pd.DataFrame(rows, columns=["model", "order", "role", "value", "low", "high", "label"]).round(2)
 
 
@@ -63,8 +63,8 @@ def both(record: Record) -> pd.DataFrame:
     """A row a model: perplexity in both domains with their intervals, and where its number stands."""
     rows = []
     for n, row in enumerate(record.rows, 1):
-        found = [intervals.perplexity(row.losses[d]) for d in DOMAINS]
-        figures = [min(v, HIGHEST) for f in found for v in (f.value, f.low, f.high)]
+        estimates = [intervals.perplexity(row.losses[d]) for d in DOMAINS]
+        figures = [min(v, HIGHEST) for f in estimates for v in (f.value, f.low, f.high)]
         rows.append((f"{n}", numbered(record, row), role(row), *figures))
     names = ["x", "x_low", "x_high", "y", "y_low", "y_high"]
     frame = pd.DataFrame(rows, columns=["number", "model", "role", *names]).sort_values("y", ignore_index=True)
@@ -158,10 +158,10 @@ def role(row: Row) -> str:
     return "dense" if row.name == "dense" else "TRSP" if row.name == "trsp" else "other"
 
 
-def _figure(found: intervals.Interval) -> str:
+def _figure(estimate: intervals.Interval) -> str:
     return (
-        f"{formatting.perplexity(found.value)}  [{formatting.perplexity(found.low)}, "
-        f"{formatting.perplexity(found.high)}]"
+        f"{formatting.perplexity(estimate.value)}  [{formatting.perplexity(estimate.low)}, "
+        f"{formatting.perplexity(estimate.high)}]"
     )
 
 

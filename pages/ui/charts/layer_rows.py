@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import BOXES, Spec, finish, set_apart
-from pages.ui.style.theme import PALETTES
-from pages.ui.what_if.history import Choice
 from trsp_core import formatting
 from trsp_core.charts import frames
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import BOXES, Spec, finish, set_apart
 from trsp_core.schema.run_state import RunState
 
 FATES = ("kept", "protected", "removed")
 
 
-def frame(state: RunState, now: Choice, influence: Mapping[int, float]) -> pd.DataFrame:
-    """A row a layer: the run's weight, its block influence where it is known, its size, its fate in this trial."""
+def frame(state: RunState, trial_fates: Sequence[str], influence: Mapping[int, float]) -> pd.DataFrame:
+    """A row a layer: the run's weight, its block influence where it is known, its size, its fate in this trial,
+    one of `FATES`."""
     sizes = state.model.layer_parameters if state.model else []
     weights = (
         frames.stack(state).query("kind == 'bar'")["weight"].tolist() if state.weight_steps else [None] * len(sizes)
@@ -31,7 +31,7 @@ def frame(state: RunState, now: Choice, influence: Mapping[int, float]) -> pd.Da
             weights[i],
             influence.get(i),
             round(size / 1e6, 2),
-            now.fate(i),
+            trial_fates[i],
             f"as {choice}" if (choice := frames.choice(state, i)) else "no",
             i in frozen,
         )

@@ -12,11 +12,11 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import Spec, finish
 from pages.ui.charts.stack_pictures import width_left
 from pages.ui.style import words
-from pages.ui.style.theme import FATES, PALETTES
 from trsp_core.charts import frames
+from trsp_core.charts.palette import FATES, PALETTES
+from trsp_core.charts.specs import Spec, finish
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
 
@@ -59,8 +59,8 @@ def leaving(state: RunState) -> float:
 
 
 def _row(kind: str, x: float, y: float, label: str = "", fate: str = "kept", **more: float) -> tuple:
-    made = {"x2": x, "y2": y, "opacity": 1.0, "path": 0} | more
-    return (kind, x, made["x2"], y, made["y2"], fate, label, made["opacity"], made["path"])
+    places = {"x2": x, "y2": y, "opacity": 1.0, "path": 0} | more
+    return (kind, x, places["x2"], y, places["y2"], fate, label, places["opacity"], places["path"])
 
 
 def _heads(state: RunState) -> list[tuple]:
@@ -85,17 +85,17 @@ def _stack(state: RunState) -> list[tuple]:
         gone = fate == "removed"
         low = LOW + step * (i if gone else i + (place - i) * down)
         place += not gone
-        aside, seen = (FLIGHT * out, 1 - out) if gone else (0.0, 1.0)
+        aside, opacity = (FLIGHT * out, 1 - out) if gone else (0.0, 1.0)
         y, y2 = low + 0.12 * step, low + 0.88 * step
         start = LEFT + aside
-        rows.append(_row("slot", start, y, x2=start + wide, y2=y2, opacity=0.0 if i in frozen else seen))
+        rows.append(_row("slot", start, y, x2=start + wide, y2=y2, opacity=0.0 if i in frozen else opacity))
         faded = FADED if i in frozen else 1.0
-        rows.append(_row("bar", start, y, fate=fate, x2=start + wide * length, y2=y2, opacity=seen * faded))
+        rows.append(_row("bar", start, y, fate=fate, x2=start + wide * length, y2=y2, opacity=opacity * faded))
         if fate == "chosen":
-            rows.append(_row("strike", start - 1, (y + y2) / 2, x2=start + wide + 1, opacity=seen, path=i))
+            rows.append(_row("strike", start - 1, (y + y2) / 2, x2=start + wide + 1, opacity=opacity, path=i))
         if fate != "kept":
             label = f"{i} · {words.ordinal(state.chosen.index(i) + 1)}" if i in frozen else str(i)
-            rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, label, opacity=seen))
+            rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, label, opacity=opacity))
     if (count := len(fates) - place) and down:
         top = LOW + step * place
         rows.append(_row("gone", LEFT, top + 0.3 * step, fate="removed", x2=RIGHT, y2=HIGH, opacity=down))
@@ -110,8 +110,8 @@ def _lengths(state: RunState) -> list[float]:
     if state.narrowed:
         return [width_left(state)] * len(frames.fates(state))
     if stage(state) < 2 and state.weight_steps:
-        shown = frames.stack(state).query("kind == 'bar'")["weight"]
-        return [min(w, 1.0) if math.isfinite(w) else 0.0 for w in shown]
+        weights = frames.stack(state).query("kind == 'bar'")["weight"]
+        return [min(w, 1.0) if math.isfinite(w) else 0.0 for w in weights]
     lengths = [1.0] * len(frames.fates(state))
     if state.gap_steps and not state.removed:
         first, last = state.gap_steps[0].gaps, state.gap_steps[-1].gaps
@@ -143,10 +143,10 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
     def height(value: float) -> float:
         return LOW + (TOP - LOW) * (math.log(value) - low) / (high - low)
 
-    shown = [("dense", 1.0, "As it came 1 ×")]
+    named_levels = [("dense", 1.0, "As it came 1 ×")]
     if direct:
-        shown.append(("deleted at once", direct, f"Deleted at once {words.times(direct)}"))
-    for name, value, label in shown:
+        named_levels.append(("deleted at once", direct, f"Deleted at once {words.times(direct)}"))
+    for name, value, label in named_levels:
         y = height(value)
         rows += [_row("level", x, y, fate=name) for x in (FROM, TO)]
         rows.append(_row("level-name", FROM, y, label, fate=name))
@@ -173,7 +173,7 @@ def spec(theme: str) -> Spec:
     )
     colours = [palette.kept, palette.chosen, palette.removed, palette.dense, palette.removed, palette.pruned]
     colour = alt.Color("fate:N", scale=alt.Scale(domain=[*FATES, *MODELS], range=colours), legend=None)
-    drawn = {
+    marks = {
         "slot": base.mark_rect(cornerRadius=2, color=palette.faint).encode(x2="x2:Q", y2="y2:Q"),
         "gone": base.mark_rect(cornerRadius=4, filled=False, strokeDash=[6, 5], strokeWidth=1.5).encode(
             x2="x2:Q", y2="y2:Q", color=colour
@@ -192,7 +192,7 @@ def spec(theme: str) -> Spec:
         "other": _text(base, palette.dense, 22, align="left", weight="normal").encode(text="label:N"),
         "note": _text(base, palette.dense, 13, align="left", weight="normal").encode(text="label:N"),
     }
-    return finish(*[c.transform_filter(f"datum.kind == '{kind}'") for kind, c in drawn.items()], height=HEIGHT)
+    return finish(*[c.transform_filter(f"datum.kind == '{kind}'") for kind, c in marks.items()], height=HEIGHT)
 
 
 def _text(base: alt.Chart, colour: str, size: int, weight: str = "bold", **how) -> alt.Chart:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import BOXES, Spec, fate_colour, finish
-from pages.ui.style.theme import PALETTES
 from trsp_core import formatting
 from trsp_core.charts.frames import choice, chosen_at, fates, weights_told
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import BOXES, Spec, fate_colour, finish
 from trsp_core.schema.run_state import RunState
 
 COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "path"]
@@ -22,10 +21,10 @@ def before_after(state: RunState) -> pd.DataFrame:
     fate, weights = fates(state), weights_told(state)
     rows, place, right = [], 0, 1.6 + width_left(state)
     for i, what in enumerate(fate):
-        said = choice(state, i)
-        if not said and state.weight_steps and math.isfinite(weights[i]):
-            said = formatting.weight(abs(weights[i]))
-        weight = f"  ·  {said}" if said else ""
+        note = choice(state, i)
+        if not note and state.weight_steps and weights[i] is not None:
+            note = formatting.weight(abs(weights[i]))
+        weight = f"  ·  {note}" if note else ""
         rows.append(("box", 0.0, 1.0, i + 0.08, i + 0.92, what, "", i))
         rows.append(("name", 0.5, 0, i + 0.5, 0, what, f"{i}{weight}", i))
         if what == "removed" or (what == "chosen" and not state.removed):
@@ -41,11 +40,11 @@ def before_after(state: RunState) -> pd.DataFrame:
 
 def caption(state: RunState) -> str:
     """What the numbers on the boxes are."""
-    said = "The input is at the bottom."
+    text = "The input is at the bottom."
     if not chosen_at(state):
-        return said
+        return text
     return (
-        f"{said} Each round takes the least weight of those left: a chosen layer has its number and its weight of that "
+        f"{text} Each round takes the least weight of those left: a chosen layer has its number and its weight of that "
         "moment, the others that of the end, after more rounds of sinking."
     )
 
@@ -67,10 +66,10 @@ def stacks(theme: str, n_layers: int) -> Spec:
         y=alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, n_layers], nice=False)),
     )
     inside = "white" if theme == "light" else "#101418"
-    drawn = {
+    marks = {
         "link": base.mark_line(strokeWidth=1.5, color=palette.faint).encode(detail="path:N"),
         "box": base.mark_rect(cornerRadius=3).encode(x2="x2:Q", y2="y2:Q", color=fate_colour(theme, BOXES)),
         "name": base.mark_text(fontSize=12, fontWeight="bold", color=inside).encode(text="label:N"),
     }
-    layers = [chart.transform_filter(f"datum.kind == '{kind}'") for kind, chart in drawn.items()]
+    layers = [chart.transform_filter(f"datum.kind == '{kind}'") for kind, chart in marks.items()]
     return finish(*layers, height=max(240, min(22 * n_layers, 1600)))

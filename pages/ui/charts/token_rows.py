@@ -8,9 +8,9 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import Spec, finish
-from pages.ui.style.theme import PALETTES, Palette
 from trsp_core import formatting
+from trsp_core.charts.palette import PALETTES, Palette
+from trsp_core.charts.specs import Spec, finish
 from trsp_core.schema.messages import TextTraced
 from trsp_core.workbench.transcript import Comparison
 
@@ -19,14 +19,14 @@ ROW = 30  # pixels
 FULL = 3.0  # nats of KL at which a token is fully coloured
 
 
-def frame(found: Comparison, text: int, reader: int, width: int) -> pd.DataFrame:
+def frame(comparison: Comparison, text: int, reader: int, width: int) -> pd.DataFrame:
     """The tokens of text number `text` in rows of `width` characters, with what each model makes of them.
 
     `kl` is the divergence of model `reader` from the first; `m0`, `m1`, `m2` say it in words, a column a model.
     """
-    own = found.traces[text, text]
-    by = {n: found.traces.get((text, n)) for n in range(len(found.columns))}
-    shown, parting = by.get(reader), found.parting(reader) if reader else None
+    own = comparison.traces[text, text]
+    by = {n: comparison.traces.get((text, n)) for n in range(len(comparison.columns))}
+    shown, parting = by.get(reader), comparison.parting(reader) if reader else None
     rows, x, y = [], 0, 0
     for i, piece in enumerate(own.pieces):
         label = piece.replace("\n", "⏎").replace("\t", "→") or "·"
@@ -35,9 +35,9 @@ def frame(found: Comparison, text: int, reader: int, width: int) -> pd.DataFrame
         if x and x + len(label) > width:
             x, y = 0, y + 1
         kl = shown.kl[i] if shown and i < len(shown.kl) else 0.0
-        said = [in_words(trace, i) if trace else "" for trace in by.values()]
+        sayings = [in_words(trace, i) if trace else "" for trace in by.values()]
         end = x + min(len(label), width)
-        rows.append((i + 1, label, bare, x, end, x + lead, y, min(kl / FULL, 1.0), kl, i == parting, *said))
+        rows.append((i + 1, label, bare, x, end, x + lead, y, min(kl / FULL, 1.0), kl, i == parting, *sayings))
         x, y = (0, y + 1) if piece.endswith("\n") else (x + len(label), y)
     places = ["x", "x2", "at", "y"]
     columns = ["token", "piece", "bare", *places, "strength", "kl", "parting", *(f"m{n}" for n in by)]
@@ -51,11 +51,11 @@ def in_words(trace: TextTraced, place: int) -> str:
     return f"{_percent(trace.probabilities[place])}; likeliest: {likeliest}"
 
 
-def alternatives(found: Comparison, text: int, place: int) -> pd.DataFrame:
+def alternatives(comparison: Comparison, text: int, place: int) -> pd.DataFrame:
     """What each model would have said at one place: a row a model."""
     rows = {}
-    for n, column in enumerate(found.columns):
-        trace = found.traces.get((text, n))
+    for n, column in enumerate(comparison.columns):
+        trace = comparison.traces.get((text, n))
         if trace and place < len(trace.pieces):
             pairs = zip(trace.alternatives[place], trace.alternative_probabilities[place], strict=True)
             likeliest = [f"{_shown(piece)}  {_percent(p)}" for piece, p in pairs]
@@ -65,13 +65,13 @@ def alternatives(found: Comparison, text: int, place: int) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=names[:width])
 
 
-def divergence(found: Comparison, text: int) -> pd.DataFrame:
+def divergence(comparison: Comparison, text: int) -> pd.DataFrame:
     """KL to the first model along the text, a line a model."""
     rows = [
-        (i + 1, kl, found.columns[n].label, _shown(found.traces[text, n].pieces[i]))
-        for n in range(1, len(found.columns))
-        if (text, n) in found.traces
-        for i, kl in enumerate(found.traces[text, n].kl)
+        (i + 1, kl, comparison.columns[n].label, _shown(comparison.traces[text, n].pieces[i]))
+        for n in range(1, len(comparison.columns))
+        if (text, n) in comparison.traces
+        for i, kl in enumerate(comparison.traces[text, n].kl)
     ]
     return pd.DataFrame(rows, columns=["token", "kl", "model", "piece"])
 
@@ -126,18 +126,18 @@ def colour(palette: Palette, label: str) -> str:
 
 def colours(palette: Palette, labels: Sequence[str]) -> list[str]:
     """Of several columns: a second model of another run gets a colour of its own."""
-    found = [colour(palette, label) for label in labels]
-    return [palette.chosen if c in found[:n] else c for n, c in enumerate(found)]
+    shades = [colour(palette, label) for label in labels]
+    return [palette.chosen if c in shades[:n] else c for n, c in enumerate(shades)]
 
 
-def summary(found: Comparison, text: int, readers: Sequence[int]) -> str:
+def summary(comparison: Comparison, text: int, readers: Sequence[int]) -> str:
     """The divergence in a sentence, for people who do not see the chart."""
     parts = []
     for n in readers:
-        trace = found.traces.get((text, n))
+        trace = comparison.traces.get((text, n))
         if trace and trace.kl:
             parts.append(
-                f"{found.columns[n].label}: mean {formatting.nats(sum(trace.kl) / len(trace.kl))}, most "
+                f"{comparison.columns[n].label}: mean {formatting.nats(sum(trace.kl) / len(trace.kl))}, most "
                 f"{formatting.nats(max(trace.kl))}"
             )
     return "KL to the first model along the text, in nats. " + "; ".join(parts)

@@ -10,11 +10,11 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
-from pages.ui.charts.drawing import Spec, finish
 from pages.ui.style import words
-from pages.ui.style.theme import PALETTES
 from trsp_core import formatting
 from trsp_core.charts.frames import apart
+from trsp_core.charts.palette import PALETTES
+from trsp_core.charts.specs import Spec, finish
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
 from trsp_core.experiments import grid_results
@@ -33,80 +33,80 @@ class Duel:
     """The best arm of TRSP and the best control after so many steps.
 
     Attributes:
-        found: by domain, TRSP's perplexity less the control's, in points.
+        differences: by domain, TRSP's perplexity less the control's, in points.
         home: whether TRSP's gain holds in the calibration domain alone.
     """
 
     steps: int
     trsp: str
     control: str
-    found: dict[str, Interval]
+    differences: dict[str, Interval]
     home: bool
 
 
-def at(found: list[Point], steps: int) -> list[Point]:
-    return [p for p in found if p.at.get(STEPS) == steps]
+def at(points: list[Point], steps: int) -> list[Point]:
+    return [p for p in points if p.at.get(STEPS) == steps]
 
 
-def is_control(found: list[Point], sweep: Sweep) -> bool:
+def is_control(points: list[Point], sweep: Sweep) -> bool:
     """Whether an arm deletes first."""
-    return bool(found) and all({**sweep.shared, **p.settings}.get("control") == "delete_first" for p in found)
+    return bool(points) and all({**sweep.shared, **p.settings}.get("control") == "delete_first" for p in points)
 
 
 def arms(sweep: Sweep) -> dict[str, list[Point]]:
     """The arms that were trained for several lengths."""
     trained = {arm: [p for p in sweep.of(arm) if p.steps and STEPS in p.at] for arm in sweep.arms}
-    return {arm: found for arm, found in trained.items() if len({p.at[STEPS] for p in found}) > 1}
+    return {arm: points for arm, points in trained.items() if len({p.at[STEPS] for p in points}) > 1}
 
 
 def split(sweep: Sweep) -> tuple[list[str], list[str]]:
     """Arms of TRSP, and controls."""
     there = arms(sweep)
-    controls = [arm for arm, found in there.items() if is_control(found, sweep)]
+    controls = [arm for arm, points in there.items() if is_control(points, sweep)]
     return [arm for arm in there if arm not in controls], controls
 
 
 def duels(sweep: Sweep) -> list[Duel]:
     """At each length the best of TRSP's arms and of the controls, by the held-out domain, shortest first."""
     there, (ours, controls) = arms(sweep), split(sweep)
-    fought = []
-    for steps in sorted({p.at[STEPS] for found in there.values() for p in found}):
+    results = []
+    for steps in sorted({p.at[STEPS] for points in there.values() for p in points}):
         one, other = (_best({arm: at(there[arm], steps) for arm in side}) for side in (ours, controls))
         if not one or not other:
             continue
         pairs = {d: grid_results.paired(at(there[one], steps), at(there[other], steps), d) for d in DOMAINS}
         if all(a for a, _ in pairs.values()):
             home = intervals.only_at_home({d: a for d, (a, _) in pairs.items()}, {d: b for d, (_, b) in pairs.items()})
-            found = {d: intervals.points(*pair) for d, pair in pairs.items()}
-            fought.append(Duel(steps, sweep.arms[one], sweep.arms[other], found, home))
-    return fought
+            differences = {d: intervals.points(*pair) for d, pair in pairs.items()}
+            results.append(Duel(steps, sweep.arms[one], sweep.arms[other], differences, home))
+    return results
 
 
 def _best(sides: dict[str, list[Point]]) -> str | None:
-    there = {arm: grid_results.perplexity(found, "heldout").value for arm, found in sides.items() if found}
+    there = {arm: grid_results.perplexity(points, "heldout").value for arm, points in sides.items() if points}
     there = {arm: value for arm, value in there.items() if not math.isnan(value)}
     return min(there, key=lambda arm: there[arm]) if there else None
 
 
-def sentence(fought: list[Duel], domain: str) -> str:
+def sentence(contests: list[Duel], domain: str) -> str:
     """What these figures support in one domain; changes when they do."""
-    if not fought:
+    if not contests:
         return "There is no length at which both TRSP and a control were measured, so nothing can be said of it."
-    signs = [duel.found[domain].sign for duel in fought]
-    first = fought[0]
-    start = f"After {first.steps} steps {_who(first.found[domain])}"
-    if len(fought) == 1:
+    signs = [duel.differences[domain].sign for duel in contests]
+    first = contests[0]
+    start = f"After {first.steps} steps {_who(first.differences[domain])}"
+    if len(contests) == 1:
         return f"{start} in the {words.DOMAINS[domain]}."
-    return f"{start} in the {words.DOMAINS[domain]}; {_ending(signs, [d.steps for d in fought])}."
+    return f"{start} in the {words.DOMAINS[domain]}; {_ending(signs, [d.steps for d in contests])}."
 
 
-def _who(found: Interval) -> str:
-    ends = f"[{formatting.points(abs(found.low))}, {formatting.points(abs(found.high))}]"
-    if found.sign > 0:
-        return f"the control is better by **{formatting.points(found.value)} points** {ends}"
-    if found.sign < 0:
-        return f"TRSP is better by **{formatting.points(-found.value)} points** {ends}"
-    signed = f"[{formatting.signed_points(found.low)}, {formatting.signed_points(found.high)}]"
+def _who(difference: Interval) -> str:
+    ends = f"[{abs(difference.low):.1f}, {abs(difference.high):.1f}]"
+    if difference.sign > 0:
+        return f"the control is better by **{difference.value:.1f} points** {ends}"
+    if difference.sign < 0:
+        return f"TRSP is better by **{-difference.value:.1f} points** [{-difference.high:.1f}, {-difference.low:.1f}]"
+    signed = f"[{difference.low:+.1f}, {difference.high:+.1f}]".replace("-", "−")
     return f"these blocks do not tell TRSP and the control apart {signed}"
 
 
@@ -143,10 +143,10 @@ def curves(sweep: Sweep, domain: str, by: str) -> pd.DataFrame:
     there, (ours, controls) = arms(sweep), split(sweep)
     rows: list[tuple] = []
     ends: list[tuple[float, str, str]] = []  # value, role, title of each line at its right end
-    for arm, found in there.items():
+    for arm, points in there.items():
         role, side = ("control", controls) if arm in controls else ("TRSP", ours)
-        for steps in sorted({p.at[STEPS] for p in found}):
-            several = at(found, steps)
+        for steps in sorted({p.at[STEPS] for p in points}):
+            several = at(points, steps)
             value = grid_results.perplexity(several, domain).value
             rival = _best({c: at(there[c], steps) for c in controls})
             low, high = _bar(several, at(there[rival], steps), domain) if role == "TRSP" and rival else (None, None)
@@ -182,17 +182,17 @@ def _apart(ends: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
 
 def ticks(frame: pd.DataFrame, by: str) -> tuple[float, ...]:
     """Where the axis has its numbers: the lengths themselves, or round seconds within them."""
-    found = sorted(set(frame[frame["kind"] == "line"]["x"]))
+    lengths = sorted(set(frame[frame["kind"] == "line"]["x"]))
     if by == "steps":
-        return tuple(found)
-    return tuple(n * 10.0**e for e in range(-1, 7) for n in (1, 2, 5) if found[0] <= n * 10.0**e <= found[-1])
+        return tuple(lengths)
+    return tuple(n * 10.0**e for e in range(-1, 7) for n in (1, 2, 5) if lengths[0] <= n * 10.0**e <= lengths[-1])
 
 
 def _levels(sweep: Sweep, there: dict[str, list[Point]], domain: str) -> dict[str, float]:
     """Perplexity of the dense model, and of the layers deleted at once, on the blocks of the trained points."""
-    found = next(iter(there.values()))
-    dense = [loss for blocks in {p.blocks[domain] for p in found} for loss in sweep.dense.get(blocks, [])]
-    direct = [loss for p in found for loss in p.direct.get(domain, [])]
+    points = next(iter(there.values()))
+    dense = [loss for blocks in {p.blocks[domain] for p in points} for loss in sweep.dense.get(blocks, [])]
+    direct = [loss for p in points for loss in p.direct.get(domain, [])]
     levels = {"dense": dense, "deleted at once": direct}
     return {name: intervals.perplexity(losses).value for name, losses in levels.items() if losses}
 
@@ -243,18 +243,18 @@ def length(theme: str, by: str, numbers: tuple[float, ...]) -> Spec:
 def legend(sweep: Sweep) -> str:
     """How to read the chart."""
     ours, controls = split(sweep)
-    said = (
+    text = (
         "Green: TRSP, trained with all its layers, then deleted. Blue: delete, then train. Bars: the 95 % interval of "
         "the difference from the best control at that length, paired block by block and set upon the control's value; "
         "a bar that does not reach the blue line is a difference for sure."
     )
     if len(ours) > 1 or len(controls) > 1:
         arms_, rivals = _count(len(ours), "arm"), _count(len(controls), "control")
-        said += (
+        text += (
             f" The sentence sets the best of {arms_} of TRSP against the best of {rivals} at each length, both picked "
             "by the held-out domain itself, which flatters both a little."
         )
-    return said
+    return text
 
 
 def _count(number: int, what: str) -> str:

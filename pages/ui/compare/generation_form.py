@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from pages.ui.app_state import session, url_state
+from pages.ui.app_state import session, url_state, workbench
 from pages.ui.compare import model_choice
 from pages.ui.compare.prompts import IN_TEMPLATE, PROMPTS
 from pages.ui.style import words
@@ -63,7 +63,7 @@ def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None
             st.caption(note)
     ready = bool(session.get("compare-models")) and bool((session.get("compare-prompt") or "").strip())
     with st.container(horizontal=True):
-        label, cancel = "Writing" if live else "Write", model_choice.workbench().cancel
+        label, cancel = "Writing" if live else "Write", workbench.client().cancel
         blocked = bool(live) or not ready
         icon = ":material/edit:"
         st.button(label, type="primary", icon=icon, key="write", disabled=blocked, on_click=_ask, args=(offered,))
@@ -105,7 +105,7 @@ def _ask(offered: dict[str, Variant]) -> None:
             seed=whole("Seed", get("compare-seed")),
             new_tokens=whole("Length", get("compare-length")),
         )
-        session.show_ticket(model_choice.workbench().ask(request, visitor=session.visitor()))
+        session.show_ticket(workbench.client().ask(request, visitor=session.visitor()))
         session.put("compare-restored", session.ticket())
     except TrspError as error:
         session.put("compare-error", str(error))
@@ -129,11 +129,11 @@ def restore(request: Request) -> None:
     session.put("compare-models", [variant.label for variant in request.columns])
 
 
-def keep(run: Run, request: Request, answers: Sequence[Answer], found: Comparison) -> None:
+def keep(run: Run, request: Request, answers: Sequence[Answer], comparison: Comparison) -> None:
     """Buttons under a finished comparison."""
     with st.container(horizontal=True):
         keeping = st.button("Keep with this run", icon=":material/bookmark_add:", key="keep")
-        copy(found)
+        copy(comparison)
     if keeping and isinstance(request, Generate):
         try:
             session.show_kept(transcript.keep(run, request, answers))
@@ -142,10 +142,10 @@ def keep(run: Run, request: Request, answers: Sequence[Answer], found: Compariso
         st.rerun()  # the whole page: its address and its list have changed
 
 
-def copy(found: Comparison) -> None:
+def copy(comparison: Comparison) -> None:
     """The comparison as Markdown, with the copy button of a code block."""
     with st.popover("As Markdown", icon=":material/content_copy:"):
-        st.code(transcript.markdown(found), language="markdown", wrap_lines=True)
+        st.code(transcript.markdown(comparison), language="markdown", wrap_lines=True)
 
 
 def kept_list(run: Run, now: str | None) -> None:

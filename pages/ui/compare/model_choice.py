@@ -1,47 +1,35 @@
-"""The workbench as pages see it: which models there are to ask, and how a request stands."""
+"""Which models there are to ask in the light of a run, and why one that a person might look for is not there."""
 
 from __future__ import annotations
 
-import streamlit as st
-
 from pages.ui.app_state import server
 from pages.ui.run import run_status
-from pages.ui.style import words
-from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
-from trsp_core.schema import messages as an
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.messages import Variant
 from trsp_core.schema.run_state import RunState
-from trsp_core.workbench.client import Reading, Workbench
 
 OTHERS = 8  # newest other runs whose pruned models are offered
 
 
-@st.cache_resource(show_spinner=False, on_release=lambda workbench: workbench.close())
-def workbench() -> Workbench:
-    """The one workbench; its process starts with the first request."""
-    return Workbench()
-
-
 def variants(run: Run, config: RunConfig, state: RunState) -> dict[str, Variant]:
     """Every model that can be asked in the light of `run`, by its label."""
-    found = {"Dense": Variant(config.model, label="Dense")}
+    models = {"Dense": Variant(config.model, label="Dense")}
     if state.chosen:
         label = "Deleted at once"
-        found[label] = Variant(config.model, removed=sorted(state.chosen), label=label)
+        models[label] = Variant(config.model, removed=sorted(state.chosen), label=label)
     if before := trained_of(run, config, state, "Before deletion"):
-        found["Before deletion"] = before
+        models["Before deletion"] = before
     if pruned := pruned_of(run, config, state, "Pruned"):
-        found["Pruned"] = pruned
+        models["Pruned"] = pruned
     for other in server.runs()[:OTHERS]:
         if other.id == run.id:
             continue
         settings = run_status.config_of(other)
         if settings and (pruned := pruned_of(other, settings, server.look(other)[0], "")):
             label = f"Pruned, {run_status.when(other)}"
-            found[label] = Variant(pruned.model, base=pruned.base, kept=pruned.kept, label=label)
-    return found
+            models[label] = Variant(pruned.model, base=pruned.base, kept=pruned.kept, label=label)
+    return models
 
 
 def trained_of(run: Run, config: RunConfig, state: RunState, label: str) -> Variant | None:
@@ -85,42 +73,3 @@ def _no_trained(config: RunConfig) -> str:
     if config.control == "delete_first":
         return "This run deleted first, so it has no trained model with all layers."
     return "The model before deletion was measured, but not kept: turn on “Keep the model before deletion” for that."
-
-
-def answers(ticket: str, wait: float = 0.0) -> Reading | None:
-    """What has been answered to the request with `ticket`, after up to `wait` seconds for more of it; None where its
-    answers are no longer kept."""
-    try:
-        first = workbench().read(ticket)
-        return workbench().follow(ticket, len(first.answers), wait) if wait and not first.ending else first
-    except TrspError:
-        return None
-
-
-def waiting(reading: Reading) -> str:
-    """What a request waits for: a sentence; "" once there are answers."""
-    second = " A run is training on this machine and goes first." if server.run_queue().goes_first() else ""
-    if reading.place:
-        ahead = "next" if reading.place == 1 else f"place {reading.place} in the queue"
-        return f"The workbench is busy with another request: this one is {ahead}.{second}"
-    if reading.ending is None and not reading.answers:
-        return f"The workbench is getting the models ready; the first time takes some seconds.{second}"
-    return ""
-
-
-def standing(reading: Reading) -> None:
-    """Where a request is: what it waits for, or how it ended badly."""
-    if why := waiting(reading):
-        st.info(why, icon=":material/hourglass_top:")
-    ended_badly(reading)
-
-
-def ended_badly(reading: Reading) -> None:
-    """Say so where it was refused, stopped, or broke off."""
-    ending = reading.ending
-    if isinstance(ending, an.Broken):
-        st.error(f"{words.plain(ending.message)} {words.plain(ending.remedy)}", icon=":material/error:")
-    elif isinstance(ending, an.Refused):
-        st.warning(f"{words.plain(ending.message)} {words.plain(ending.remedy)}", icon=":material/block:")
-    elif isinstance(ending, an.Stopped):
-        st.caption(":material/stop_circle: Stopped. What was written until then stays.")

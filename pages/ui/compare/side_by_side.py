@@ -1,4 +1,4 @@
-"""Several models' texts beside each other: as they are written, and what each makes of the others'."""
+"""The texts of several models beside each other while they are written, and each text as the other models read it."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from trsp_core.workbench.transcript import Comparison
 COLOURS = {"Dense": "gray", "Deleted at once": "orange", "Before deletion": "blue", "Pruned": "green"}
 
 
-def texts(found: Comparison, live: bool) -> None:
+def texts(comparison: Comparison, live: bool) -> None:
     """A box a model: its text so far, its speed, where it leaves the first one."""
-    for n, box in enumerate(st.columns(len(found.columns), gap="medium")):
-        column = found.columns[n]
+    for n, box in enumerate(st.columns(len(comparison.columns), gap="medium")):
+        column = comparison.columns[n]
         with box, st.container(border=True, key=f"text-{n}"):
             st.markdown(f":{COLOURS.get(column.label, 'violet')}-badge[**{words.plain(column.label)}**]")
-            st.caption(_figures(found, n, live))
-            if len(found.columns) > 1:
-                st.caption(_parting(found, n))
-            parting = found.parting(n) if n else None
+            st.caption(_figures(comparison, n, live))
+            if len(comparison.columns) > 1:
+                st.caption(_parting(comparison, n))
+            parting = comparison.parting(n) if n else None
             st.markdown(_marked(column.pieces, parting) + (" ▌" if live and not column.finished else ""))
-            if verdict := found.verdict(n):
+            if verdict := comparison.verdict(n):
                 st.warning(f"This text {words.plain(verdict)}.", icon=":material/warning:")
 
 
-def _parting(found: Comparison, n: int) -> str:
+def _parting(comparison: Comparison, n: int) -> str:
     """Where the text leaves the first column's; the line stands from the start, so that nothing moves when it comes."""
-    first = found.columns[0]
+    first = comparison.columns[0]
     if n == 0:
         return ":material/flag: The text that the others are compared with."
-    if not found.columns[n].tokens:
+    if not comparison.columns[n].tokens:
         return f":material/flag: Compared with {words.plain(first.label)}."
-    place = found.parting(n)
+    place = comparison.parting(n)
     if place is not None:
         return f":material/call_split: Leaves {words.plain(first.label)} at token {place + 1}, marked."
-    if found.columns[n].finished and first.finished:
+    if comparison.columns[n].finished and first.finished:
         return f":material/equal: Word for word the text of {words.plain(first.label)}."
     return f":material/equal: As {words.plain(first.label)} so far."
 
 
-def _figures(found: Comparison, n: int, live: bool) -> str:
-    column = found.columns[n]
+def _figures(comparison: Comparison, n: int, live: bool) -> str:
+    column = comparison.columns[n]
     if not column.tokens:
         waits = "Reading the prompt" if column.prompt_tokens else "Not begun yet"
         return waits if live else "Nothing was written"
     parts = [f"{len(column.tokens)} {'token' if len(column.tokens) == 1 else 'tokens'}"]
     if column.rate:
         parts.append(f"**{formatting.rate(column.rate)} tokens/s**")
-    first = found.columns[0]
+    first = comparison.columns[0]
     if n and column.finished and first.finished and first.rate and column.rate:
         parts.append(f"{formatting.ratio(column.rate / first.rate)} times as fast as {words.plain(first.label)}")
-    if found.request.chat and not column.chat:
+    if comparison.request.chat and not column.chat:
         parts.append("this model has no chat template")
     if column.finished:
         parts.append(f"repetition {formatting.percent(column.finished.repetition)}")
@@ -73,18 +73,18 @@ def _marked(pieces: list[str], parting: int | None) -> str:
     return f"{words.lines(before)}{lead}:orange-background[**{words.lines(bare)}**]{words.lines(after)}"
 
 
-def reading_along(found: Comparison) -> None:
+def reading_along(comparison: Comparison) -> None:
     """One text, read by every model: token by token, and the divergence along it."""
-    written = [n for n in range(len(found.columns)) if (n, n) in found.traces]
+    written = [n for n in range(len(comparison.columns)) if (n, n) in comparison.traces]
     if not written:
         return
     st.markdown("#### Token by token")
-    shown = {n: words.plain(found.columns[n].label) for n in written}
+    shown = {n: words.plain(comparison.columns[n].label) for n in written}
     with st.container(horizontal=True):
         text = st.segmented_control(
             "Text of", written, format_func=shown.get, default=written[0], key="text-of", required=True
         )
-        others = [n for n in written if n and (text, n) in found.traces]
+        others = [n for n in written if n and (text, n) in comparison.traces]
         reader = others[0] if others else 0
         if len(others) > 1:
             reader = st.segmented_control(
@@ -97,31 +97,34 @@ def reading_along(found: Comparison) -> None:
             "Framed: the first token at which the texts part."
         )
     width = token_rows.NARROW if "Mobi" in (st.context.headers.get("User-Agent") or "") else token_rows.WIDE
-    rows = token_rows.frame(found, text, reader, width)
+    rows = token_rows.frame(comparison, text, reader, width)
     spec = {
-        **token_rows.spec(theme.mode(), tuple(c.label for c in found.columns), width),
+        **token_rows.spec(theme.mode(), tuple(c.label for c in comparison.columns), width),
         "height": token_rows.height(rows),
     }
     drawing.show(spec, rows, "chart-tokens", f"The {len(rows)} tokens of a text, coloured by divergence.")
-    place = _place(found, text, reader, len(rows))
+    place = _place(comparison, text, reader, len(rows))
     st.dataframe(
-        token_rows.alternatives(found, text, place), key="alternatives", alt="Probabilities at the chosen token"
+        token_rows.alternatives(comparison, text, place), key="alternatives", alt="Probabilities at the chosen token"
     )
     if others:
         spec = token_rows.divergence_spec(
-            theme.mode(), tuple(found.columns[n].label for n in range(1, len(found.columns)))
+            theme.mode(), tuple(comparison.columns[n].label for n in range(1, len(comparison.columns)))
         )
         drawing.show(
-            spec, token_rows.divergence(found, text), "chart-divergence", token_rows.summary(found, text, others)
+            spec,
+            token_rows.divergence(comparison, text),
+            "chart-divergence",
+            token_rows.summary(comparison, text, others),
         )
 
 
-def _place(found: Comparison, text: int, reader: int, count: int) -> int:
+def _place(comparison: Comparison, text: int, reader: int, count: int) -> int:
     """The token whose alternatives the table shows; the parting one at first. Works by keyboard and touch."""
     if count < 2:
         return 0
-    start = found.parting(reader) if reader else None
-    pieces = found.traces[text, text].pieces
+    start = comparison.parting(reader) if reader else None
+    pieces = comparison.traces[text, text].pieces
     place = st.slider(
         "Token in the table",
         1,

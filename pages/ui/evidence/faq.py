@@ -51,72 +51,72 @@ def shipped() -> Evidence:
     return Evidence(records, grid_results.joined(sweeps))
 
 
-def answered(found: Evidence) -> list[tuple[str, list[str]]]:
+def answers(evidence: Evidence) -> list[tuple[str, list[str]]]:
     """Every question with the sentences of its answer."""
     answers = []
     for question, answer in QUESTIONS.items():
         try:
-            said = answer(found)
+            lines = answer(evidence)
         except (KeyError, IndexError, StopIteration):
-            said = ["The record of this is not here. The page Evidence says how to make it."]
-        answers.append((question, said))
+            lines = ["The record of this is not here. The page Evidence says how to make it."]
+        answers.append((question, lines))
     return answers
 
 
-def _domains(found: Evidence) -> list[str]:
-    one, other = found.row("ablation", "trsp"), found.row("ablation", "direct")
-    said = [sentences.against(found.records["ablation"], one, other)]
+def _domains(evidence: Evidence) -> list[str]:
+    one, other = evidence.row("ablation", "trsp"), evidence.row("ablation", "direct")
+    lines = [sentences.against(evidence.records["ablation"], one, other)]
     if intervals.only_at_home(one.losses, other.losses):
-        return [*said, "So the gain is the calibration text's alone."]
-    return [*said, "Every figure here is taken in two domains: a gain in one alone would be marked as such."]
+        return [*lines, "So the gain is the calibration text's alone."]
+    return [*lines, "Every figure here is taken in two domains: a gain in one alone would be marked as such."]
 
 
-def _control(found: Evidence) -> list[str]:
-    said = [sentences.sentences(found.records["ablation"])[0]]
-    if sweep := found.sweeps.get("length"):
+def _control(evidence: Evidence) -> list[str]:
+    lines = [sentences.sentences(evidence.records["ablation"])[0]]
+    if sweep := evidence.sweeps.get("length"):
         longer = training_lengths.sentence(training_lengths.duels(sweep), "heldout")
-        said.append(f"Longer, and the best way of TRSP against the best control: {longer[:1].lower()}{longer[1:]}")
-    return said
+        lines.append(f"Longer, and the best way of TRSP against the best control: {longer[:1].lower()}{longer[1:]}")
+    return lines
 
 
-def _penalty(found: Evidence) -> list[str]:
-    record = found.records["ablation"]
-    return [sentences.against(record, found.row("ablation", "trsp"), found.row("ablation", "no_penalty"))]
+def _penalty(evidence: Evidence) -> list[str]:
+    record = evidence.records["ablation"]
+    return [sentences.against(record, evidence.row("ablation", "trsp"), evidence.row("ablation", "no_penalty"))]
 
 
-def _greedy(found: Evidence) -> list[str]:
-    record = found.records["ablation"]
-    return [sentences.against(record, found.row("ablation", "trsp"), found.row("ablation", "one_shot"))]
+def _greedy(evidence: Evidence) -> list[str]:
+    record = evidence.records["ablation"]
+    return [sentences.against(record, evidence.row("ablation", "trsp"), evidence.row("ablation", "one_shot"))]
 
 
-def _rivals(found: Evidence) -> list[str]:
-    record = found.records["methods"]
-    trsp, said = found.row("methods", "trsp"), []
+def _rivals(evidence: Evidence) -> list[str]:
+    record = evidence.records["methods"]
+    trsp, lines = evidence.row("methods", "trsp"), []
     rivals = [row for row in record.rows if row.name not in ("dense", "trsp")]
     for domain in DOMAINS:
         best = min(rivals, key=lambda row: sum(row.losses[domain]))
         figures = [formatting.perplexity(intervals.perplexity(row.losses[domain]).value) for row in (trsp, best)]
         apart = sentences.change(intervals.factor(trsp.losses[domain], best.losses[domain]))
-        said.append(
+        lines.append(
             f"In the {words.DOMAINS[domain]}, deleted at once, TRSP's choice leaves {figures[0]} and the best of "
             f"{len(rivals)} others, {words.plain(best.title)}, {figures[1]}: {apart}."
         )
-    return said
+    return lines
 
 
-def _seeds(found: Evidence) -> list[str]:
-    sweep = found.sweeps["seeds"]
+def _seeds(evidence: Evidence) -> list[str]:
+    sweep = evidence.sweeps["seeds"]
     fade, control = (sweep.of(arm) for arm in ("fade", "control"))
-    said = []
+    lines = []
     for seed in sorted({p.seed for p in fade}):
         pair = [[p for p in side if p.seed == seed] for side in (fade, control)]
         parts = [f"{sentences.change(_factor(*pair, d))} in the {words.DOMAINS[d]}" for d in DOMAINS]
-        said.append(f"Seed {seed}: {words.plain(sweep.arms['fade'])} is {' and '.join(parts)}, beside the control.")
-    return [*said, f"{len(said)} seeds are few; another seed draws other blocks to train and to measure on."]
+        lines.append(f"Seed {seed}: {words.plain(sweep.arms['fade'])} is {' and '.join(parts)}, beside the control.")
+    return [*lines, f"{len(lines)} seeds are few; another seed draws other blocks to train and to measure on."]
 
 
-def _strengths(found: Evidence) -> list[str]:
-    path, grid = found.sweeps["path"], found.sweeps["map"]
+def _strengths(evidence: Evidence) -> list[str]:
+    path, grid = evidence.sweeps["path"], evidence.sweeps["map"]
     by_l1 = {p.at["lambda_1"]: grid_results.perplexity([p], "heldout").value for p in path.points}
     best, worst = min(by_l1, key=by_l1.__getitem__), max(by_l1, key=by_l1.__getitem__)
     spans = []
@@ -135,69 +135,67 @@ def _strengths(found: Evidence) -> list[str]:
     ]
 
 
-def _speed(found: Evidence) -> list[str]:
-    times = intervals_chart.speeds(found.records["ablation"])
+def _speed(evidence: Evidence) -> list[str]:
+    times = intervals_chart.speeds(evidence.records["ablation"])
     ceiling = times["ceiling"].iloc[0]
-    said = [
+    lines = [
         f"{row.what}: {formatting.ratio(row.times)} times as fast as the dense model "
         f"[{formatting.ratio(row.low)}, {formatting.ratio(row.high)}], of at most "
         f"{formatting.ratio(ceiling)} times."
         for row in times.itertuples()
     ]
     if (times["times"] > ceiling).any():
-        said.append("A figure above its ceiling is the measurement's noise; brackets are the spread of the repeats.")
-    return said
+        lines.append("A figure above its ceiling is the measurement's noise; brackets are the spread of the repeats.")
+    return lines
 
 
-def _published(found: Evidence) -> list[str]:
+def _published(evidence: Evidence) -> list[str]:
     rows = published.table()
     theirs = rows[(rows["Model"] == "LLaMA2-7B") & rows["Method"].str.startswith("TRSP")]
     by = dict(zip(theirs["Method"], theirs["Perplexity, WikiText-2"], strict=True))
     whole = by.pop("TRSP")
-    record = found.records["ablation"]
-    said = []
+    record = evidence.records["ablation"]
+    lines = []
     for method, ours in (("TRSP without stage 2 (w/o R)", "direct"), ("TRSP, all chosen at once (w/o W)", "one_shot")):
         here = (plan_results.compared(record, "trsp", ours) or {})["calibration"]
-        said.append(
+        lines.append(
             f"{words.plain(method)}: the paper's TRSP has {formatting.ratio(whole / by[method])} times its "
             "perplexity (LLaMA2-7B, "
             f"WikiText-2, calibrated there too), ours {formatting.ratio(here.value)} times "
             f"[{formatting.ratio(here.low)}, {formatting.ratio(here.high)}]."
         )
     return [
-        *said,
+        *lines,
         "Another model, another text, far fewer steps: directions can be held against the paper's, sizes not.",
     ]
 
 
-def gates(found: Evidence) -> list[str]:
+def gates(evidence: Evidence) -> list[str]:
     """What the paper's gate costs, beside ours at the same steps."""
     try:
-        sweep = found.sweeps["choice"]
+        sweep = evidence.sweeps["choice"]
         theirs = sweep.of("output")
         ours = [p for p in sweep.of("branch") if p.at["stage1_steps"] == theirs[0].settings["stage1_steps"]]
         ends = theirs[0].settings
-        said = []
+        lines = []
         for domain in DOMAINS:
             figures = [formatting.perplexity(grid_results.perplexity(side, domain).value) for side in (theirs, ours)]
             level = formatting.perplexity(intervals.perplexity(sweep.dense[theirs[0].blocks[domain]]).value)
-            said.append(
+            lines.append(
                 f"In the {words.DOMAINS[domain]}, deleted at once, perplexity is **{figures[0]}** with the paper's "
                 f"gate and **{figures[1]}** with ours: {_times(_factor(theirs, ours, domain))}. Dense: {level}."
             )
         gone = [words.layers(side[0].removed) for side in (theirs, ours)]
-        said.append(f"The paper's gate gives up layers {gone[0]}, ours layers {gone[1]}.")
+        lines.append(f"The paper's gate gives up layers {gone[0]}, ours layers {gone[1]}.")
         spared = f"first {ends['protect_first']} and last {ends['protect_last']} layers"
-        said.append(f"And that is with the {spared} protected. What happens without, a run shows in about a minute.")
+        lines.append(f"And that is with the {spared} protected. What happens without, a run shows in about a minute.")
     except (KeyError, IndexError):
         return ["The record of both gates is not here. Run both by the buttons below."]
-    return said
+    return lines
 
 
-def _times(found: intervals.Interval) -> str:
-    return (
-        f"{formatting.ratio(found.value)} times as high [{formatting.ratio(found.low)}, {formatting.ratio(found.high)}]"
-    )
+def _times(factor: intervals.Interval) -> str:
+    return f"{factor.value:.1f} times as high [{factor.low:.1f}, {factor.high:.1f}]"
 
 
 def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:

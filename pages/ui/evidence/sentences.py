@@ -24,12 +24,12 @@ def _ablation(record: Record) -> list[str]:
     rival = next((record.row(name) for name in RIVALS if record.row(name)), None)
     if trsp is None or rival is None:
         return ["This plan has no run of TRSP beside a control, so it supports no claim about stage 2."]
-    said = [f"After {trsp.steps} steps, {against(record, trsp, rival)} {_winner(record, trsp, rival)}"]
+    lines = [f"After {trsp.steps} steps, {against(record, trsp, rival)} {_winner(record, trsp, rival)}"]
     for name, before in (("direct", "Stage 2 against deleting at once"), ("no_penalty", "The penalty itself")):
         other = record.row(name)
         if other:
-            said.append(f"{before}: {against(record, trsp, other)}")
-    return said
+            lines.append(f"{before}: {against(record, trsp, other)}")
+    return lines
 
 
 def _methods(record: Record) -> list[str]:
@@ -37,30 +37,30 @@ def _methods(record: Record) -> list[str]:
     rows = [row for row in record.rows if row.name != "dense"]
     if trsp is None or len(rows) < 2:
         return ["This plan has no two methods to compare."]
-    said = []
+    lines = []
     for domain in DOMAINS:
         ranked = sorted(rows, key=lambda row: sum(row.losses[domain]))
         best, place = ranked[0], ranked.index(trsp) + 1
         start = f"In the {words.DOMAINS[domain]}, {words.plain(best.title)} leaves the lowest perplexity"
         if best is trsp:
             second = intervals.factor(trsp.losses[domain], ranked[1].losses[domain])
-            said.append(f"{start}; the next, {words.plain(ranked[1].title)}, {_tie(second)}.")
+            lines.append(f"{start}; the next, {words.plain(ranked[1].title)}, {_tie(second)}.")
         else:
-            found = intervals.factor(trsp.losses[domain], best.losses[domain])
-            said.append(f"{start} of {len(rows)}; TRSP comes {_place(place)}, {change(found)}.")
-    return said
+            factor = intervals.factor(trsp.losses[domain], best.losses[domain])
+            lines.append(f"{start} of {len(rows)}; TRSP comes {_place(place)}, {change(factor)}.")
+    return lines
 
 
 def against(record: Record, one: Row, other: Row) -> str:
     """How the perplexity of row `one` stands beside row `other`'s, in both domains."""
-    found = plan_results.compared(record, one.name, other.name) or {}
-    parts = [f"{change(found[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in found]
+    factors = plan_results.compared(record, one.name, other.name) or {}
+    parts = [f"{change(factors[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in factors]
     return f"{words.plain(one.title)}'s perplexity is {' and '.join(parts)}, beside “{words.plain(other.title)}”."
 
 
 def _winner(record: Record, one: Row, other: Row) -> str:
-    found = plan_results.compared(record, one.name, other.name) or {}
-    signs = [_sign(found[d]) for d in DOMAINS]
+    factors = plan_results.compared(record, one.name, other.name) or {}
+    signs = [_sign(factors[d]) for d in DOMAINS]
     if all(sign < 0 for sign in signs):
         return "TRSP wins in both domains."
     if all(sign > 0 for sign in signs):
@@ -72,27 +72,27 @@ def _winner(record: Record, one: Row, other: Row) -> str:
     return "Neither wins in both domains."
 
 
-def change(found: Interval) -> str:
+def change(factor: Interval) -> str:
     """`12 % lower (8 % to 16 %)`, or that the interval holds no difference."""
-    ends = sorted(abs(v - 1) for v in (found.low, found.high))
-    if _sign(found) == 0:
-        return f"not certainly different ({_signed(found.low - 1)} to {_signed(found.high - 1)})"
-    if found.low > 3:
-        return f"**{formatting.ratio(found.value)} times as high**"
-    word = "lower" if found.value < 1 else "higher"
+    ends = sorted(abs(v - 1) for v in (factor.low, factor.high))
+    if _sign(factor) == 0:
+        return f"not certainly different ({_signed(factor.low - 1)} to {_signed(factor.high - 1)})"
+    if factor.low > 3:
+        return f"**{formatting.count(factor.value)} times as high**"
+    word = "lower" if factor.value < 1 else "higher"
     return (
-        f"**{formatting.percent(abs(found.value - 1))} {word}** ({formatting.percent(ends[0])} to "
+        f"**{formatting.percent(abs(factor.value - 1))} {word}** ({formatting.percent(ends[0])} to "
         f"{formatting.percent(ends[1])})"
     )
 
 
-def _tie(found: Interval) -> str:
-    return "is not certainly worse" if _sign(found) == 0 else "is certainly worse"
+def _tie(factor: Interval) -> str:
+    return "is not certainly worse" if _sign(factor) == 0 else "is certainly worse"
 
 
-def _sign(found: Interval) -> int:
+def _sign(factor: Interval) -> int:
     """Of a factor: below 1, above 1, or neither for sure."""
-    return -1 if found.high < 1 else 1 if found.low > 1 else 0
+    return -1 if factor.high < 1 else 1 if factor.low > 1 else 0
 
 
 def _signed(share: float) -> str:

@@ -62,5 +62,5 @@ def literal_runs() -> None:
     """Links that set the knobs; Start is left to the visitor."""
     with st.container(horizontal=True):
         for label, settings in RUNS.items():
-            query = session.written(dict(session.START) | dict(settings))
+            query = session.as_parameters(dict(session.START) | dict(settings))
             st.page_link("pages/views/run.py", label=label, icon=":material/tune:", query_params=query)

@@ -1,5 +1,5 @@
-"""Take it away: the model with its proof, the report, the curves. All of it is made in a moment or by the server's
-errands, whichever tab is open, lies in the run folder, and is streamed from there."""
+"""What a visitor takes away: the model with its proof, the report, the curves. Each is made at once or in a process of
+its own, which no tab has to wait for; then it lies in the run folder and is streamed from there."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def area(run: Run, config: RunConfig, state: RunState) -> None:
 
 def _model(run: Run) -> None:
     """The checkpoints that are there, and the making of another."""
-    for made in checkpoint.archives(run):
-        label = f"Download {made.file.name} ({formatting.size(made.size)})"
-        st.link_button(label, file_routes.link(run, made.file.name), icon=":material/download:")
-        st.caption(f":material/verified: {words.plain(made.verdict)}")
+    for archive in checkpoint.archives(run):
+        label = f"Download {archive.file.name} ({formatting.size(archive.size)})"
+        st.link_button(label, file_routes.link(run, archive.file.name), icon=":material/download:")
+        st.caption(f":material/verified: {words.plain(archive.told)}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         formats = checkpoint.formats(run)
         dtype = st.selectbox("Number format", formats, key="export-dtype", width=160) if formats else ""
-        clicked = st.button("Export the model", icon=":material/deployed_code:", key="export")
+        exporting = st.button("Export the model", icon=":material/deployed_code:", key="export")
         with st.popover("Push to the hub", icon=":material/cloud_upload:"):
-            pushed = _push_form()
+            push = _push_form()
     st.caption(
         "A checkpoint for stock transformers with a model card, the settings and, where it gives the same tensors, a "
         "recipe for mergekit. A fresh process loads it first and must compute what the model in memory computed, or "
@@ -66,12 +66,12 @@ def _model(run: Run) -> None:
     )
     for remark in checkpoint.remarks(run, dtype):
         st.caption(words.plain(remark))
-    if clicked or pushed:
-        repository, token = pushed or ("", "")
+    if exporting or push:
+        repository, token = push or ("", "")
         target = checkpoint.archive(run, dtype)
-        asked: dict[str, Any] = {"target": str(target), "dtype": dtype, "push": repository, "token": token}
-        name = f"{target.name} to {repository}" if pushed else target.name
-        _try(lambda: server.errands().start(run, name, "trsp_core.export.checkpoint", session.visitor(), **asked))
+        request: dict[str, Any] = {"target": str(target), "dtype": dtype, "push": repository, "token": token}
+        name = f"{target.name} to {repository}" if push else target.name
+        _try(lambda: server.errands().start(run, name, "trsp_core.export.checkpoint", session.visitor(), **request))
 
 
 def _push_form() -> tuple[str, str] | None:
@@ -121,8 +121,8 @@ def _standing(errand: ExportJob) -> None:
     if errand.running:
         st.fragment(_progress, run_every=1.0)(errand)
     elif errand.refusal:
-        told = f"{words.plain(errand.refusal.message)} {words.plain(errand.refusal.remedy)}"
-        st.error(f"{words.plain(errand.name)}: {told}", icon=":material/error:")
+        message = f"{words.plain(errand.refusal.message)} {words.plain(errand.refusal.remedy)}"
+        st.error(f"{words.plain(errand.name)}: {message}", icon=":material/error:")
     elif errand.done and " to " in errand.name:
         st.success(f"Uploaded: {words.plain(errand.name)}.", icon=":material/cloud_done:")
 

@@ -173,17 +173,17 @@ def _upload() -> None:
 
 
 def _uploaded() -> None:
-    brought = session.get("upload")
-    if isinstance(brought, DeletedFile):
+    file = session.get("upload")
+    if isinstance(file, DeletedFile):
         return  # what was stored before, and let go
     session.put("upload_error", "")
     session.put("upload_note", "")
-    if brought is None:
+    if file is None:
         return
     try:
-        content = brought.getvalue()
-        session.put("upload_note", uploads.how_read(content, brought.name))
-        session.fill({"text": str(uploads.keep(content, brought.name, server.store().root, session.visitor()))})
+        content = file.getvalue()
+        session.put("upload_note", uploads.how_read(content, file.name))
+        session.fill({"text": str(uploads.keep(content, file.name, server.store().root, session.visitor()))})
     except TrspError as error:
         session.put("upload_error", str(error))
-    session.let_go(brought)
+    session.let_go(file)

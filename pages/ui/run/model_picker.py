@@ -31,7 +31,7 @@ def box(name: str, config: RunConfig | None = None) -> None:
         else:
             _offer_from_hub(name, config or RunConfig(model=name))
         if now and now.refusal:
-            _refused(now.refusal)
+            _show_refusal(now.refusal)
 
 
 def _progress(name: str) -> None:
@@ -63,7 +63,7 @@ def _offer_from_hub(hub_id: str, config: RunConfig) -> None:
         _button(f"Download {formatting.size(card.bytes)}", hub_id)
         return
     if card:
-        _refused(card)
+        _show_refusal(card)
     else:
         st.caption("The hub is asked first for size, licence and form. No weights are downloaded by that.")
     icon = ":material/manage_search:"
@@ -99,7 +99,7 @@ def _button(label: str, name: str, accepted: bool = True) -> None:
         st.rerun()
 
 
-def _refused(error: TrspError) -> None:
+def _show_refusal(error: TrspError) -> None:
     st.error(f"{words.plain(error.message)}\n\n{words.plain(error.remedy)}", icon=":material/error:")
 
 
@@ -110,34 +110,34 @@ def choose() -> None:
         if not server.models_here():
             st.caption("None yet.")
         for facts in server.models_here().values():
-            told = (
+            description = (
                 f"{facts.n_layers} layers, {formatting.parameters(facts.parameters)} parameters, "
                 f"{formatting.size(facts.bytes)}"
             )
-            _row(facts.name, told)
+            _row(facts.name, description)
         st.markdown("**On the model hub**")
-        asked = st.text_input("Words in its name, for example: smollm 360m", key="search-words", max_chars=100)
-        if st.button("Search", key="search", disabled=not asked.strip()):
+        query = st.text_input("Words in its name, for example: smollm 360m", key="search-words", max_chars=100)
+        if st.button("Search", key="search", disabled=not query.strip()):
             try:
                 with st.spinner("Asking the hub"):
-                    session.put("search-found", download.search(asked, limits.current()))
+                    session.put("search-found", download.search(query, limits.current()))
             except TrspError as error:
                 session.put("search-found", None)
-                _refused(error)
+                _show_refusal(error)
         _draw_found(session.get("search-found"))
 
 
-def _draw_found(found: Sequence[Found] | None) -> None:
-    if found == []:
+def _draw_found(hits: Sequence[Found] | None) -> None:
+    if hits == []:
         st.caption("No model for text generation with safetensors has these words in its name.")
-    for one in found or ():
+    for one in hits or ():
         size = f"{formatting.parameters(one.parameters)} parameters" if one.parameters else "size not given"
         licence = f"{one.licence or 'licence not given'}{', gated' if one.gated else ''}"
         _row(one.id, f"{size}, {licence}, {formatting.count(one.downloads or 0)} downloads")
 
 
-def _row(name: str, told: str) -> None:
+def _row(name: str, description: str) -> None:
     """A model and the button that takes it into the form."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"{words.plain(title_of(name))}  \n:small[:gray[{words.plain(told)}]]")
+        st.markdown(f"{words.plain(title_of(name))}  \n:small[:gray[{words.plain(description)}]]")
         st.button("Take", key=f"take-{name}", on_click=session.fill, args=({"model": name},))

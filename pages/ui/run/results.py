@@ -62,11 +62,11 @@ def summary(state: RunState, config: RunConfig, live: bool) -> None:
     removed, total = state.removed, len(state.removed.removed) + len(state.removed.kept)
     before, after = removed.parameters_before, removed.parameters
     with st.container(border=True, key="result"):
-        gone = f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)})"
+        headline = f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)})"
         if state.narrowed:
-            gone = f"**No layer is gone, all {total} are narrower** ({state.narrowed.sentence})"
+            headline = f"**No layer is gone, all {total} are narrower** ({state.narrowed.sentence})"
         st.markdown(
-            f"{gone}: {formatting.parameters(after)} parameters instead of {formatting.parameters(before)}, "
+            f"{headline}: {formatting.parameters(after)} parameters instead of {formatting.parameters(before)}, "
             f"{words.share(before - after, before)} fewer."
         )
         if state.narrowed:
@@ -85,7 +85,7 @@ def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> st
     """What happened to one domain's perplexity."""
     by = state.figures(domain)
     text = words.plain(_text(config.text if domain == "calibration" else config.heldout))
-    before, after = (words.measured(by, name, live) for name in ("dense", "pruned"))
+    before, after = (words.perplexity_or_wait(by, name, live) for name in ("dense", "pruned"))
     where = f"In the {words.DOMAINS[domain]} ({text}),"
     if "dense" not in by or "pruned" not in by:
         return f"{where} the dense model's perplexity: {before}; the pruned model's: {after}."
@@ -138,12 +138,14 @@ def _speed(state: RunState, total: int) -> str:
 def table(state: RunState, live: bool) -> pd.DataFrame:
     """Perplexity by state of the model and by domain."""
     names = words.NARROWED_STATES if state.narrowed else words.MODEL_STATES
-    shown = [s for s in names if s in state.perplexity]
+    states = [s for s in names if s in state.perplexity]
     rows = {
-        f"Perplexity, {words.DOMAINS[domain]}": [words.measured(state.figures(domain), s, live) for s in shown]
+        f"Perplexity, {words.DOMAINS[domain]}": [
+            words.perplexity_or_wait(state.figures(domain), s, live) for s in states
+        ]
         for domain in DOMAINS
     }
-    return pd.DataFrame(rows, index=[names[s] for s in shown])
+    return pd.DataFrame(rows, index=[names[s] for s in states])
 
 
 def protocol(state: RunState) -> str:

@@ -124,10 +124,10 @@ def _delete(run_id: str) -> None:
 
 def choose(runs: list[Run], page: str) -> Run | None:
     """The run in the address, or one picked from the newest; where there is none, `page` can show the recorded one."""
-    wanted = session.run_id()
-    if wanted:
+    run_id = session.run_id()
+    if run_id:
         try:
-            return server.get_run(wanted)
+            return server.get_run(run_id)
         except TrspError as error:
             st.warning(f"{words.plain(error.message)} It may have been deleted.", icon=":material/link_off:")
     titles = {run.id: run for run in runs[:50]}
@@ -137,8 +137,8 @@ def choose(runs: list[Run], page: str) -> Run | None:
             st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
             recorded(page)
         return None
-    picked = st.selectbox("Run", list(titles), format_func=lambda i: _title(titles[i]), key="chosen-run")
-    return titles.get(picked)
+    choice = st.selectbox("Run", list(titles), format_func=lambda i: _title(titles[i]), key="chosen-run")
+    return titles.get(choice)
 
 
 def _title(run: Run) -> str:

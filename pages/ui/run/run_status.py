@@ -33,11 +33,11 @@ def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
 
 def name_of(config: RunConfig, depth: int | None) -> str:
     """`TRSP on SmolLM2 135M Instruct, 8 of 30 layers`; where the run does not know its `depth` yet, the files may."""
-    known, found = methods.all_methods().get(config.method), server.facts(config.model)
-    what = f"{known.title if known else config.method} on {title_of(config.model)}"
-    if depth is None and not isinstance(found, TrspError):
-        depth = found.n_layers
-    if depth and known and known.narrow:
+    method, facts = methods.all_methods().get(config.method), server.facts(config.model)
+    what = f"{method.title if method else config.method} on {title_of(config.model)}"
+    if depth is None and not isinstance(facts, TrspError):
+        depth = facts.n_layers
+    if depth and method and method.narrow:
         return f"{what}, the size of {depth - count_to_remove(config, depth)} of {depth} layers"
     if depth:
         return f"{what}, {count_to_remove(config, depth)} of {depth} layers"
@@ -87,8 +87,8 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
     """The numbers of the moment: of all measured blocks, where a tile does not say otherwise."""
     by = state.figures("calibration")
 
-    def shown(name: str) -> str:
-        return words.measured(by, name, live) if name in by or state.phase == name else "–"
+    def level(name: str) -> str:
+        return words.perplexity_or_wait(by, name, live) if name in by or state.phase == name else "–"
 
     total = frames.planned_removals(state, config)
     with st.container(horizontal=True, key="figures"):
@@ -97,11 +97,11 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
             st.metric("Layers narrowed", f"{depth if state.narrowed else 0} of {depth}")
         else:
             st.metric("Layers chosen", f"{len(state.chosen)} of {total}" if total else "0")
-        st.metric("Perplexity, dense", shown("dense"))
+        st.metric("Perplexity, dense", level("dense"))
         at_once = "Narrowed, not trained" if methods.get(config.method).narrow else "Layers deleted at once"
-        st.metric(at_once, shown("direct"))
+        st.metric(at_once, level("direct"))
         if "pruned" in by or not state.probes:
-            st.metric("Pruned", shown("pruned"))
+            st.metric("Pruned", level("pruned"))
         else:
             (_, now), (few, whole) = frames.times_dense(state, config)[1][-1], frames.compared(state, config)
             value = f"{words.times(now)} dense" if math.isfinite(now) else formatting.NOT_A_NUMBER
@@ -145,9 +145,9 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
 
 def stop_button(run: Run, label: str, key: str) -> None:
     """A button that stops a run; it has stopped once its process has let go of it."""
-    asked = run.cancelled()
-    label = "Stopping…" if asked else label
-    st.button(label, icon=":material/stop:", key=key, disabled=asked, on_click=stop, args=(run.id,))
+    stopping = run.cancelled()
+    label = "Stopping…" if stopping else label
+    st.button(label, icon=":material/stop:", key=key, disabled=stopping, on_click=stop, args=(run.id,))
 
 
 def resume_button(run: Run, state: RunState, key: str) -> None:

@@ -8,7 +8,7 @@ from pages.ui.charts import drawing
 from pages.ui.style import words
 from pages.ui.style.theme import mode
 from trsp_core import formatting
-from trsp_core.charts import frames
+from trsp_core.charts import frames, specs
 from trsp_core.pruning import methods
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
@@ -45,13 +45,13 @@ def stage_1(state: RunState, config: RunConfig) -> None:
         if trains:
             st.caption(frames.caption("weights", state, config))
             planned = frames.planned_steps(state, config, 1)
-            drawing.of_run(drawing.weights(mode()), state, lambda: frames.weights(state, planned), "weights")
+            drawing.of_run(specs.weights(mode()), state, lambda: frames.weights(state, planned), "weights")
         else:
             st.caption(words.plain(methods.get(config.method).summary))
-            drawing.of_run(drawing.scores(mode()), state, lambda: frames.scores(state), "scores")
+            drawing.of_run(specs.scores(mode()), state, lambda: frames.scores(state), "scores")
     with right:
         st.caption(frames.caption("stack", state, config))
-        drawing.of_run(drawing.stack(mode()), state, lambda: frames.stack(state), "stack")
+        drawing.of_run(specs.stack(mode()), state, lambda: frames.stack(state), "stack")
     with st.container(key="winner"):
         st.markdown(winner(state))
 
@@ -77,10 +77,10 @@ def stage_2(state: RunState, config: RunConfig) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
         st.caption(frames.caption("probes", state, config))
-        drawing.of_run(drawing.probes(mode()), state, lambda: frames.probes(state, config), "probes")
+        drawing.of_run(specs.probes(mode()), state, lambda: frames.probes(state, config), "probes")
     with right:
         st.caption(frames.caption("gaps", state, config))
-        drawing.of_run(drawing.gaps(mode()), state, lambda: frames.gaps(state, config), "gaps")
+        drawing.of_run(specs.gaps(mode()), state, lambda: frames.gaps(state, config), "gaps")
 
 
 def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
@@ -91,14 +91,14 @@ def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
     for column, stage in zip(st.columns(2, gap="medium"), stages, strict=False):
         with column:
             st.caption(frames.caption(f"loss-{stage}", state, config))
-            spec = drawing.losses(mode(), frames.PULLS[stage])
+            spec = specs.losses(mode(), frames.PULLS[stage])
             drawing.of_run(spec, state, lambda s=stage: frames.losses(state, config, s), f"loss-{stage}")
 
 
 def _learns(config: RunConfig) -> bool:
     """Whether the method learns layer weights in steps."""
-    known = methods.all_methods().get(config.method)
-    return bool(known and known.trains)
+    method = methods.all_methods().get(config.method)
+    return bool(method and method.trains)
 
 
 def samples(state: RunState, places: bool = False) -> None:
@@ -106,10 +106,10 @@ def samples(state: RunState, places: bool = False) -> None:
     if not (state.samples or places):
         return
     st.markdown("#### The same prompt, continued")
-    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples or places]
+    states = [s for s in ("dense", "direct", "pruned") if s in state.samples or places]
     if state.samples.get("direct") == state.samples.get("pruned") and not places:
-        shown = [s for s in shown if s != "direct"]
-    for column, name in zip(st.columns(len(shown), gap="medium"), shown, strict=True):
+        states = [s for s in states if s != "direct"]
+    for column, name in zip(st.columns(len(states), gap="medium"), states, strict=True):
         with column, st.container(border=True, height=SAMPLE if places else "content"):
             st.markdown(f"**{words.MODEL_STATES[name]}**")
             sample = state.samples.get(name)

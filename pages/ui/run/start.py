@@ -1,4 +1,4 @@
-"""Before a run starts: what the form asks for, in words and figures; starting."""
+"""Before a run starts: what the form asks for, in words and figures; and its start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trsp_core.schema.config import KNOBS, PACKED, RunConfig
 
 
 @dataclass
-class Plan:
+class Draft:
     """What the form amounts to: a config or its problems, and the facts of its model where they are known.
 
     Attributes:
@@ -34,30 +34,30 @@ class Plan:
     missing: str | None = None
 
 
-def plan() -> Plan:
-    """Check the form without touching a model: every problem of every knob at once."""
-    made = Plan()
+def read_form() -> Draft:
+    """The form as it stands, checked without loading a model; every problem of every knob at once."""
+    draft = Draft()
     try:
-        made.config = validate.from_values(session.form())
+        draft.config = validate.from_values(session.form())
     except TrspError as error:
-        made.problems = list(error.problems)
+        draft.problems = list(error.problems)
     name, limits = session.form()["model"], server.run_queue().limits
-    if refused := limits.check_model(name):
-        made.problems += refused if made.config is None else []
+    if refusal := limits.check_model(name):
+        draft.problems += refusal if draft.config is None else []
     elif fetchable(name):
-        made.missing, card = name, server.card(name)
-        made.facts = card.facts if isinstance(card, Card) else None
+        draft.missing, card = name, server.card(name)
+        draft.facts = card.facts if isinstance(card, Card) else None
     elif name.strip():
-        found = server.facts(name)
-        if isinstance(found, TrspError):
-            made.problems.append(Problem("model", found.message, found.remedy))
+        facts = server.facts(name)
+        if isinstance(facts, TrspError):
+            draft.problems.append(Problem("model", facts.message, facts.remedy))
         else:
-            made.facts = found
-    if made.config and made.facts:
-        made.problems += validate.check(made.config, made.facts.n_layers, made.facts.max_length)
-    if made.config:
-        made.problems += limits.check_run(made.config, server.store().root)
-    return made
+            draft.facts = facts
+    if draft.config and draft.facts:
+        draft.problems += validate.check(draft.config, draft.facts.n_layers, draft.facts.max_length)
+    if draft.config:
+        draft.problems += limits.check_run(draft.config, server.store().root)
+    return draft
 
 
 def fetchable(name: str) -> bool:
@@ -69,11 +69,11 @@ def fetchable(name: str) -> bool:
     return False
 
 
-def ratio_in_words(made: Plan) -> str:
+def ratio_in_words(draft: Draft) -> str:
     """`8 of 30 layers, 18 % fewer parameters`."""
-    if not made.facts:
+    if not draft.facts:
         return "How many layers that is will be known once the model is looked up or on this machine."
-    facts, values, depth = made.facts, session.form(), made.facts.n_layers
+    facts, values, depth = draft.facts, session.form(), draft.facts.n_layers
     try:
         manual, narrow = values["method"] == "manual", methods.get(values["method"]).narrow
         count = (
@@ -91,40 +91,40 @@ def ratio_in_words(made: Plan) -> str:
     )
 
 
-def lambda_2_in_words(made: Plan) -> str:
+def lambda_2_in_words(draft: Draft) -> str:
     """For how many steps it acts."""
-    return schedules.lambda_2_in_words(made.config) if made.config else ""
+    return schedules.lambda_2_in_words(draft.config) if draft.config else ""
 
 
-def forecast_and_start(made: Plan) -> None:
+def forecast_and_start(draft: Draft) -> None:
     """Minutes and memory before the start, every reason against it, and the button."""
-    refusal = _problems(made)
+    refusal = _problems(draft)
     with st.container(border=True, key="start-box"):
-        if made.config and made.facts and not made.problems:
-            expected = forecast.forecast(made.config, made.facts)
+        if draft.config and draft.facts and not draft.problems:
+            expected = forecast.forecast(draft.config, draft.facts)
             st.markdown(
                 f":material/schedule: **About {formatting.duration(expected.seconds)}**, "
                 f"**{formatting.size(expected.peak_bytes)} of memory** at the peak on this machine."
                 + (" A rough figure: nothing like it was timed here yet." if expected.rough else "")
             )
             _phases(expected.phases)
-            if made.config.precision in PACKED:
-                st.caption(_packed(made.config, made.facts, expected))
-            refusal = refusal or _refused(made.config, expected)
-        if made.missing:
-            where = "looked up" if catalog.is_hub_id(made.missing) else "on this machine"
+            if draft.config.precision in PACKED:
+                st.caption(_packed(draft.config, draft.facts, expected))
+            refusal = refusal or _memory_refusal(draft.config, expected)
+        if draft.missing:
+            where = "looked up" if catalog.is_hub_id(draft.missing) else "on this machine"
             ahead = "Start is possible once the model is on this machine."
-            st.caption(ahead if made.facts else f"The forecast comes once the model is {where}.")
+            st.caption(ahead if draft.facts else f"The forecast comes once the model is {where}.")
         if refusal:
             st.error(refusal, icon=":material/block:")
-        blocked = bool(refusal or made.missing) or made.facts is None
+        blocked = bool(refusal or draft.missing) or draft.facts is None
         with st.container(horizontal=True):
             icon = ":material/play_arrow:"
             clicked = st.button("Start", type="primary", icon=icon, disabled=blocked, key="start")
-            if made.config:
-                command(made.config, "The same run from a shell. The address of this page holds the same settings.")
-        if clicked and made.config:
-            start(made.config)
+            if draft.config:
+                command(draft.config, "The same run from a shell. The address of this page holds the same settings.")
+        if clicked and draft.config:
+            start(draft.config)
 
 
 def command(config: RunConfig, caption: str = "The same run from a shell:") -> None:
@@ -136,11 +136,11 @@ def command(config: RunConfig, caption: str = "The same run from a shell:") -> N
         st.code(model_card.script(config), language="python", wrap_lines=True)
 
 
-def _problems(made: Plan) -> str:
+def _problems(draft: Draft) -> str:
     """All problems of the form as one list, or nothing."""
-    if not made.problems:
+    if not draft.problems:
         return ""
-    lines = [f"- {words.plain(p.message)} {words.plain(p.remedy)}" for p in made.problems]
+    lines = [f"- {words.plain(p.message)} {words.plain(p.remedy)}" for p in draft.problems]
     count = len(lines)
     return (
         f"{'One setting needs' if count == 1 else f'{count} settings need'} a change before the start:\n\n"
@@ -172,7 +172,7 @@ def _phases(phases: list[dict]) -> None:
     st.caption(" · ".join(parts))
 
 
-def _refused(config: RunConfig, expected: forecast.Forecast) -> str:
+def _memory_refusal(config: RunConfig, expected: forecast.Forecast) -> str:
     """Why this machine cannot do it now, or nothing."""
     try:
         if not forecast.on_gpu(config):
@@ -183,7 +183,7 @@ def _refused(config: RunConfig, expected: forecast.Forecast) -> str:
 
 
 def start(config: RunConfig) -> None:
-    """Look at the texts and the memory once more, queue the run and show it; say why where it cannot be."""
+    """Check the texts and the memory once more, queue the run and show it; if it is refused, say why."""
     try:
         refuse(server.run_queue().limits.check_run(config, server.store().root))
         with st.spinner("Looking at the texts"):

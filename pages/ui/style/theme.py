@@ -1,12 +1,8 @@
-"""How things look on a page: the colours of `trsp_core.charts.palette`, badges and icons of a run's status."""
+"""How things look on a page: badges and icons of a run's status, and what the configured theme cannot say."""
 
 from __future__ import annotations
 
 import streamlit as st
-
-from trsp_core.charts.palette import FATES, PALETTES, Palette
-
-__all__ = ["FATES", "PALETTES", "STATUS_COLOURS", "STATUS_ICONS", "Palette", "mode"]
 
 # Badge colours, for texts beside the charts.
 STATUS_COLOURS = {

@@ -92,7 +92,7 @@ def phase(name: str) -> str:
     return PHASES.get(name, plain(name.replace("_", " ").capitalize()))
 
 
-def measured(figures: Mapping[str, float], name: str, live: bool) -> str:
+def perplexity_or_wait(figures: Mapping[str, float], name: str, live: bool) -> str:
     """The perplexity of the model in state `name`, of `RunState.figures`. One that is missing is no bad number: while
     the run is `live` it is still to come."""
     if name in figures:

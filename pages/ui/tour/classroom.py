@@ -41,5 +41,5 @@ def ladders() -> None:
 
 def _fill(step: Step) -> None:
     """A callback: the form as the step wants it; model, texts, seed and machine stay."""
-    wanted = step.form()
-    session.fill({k: v for k, v in wanted.items() if k in step.settings or k not in session.KEPT_BY_PRESETS})
+    values = step.form()
+    session.fill({k: v for k, v in values.items() if k in step.settings or k not in session.KEPT_BY_PRESETS})

@@ -30,19 +30,21 @@ def area() -> None:
             "An example to change", example, "lesson.json", "application/json", icon=":material/download:"
         )
         st.file_uploader("Load a lesson, a JSON file", type=["json"], max_upload_size=1, key="lesson-file")
-        brought = session.get("lesson-file")
-        if brought is not None:
-            _brought(brought.getvalue())
+        file = session.get("lesson-file")
+        if file is not None:
+            _offer(file.getvalue())
 
 
-def _brought(content: bytes) -> None:
+def _offer(content: bytes) -> None:
     """What was loaded: all that is wrong with it, or its steps with what can be done with them."""
     try:
         lesson = lessons.load(content)
     except TrspError as error:
-        told = [f"- {words.plain(p.message)} {words.plain(p.remedy)}" for p in error.problems]
+        problems = [f"- {words.plain(p.message)} {words.plain(p.remedy)}" for p in error.problems]
         alone = f"{words.plain(error.message)} {words.plain(error.remedy)}"
-        st.error("\n".join(["This lesson needs a change:\n", *told]) if told else alone, icon=":material/error:")
+        st.error(
+            "\n".join(["This lesson needs a change:\n", *problems]) if problems else alone, icon=":material/error:"
+        )
         return
     titles = ". ".join(f"{n} {words.plain(step.title)}" for n, step in enumerate(lesson.steps, 1))
     st.markdown(f"**{words.plain(lesson.title)}**, {formatting.setting(lesson.minutes)} min. {titles}.")

@@ -12,10 +12,11 @@ import streamlit as st
 
 from pages.ui.app_state import server, session
 from pages.ui.style import words
-from pages.ui.style.theme import PALETTES, mode
+from pages.ui.style.theme import mode
 from pages.ui.tour import glossary, lessons
 from pages.ui.tour.lessons import Lesson, Step
 from pages.ui.what_if import requests
+from trsp_core.charts.palette import PALETTES
 from trsp_core.errors import TrspError
 from trsp_core.runs import replay
 from trsp_core.runs.store import Run
@@ -34,10 +35,10 @@ STYLE = (  # the line above the bar fills up as the lesson goes on
 
 def bar(page: str) -> None:
     """The bar of this tab's lesson, if it is in one; `page` is the page that is shown, as a lesson names it."""
-    found = current()
-    if found is None:
+    position = current()
+    if position is None:
         return
-    word, lesson, n = found
+    word, lesson, n = position
     step, count = lesson.steps[n], len(lesson.steps)
     with st.bottom, st.container(key="guide"):
         colours = PALETTES[mode()]
@@ -68,8 +69,8 @@ def bar(page: str) -> None:
 
 
 def current() -> tuple[str, Lesson, int] | None:
-    """The lesson of this tab, by the address or as it stood before, and its step from 0. One that cannot be read is
-    told, and left."""
+    """The lesson in the address, or else the one that this tab is in: its word there, itself, and its step from 0. One
+    that cannot be read is left, with a warning."""
     word, n = session.lesson()
     if not word:
         return None
@@ -112,8 +113,8 @@ def visit(step: Step, more: dict[str, str] | None = None) -> None:
     query = dict(more or {})
     if step.page == "run" and step.settings:
         session.leave_run()
-        wanted = step.form()
-        session.fill({k: v for k, v in wanted.items() if k in step.settings or k not in session.KEPT_BY_PRESETS})
+        values = step.form()
+        session.fill({k: v for k, v in values.items() if k in step.settings or k not in session.KEPT_BY_PRESETS})
     elif step.page == "run" and session.get("run"):
         query["run"] = session.get("run")
     elif step.page in ("layers", "compare"):
@@ -135,8 +136,8 @@ def _run() -> Run:
     return server.get_run(replay.RECORDED)
 
 
-def cards(steps: Sequence[Step], key: str) -> None:
-    """Experiments as cards, each with a button that sets the knobs and opens the page."""
+def experiments(steps: Sequence[Step], key: str) -> None:
+    """Experiments in boxes, each with a button that sets the knobs and opens the page."""
     for start in range(0, len(steps), 3):
         for n, (column, step) in enumerate(zip(st.columns(3), steps[start : start + 3], strict=False), start):
             with column, st.container(border=True, height="stretch", key=f"{key}-{n}"):
@@ -150,6 +151,6 @@ def cards(steps: Sequence[Step], key: str) -> None:
 def _find(word: str) -> Lesson:
     if word != OWN:
         return lessons.find(word)
-    if kept := session.get("own-lesson"):
-        return kept
+    if lesson := session.get("own-lesson"):
+        return lesson
     raise TrspError("This lesson came from a file, and the page was loaded anew.", "Load the file again.")

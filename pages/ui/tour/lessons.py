@@ -36,7 +36,7 @@ MOST_BYTES = 100_000  # of a file
 MOST_IN_LINK = 6_000  # letters; browsers and proxies take about 8,000 for a whole address
 PACKED = "1."  # in front of a lesson that the link itself holds; no shipped lesson's name has a dot
 _SHIPPED = re.compile(r"[a-z0-9-]{1,40}")
-_EXAMPLE = "A short example stands in docs/teaching.md, whole ones in assets/lessons."
+_EXAMPLE = "A short example stands at the top of pages/ui/tour/lessons.py, whole ones in assets/lessons."
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def parse(document: Any) -> Lesson:
             f"A lesson is a JSON object with title, minutes and steps; {_kind(document)} was given.", _EXAMPLE
         )
     reader = _Reader(document, "", problems)
-    title, minutes, given = reader.text("title"), reader.minutes(), reader.steps()
+    title, minutes, documents = reader.text("title"), reader.minutes(), reader.steps()
     reader.nothing_but(("title", "minutes", "steps"))
-    steps = tuple(_step(step, f"Step {n}, ", problems) for n, step in enumerate(given, 1))
+    steps = tuple(_step(step, f"Step {n}, ", problems) for n, step in enumerate(documents, 1))
     if problems:
         count = "One thing" if len(problems) == 1 else f"{len(problems)} things"
         raise TrspError(
@@ -132,84 +132,84 @@ class _Reader:
         self.problems.append(Problem(place, f"{place[:1].upper()}{place[1:]}: {message}", remedy))
 
     def text(self, name: str, needed: bool = True) -> str:
-        given, most = self.document.get(name, ""), MOST_LETTERS[name]
-        if not isinstance(given, str) or not _writable(given):
-            self.wrong(name, f"{_kind(given)} was given, expected a text.", f"Write {name} in quotes.")
-        elif needed and not given.strip():
+        value, most = self.document.get(name, ""), MOST_LETTERS[name]
+        if not isinstance(value, str) or not _writable(value):
+            self.wrong(name, f"{_kind(value)} was given, expected a text.", f"Write {name} in quotes.")
+        elif needed and not value.strip():
             self.wrong(name, "nothing was given.", f"Write a {name} of at most {most} letters.")
-        elif len(given) > most:
+        elif len(value) > most:
             self.wrong(
                 name,
-                f"{formatting.count(len(given))} letters are too many.",
+                f"{formatting.count(len(value))} letters are too many.",
                 f"Write at most {formatting.count(most)} letters into {name}.",
             )
         else:
-            return given.strip() if needed else given
+            return value.strip() if needed else value
         return ""
 
     def minutes(self) -> float:
-        given = self.document.get("minutes")
-        if isinstance(given, bool) or not isinstance(given, (int, float)):
-            self.wrong("minutes", f"{_kind(given)} was given, expected a number.", "Give minutes as a number.")
-        elif not 0 < given <= MOST_MINUTES:  # nor is what is no number
+        value = self.document.get("minutes")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.wrong("minutes", f"{_kind(value)} was given, expected a number.", "Give minutes as a number.")
+        elif not 0 < value <= MOST_MINUTES:  # nor is what is no number
             self.wrong(
-                "minutes", f"{_quoted(given)} is out of range.", f"Give above 0 and up to {MOST_MINUTES} minutes."
+                "minutes", f"{_quoted(value)} is out of range.", f"Give above 0 and up to {MOST_MINUTES} minutes."
             )
         else:
-            return given
+            return value
         return 0
 
     def steps(self) -> list[Any]:
-        given = self.document.get("steps")
-        if not isinstance(given, list) or not given:
-            self.wrong("steps", f"{_kind(given)} was given, expected a list of steps.", "Write at least one step.")
-        elif len(given) > MOST_STEPS:
+        value = self.document.get("steps")
+        if not isinstance(value, list) or not value:
+            self.wrong("steps", f"{_kind(value)} was given, expected a list of steps.", "Write at least one step.")
+        elif len(value) > MOST_STEPS:
             self.wrong(
                 "steps",
-                f"{formatting.count(len(given))} are too many.",
+                f"{formatting.count(len(value))} are too many.",
                 f"Write at most {MOST_STEPS} steps, or two lessons.",
             )
         else:
-            return given
+            return value
         return []
 
     def page(self) -> str:
-        given = self.document.get("page")
-        if given in PAGES:
-            return str(given)
-        self.wrong("page", f"{_quoted(given)} was given.", f"Name one of the pages {', '.join(PAGES)}.")
+        value = self.document.get("page")
+        if value in PAGES:
+            return str(value)
+        self.wrong("page", f"{_quoted(value)} was given.", f"Name one of the pages {', '.join(PAGES)}.")
         return "home"
 
     def settings(self) -> dict[str, Any]:
         """Each value checked by its knob, and then all of them beside the preset Quick."""
-        given = self.document.get("settings", {})
-        if not isinstance(given, dict):
-            self.wrong("settings", f"{_kind(given)} was given, expected knobs and values.", 'Write {"ratio": 0.2}.')
+        values = self.document.get("settings", {})
+        if not isinstance(values, dict):
+            self.wrong("settings", f"{_kind(values)} was given, expected knobs and values.", 'Write {"ratio": 0.2}.')
             return {}
         try:
-            made = validate.from_values(given, "quick")
+            config = validate.from_values(values, "quick")
         except TrspError as error:
             for problem in error.problems:
                 self.wrong(f"settings, {problem.knob}", problem.message, problem.remedy)
             return {}
-        return {name: getattr(made, name) for name in given}
+        return {name: getattr(config, name) for name in values}
 
-    def nothing_but(self, known: tuple[str, ...]) -> None:
+    def nothing_but(self, names: tuple[str, ...]) -> None:
         for name in self.document:
-            if name not in known:
+            if name not in names:
                 self.wrong(
-                    _quoted(name), "there is no such field.", f"Leave it out; the fields are {', '.join(known)}."
+                    _quoted(name), "there is no such field.", f"Leave it out; the fields are {', '.join(names)}."
                 )
 
 
-def _kind(given: Any) -> str:
-    if given is None:
+def _kind(value: Any) -> str:
+    if value is None:
         return "nothing"
-    return {dict: "an object", list: "a list", bool: "true or false", str: "a text"}.get(type(given), _quoted(given))
+    return {dict: "an object", list: "a list", bool: "true or false", str: "a text"}.get(type(value), _quoted(value))
 
 
-def _quoted(given: Any) -> str:
-    text = ascii(given) if isinstance(given, str) and not _writable(given) else repr(given)
+def _quoted(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) and not _writable(value) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -279,9 +279,9 @@ def unpack(word: str) -> Lesson:
         raise broken
     try:
         squeezed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
-        opened = zlib.decompressobj()
-        text = opened.decompress(squeezed, MOST_BYTES)
-        if not opened.eof:
+        decompressor = zlib.decompressobj()
+        text = decompressor.decompress(squeezed, MOST_BYTES)
+        if not decompressor.eof:
             raise broken
     except (binascii.Error, ValueError, zlib.error) as error:
         raise broken from error
@@ -309,5 +309,5 @@ def shipped() -> Mapping[str, Lesson]:
         TrspError: one of them cannot be used, which a test forbids.
     """
     folder = paths.ASSETS / "lessons"
-    found = {file.stem: load(file.read_bytes()) for file in folder.glob("*.json") if _SHIPPED.fullmatch(file.stem)}
-    return dict(sorted(found.items(), key=lambda item: (item[1].minutes, item[0])))
+    lessons = {file.stem: load(file.read_bytes()) for file in folder.glob("*.json") if _SHIPPED.fullmatch(file.stem)}
+    return dict(sorted(lessons.items(), key=lambda item: (item[1].minutes, item[0])))

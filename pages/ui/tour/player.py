@@ -27,9 +27,10 @@ STEP = 0.5  # seconds a press of an arrow key moves
 SPEEDS = {0.5: "½×", 1.0: "1×", 2.0: "2×", 4.0: "4×"}
 KEY, SLIDER, SPEED = "player", "player-moment", "player-speed"
 STILL = (  # room for the longest sentence, so that nothing below moves
-    ".st-key-player-told {min-height:2.6rem;justify-content:flex-end} .st-key-home-title h2 {font-size:1.9rem}"
-    "@media (max-width:640px) {.st-key-player-told {min-height:5.6rem} .st-key-player-told h4 {font-size:1.15rem}"
-    ".st-key-winner {min-height:5rem} .st-key-home-title h2 {font-size:1.6rem;padding:0}}"
+    ".st-key-player-sentence {min-height:2.6rem;justify-content:flex-end} .st-key-home-title h2 {font-size:1.9rem}"
+    "@media (max-width:640px) {.st-key-player-sentence {min-height:5.6rem} "
+    ".st-key-player-sentence h4 {font-size:1.15rem} .st-key-winner {min-height:5rem} "
+    ".st-key-home-title h2 {font-size:1.6rem;padding:0}}"
 )
 
 
@@ -38,15 +39,15 @@ def _timeline(folder: str, size: int) -> Timeline:
     return replay.timeline(Run(Path(folder)))
 
 
-def wanted() -> tuple[Run, RunConfig]:
+def run_to_replay() -> tuple[Run, RunConfig]:
     """The run that the address asks for, with its config; the one that ships with the app where it asks for none."""
-    if asked := session.replay_id():
+    if run_id := session.replay_id():
         try:
-            run = server.get_run(asked)
+            run = server.get_run(run_id)
             config = run.config()
         except TrspError as error:
-            said = f"{words.plain(error.message)} It may have been deleted. Here is the run that comes with the app."
-            st.warning(said, icon=":material/link_off:")
+            message = f"{words.plain(error.message)} It may have been deleted. Here is the run that comes with the app."
+            st.warning(message, icon=":material/link_off:")
         else:
             if run.read()[0]:
                 return run, config
@@ -86,15 +87,15 @@ def _put(run_id: str, head: Playhead) -> None:
     session.put(KEY, (run_id, head))
 
 
-def _draw(run_id: str, config: RunConfig, timeline: Timeline, source: str, known: bool) -> None:
+def _draw(run_id: str, config: RunConfig, tape: Timeline, source: str, was_playing: bool) -> None:
     """One frame. Every part has its place from the first one on."""
     head = session.get(KEY)[1].look(clock())
     _put(run_id, head)
-    if head.playing != known:
+    if head.playing != was_playing:
         st.rerun()
-    state = timeline.state(head.at)
-    with st.container(key="player-told"):
-        st.markdown(f"#### {told(state)}")
+    state = tape.state(head.at)
+    with st.container(key="player-sentence"):
+        st.markdown(f"#### {sentence(state)}")
     drawing.show(overview.spec(mode()), overview.frame(state, config), "figure", overview.ALT)
     _controls(run_id, head)
     st.caption(source)
@@ -112,10 +113,10 @@ def _controls(run_id: str, head: Playhead) -> None:
     def change(how: str) -> None:
         _put(run_id, getattr(session.get(KEY)[1], how)())
 
-    def sought() -> None:
+    def seek() -> None:
         _put(run_id, session.get(KEY)[1].seek(session.get(SLIDER)))
 
-    def sped() -> None:
+    def change_speed() -> None:
         _put(run_id, session.get(KEY)[1].at_speed(session.get(SPEED) or 1.0))
 
     session.put(SLIDER, head.position)
@@ -131,7 +132,7 @@ def _controls(run_id: str, head: Playhead) -> None:
             step=STEP,
             format=f"{formatting.C_WHOLE} s",
             key=SLIDER,
-            on_change=sought,
+            on_change=seek,
             label_visibility="collapsed",
         )
         st.segmented_control(
@@ -140,13 +141,13 @@ def _controls(run_id: str, head: Playhead) -> None:
             default=head.speed,
             format_func=SPEEDS.get,
             key=SPEED,
-            on_change=sped,
+            on_change=change_speed,
             required=True,
             label_visibility="collapsed",
         )
 
 
-def told(state: RunState) -> str:
+def sentence(state: RunState) -> str:
     """What happens now: a sentence or two."""
     depth = state.model.n_layers if state.model else 0
     by = state.figures("calibration")
@@ -154,7 +155,7 @@ def told(state: RunState) -> str:
     if state.ended in ("failed", "cancelled"):
         return "This run ended here, before its time."
     if state.removed and "pruned" in by:
-        before, after = (words.measured(by, name, live=False) for name in ("dense", "pruned"))
+        before, after = (words.perplexity_or_wait(by, name, live=False) for name in ("dense", "pruned"))
         ending = f"Perplexity went from {before} to {after}"
         if "direct" in by:
             ending += f"; deleted at once, {formatting.perplexity(by['direct'])}"
@@ -188,6 +189,6 @@ def told(state: RunState) -> str:
 def _gone(state: RunState) -> str:
     if state.narrowed or not state.removed:
         return "All layers are narrower."
-    gone, before, after = state.removed.removed, state.removed.parameters_before, state.removed.parameters
-    depth, less = len(gone) + len(state.removed.kept), words.share(before - after, before)
-    return f"{len(gone)} of {depth} layers are gone, {less} of the parameters."
+    layers, before, after = state.removed.removed, state.removed.parameters_before, state.removed.parameters
+    depth, less = len(layers) + len(state.removed.kept), words.share(before - after, before)
+    return f"{len(layers)} of {depth} layers are gone, {less} of the parameters."

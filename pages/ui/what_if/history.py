@@ -45,7 +45,7 @@ class Trials:
     now: Choice = Choice()
     past: tuple[Choice, ...] = ()
     future: tuple[Choice, ...] = ()
-    tried: Mapping[frozenset[int], tuple[str, SetMeasured]] = field(default_factory=dict)
+    measured_sets: Mapping[frozenset[int], tuple[str, SetMeasured]] = field(default_factory=dict)
 
     def choose(self, choice: Choice) -> Trials:
         if choice == self.now:
@@ -66,7 +66,11 @@ class Trials:
         """Remember a set that was measured, as of whoever chose it first."""
         key = frozenset(measured.removed)
         who = self.now.who if key == self.now.removed else YOU
-        return self if key in self.tried else replace(self, tried={**self.tried, key: (who, measured)})
+        return (
+            self
+            if key in self.measured_sets
+            else replace(self, measured_sets={**self.measured_sets, key: (who, measured)})
+        )
 
 
 def lowest(scores: Mapping[int, float], count: int, protected: Iterable[int]) -> frozenset[int]:
@@ -88,7 +92,9 @@ def times_dense(measured: SetMeasured) -> float:
 def board(trials: Trials) -> pd.DataFrame:
     """The sets tried: those of as many layers as now first, best first."""
     count = len(trials.now.removed)
-    order = sorted(trials.tried.items(), key=lambda e: (abs(len(e[0]) - count), len(e[0]), times_dense(e[1][1])))
+    order = sorted(
+        trials.measured_sets.items(), key=lambda e: (abs(len(e[0]) - count), len(e[0]), times_dense(e[1][1]))
+    )
     rows = [
         (
             who,
@@ -108,13 +114,15 @@ def board(trials: Trials) -> pd.DataFrame:
 def ordered_sets(trials: Trials) -> list[frozenset[int]]:
     """The sets in the order of `board`."""
     count = len(trials.now.removed)
-    return sorted(trials.tried, key=lambda k: (abs(len(k) - count), len(k), times_dense(trials.tried[k][1])))
+    return sorted(
+        trials.measured_sets, key=lambda k: (abs(len(k) - count), len(k), times_dense(trials.measured_sets[k][1]))
+    )
 
 
 def verdict(trials: Trials) -> str:
     """Who is ahead among sets of as many layers as now: a sentence, or ""."""
     count = len(trials.now.removed)
-    rivals = [(times_dense(m), who) for key, (who, m) in trials.tried.items() if len(key) == count]
+    rivals = [(times_dense(m), who) for key, (who, m) in trials.measured_sets.items() if len(key) == count]
     if not count or len(rivals) < 2:
         return ""
     best, who = min(rivals)

@@ -6,14 +6,14 @@ import dataclasses
 
 import streamlit as st
 
-from pages.ui.app_state import server, session, url_state
+from pages.ui.app_state import server, session, url_state, workbench
 from pages.ui.charts import drawing, layer_rows
-from pages.ui.compare import model_choice
 from pages.ui.run import start
 from pages.ui.style import theme, words
 from pages.ui.what_if import history, leaderboard, requests
 from pages.ui.what_if.history import Choice, Trials
 from trsp_core import formatting
+from trsp_core.charts.palette import PALETTES
 from trsp_core.pruning import methods
 from trsp_core.runs.store import Run
 from trsp_core.schema import messages as an
@@ -63,10 +63,11 @@ def _answers(run: Run, config: RunConfig, state: RunState, live: tuple[bool, boo
     measured = requests.take_in(run, config, state)
     now = requests.trials_of(run)
     if reading and not isinstance(reading.ending, an.Stopped):
-        model_choice.ended_badly(reading)
+        workbench.ended_badly(reading)
     _figures(measured, now.now, reading)
-    rows = layer_rows.frame(state, now.now, session.get(requests.key(run, "influence")) or {})
-    drawing.show(layer_rows.spec(theme.mode()), rows, "what-if-strip", _told(now.now, len(rows)))
+    fates = [now.now.fate(i) for i in range(state.model.n_layers if state.model else 0)]
+    rows = layer_rows.frame(state, fates, session.get(requests.key(run, "influence")) or {})
+    drawing.show(layer_rows.spec(theme.mode()), rows, "what-if-strip", _description(now.now, len(rows)))
     if rows["frozen"].any():
         st.caption("Outlined bars: layers that the run chose, with their weight of that moment; the others sank on.")
     if measured:
@@ -117,7 +118,7 @@ def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
         if len(changed.removed) < depth:
             requests.choose(run, config, requests.trials_of(run).choose(changed))
 
-    palette = theme.PALETTES[theme.mode()]
+    palette = PALETTES[theme.mode()]
     fills = {"removed": palette.removed, "protected": palette.dense}
     rules = [
         f".st-key-layer-{i} button,.st-key-layer-{i} button:is(:hover,:focus,:active) "
@@ -134,7 +135,7 @@ def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
 
 def _figures(measured: SetMeasured | None, now: Choice, reading: Reading | None) -> None:
     """What the set costs. The last figures stay until new ones are there, and what is waited for stands below them."""
-    wait = f":material/hourglass_top: {model_choice.waiting(reading) or 'Measuring.'}" if reading else ""
+    wait = f":material/hourglass_top: {workbench.waiting(reading) or 'Measuring.'}" if reading else ""
     if measured is None:
         st.caption(wait or "No set is measured yet. The first one takes some seconds: the model has to be loaded.")
         return
@@ -176,7 +177,7 @@ def _sample(reading: Reading | None, config: RunConfig) -> None:
 
 def _board(run: Run, config: RunConfig, now: Trials) -> None:
     """The sets tried, best first; one click goes back to one; and the challenge."""
-    if not now.tried:
+    if not now.measured_sets:
         return
     if verdict := history.verdict(now):
         st.markdown(verdict)
@@ -216,7 +217,7 @@ def _by_hand(config: RunConfig, removed: list[int]) -> RunConfig:
     return dataclasses.replace(config, method="manual", layers=",".join(map(str, removed)), stage2_steps=steps)
 
 
-def _told(now: Choice, depth: int) -> str:
+def _description(now: Choice, depth: int) -> str:
     return f"{depth} layers. Removed: {words.layers(sorted(now.removed))}."
 
 

@@ -1,11 +1,10 @@
-"""The sets that this tab tries on a run: asked of the workbench, taken in as they are answered, kept for undo."""
+"""The sets of layers that this tab tries on a run: sent to the workbench, added when answered, kept for undo."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pages.ui.app_state import session
-from pages.ui.compare import model_choice
+from pages.ui.app_state import session, workbench
 from pages.ui.what_if import history
 from pages.ui.what_if.history import Choice, Trials
 from trsp_core.errors import TrspError
@@ -20,13 +19,13 @@ SHORTGPT = "ShortGPT"
 
 
 def take_in(run: Run, config: RunConfig, state: RunState) -> SetMeasured | None:
-    """Put what has been answered into the trials; the latest figures."""
+    """Add every new answer to the trials. Returns the latest figures."""
     rating = read(key(run, "rating"))
-    asked = [(ticket, model_choice.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
-    for answer in (a for _, reading in asked if reading for a in reading.answers if isinstance(a, SetMeasured)):
+    open_requests = [(ticket, workbench.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
+    for answer in (a for _, reading in open_requests if reading for a in reading.answers if isinstance(a, SetMeasured)):
         put_trials(run, trials_of(run).add(answer))
         session.put(key(run, "measured"), answer)
-    session.put(key(run, "asked"), [ticket for ticket, reading in asked if reading and reading.ending is None])
+    session.put(key(run, "asked"), [ticket for ticket, reading in open_requests if reading and reading.ending is None])
     if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(key(run, "influence")):
         scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
         session.put(key(run, "influence"), scores)
@@ -68,24 +67,24 @@ def choose(run: Run, config: RunConfig, changed: Trials) -> None:
         config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
     )
     if _ask(key(run, "ticket"), request):
-        asked = session.get(key(run, "asked")) or []
-        session.put(key(run, "asked"), [*asked, session.get(key(run, "ticket"))])
+        tickets = session.get(key(run, "asked")) or []
+        session.put(key(run, "asked"), [*tickets, session.get(key(run, "ticket"))])
         if not session.get(key(run, "influence")):
             rate(run, config)
 
 
 def rate(run: Run, config: RunConfig) -> None:
     """Ask for the block influence of every layer, once."""
-    asked = read(key(run, "rating"))
-    if asked is None or isinstance(asked.ending, an.Stopped | an.Broken | an.Refused):
+    rating = read(key(run, "rating"))
+    if rating is None or isinstance(rating.ending, an.Stopped | an.Broken | an.Refused):
         _ask(key(run, "rating"), an.Influence(Variant(config.model), config.text, config.heldout, config.seed))
 
 
 def _ask(name: str, request: an.Request) -> bool:
-    """Ask the workbench instead of what was asked under `name` before, and keep the ticket there; where it cannot be
-    asked, say why."""
+    """Send a request to the workbench, and keep its ticket under `name`; the request before it there is cancelled.
+    Returns whether it was accepted; if not, the page shows why."""
     try:
-        session.put(name, model_choice.workbench().ask(request, session.get(name) or "", session.visitor()))
+        session.put(name, workbench.client().ask(request, session.get(name) or "", session.visitor()))
     except TrspError as error:
         session.put("what-if-error", str(error))
         return False
@@ -103,7 +102,7 @@ def waited_for(run: Run) -> tuple[bool, bool]:
 def read(name: str, wait: float = 0.0) -> Reading | None:
     """What has been answered to the question kept under `name`, after up to `wait` seconds for more of it."""
     ticket = session.get(name)
-    return model_choice.answers(ticket, wait) if ticket else None
+    return workbench.answers(ticket, wait) if ticket else None
 
 
 def trials_of(run: Run) -> Trials:

@@ -94,7 +94,7 @@ def test_the_points_in_the_sentence_are_those_of_the_losses():
     (first, *_) = training_lengths.duels(long({60: (4.2, 4.3), 120: (4.1, 4.2)}))
     both = [v for seed in (0, 1) for v in losses(4.3, seed)], [v for seed in (0, 1) for v in losses(4.0, seed)]
     found = intervals.points(*both)
-    assert first.found["heldout"] == found
+    assert first.differences["heldout"] == found
     assert f"{found.value:.1f} points" in training_lengths.sentence([first], "heldout")
     exact = intervals.perplexity(both[0]).value - intervals.perplexity(both[1]).value
     assert found.value == pytest.approx(exact)
@@ -126,7 +126,7 @@ def test_a_charts_fields_are_columns_of_its_frame(mode, by):
             grid_maps.heat(mode, "lambda_1", "lambda_2"),
             grid_maps.cells(wide.of("trsp"), "lambda_1", "lambda_2", "heldout"),
         ),
-        (grid_maps.paths(mode, (0.005, 0.05)), grid_maps.path(grid_maps.walked(wide))),
+        (grid_maps.paths(mode, (0.005, 0.05)), grid_maps.path(grid_maps.path_points(wide))),
     ]
     for spec, frame in frames:
         assert "datasets" not in json.dumps(spec)
@@ -174,13 +174,13 @@ def test_cells_of_several_seeds_are_one():
 
 
 def test_the_path_has_a_line_a_layer_and_names_the_chosen_ones():
-    frame = grid_maps.path(grid_maps.walked(grid_of(map_points())))
+    frame = grid_maps.path(grid_maps.path_points(grid_of(map_points())))
     lines = frame[frame["kind"] == "line"]
     assert lines.groupby("layer").size().tolist() == [3] * 4
     assert set(lines[lines["fate"] == "chosen"]["layer"]) == {1, 2}
     assert set(frame[frame["kind"] == "name"]["layer"]) == {1, 2}
     assert len(frame[frame["kind"] == "dot"]) == 6
-    assert grid_maps.walked(long({60: (4, 4), 120: (4, 4)})) == []
+    assert grid_maps.path_points(long({60: (4, 4), 120: (4, 4)})) == []
 
 
 def test_a_diverged_point_breaks_no_picture():

@@ -20,22 +20,22 @@ COMMAND = "python -m trsp_core sweep --grid FILE"
 def records() -> dict[str, Sweep]:
     """By title, those that ship and those of this machine, with a picture first; one that was made here stands for
     a shipped one of its name where it has as many points."""
-    found: dict[str, Sweep] = {}
+    sweeps: dict[str, Sweep] = {}
     for folder in (grid_results.shipped(), grid_results.local(server.store().root)):
         for file in sorted(folder.glob("*.json")):
             sweep = _load(str(file), file.stat().st_mtime_ns)
-            if sweep and len(sweep.points) >= len(found[sweep.name].points if sweep.name in found else []):
-                found[sweep.name] = sweep
-    ordered = sorted(grid_results.joined(found.values()).values(), key=_place)
+            if sweep and len(sweep.points) >= len(sweeps[sweep.name].points if sweep.name in sweeps else []):
+                sweeps[sweep.name] = sweep
+    ordered = sorted(grid_results.joined(sweeps.values()).values(), key=_order)
     return {f"{words.plain(sweep.title)}": sweep for sweep in ordered}
 
 
-def _place(sweep: Sweep) -> int:
+def _order(sweep: Sweep) -> int:
     """Those by length first, then maps, then paths, then what no picture fits."""
     return [
         bool(training_lengths.arms(sweep)),
         bool(grid_maps.mappable(sweep)),
-        bool(grid_maps.walked(sweep)),
+        bool(grid_maps.path_points(sweep)),
         True,
     ].index(True)
 
@@ -56,8 +56,8 @@ def tab() -> None:
     elif len(there) > 1:
         first, names = next(iter(there)), {sweep.name: title for title, sweep in there.items()}
         key = url_state.linked("sweep", there[first].name, url_state.one_of(list(names)))
-        picked = st.pills("Sweep", list(names), format_func=names.get, key=key)
-        show(there[names.get(picked or "", first)])
+        choice = st.pills("Sweep", list(names), format_func=names.get, key=key)
+        show(there[names.get(choice or "", first)])
     else:
         show(next(iter(there.values())))
     st.markdown("Run a grid here or on a cluster; a stopped one goes on where it was:")
@@ -66,10 +66,10 @@ def tab() -> None:
 
 def show(sweep: Sweep) -> None:
     """Length first, then the map, then the path: whichever of them this sweep has."""
-    shown = [draw(sweep) for draw in (_length, _map, _path)]
-    if not any(shown):
+    pictures = [draw(sweep) for draw in (_length, _map, _path)]
+    if not any(pictures):
         st.caption("No picture fits what this sweep varies; its figures:")
-    with st.expander(f"All {len(sweep.points)} points", expanded=not any(shown)):
+    with st.expander(f"All {len(sweep.points)} points", expanded=not any(pictures)):
         st.dataframe(grid_maps.table(sweep), hide_index=True, placeholder="–", alt="Every figure of every point.")
     protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in sweep.protocol.items())
     missing = f" {sweep.planned - len(sweep.points)} of its points are not done." if unfinished(sweep) else ""
@@ -87,11 +87,11 @@ def unfinished(sweep: Sweep) -> bool:
 def _length(sweep: Sweep) -> bool:
     if not training_lengths.arms(sweep):
         return False
-    fought = training_lengths.duels(sweep)
-    st.markdown(f"#### {training_lengths.sentence(fought, 'heldout')}")
-    if fought:
-        st.markdown(training_lengths.sentence(fought, "calibration"))
-    home = [duel for duel in fought if duel.home]
+    contests = training_lengths.duels(sweep)
+    st.markdown(f"#### {training_lengths.sentence(contests, 'heldout')}")
+    if contests:
+        st.markdown(training_lengths.sentence(contests, "calibration"))
+    home = [duel for duel in contests if duel.home]
     if home:
         st.badge("Gain in the calibration domain only", icon=":material/home:", color="orange")
         st.caption(f"TRSP beside the control, after {', '.join(str(d.steps) for d in home)} steps.")
@@ -135,12 +135,12 @@ def _map(sweep: Sweep) -> bool:
 
 
 def _path(sweep: Sweep) -> bool:
-    found = grid_maps.walked(sweep)
-    if not found:
+    points = grid_maps.path_points(sweep)
+    if not points:
         return False
     st.markdown("#### The regularisation path: which layers give way as λ₁ grows")
-    spec = grid_maps.paths(theme.mode(), tuple(p.at[grid_maps.PATH_AXIS] for p in found))
-    drawing.show(spec, grid_maps.path(found), f"path-{sweep.name}", grid_maps.ALT["path"])
+    spec = grid_maps.paths(theme.mode(), tuple(p.at[grid_maps.PATH_AXIS] for p in points))
+    drawing.show(spec, grid_maps.path(points), f"path-{sweep.name}", grid_maps.ALT["path"])
     st.caption(
         "Each line is a layer: its weight when it was chosen, or at the end of stage 1. A dot: chosen under this λ₁. "
         "Orange lines are chosen under most values; numbers stand at the right ends."
