@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path, tiny_model):
     trsp("run", "--model", str(tiny_model), "--text", str(text), "--heldout", str(text), "--ratio", "0.4", *flags,
          "--save-model", "true", "--out", str(out))  # fmt: skip
     assert (out / "model" / "model.safetensors").is_file()
+    assert "<svg" in Path(trsp("report", str(out), "--out", str(tmp_path / "report.html")).strip()).read_text("utf-8")
     code = "import trsp_core; from trsp_core.runs import replay; print(trsp_core.__file__, replay.FOLDER.is_dir())"
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from streamlit.config import get_config_options
 
 from pages.ui.tour import lessons
 from tests import ROOT
-from trsp_core.cli import arguments
+from trsp_core.cli import main
 from trsp_core.experiments import grid_results, plan_results
 from trsp_core.pruning import methods
+from trsp_core.runs.store import Run, Store
 from trsp_core.schema import config
 from trsp_core.schema.events import DOMAINS
 
@@ -105,8 +107,12 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_understood(command):
-    arguments.parser().parse_args(shlex.split(command))
+def test_every_command_is_understood(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "get", lambda self, name: Run(self.root / name))
+    (tmp_path / "grid.json").write_text('{"name": "mine", "axes": {"seed": [0]}}')
+    words = [str(tmp_path / "grid.json") if word == "FILE" else word for word in shlex.split(command)]
+    name, loaded, words = main.shell.resolve_command(click.Context(main.shell), words)
+    assert loaded.make_context(name, words)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[0] in ("list", "methods", "families", "doctor")])
@@ -118,8 +124,9 @@ def test_every_quick_command_runs(command, tmp_path):
     assert done.stdout.strip()
 
 
-def test_the_table_of_commands_is_the_shells():
-    listed = re.findall(r"^ {2,4}([a-z]+)(?: {2}|$)", arguments.parser().format_help(), re.MULTILINE)
+def test_the_table_of_commands_is_the_shells(capsys):
+    assert main.main(["--help"]) == 0
+    listed = re.findall(r"^ {2}([a-z]+)(?: {2}|$)", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
     rows = re.findall(r"^\| `(\w+)` \|", PAGES["docs/cli.md"], re.MULTILINE)
     assert sorted(rows) == sorted(listed)
 

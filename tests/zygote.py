@@ -58,7 +58,7 @@ def start_run(where: str, run: Any) -> Forked:
     null = os.open(os.devnull, os.O_RDWR)
     with (run.folder / "stderr.log").open("ab") as log:
         try:
-            return Forked(where, ["run", "--folder", str(run.folder)], (null, null, log.fileno()))
+            return Forked(where, ["worker", str(run.folder)], (null, null, log.fileno()))
         finally:
             os.close(null)
 
@@ -95,10 +95,11 @@ def _main(words: list[str], where: str) -> int:
     """Be the process that `words` ask for."""
     from trsp_core.cli import main as shell
     from trsp_core.evaluation import verification
+    from trsp_core.runs import worker
 
     if Path(words[0]).name != STOCK:
         verification.subprocess.Popen = _proving(where, subprocess.Popen)
-        return shell.main(words)
+        return worker.main(words[1]) if words[0] == "worker" else shell.main(words)
     for name in [name for name in sys.modules if name.partition(".")[0] == "trsp_core"]:
         del sys.modules[name]  # a stranger has none of ours
     sys.argv = words

@@ -2,8 +2,8 @@
 
     for event in trsp_core.prune("smollm2-135m", ratio=0.25): ...
 
-What stands in `__all__` is the public interface; each name is loaded when it is asked for, and torch with `prune` and
-`execute` alone. Which package may import which is in docs/architecture.md, and a test.
+`__all__` is the public interface. Each name is loaded at its first use; only `prune` and `execute` load torch. Which
+package may import which stands in docs/architecture.md and is tested.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ __version__ = "0.1.0"
 # the smallest (see `evaluation.generation`). OpenMP reads it when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Events tell how far a run is, so the bars of other libraries stay out of stderr: those of huggingface_hub, of
+# transformers, which follows it, and of datasets. They read this when they are loaded; 0 brings them back.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
 _MODULES = {
     "RunConfig": "schema.config",
     "Run": "runs.store",
@@ -50,11 +55,11 @@ def prune(
     loaded: tuple[Any, Any] | None = None,
     **settings: Any,
 ) -> Generator[Event]:
-    """Prune a model and tell each event; closing the generator leaves a model that was passed in as it was.
+    """Prune a model, and yield the events of the run. Closing the generator restores a model that was passed in.
 
     Args:
-        model: of the catalogue, of the hub, or a folder of this machine.
-        ratio: share of the layers that go; the preset's, or its default, where it is not given.
+        model: a name of the catalogue, a hub id, or a folder of this machine.
+        ratio: share of the layers to remove; None takes the preset's, or the default.
         preset: "quick", "paper" or another of `schema.config.PRESETS`.
         folder: where the pruned model goes; None keeps nothing.
         loaded: a model with its tokenizer to work on, instead of loading `model`.
@@ -66,8 +71,8 @@ def prune(
     from trsp_core.preparation.execution import execute
     from trsp_core.pruning.validate import from_values
 
-    chosen = {"model": model, **({} if ratio is None else {"ratio": ratio}), **settings}
-    config = from_values(chosen, preset)
+    values = {"model": model, **({} if ratio is None else {"ratio": ratio}), **settings}
+    config = from_values(values, preset)
     return execute(config, None if folder is None else Path(folder), loaded)
 
 

@@ -47,16 +47,16 @@ def _showable(text: str) -> str:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether this program's own code raised `error`, rather than a library that it had called: then it is a bug, and
-    nothing that a person can change. What the system refuses (OSError) never is."""
+    """Whether our own code raised `error`, not a library that it called; then it is a bug, which no user can mend. An
+    OSError never counts as ours: the system refused something."""
     frames = traceback.extract_tb(error.__traceback__)
     return not isinstance(error, OSError) and bool(frames) and Path(frames[-1].filename).is_relative_to(HERE)
 
 
 def is_short_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: torch has no one type for it, on a CPU not even one of its own."""
-    named = type(error).__name__ == "OutOfMemoryError"
-    return named or isinstance(error, MemoryError) or "allocate memory" in str(error)
+    """Whether `error` says that memory ran out. On a CPU torch has no type for that, so words count too."""
+    is_torch = type(error).__name__ == "OutOfMemoryError"
+    return is_torch or isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def refuse(problems: Sequence[Problem]) -> None:
@@ -80,8 +80,8 @@ _FULL_IN_TEXT = re.compile(
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether `error`, or one behind it, is that of a full disk: by its number, or, where a library tells the system's
-    error in a text of its own as safetensors does, by the number or the words in that."""
+    """Whether `error`, or one that led to it, comes of a full disk. It is known by its number; where a library such as
+    safetensors puts the system's error into a text of its own, by the number or the words in that text."""
     chain: list[BaseException] = []
     behind: BaseException | None = error
     while behind is not None and behind not in chain:

@@ -1,13 +1,12 @@
-"""What strangers wrote (names, prompts, titles, texts of events), on its way out: a function for each place it goes to.
+"""Text of strangers (names, prompts, titles, texts of events), made safe to show: a function for each place it goes to.
 
 A letter that steers instead of being seen (a terminal's escapes, marks that turn the direction of writing, what is
-invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. Pages have
-`pages.ui.style.words` beside this.
+invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. The markup of HTML is escaped by the
+template of `export.html_report`, that of pages by `pages.ui.style.words`.
 """
 
 from __future__ import annotations
 
-import html as markup
 import json as standard_json
 import math
 import re
@@ -22,7 +21,7 @@ _STEERING = (
 _IN_A_LINE = re.compile(f"[{_STEERING}]")
 _IN_LINES = re.compile(f"(?![\\t\\n])[{_STEERING}]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what a spreadsheet would compute
-_MARKS = re.compile(r"([\\`*<|~$&]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))")
+_MARKS = re.compile(r"([\\`*<|~$&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:]))")
 _ADDRESSES = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 
 
@@ -44,11 +43,6 @@ def json(values: Any, indent: int | None = None) -> str:
 def written_json(text: str) -> str:
     """The same of JSON that is text already."""
     return _IN_LINES.sub(_in_json, text)
-
-
-def html(text: object) -> str:
-    """`text` for HTML, in an element or in an attribute."""
-    return markup.escape(lines(text), quote=True)
 
 
 def csv(value: Any) -> Any:

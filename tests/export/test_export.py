@@ -312,7 +312,7 @@ def test_a_zip_holds_the_export_uncompressed_and_is_gone_with_its_run(deleted, t
         -1:
     ]
     (made,) = checkpoint.archives(run)
-    assert made.told == step.message
+    assert made.verdict == step.message
     assert made.file.name == "tiny-llama-manual-3-of-5-float32.zip"
     with zipfile.ZipFile(made.file) as packed:
         assert {i.compress_type for i in packed.infolist()} == {zipfile.ZIP_STORED}
@@ -554,7 +554,7 @@ def test_an_export_is_pushed_with_the_users_own_token_which_stays_nowhere(delete
     names = {line["value"]["path"] for line in sent if line["key"] == "file"}
     assert {"README.md", "config.json", "model.safetensors", "proof.json"} <= names
     front = next(line["value"] for line in sent if line["key"] == "file" and line["value"]["path"] == "README.md")
-    assert base64.b64decode(front["content"]).decode().startswith("---\nlibrary_name")
+    assert base64.b64decode(front["content"]).decode().startswith("---\nlibrary_name: transformers\n")
     assert TOKEN not in done.stdout + done.stderr
     for file in [*tmp_path.rglob("*"), *deleted.folder.rglob("*")]:
         told = file.is_file() and TOKEN.encode() in file.read_bytes()
@@ -683,6 +683,6 @@ def test_the_default_model_is_exported_with_proof(dtype, default_run, tmp_path):
         assert found["largest_difference"] == 0
         assert found["same_text"]
     written = (folder / "README.md").read_text()
-    assert 'base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"' in written
-    assert 'license: "apache-2.0"' in written
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in written
+    assert "license: apache-2.0\n" in written
     assert "layer_range: [19, 25]" in (folder / "mergekit.yml").read_text()

@@ -20,7 +20,7 @@ from tests.export.test_export import pruned
 from trsp_core import subprocesses
 from trsp_core.errors import TrspError
 from trsp_core.export import checkpoint
-from trsp_core.export.export_queue import Errands
+from trsp_core.export.export_queue import ExportQueue
 from trsp_core.runs import limits, retention
 from trsp_core.runs.limits import OPEN
 from trsp_core.runs.store import Store
@@ -29,11 +29,11 @@ from trsp_core.subprocesses import Step
 SERVER = """
 import sys, time
 from pathlib import Path
-from trsp_core.export.export_queue import Errands
+from trsp_core.export.export_queue import ExportQueue
 from trsp_core.runs.store import Run
 run, name = Run(Path(sys.argv[1])), sys.argv[2]
 asked = {"target": str(run.exports_folder / name), "dtype": "", "push": "", "token": ""}
-Errands().start(run, name, "trsp_core.export.checkpoint", **asked)
+ExportQueue().start(run, name, "trsp_core.export.checkpoint", **asked)
 print("up", flush=True)
 time.sleep(600)
 """
@@ -75,13 +75,13 @@ def child(monkeypatch):
     return begun, go, most
 
 
-def ask(queue: Errands, run, name: str, **more) -> None:
+def ask(queue: ExportQueue, run, name: str, **more) -> None:
     queue.start(run, name, "trsp_core.export.html_report", target=str(run.exports_folder / name), **more)
 
 
 def test_one_at_a_time_in_the_order_in_which_they_were_asked_for(store, child):
     begun, go, most = child
-    runs, queue = [story.write(store, "finished") for _ in range(3)], Errands()
+    runs, queue = [story.write(store, "finished") for _ in range(3)], ExportQueue()
     for run in runs:
         for name in ("report.html", "model.zip"):
             ask(queue, run, name)
@@ -98,7 +98,7 @@ def test_one_at_a_time_in_the_order_in_which_they_were_asked_for(store, child):
 
 def test_what_is_asked_for_twice_is_made_once(store, child):
     begun, go, _ = child
-    run, queue = story.write(store, "finished"), Errands()
+    run, queue = story.write(store, "finished"), ExportQueue()
     for _ in range(4):  # four tabs
         ask(queue, run, "report.html")
     until(lambda: begun)
@@ -113,7 +113,7 @@ def test_what_is_asked_for_twice_is_made_once(store, child):
 
 def test_places_are_bounded_and_a_demo_uploads_nothing(store, child):
     runs = [story.write(store, "finished") for _ in range(4)]
-    queue = Errands(dataclasses.replace(OPEN, export_capacity=2))
+    queue = ExportQueue(dataclasses.replace(OPEN, export_capacity=2))
     ask(queue, runs[0], "report.html")
     until(lambda: child[0])
     ask(queue, runs[1], "report.html")
@@ -121,12 +121,12 @@ def test_places_are_bounded_and_a_demo_uploads_nothing(store, child):
     with pytest.raises(TrspError, match="2 places"):
         ask(queue, runs[3], "report.html")
     with pytest.raises(TrspError, match="uploads nothing"):
-        ask(Errands(limits.DEMO), runs[3], "model.zip", push="owner/name", token="t")
+        ask(ExportQueue(limits.DEMO), runs[3], "model.zip", push="owner/name", token="t")
 
 
 def test_one_that_waits_or_goes_on_is_stopped_and_can_be_asked_for_again(store, child):
     begun, go, _ = child
-    first, second, queue = story.write(store, "finished"), story.write(store, "finished"), Errands()
+    first, second, queue = story.write(store, "finished"), story.write(store, "finished"), ExportQueue()
     ask(queue, first, "report.html")
     ask(queue, second, "report.html")
     until(lambda: begun)
@@ -151,7 +151,7 @@ def test_a_failure_is_told_where_it_belongs_and_the_next_one_is_served(store, mo
             raise KeyError("a bug")
 
     monkeypatch.setattr(subprocesses, "run", run)
-    made, queue = story.write(store, "finished"), Errands()
+    made, queue = story.write(store, "finished"), ExportQueue()
     for name in ("refused.zip", "bug.zip", "sound.zip"):
         ask(queue, made, name, token="a-secret")
     found = {errand.name: errand for errand in queue.of(made)}
@@ -164,7 +164,7 @@ def test_a_failure_is_told_where_it_belongs_and_the_next_one_is_served(store, mo
 
 def test_an_errand_whose_time_is_over_is_ended(store):
     before = psutil.Process().children()
-    run, queue = story.write(store, "finished"), Errands(dataclasses.replace(OPEN, export_minutes=0.0005))
+    run, queue = story.write(store, "finished"), ExportQueue(dataclasses.replace(OPEN, export_minutes=0.0005))
     ask(queue, run, "report.html")
     (errand,) = queue.of(run)
     until(lambda: not errand.running)
@@ -173,7 +173,7 @@ def test_an_errand_whose_time_is_over_is_ended(store):
 
 
 def test_a_report_is_made_by_a_real_child(store):
-    run, queue = story.write(store, "finished"), Errands()
+    run, queue = story.write(store, "finished"), ExportQueue()
     queue.start(run, "report.html", "trsp_core.export.html_report", target=str(run.exports_folder / "report.html"))
     (errand,) = queue.of(run)
     until(lambda: not errand.running, 120)

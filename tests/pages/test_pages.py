@@ -23,7 +23,7 @@ from pages.ui.style import words
 from tests import ROOT, story
 from trsp_core import formatting
 from trsp_core.charts import frames as series
-from trsp_core.cli import arguments
+from trsp_core.cli import run_figures
 from trsp_core.errors import TrspError
 from trsp_core.export import model_card
 from trsp_core.models.catalog import FetchProgress
@@ -108,7 +108,9 @@ def test_a_run_that_narrows_says_so_on_every_page(store):
     assert "no deletion of layers can stand in" in texts(open_page("compare", run=run.id))
     assert "the size of 4 of 6 layers" in texts(open_page("runs"))
     assert stack_pictures.width_left(run.state()) == pytest.approx(1 - 16_100 / 48_000)
-    assert "no layer removed, all narrowed" in arguments.account({"run": run.id, "status": "finished", **run.summary()})
+    assert "no layer removed, all narrowed" in run_figures.account(
+        {"run": run.id, "status": "finished", **run.summary()}
+    )
 
 
 def test_a_finished_run_is_taken_away(store, monkeypatch):

@@ -51,7 +51,7 @@ def test_what_can_be_no_path_is_refused(name):
 @pytest.mark.parametrize("name", NO_FILES)
 def test_every_flag_with_a_path_refuses_what_cannot_be_one(run, name, capsys):
     commands = [["run", knob, name] for knob in ("--model", "--text", "--heldout")]
-    commands += [["run", "--folder", name], ["compare", "--plan", name], ["sweep", "--grid", name]]
+    commands += [["compare", "--plan", name], ["sweep", "--grid", name]]
     commands += [["eval", "nowhere", "--task", name], ["eval", name, "--task", "last_word"],
                  ["eval", "nowhere", "--task", "last_word", "--text", name]]  # fmt: skip
     commands += [["resume", name], ["show", name], ["export", name], ["report", name, "--out", "a.html"]]

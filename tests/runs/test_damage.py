@@ -14,7 +14,7 @@ import pytest
 from pages.ui.app_state.server import Follower
 from tests import ROOT, story, tiny
 from tests.runs.test_resume import OFTEN, Killed, config_of, go, told
-from trsp_core.cli import arguments
+from trsp_core.cli import run_figures
 from trsp_core.errors import TrspError
 from trsp_core.experiments import plan_results, plans
 from trsp_core.export import checkpoint, curves_csv, html_report
@@ -81,7 +81,7 @@ def test_a_finished_run_with_events_missing_is_finished_nowhere(harm, store):
     assert note in html_report.html(run)
     assert "damaged" in html_report.html(run)
     assert "\ncannot be read,,,12,number of the event," in curves_csv.table(run.config(), folded)
-    assert "events cannot be read" in arguments.account({"run": run.id, "status": run.status(), **run.summary()})
+    assert "events cannot be read" in run_figures.account({"run": run.id, "status": run.status(), **run.summary()})
     assert plans.finished(store) == {}
     assert resume.can(folded, run.status())
     with pytest.raises(TrspError, match="damaged"):

@@ -19,7 +19,7 @@ from trsp_core import paths
 from trsp_core.errors import TrspError
 from trsp_core.experiments.plan_queue import Agenda
 from trsp_core.export import checkpoint
-from trsp_core.export.export_queue import Errands
+from trsp_core.export.export_queue import ExportQueue
 from trsp_core.models import download
 from trsp_core.models.download import Fetches
 from trsp_core.paths import runs_root
@@ -370,8 +370,8 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
         waiting.set()
         bench_.close()
     held, run = threading.Event(), story.write(Store(tmp_path), "finished")
-    monkeypatch.setattr("trsp_core.export.export_queue.Errands._work", lambda *_: held.wait(60))
-    errands = Errands()
+    monkeypatch.setattr("trsp_core.export.export_queue.ExportQueue._work", lambda *_: held.wait(60))
+    errands = ExportQueue()
     try:
         errands.start(run, "0.html", "report", "a")
         until(lambda: not errands._waiting)

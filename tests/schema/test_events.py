@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsp_core.cli import arguments
+from trsp_core.cli import run_figures
 from trsp_core.errors import TrspError
 from trsp_core.schema import codec, events, run_state
 from trsp_core.schema.run_state import RunState
@@ -81,8 +81,8 @@ def test_a_fold_takes_events_in_any_order(many):
     assert folded.count == len(many)
     assert 0 <= folded.fraction <= 1
     json.dumps(codec.plain(run_state.summary(folded)))
-    assert arguments.progress(folded)
-    assert arguments.account({"run": "x", **run_state.summary(folded)})
+    assert run_figures.progress(folded)
+    assert run_figures.account({"run": "x", **run_state.summary(folded)})
 
 
 @given(st.lists(any_event(), max_size=12), st.data())

@@ -29,7 +29,7 @@ from tests import ROOT, story
 from tests.models.test_models import CONFIG as MODEL
 from tests.models.test_models import shard, weights
 from trsp_core import formatting
-from trsp_core.cli import arguments
+from trsp_core.cli import run_figures
 from trsp_core.data import corpora
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import questions
@@ -182,8 +182,8 @@ def event_lines(content: bytes, folder: Path) -> None:
     assert folded.count == (read[-1][0] + 1 if read else 0)
     assert 0 <= folded.fraction <= 1
     json.dumps(codec.plain(run_state.summary(folded)), ensure_ascii=False).encode()
-    assert arguments.progress(folded)
-    assert arguments.account({"run": "x", **run_state.summary(folded)})
+    assert run_figures.progress(folded)
+    assert run_figures.account({"run": "x", **run_state.summary(folded)})
 
 
 RUN_FILES = ("config.json", "events.jsonl", "summary.json", "exit.json", "env.json", "queued", "cancel", "lock")
@@ -214,7 +214,7 @@ def run_folder(case: tuple[str, str, bytes], folder: Path) -> None:
         assert found.status(folded.ended) in STATUSES
         told = found.summary()
         assert set(told) == set(run_state.summary(RunState()))
-        assert arguments.account({"run": found.id, **told})
+        assert run_figures.account({"run": found.id, **told})
         assert found.hint()
         assert found.size() >= 0
         plans.belongs(found)

@@ -81,7 +81,7 @@ def test_no_archive_unfolds_to_gigabytes(tmp_path):
         (run.exports_folder / f"{name}.zip").write_bytes(content[:-9] if name == "torn" else b"")
     tracemalloc.start()
     try:
-        assert [a.told for a in checkpoint.archives(run)] == ["It answers alike."]
+        assert [a.verdict for a in checkpoint.archives(run)] == ["It answers alike."]
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()

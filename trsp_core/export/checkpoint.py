@@ -1,7 +1,9 @@
-"""A run's model to take away: a checkpoint folder, or a zip of it, with card, config and proof; whole or not at all.
+"""A run's model to take away: a checkpoint folder, or a zip of it, with a card, the settings and the proof.
 
-`python -m trsp_core.export.checkpoint` is the child process of a page (`export_queue`). Imports no torch until it has
-to convert.
+It is made under another name and renamed in the end, so that it is there whole or not at all.
+
+`python -m trsp_core.export.checkpoint` is the child process of a page (`export_queue`). Torch is imported only where
+weights are converted.
 """
 
 from __future__ import annotations
@@ -28,8 +30,7 @@ from trsp_core.export import gguf_layer_kinds, hub_upload, model_card
 from trsp_core.runs import limits
 from trsp_core.runs.store import Run
 from trsp_core.schema import codec
-from trsp_core.schema import config as configs
-from trsp_core.schema.config import RunConfig
+from trsp_core.schema.config import RunConfig, to_json
 from trsp_core.schema.run_state import RunState
 from trsp_core.subprocesses import Step
 
@@ -40,10 +41,14 @@ FRESH = 400_000_000  # bytes that a process takes for torch and transformers alo
 
 @dataclass(frozen=True)
 class Archive:
-    """An export that lies in the run folder as a zip; `told` is its proof in words."""
+    """An export that lies in the run folder as a zip.
+
+    Attributes:
+        verdict: what its proof came to, in a sentence.
+    """
 
     file: Path
-    told: str
+    verdict: str
 
     @property
     def size(self) -> int:
@@ -51,7 +56,7 @@ class Archive:
 
 
 def export(run: Run, target: Path | None = None, dtype: str = "", push: str = "", token: str = "") -> Iterator[Step]:  # nosec B107 - "" is none
-    """Make the export and prove it; closing the iterator leaves nothing half.
+    """Make an export, prove it, and yield how far that is. Closing the iterator removes what is unfinished.
 
     Args:
         target: a folder, or a file that ends in `.zip`; None makes a folder among the run's exports.
@@ -65,39 +70,36 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
         limits.current().refuse_push()
         hub_upload.check_name(push)
     config, state = run.config(), run.state()
-    kept = _kept_dtype(run, state)
+    own_dtype = _own_dtype(run, state)
     quantized = bool(_model_config(run).get("quantization_config"))
     if dtype not in ("", *DTYPES):
         raise TrspError(f"There is no number format {dtype!r}.", f"Take one of {', '.join(DTYPES)}.")
     if quantized and dtype:
         raise TrspError("The weights of this model are quantized and stay so.", "Leave the number format out.")
-    dtype = dtype or ("quantized" if quantized else kept)
+    dtype = dtype or ("quantized" if quantized else own_dtype)
     title = model_card.name(config, state, dtype)
     target = target or run.exports_folder / title
     _check_target(target)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    ours = target.parent == run.exports_folder
-    with _told(target), run.exporting() if ours else contextlib.nullcontext(), contextlib.ExitStack() as held:
+    in_run = target.parent == run.exports_folder
+    with _refusing(target), run.exporting() if in_run else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _check_room(run, target)
-            _sweep(target)
+            _remove_scraps(target)
             folder = scratch / title if target.suffix == ".zip" else scratch
             folder.mkdir(parents=True)
-            held.enter_context(_held(scratch))
-            yield Step("Copying the checkpoint" if dtype in (kept, "quantized") else f"Converting to {dtype}", 0.05)
-            if dtype in (kept, "quantized"):
+            stack.enter_context(_locked(scratch))
+            yield Step(
+                "Copying the checkpoint" if dtype in (own_dtype, "quantized") else f"Converting to {dtype}", 0.05
+            )
+            if dtype in (own_dtype, "quantized"):
                 shutil.copytree(run.model_folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
             else:
                 _convert(run.model_folder, folder, dtype)
             yield Step("Proving it: a fresh process with stock transformers loads it", 0.3)
-            machine.require_memory(_weight_bytes(folder) + FRESH, "The fresh process that loads the export")
-            found = verification.check(folder, run.proof_file)
-            if found.problems:
-                raise TrspError(
-                    f"The proof failed, so nothing was exported: {'; '.join(found.problems)}.", "Please report this."
-                )
-            _describe(run, config, state, found, folder, title, dtype)
+            proof = _prove(run, folder)
+            _describe(run, config, state, proof, folder, title, dtype)
             if target.suffix == ".zip":
                 yield Step("Packing", 0.8)
                 _pack(folder, scratch / target.name)
@@ -111,12 +113,30 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
                 hub_upload.push(folder, push, token)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    yield Step(found.sentence, 1.0)
+    yield Step(proof.sentence, 1.0)
+
+
+def _prove(run: Run, folder: Path) -> Proof:
+    """The proof of the checkpoint in `folder`.
+
+    Raises:
+        TrspError: it failed, or there is no memory for it.
+    """
+    machine.require_memory(_weight_bytes(folder) + FRESH, "The fresh process that loads the export")
+    proof = verification.check(folder, run.proof_file)
+    if proof.problems:
+        problems = "; ".join(proof.problems)
+        raise TrspError(f"The proof failed, so nothing was exported: {problems}.", "Please report this.")
+    return proof
 
 
 @contextlib.contextmanager
-def _held(scratch: Path) -> Iterator[None]:
-    """While this lasts, `_sweep` takes `scratch` for what a living process works on."""
+def _locked(scratch: Path) -> Iterator[None]:
+    """A lock on the folder that a living process works in, so that `_remove_scraps` leaves it.
+
+    Raises:
+        OSError: another process has the lock.
+    """
     descriptor = os.open(scratch, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,50 +145,50 @@ def _held(scratch: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sweep(target: Path) -> None:
+def _remove_scraps(target: Path) -> None:
     """Remove what killed exports to `target` left beside it."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
-        with contextlib.suppress(OSError), _held(left):
-            shutil.rmtree(left, ignore_errors=True)
+    for scrap in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.partial"):
+        with contextlib.suppress(OSError), _locked(scrap):
+            shutil.rmtree(scrap, ignore_errors=True)
 
 
 def formats(run: Run) -> tuple[str, ...]:
-    """Formats that the run's model can be exported in, its own first; none to choose from where weights are packed."""
+    """Number formats that the run's model can be exported in, its own first; () where its weights are quantized."""
     try:
-        found = _model_config(run)
+        model_config = _model_config(run)
     except (OSError, ValueError):  # the export itself will say what is wrong
         return DTYPES
-    if found.get("quantization_config"):
+    if model_config.get("quantization_config"):
         return ()
-    own = str(found.get("dtype") or "float32")
+    own = str(model_config.get("dtype") or "float32")
     return (own, *(d for d in DTYPES if d != own))
 
 
 def remarks(run: Run, dtype: str) -> list[str]:
-    """What a reader should know before the run's model is exported in `dtype`: why there is no recipe for mergekit, and
-    what becomes of it in GGUF."""
+    """Sentences to read before the model is exported in `dtype`: why there is no recipe for mergekit, and what GGUF
+    would change."""
     try:
-        found = _model_config(run)
+        model_config = _model_config(run)
     except (OSError, ValueError):  # the export itself will say what is wrong
         return []
-    said = [model_card.no_recipe(run.config(), run.state(), found, dtype), gguf_layer_kinds.warning(found)]
-    return [remark for remark in said if remark]
+    recipe = model_card.no_recipe(run.config(), run.state(), model_config, dtype)
+    return [remark for remark in (recipe, gguf_layer_kinds.warning(model_config)) if remark]
 
 
-_NO_EXPORT = (OSError, KeyError, TypeError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+UNREADABLE = (OSError, KeyError, TypeError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 def archives(run: Run) -> list[Archive]:
     """The zips among the run's exports."""
-    found = []
+    exports = []
     for file in sorted(run.exports_folder.glob("*.zip")):
         with (
-            contextlib.suppress(*_NO_EXPORT),
-            zipfile.ZipFile(file) as packed,
-            packed.open(f"{file.stem}/proof.json") as proof,
+            contextlib.suppress(*UNREADABLE),
+            zipfile.ZipFile(file) as package,
+            package.open(f"{file.stem}/proof.json") as proof,
         ):
-            found.append(Archive(file, json.loads(proof.read(MAX_PROOF))["told"]))  # whatever size it claims
-    return found
+            exports.append(Archive(file, json.loads(proof.read(MAX_PROOF))["told"]))  # whatever size it claims
+    return exports
 
 
 def archive(run: Run, dtype: str) -> Path:
@@ -176,7 +196,7 @@ def archive(run: Run, dtype: str) -> Path:
     return run.exports_folder / f"{model_card.name(run.config(), run.state(), dtype or 'quantized')}.zip"
 
 
-def _kept_dtype(run: Run, state: RunState) -> str:
+def _own_dtype(run: Run, state: RunState) -> str:
     """The number format of the run's model.
 
     Raises:
@@ -201,17 +221,17 @@ def _config_in(folder: Path) -> dict:
 def _check_target(target: Path) -> None:
     """Raises TrspError: there is something at `target` that no export has made."""
     if target.is_dir() and target.suffix != ".zip":
-        ours = (target / "proof.json").is_file() or not any(target.iterdir())
+        is_export = (target / "proof.json").is_file() or not any(target.iterdir())
     else:
-        ours = target.is_file() and any(name.endswith("/proof.json") for name in _names(target))
-    if target.exists() and not ours:
+        is_export = target.is_file() and any(name.endswith("/proof.json") for name in _names(target))
+    if target.exists() and not is_export:
         raise TrspError(f"{target} exists, and is no earlier export.", "Choose a new name.")
 
 
 def _names(file: Path) -> list[str]:
-    """What is in a zip; nothing, where it is none."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as packed:
-        return packed.namelist()
+    """Names of what is in a zip; none where the file is no zip."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as package:
+        return package.namelist()
     return []
 
 
@@ -231,9 +251,7 @@ def _convert(source: Path, folder: Path, dtype: str) -> None:
     machine.require_memory(2 * _weight_bytes(source) + FRESH, "The conversion")
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a folder of this machine, made by a run
         source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
@@ -247,16 +265,16 @@ def _weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder: Path, title: str, dtype: str) -> None:
-    """Card, settings and proof beside the weights."""
-    shared, exported = json.loads(configs.to_json(model_card.published(config))), _config_in(folder)
+def _describe(run: Run, config: RunConfig, state: RunState, proof: Proof, folder: Path, title: str, dtype: str) -> None:
+    """Write card, settings and proof beside the weights."""
+    settings, exported = json.loads(to_json(model_card.public_config(config))), _config_in(folder)
     with contextlib.suppress(OSError, ValueError):
-        found_there = json.loads((run.folder / "env.json").read_text("utf-8"))
-        shared["environment"] = {name: value for name, value in found_there.items() if name != "platform"}
+        versions = json.loads((run.folder / "env.json").read_text("utf-8"))
+        settings["environment"] = {name: value for name, value in versions.items() if name != "platform"}
     texts = {
-        "README.md": model_card.write(config, state, found, title, exported, dtype),
-        "run.json": json.dumps(shared, indent=1, ensure_ascii=False) + "\n",
-        "proof.json": codec.encode({"told": found.sentence, **codec.plain(found)}, indent=1) + "\n",
+        "README.md": model_card.write(config, state, proof, title, exported, dtype),
+        "run.json": json.dumps(settings, indent=1, ensure_ascii=False) + "\n",
+        "proof.json": codec.encode({"told": proof.sentence, **codec.plain(proof)}, indent=1) + "\n",
     }
     if not model_card.no_recipe(config, state, exported, dtype):
         texts["mergekit.yml"] = model_card.mergekit(config, state, dtype)
@@ -266,13 +284,14 @@ def _describe(run: Run, config: RunConfig, state: RunState, found: Proof, folder
 
 def _pack(folder: Path, file: Path) -> None:
     """A zip of `folder`, stored as it is: weights do not compress."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as package:
         for part in sorted(folder.iterdir()):
-            packed.write(part, f"{folder.name}/{part.name}")
+            package.write(part, f"{folder.name}/{part.name}")
 
 
 @contextlib.contextmanager
-def _told(target: Path) -> Iterator[None]:
+def _refusing(target: Path) -> Iterator[None]:
+    """What the disk refuses becomes a refusal in words; other errors pass."""
     try:
         yield
     except Exception as error:
@@ -285,10 +304,10 @@ def _told(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _asked(run: str, target: str, dtype: str, push: str, token: str) -> Iterator[Step]:
+def export_folder(run: str, target: str, dtype: str, push: str, token: str) -> Iterator[Step]:
+    """`export` for a run and a target that are named by their paths."""
     return export(Run(Path(run)), Path(target), dtype, push, token)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(subprocesses.serve(_asked))
+    sys.exit(subprocesses.serve(export_folder))

@@ -1,4 +1,4 @@
-"""A run's curves as CSV: one long table, a row a point, for whatever draws it elsewhere. No torch."""
+"""A run's curves as CSV, for other programs to draw: one long table, a row for each point."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
         yield "language-modelling loss", "calibration", "", step.step, STAGE_2, step.lm_loss, "nats per token"
         pull = step.lambda_2 * step.penalty
         yield "penalty times lambda_2", "calibration", "", step.step, STAGE_2, pull, "nats per token"
-        acts = schedules.penalised(config, step.step)  # older runs told lambda_2 where it did not
+        acts = schedules.penalised(config, step.step)  # older runs recorded lambda_2 where it did not
         yield "lambda_2", "", "", step.step, STAGE_2, step.lambda_2 if acts else 0.0, "1"
         yield "learning rate", "", "", step.step, STAGE_2, step.learning_rate, "1"
         for layer, gap in zip(state.chosen, step.gaps, strict=False):
@@ -47,11 +47,11 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
         for probe in probes:
             curve = f"perplexity if deleted now, first {probe.blocks} blocks"
             yield curve, domain, "", probe.step, STAGE_2, probe.perplexity, "1"
-    for name, found in state.importance.items():
-        for layer, rise in enumerate(found.rises):
+    for name, scores in state.importance.items():
+        for layer, rise in enumerate(scores.rises):
             yield f"loss without the layer, {name}", "calibration", layer, 0, "none", rise, "nats per token"
-    for found in state.measured:
-        for block, loss in enumerate(found.losses):
-            yield f"loss, {found.state}", found.domain, "", block, "measured block", loss, "nats per token"
+    for measurement in state.measured:
+        for block, loss in enumerate(measurement.losses):
+            yield f"loss, {measurement.state}", measurement.domain, "", block, "measured block", loss, "nats per token"
     for stretch in state.missing:
         yield "cannot be read", "", "", stretch.first, "number of the event", stretch.count, "events"

@@ -1,7 +1,7 @@
-"""Short work that a page leaves to a child process: asked once, as JSON on stdin, answered in steps, a JSON line each.
+"""Exports and reports that pages leave to child processes: a queue for each server, one job at a time.
 
-So the server imports no torch, and what is secret stands in no list of processes and in no environment. A server does
-one errand at a time (`Errands`), and each goes on whichever tab is closed.
+A job's request goes to its child on stdin, so a token stands in no list of processes and in no environment. The server
+itself imports no torch. Jobs go on when their tab is closed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from trsp_core.runs.limits import Limits
 from trsp_core.runs.store import Run
 from trsp_core.subprocesses import Step
 
-KEPT = 64  # errands that have ended and are still told of
+MOST_ENDED = 64  # jobs that have ended and are still listed
 
 
 @dataclass(eq=False)
-class Errand:
-    """Something that was asked for, and how far it is.
+class ExportJob:
+    """An export or a report of a run, and how far it is.
 
     Attributes:
-        name: of what is made, among the run's exports.
-        done: it has ended well. An errand that neither goes on nor is done was stopped, or ended by its `refusal`.
+        name: of the file or folder, among the run's exports.
+        module: its child process is `python -m MODULE`.
+        request: what the child reads on stdin. It may hold a token, so it is emptied when the job ends.
+        running: waiting or at work. A job that is neither running nor done was stopped, or ended by its `refusal`.
+        done: it has ended well.
     """
 
     run: Run
     name: str
     module: str
-    asked: dict[str, Any] = field(repr=False)  # it may hold a token, until the errand has ended
+    request: dict[str, Any] = field(repr=False)
     step: Step = Step("Waiting", 0.0)
     running: bool = True
     stopping: bool = False
@@ -43,77 +46,77 @@ class Errand:
     visitor: str = ""
 
 
-class Errands:
-    """The errands of one server, in the order in which they were asked for, one at a time. They go on whichever tab is
-    closed, and end with the server.
+class ExportQueue:
+    """The jobs of one server, one at a time, first come first served. They end with the server.
 
     Args:
-        bounds: how many may wait, and how long one may take; those of this process where None is given.
+        bounds: how many may wait, and how long one may take; None takes those of this process.
     """
 
     def __init__(self, bounds: Limits | None = None):
         self.limits = limits.current() if bounds is None else bounds
-        self._all: OrderedDict[tuple[str, str], Errand] = OrderedDict()
-        self._waiting: deque[Errand] = deque()
+        self._all: OrderedDict[tuple[str, str], ExportJob] = OrderedDict()
+        self._waiting: deque[ExportJob] = deque()
         self._changed, self._closed = threading.Condition(), False
-        self._thread = threading.Thread(target=self._serve, name="errands", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="exports", daemon=True)
         self._thread.start()
 
-    def start(self, run: Run, name: str, module: str, visitor: str = "", **asked: Any) -> None:
-        """Have `name` made for `run`, unless it is there, or somebody has asked for it before.
+    def start(self, run: Run, name: str, module: str, visitor: str = "", **request: Any) -> None:
+        """Queue a job, unless its file is there or the same job is running.
 
         Args:
-            visitor: who asks, to the limits.
-            asked: of `python -m MODULE`, beside the folder of the run.
+            name: of the file or folder, among the run's exports.
+            visitor: whose share of the queue it takes.
+            request: for `python -m MODULE`; the folder of the run is added.
 
         Raises:
             TrspError: all places are taken, or those of this visitor, or this server uploads nothing.
         """
-        if asked.get("push"):
+        if request.get("push"):
             self.limits.refuse_push()
         elif (run.exports_folder / name).is_file():
             return
         key = str(run.folder), name
         with self._changed:
-            now = self._all.get(key)
-            if now and now.running and not now.stopping:
+            earlier = self._all.get(key)
+            if earlier and earlier.running and not earlier.stopping:
                 return
             if len(self._waiting) >= self.limits.export_capacity:
                 raise TrspError(
                     f"All {self.limits.export_capacity} places in the queue are taken.", "Try again in a minute."
                 )
-            self.limits.refuse_export(sum(errand.visitor == visitor for errand in self._waiting))
-            self._all[key] = Errand(run, name, module, {"run": str(run.folder), **asked}, visitor=visitor)
+            self.limits.refuse_export(sum(job.visitor == visitor for job in self._waiting))
+            self._all[key] = ExportJob(run, name, module, {"run": str(run.folder), **request}, visitor=visitor)
             self._all.move_to_end(key)
             self._waiting.append(self._all[key])
             self._forget()
             self._changed.notify_all()
 
-    def of(self, run: Run) -> list[Errand]:
-        """Those of a run that go on or have ended lately, in the order in which they were asked for."""
+    def of(self, run: Run) -> list[ExportJob]:
+        """The jobs of a run that are running or have ended lately, oldest first."""
         with self._changed:
-            return [errand for errand in self._all.values() if errand.run == run]
+            return [job for job in self._all.values() if job.run == run]
 
-    def place(self, errand: Errand) -> int:
-        """Errands ahead of this one, itself included; 0 once it is worked on, or has ended."""
+    def place(self, job: ExportJob) -> int:
+        """The place of a job in the queue, from 1; 0 once it is at work or has ended."""
         with self._changed:
-            ahead = any(e.running and e not in self._waiting for e in self._all.values())
-            return self._waiting.index(errand) + 1 + ahead if errand in self._waiting else 0
+            at_work = any(other.running and other not in self._waiting for other in self._all.values())
+            return self._waiting.index(job) + 1 + at_work if job in self._waiting else 0
 
-    def stop(self, errand: Errand) -> None:
-        """Take it out of the queue, or end it, within a second or two and the time that it needs to clear up."""
+    def stop(self, job: ExportJob) -> None:
+        """Take a job out of the queue, or end it: within two seconds and the time that it needs to clear up."""
         with self._changed:
-            errand.stopping = True
-            if errand in self._waiting:
-                self._waiting.remove(errand)
-                errand.running = False
+            job.stopping = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.running = False
 
     def close(self) -> None:
-        """End the errand at hand, and begin no more."""
+        """End the job at work, and begin no more."""
         with self._changed:
             self._closed = True
-            for errand in [*self._all.values()]:
-                errand.stopping = True
+            for job in [*self._all.values()]:
+                job.stopping = True
             self._changed.notify_all()
         self._thread.join()
 
@@ -123,29 +126,29 @@ class Errands:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
-                errand = self._waiting.popleft()
+                job = self._waiting.popleft()
             try:
-                self._work(errand)
+                self._work(job)
             except TrspError as error:
-                errand.refusal = error
+                job.refusal = error
             except Exception as error:  # a bug, and nobody else to tell of it
-                errand.refusal = TrspError(f"It failed: {type(error).__name__}: {error}", "Please report this.")
+                job.refusal = TrspError(f"It failed: {type(error).__name__}: {error}", "Please report this.")
             finally:
-                errand.asked.clear()
-                errand.running = False
+                job.request.clear()
+                job.running = False
 
-    def _work(self, errand: Errand) -> None:
-        steps = subprocesses.run(errand.module, self.limits.export_minutes * 60, **errand.asked)
+    def _work(self, job: ExportJob) -> None:
+        steps = subprocesses.run(job.module, self.limits.export_minutes * 60, **job.request)
         try:
             with contextlib.closing(steps):
-                for errand.step in steps:
-                    if errand.stopping:
+                for job.step in steps:
+                    if job.stopping:
                         return
-            errand.done = True
+            job.done = True
         finally:
-            errand.run.tidy_exports()
+            job.run.tidy_exports()
 
     def _forget(self) -> None:
-        ended = [key for key, errand in self._all.items() if not errand.running]
-        for key in ended[:-KEPT]:
+        ended = [key for key, job in self._all.items() if not job.running]
+        for key in ended[:-MOST_ENDED]:
             del self._all[key]

@@ -1,7 +1,7 @@
-"""What llama.cpp makes of a pruned model whose layers are of several kinds. Data and words, no torch.
+"""What llama.cpp makes of a pruned model whose layers are of several kinds.
 
 A GGUF file has no word for the kind of each layer in these families: llama.cpp takes the kinds by a fixed pattern, as
-the whole model has them. After pruning the kept layers stand elsewhere in that pattern.
+the whole model has them. After pruning the kept layers stand at other places of that pattern.
 """
 
 from __future__ import annotations
@@ -77,15 +77,17 @@ def changed(config: dict[str, Any]) -> dict[tuple[str, str], list[int]]:
 def warning(config: dict[str, Any]) -> str:
     """What a reader has to know before a model with this config.json is converted to GGUF; "" where nothing changes."""
     text = _text(config)
-    known = PATTERNS.get(str(text.get("model_type")))
-    if known is None:
-        mixed = [name for name in LISTS if _is_mixed(text.get(name))] + [n for n in families.INDICES if text.get(n)]
-        if not mixed:
+    patterns = PATTERNS.get(str(text.get("model_type")))
+    if patterns is None:
+        fields = [name for name in LISTS if _is_mixed(text.get(name))] + [n for n in families.INDICES if text.get(n)]
+        if not fields:
             return ""
-        return f"Its layers are of several kinds ({', '.join(mixed)}): whether llama.cpp keeps to them was not checked."
+        return (
+            f"Its layers are of several kinds ({', '.join(fields)}): whether llama.cpp keeps to them was not checked."
+        )
     parts = []
     if groups := changed(config):
-        depth = next(len(text[pattern.field]) for pattern in known if text.get(pattern.field))
+        depth = next(len(text[pattern.field]) for pattern in patterns if text.get(pattern.field))
         whole = sorted({layer for layers in groups.values() for layer in layers})
         each = "; ".join(f"{_listed(layers)} from {here} to {there}" for (here, there), layers in groups.items())
         parts.append(
@@ -116,7 +118,7 @@ def _grouped(text: dict[str, Any]) -> Iterator[tuple[tuple[str, str], Iterator[i
 
 
 def _scales(text: dict[str, Any]) -> tuple[float, float] | None:
-    """What the config divides by, squared, and what llama.cpp does."""
+    """The squares of what the scores of attention are divided by: after the config, and in llama.cpp."""
     depth = SCALED.get(str(text.get("model_type")))
     names = ("query_pre_attn_scalar", "head_dim", "num_hidden_layers", "hidden_size", "num_attention_heads")
     values: list[Any] = [text.get(name) for name in names]

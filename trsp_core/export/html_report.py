@@ -1,4 +1,4 @@
-"""A run as one HTML file: words, figures, and the page's charts as pictures. It opens offline, without scripts.
+"""A run as one HTML file: words, figures, and the charts of its page as SVG. It opens offline and has no scripts.
 
 `python -m trsp_core.export.html_report` is the child process of a page (`export_queue`): the renderer stays out of the
 server. No torch.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import vl_convert
 
 from trsp_core import escaping, formatting, subprocesses
@@ -28,14 +29,6 @@ from trsp_core.subprocesses import Step
 
 VEGA_LITE, WIDTH = "5.20", 720
 SHADE = "light"  # a report is printed, too
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1D2329;background:#FCFCFB;max-width:820px;
-margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}figure{margin:1.2rem 0}figcaption,small{color:#5F6B76}
-svg{max-width:100%;height:auto}table{border-collapse:collapse}th,td{text-align:left;padding:.3rem .8rem .3rem 0;
-border-bottom:1px solid #D5DADF;vertical-align:top}pre{background:#F1F2F3;padding:.8rem;white-space:pre-wrap;
-overflow-wrap:anywhere;font-size:.85rem}
-"""
 
 
 def html(run: Run) -> str:
@@ -46,126 +39,99 @@ def html(run: Run) -> str:
     """
     config, state, status = run.config(), run.state(), run.status()
     method = methods.all_methods().get(config.method)
-    shared = model_card.published(config)
-    title = f"{method.title if method else config.method} on {shared.model}"
-    parts = [
-        f"<h1>{escaping.html(title)}</h1>",
-        _said(f"Run {run.id}, {status}. {model_card.how(config)}"),
-        _said(model_card.gone(state)) if state.removed else "",
-        _failure(state),
-        _section("Before and after", _table(model_card.rows(state)), _said(model_card.against_dense(state)))
-        if state.measured
-        else "",
-        f"<p><small>{escaping.html(model_card.protocol(config, state))}</small></p>" if state.measured else "",
-        *(_figure(*chart) for chart in charts(config, state)),
-        _samples(state),
-        _section("Notes", *(_said(note) for note in state.notes)) if state.notes else "",
-        _section(
-            "Repeat it", _code(shared.as_command()), _said("The same from Python:"), _code(model_card.script(shared))
-        ),
-        _section("Every setting", _table([["setting", "value"], *([k, str(v)] for k, v in shared.as_dict().items())])),
-        _section("Machine", _code(_environment(run))),
+    public_config = model_card.public_config(config)
+    failure = f"It failed: {state.failure.message} {state.failure.remedy}" if state.failure else ""
+    summary = [
+        f"Run {run.id}, {status}. {model_card.procedure(config)}",
+        state.removed and model_card.removal(state),
+        failure,
     ]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escaping.html(title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n"
-        "<p><small>Made by TRSP Explorer, after Two-Stage Regularization-Based Structured Pruning for LLMs, "
-        "arXiv:2505.18232.</small></p>\n</body></html>\n"
+    return _template().render(
+        title=f"{method.title if method else config.method} on {public_config.model}",
+        summary=filter(None, summary),
+        perplexity=model_card.rows(state) if state.measured else [],
+        against_dense=model_card.against_dense(state),
+        protocol=model_card.protocol(config, state),
+        charts=(
+            {"title": title, "description": description, "caption": caption, "picture": _picture(spec, frame)}
+            for title, description, caption, spec, frame in charts(config, state)
+        ),
+        prompt=next((sample.prompt for sample in state.samples.values()), ""),
+        samples=_samples(state),
+        notes=state.notes,
+        command=public_config.as_command(),
+        script=model_card.script(public_config),
+        settings=public_config.as_dict().items(),
+        environment=_environment(run),
     )
+
+
+def _template() -> jinja2.Template:
+    """The page, into which every value goes with each letter visible and its markup escaped; charts go in as SVG."""
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.finalize = lambda value: value if hasattr(value, "__html__") else escaping.lines(value)
+    return environment.get_template("report.html.jinja")
 
 
 def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, str, specs.Spec, Any]]:
     """Those charts of the run's page that have data: title, description, caption, spec, frame."""
-    found = []
+    drawings = []
     if state.weight_steps:
         frame = frames.weights(state, frames.planned_steps(state, config, 1))
-        found.append(("Stage 1: the layer weights", "weights", specs.weights(SHADE), frame))
-        found.append(("The stack in the end", "stack", specs.stack(SHADE), frames.stack(state)))
+        drawings.append(("Stage 1: the layer weights", "weights", specs.weights(SHADE), frame))
+        drawings.append(("The stack in the end", "stack", specs.stack(SHADE), frames.stack(state)))
         frame = frames.losses(state, config, 1)
-        found.append(("Stage 1: what was minimised", "loss-1", specs.losses(SHADE, frames.PULLS[1]), frame))
+        drawings.append(("Stage 1: what was minimised", "loss-1", specs.losses(SHADE, frames.PULLS[1]), frame))
     elif state.scores:
-        found.append(("The method's scores", "scores", specs.scores(SHADE), frames.scores(state)))
+        drawings.append(("The method's scores", "scores", specs.scores(SHADE), frames.scores(state)))
     if state.gap_steps:
-        found.append(("Stage 2: if deleted now", "probes", specs.probes(SHADE), frames.probes(state, config)))
+        drawings.append(("Stage 2: if deleted now", "probes", specs.probes(SHADE), frames.probes(state, config)))
         if any(step.gaps for step in state.gap_steps):
-            found.append(("Stage 2: the gaps", "gaps", specs.gaps(SHADE), frames.gaps(state, config)))
+            drawings.append(("Stage 2: the gaps", "gaps", specs.gaps(SHADE), frames.gaps(state, config)))
         frame = frames.losses(state, config, 2)
-        found.append(("Stage 2: what was minimised", "loss-2", specs.losses(SHADE, frames.PULLS[2]), frame))
+        drawings.append(("Stage 2: what was minimised", "loss-2", specs.losses(SHADE, frames.PULLS[2]), frame))
     return [
         (title, specs.ALT[name], frames.caption(name, state, config) or specs.ALT[name], spec, frame)
-        for title, name, spec, frame in found
+        for title, name, spec, frame in drawings
         if len(frame)
     ]
 
 
-def _figure(title: str, description: str, caption: str, spec: specs.Spec, frame: Any) -> str:
-    rows = [{name: _shown(value) for name, value in plain(row).items()} for row in frame.to_dict("records")]
-    whole = {**spec, "data": {"values": rows}, "width": WIDTH, "background": "transparent"}
-    picture = vl_convert.vegalite_to_svg(json.loads(json.dumps(whole, default=float)), vl_version=VEGA_LITE)
-    title, description = escaping.html(title), escaping.html(description)
-    return (
-        f'<h2>{title}</h2><figure><div role="img" aria-label="{description}">{picture}</div>'
-        f"<figcaption>{escaping.html(caption)}</figcaption></figure>"
-    )
+def _picture(spec: specs.Spec, frame: Any) -> str:
+    """A chart as SVG. The renderer escapes markup, and no more."""
+
+    def visible(value: Any) -> Any:
+        return escaping.line(value) if isinstance(value, str) else value
+
+    rows = [{name: visible(value) for name, value in plain(row).items()} for row in frame.to_dict("records")]
+    chart = {**spec, "data": {"values": rows}, "width": WIDTH, "background": "transparent"}
+    return vl_convert.vegalite_to_svg(json.loads(json.dumps(chart, default=float)), vl_version=VEGA_LITE)
 
 
-def _measured(config: RunConfig, state: RunState) -> str:
-    protocol = f"<p><small>{escaping.html(model_card.protocol(config, state))}</small></p>"
-    return _section(
-        "Before and after", _table(model_card.rows(state)), _said(model_card.against_dense(state)), protocol
-    )
-
-
-def _samples(state: RunState) -> str:
-    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples]
-    texts = {s: state.samples[s].text for s in shown}
+def _samples(state: RunState) -> list[list[str]]:
+    """How each model continues the prompt: its title and its text."""
+    samples = [(name, state.samples[name].text) for name in ("dense", "direct", "pruned") if name in state.samples]
+    texts = dict(samples)
     if texts.get("direct") == texts.get("pruned"):
-        shown = [s for s in shown if s != "direct"]
-    if not shown:
-        return ""
-    table = _table([["model", "text"], *([model_card.TITLES[s], texts[s]] for s in shown)])
-    return _section("The same prompt, continued", _code(state.samples[shown[0]].prompt), table)
-
-
-def _failure(state: RunState) -> str:
-    return _said(f"It failed: {state.failure.message} {state.failure.remedy}") if state.failure else ""
+        texts.pop("direct", None)
+    return [[model_card.TITLES[name], text] for name, text in texts.items()]
 
 
 def _environment(run: Run) -> str:
     try:
-        found = json.loads((run.folder / "env.json").read_text("utf-8"))
-        return formatting.table([[name, str(value)] for name, value in found.items()])
+        versions = json.loads((run.folder / "env.json").read_text("utf-8"))
+        return formatting.table([[name, str(value)] for name, value in versions.items()])
     except (OSError, ValueError, AttributeError):
         return "not recorded"
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<h2>{escaping.html(title)}</h2>" + "".join(parts)
+def write(run: str, target: str) -> Iterator[Step]:
+    """Write the report of the run in folder `run` to the file `target`.
 
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["".join(f"<{tag}>{escaping.html(cell)}</{tag}>" for cell in row) for row, tag in
-                   zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)]  # fmt: skip
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
-
-
-def _said(text: str) -> str:
-    return f"<p>{escaping.html(text)}</p>" if text else ""
-
-
-def _code(text: str) -> str:
-    return f"<pre>{escaping.html(text)}</pre>"
-
-
-def _shown(value: Any) -> Any:
-    """A value of a chart: the renderer escapes markup, and no more."""
-    return escaping.line(value) if isinstance(value, str) else value
-
-
-def _asked(run: str, target: str) -> Iterator[Step]:
+    Raises:
+        TrspError: it could not be written, or the run's settings cannot be read.
+    """
     yield Step("Drawing the charts", 0.1)
     try:
         with Run(Path(run)).exporting():
@@ -176,4 +142,4 @@ def _asked(run: str, target: str) -> Iterator[Step]:
 
 
 if __name__ == "__main__":
-    sys.exit(subprocesses.serve(_asked))
+    sys.exit(subprocesses.serve(write))

@@ -1,8 +1,7 @@
-"""Onto the model hub, with the token of whoever asks. The token is passed on and kept nowhere."""
+"""Upload to the model hub with the token of whoever asks. The token is passed on and kept nowhere."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from trsp_core.errors import TrspError
@@ -37,27 +36,26 @@ def check_name(name: str) -> None:
 
 
 def push(folder: Path, name: str, token: str) -> str:
-    """Upload `folder` to the model repository `name`, which is made, private, where it is not there; its address.
+    """Upload `folder` to the model repository `name`, a new private one where there is none; returns its address.
 
     Raises:
         TrspError: no such name, a token that may not do it, or the hub cannot be reached.
     """
     check_name(name)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     hub = HfApi(token=token)
     try:
-        made = hub.create_repo(name, private=True, exist_ok=True)
+        address = hub.create_repo(name, private=True, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Pruned with TRSP Explorer")
     except HfHubHTTPError as error:
         code = error.response.status_code
         message, remedy = REFUSALS.get(code, ("The hub answered with code {code}.", "Try again later."))
         raise TrspError(message.format(name=name, code=code), remedy) from None
     except Exception as error:  # the hub's client raises errors of several libraries
-        said = str(error).replace(token, "(token)")[:200]
+        reason = str(error).replace(token, "(token)")[:200]
         raise TrspError(
-            f"{name} could not be uploaded: {type(error).__name__}: {said}.", "Check the network, and try again."
+            f"{name} could not be uploaded: {type(error).__name__}: {reason}.", "Check the network, and try again."
         ) from None
-    return str(made)
+    return str(address)

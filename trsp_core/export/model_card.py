@@ -1,6 +1,6 @@
-"""What is said of an exported model: its card, how to repeat its run, and a recipe for mergekit. Pure text, no torch.
+"""Texts about an exported model: its card, how to repeat its run, and a recipe for mergekit.
 
-Paths of local models and texts are given by their last part alone: a card is for others.
+A card is for others, so of the path of a local model or text it names the last part alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MERGED: dict[str, bool | None] = {
 DOMAIN_TITLES = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
 
-def published(config: RunConfig) -> RunConfig:
+def public_config(config: RunConfig) -> RunConfig:
     """The config without the folders of this machine."""
     return dataclasses.replace(
         config, model=_last(config.model), text=_last(config.text), heldout=_last(config.heldout)
@@ -47,8 +47,8 @@ def published(config: RunConfig) -> RunConfig:
 
 def script(config: RunConfig) -> str:
     """A Python script that repeats the run; only what differs from the defaults is named."""
-    named = {k: v for k, v in config.as_dict().items() if v != KNOBS[k].default}
-    arguments = "".join(f"\n    {name}={value!r}," for name, value in named.items()) + ("\n" if named else "")
+    changes = {name: value for name, value in config.as_dict().items() if value != KNOBS[name].default}
+    arguments = "".join(f"\n    {name}={value!r}," for name, value in changes.items()) + ("\n" if changes else "")
     return (
         "from trsp_core import RunConfig, Store, execute, record\n"
         "\n"
@@ -62,22 +62,22 @@ def script(config: RunConfig) -> str:
 def name(config: RunConfig, state: RunState, dtype: str) -> str:
     """A name for the exported model: `smollm2-135m-trsp-22-of-30-float32`."""
     base = re.sub(r"[^\w.-]+", "-", _last(config.model)).strip(".-") or "model"
-    left = "narrow"
+    rest = "narrow"
     if state.removed and not state.narrowed:
-        kept = len(state.removed.kept)
-        left = f"{kept}-of-{kept + len(state.removed.removed)}"
-    return f"{base}-{config.method}-{left}-{dtype}"
+        n_kept = len(state.removed.kept)
+        rest = f"{n_kept}-of-{n_kept + len(state.removed.removed)}"
+    return f"{base}-{config.method}-{rest}-{dtype}"
 
 
 def is_direct(config: RunConfig, state: RunState) -> bool:
-    """Whether nothing but the deletion of whole layers tells this model from its base."""
+    """Whether this model is its base without some layers, and nothing else was changed."""
     method = methods.all_methods().get(config.method)
     learned = config.learn_weights and config.method == "trsp"
     return bool(method and not method.rewrite and not state.narrowed and not config.stage2_steps and not learned)
 
 
 def no_recipe(config: RunConfig, state: RunState, exported: dict[str, Any], dtype: str) -> str:
-    """Why there is no recipe for mergekit: what it would make is not this model. "" where it gives the same tensors.
+    """Why there is no recipe for mergekit, in a sentence; "" where mergekit makes the same tensors.
 
     Args:
         exported: the config.json of the export.
@@ -113,11 +113,11 @@ def _per_layer(exported: dict[str, Any], n_layers: int) -> list[str]:
 def mergekit(config: RunConfig, state: RunState, dtype: str) -> str:
     """A recipe for mergekit that deletes the same layers; of use where `no_recipe` has nothing to say."""
     assert state.removed
-    base, runs = escaping.yaml(_base(config)), []
+    base, slices = escaping.yaml(_base(config)), []
     for _, group in itertools.groupby(enumerate(sorted(state.removed.kept)), key=lambda pair: pair[1] - pair[0]):
         layers = [layer for _, layer in group]
-        runs.append(f"  - sources:\n      - model: {base}\n        layer_range: [{layers[0]}, {layers[-1] + 1}]\n")
-    converted = (
+        slices.append(f"  - sources:\n      - model: {base}\n        layer_range: [{layers[0]}, {layers[-1] + 1}]\n")
+    comment = (
         f"# The base of this run is a 4-bit GGUF file of {catalog.CATALOGUE[config.model].hub_id}, spelled out as\n"
         "# safetensors. mergekit wants a safetensors folder: put the converted one here (python -m trsp_core doctor\n"
         "# says where models are kept), or the hub's model, whose weights are not rounded to 4 bits.\n"
@@ -126,37 +126,37 @@ def mergekit(config: RunConfig, state: RunState, dtype: str) -> str:
     )
     return (
         "# Reproduces the deletion alone: the choice of layers, all measurements and the proof are the run's.\n"
-        f"#   mergekit-yaml mergekit.yml ./pruned --copy-tokenizer\n{converted}"
-        f"merge_method: passthrough\ndtype: {dtype}\nslices:\n{''.join(runs)}"
+        f"#   mergekit-yaml mergekit.yml ./pruned --copy-tokenizer\n{comment}"
+        f"merge_method: passthrough\ndtype: {dtype}\nslices:\n{''.join(slices)}"
     )
 
 
 def rows(state: RunState) -> list[list[str]]:
     """Perplexity before and after, with 95 % intervals where there are losses, and KL: a head, then a row a state."""
-    shown = [s for s in TITLES if s in state.perplexity]
+    states = [s for s in TITLES if s in state.perplexity]
     if state.perplexity.get("direct") == state.perplexity.get("pruned"):
-        shown = [s for s in shown if s != "direct"]
+        states = [s for s in states if s != "direct"]
     head = ["", *(f"perplexity, {DOMAIN_TITLES[d]}" for d in DOMAINS), "KL to dense, nats a token"]
-    kl = {s: [state.divergence.get(s, {}).get(d) for d in DOMAINS] for s in shown}
+    kl = {s: [state.divergence.get(s, {}).get(d) for d in DOMAINS] for s in states}
     return [
         head,
         *(
             [
                 TITLES[s] if s != "direct" or not state.narrowed else "Narrowed, nothing trained",
-                *(_perplexity(measured(state, s, d)) for d in DOMAINS),
+                *(_perplexity(measurement(state, s, d)) for d in DOMAINS),
                 " / ".join("–" if v is None else formatting.nats(v) for v in kl[s]) if any(kl[s]) else "",
             ]
-            for s in shown
+            for s in states
         ),
     ]
 
 
-def measured(state: RunState, model_state: str, domain: str) -> PerplexityMeasured | None:
+def measurement(state: RunState, model_state: str, domain: str) -> PerplexityMeasured | None:
     """What was measured of the model in one state, in one domain."""
     return next((m for m in state.measured if m.state == model_state and m.domain == domain), None)
 
 
-def gone(state: RunState) -> str:
+def removal(state: RunState) -> str:
     """What was removed, in a sentence."""
     if not state.removed:
         return "Nothing was removed."
@@ -170,19 +170,19 @@ def gone(state: RunState) -> str:
 
 
 def against_dense(state: RunState) -> str:
-    """How much worse than the dense model, in a sentence; "" where it cannot be told."""
+    """How much worse the model is than the dense one, in a sentence; "" where the two were not measured alike."""
     parts = []
     for domain in DOMAINS:
-        one, other = measured(state, "pruned", domain), measured(state, "dense", domain)
+        one, other = measurement(state, "pruned", domain), measurement(state, "dense", domain)
         if (
             one
             and other
             and len(one.losses) == len(other.losses)
             and all(map(math.isfinite, (*one.losses, *other.losses)))
         ):
-            found = intervals.factor(one.losses, other.losses)
+            factor = intervals.factor(one.losses, other.losses)
             parts.append(
-                f"{formatting.interval(found.value, found.low, found.high, formatting.ratio)} times in the "
+                f"{formatting.interval(factor.value, factor.low, factor.high, formatting.ratio)} times in the "
                 f"{DOMAIN_TITLES[domain]}"
             )
     return f"Against the dense model on the same blocks its perplexity is {' and '.join(parts)}." if parts else ""
@@ -192,33 +192,33 @@ def protocol(config: RunConfig, state: RunState) -> str:
     """How it was measured, so that another can repeat it."""
     parts = []
     for domain in DOMAINS:
-        found = measured(state, "pruned", domain) or measured(state, "dense", domain)
-        if found:
+        perplexity = measurement(state, "pruned", domain) or measurement(state, "dense", domain)
+        if perplexity:
             parts.append(
-                f"the {DOMAIN_TITLES[domain]}: {_text(found.text)}, {found.blocks} blocks of "
-                f"{found.block_length} tokens ({formatting.count(found.tokens)} predicted), {found.dtype}"
+                f"the {DOMAIN_TITLES[domain]}: {_text(perplexity.text)}, {perplexity.blocks} blocks of "
+                f"{perplexity.block_length} tokens ({formatting.count(perplexity.tokens)} predicted), {perplexity.dtype}"
             )
-    compared = next((e.blocks for _, _, e in state.lines if isinstance(e, DivergenceMeasured)), 0)
-    kl = f" KL is of the first {compared} of the blocks." if compared else ""
-    unpacked = ""
+    kl_blocks = next((e.blocks for _, _, e in state.lines if isinstance(e, DivergenceMeasured)), 0)
+    kl = f" KL is of the first {kl_blocks} of the blocks." if kl_blocks else ""
+    packing = ""
     if config.precision in PACKED and config.save_as == "merged":
-        unpacked = (
+        packing = (
             f" Measured on weights packed as {config.precision}; what is kept is what they stand for, in bfloat16."
         )
     return (
         f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on.{kl} "
-        f"Brackets are 95 % intervals, bootstrapped over blocks. One seed ({config.seed}).{unpacked}"
+        f"Brackets are 95 % intervals, bootstrapped over blocks. One seed ({config.seed}).{packing}"
     )
 
 
-def how(config: RunConfig) -> str:
+def procedure(config: RunConfig) -> str:
     """What was done, in a sentence or two."""
     method = methods.all_methods().get(config.method)
-    chosen = f"Method {config.method}" + (f", {method.title}: {method.summary}" if method else ".")
+    choice = f"Method {config.method}" + (f", {method.title}: {method.summary}" if method else ".")
     if not config.stage2_steps:
-        return f"{chosen} Nothing was trained."
+        return f"{choice} Nothing was trained."
     when = "after the deletion" if config.control == "delete_first" else "before the deletion"
-    return f"{chosen} Then {config.stage2_steps} training steps {when}, on blocks of {config.block_length} tokens."
+    return f"{choice} Then {config.stage2_steps} training steps {when}, on blocks of {config.block_length} tokens."
 
 
 def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported: dict[str, Any], dtype: str) -> str:
@@ -228,13 +228,13 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
         exported: the config.json beside it.
         dtype: the number format of the weights.
     """
-    shared, cells = published(config), rows(state)
+    public, cells = public_config(config), rows(state)
     table = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     parts = [
-        _front_matter(config),
+        f"---\n{_metadata(config)}\n---",
         f"# {escaping.markdown(title)}",
-        f"{_base_in_words(config)} {escaping.markdown(gone(state))}",
-        f"## What was done\n\n{escaping.markdown(how(config))} Made with TRSP Explorer, after *Two-Stage "
+        f"{_base_in_words(config)} {escaping.markdown(removal(state))}",
+        f"## What was done\n\n{escaping.markdown(procedure(config))} Made with TRSP Explorer, after *Two-Stage "
         "Regularization-Based Structured Pruning for LLMs* (arXiv:2505.18232).",
         "## Before and after\n\n" + "\n".join("| " + " | ".join(map(escaping.markdown, row)) + " |" for row in table),
         escaping.markdown(" ".join([against_dense(state), protocol(config, state)]).strip()),
@@ -244,8 +244,8 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
         'folder = "."  # this folder, or the name of this repository\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n```",
-        f"## Repeat\n\n{escaping.fenced(shared.as_command(), 'sh')}\n\n"
-        f"The same from Python:\n\n{escaping.fenced(script(shared), 'python')}\n\n"
+        f"## Repeat\n\n{escaping.fenced(public.as_command(), 'sh')}\n\n"
+        f"The same from Python:\n\n{escaping.fenced(script(public), 'python')}\n\n"
         "`run.json` holds every setting and the versions. Local models and texts are named by their last part.",
     ]
     parts.append(
@@ -257,15 +257,20 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(config: RunConfig) -> str:
-    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+def _metadata(config: RunConfig) -> str:
+    """What the hub reads of a card, as YAML."""
+    from huggingface_hub import ModelCardData  # lazily: 60 ms, and a report has no need of it
+
+    base = None
     if config.model in catalog.CATALOGUE or catalog.is_hub_id(config.model):
         base = _base(config) if catalog.is_hub_id(config.model) else _upstream(config)
-        lines.append(f"base_model: {escaping.yaml(base)}")
-    if found := licence(config.model):
-        lines.append(f"license: {escaping.yaml(found)}")
-    tags = ["pruning", "depth-pruning" if config.method != "width" else "width-pruning", "trsp"]
-    return "\n".join(["---", *lines, f"tags: [{', '.join(tags)}]", "---"])
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=base,
+        license=licence(config.model) or None,
+        tags=["pruning", "width-pruning" if config.method == "width" else "depth-pruning", "trsp"],
+    ).to_yaml()
 
 
 def licence(model: str) -> str:
@@ -277,18 +282,18 @@ def licence(model: str) -> str:
     except (catalog.TrspError, OSError, UnicodeDecodeError):
         return ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    said = re.search(r"^license:\s*([\w.-]{1,40})\s*$", front[1], re.MULTILINE) if front else None
-    return said[1] if said else ""
+    entry = re.search(r"^license:\s*([\w.-]{1,40})\s*$", front[1], re.MULTILINE) if front else None
+    return entry[1] if entry else ""
 
 
 def _base_in_words(config: RunConfig) -> str:
-    known = catalog.CATALOGUE.get(config.model)
-    if known:
-        return f"{known.title} (its 4-bit GGUF file, spelled out), pruned. Licence of the base: {known.licence}."
-    found = licence(config.model)
+    source = catalog.CATALOGUE.get(config.model)
+    if source:
+        return f"{source.title} (its 4-bit GGUF file, spelled out), pruned. Licence of the base: {source.licence}."
+    licence_name = licence(config.model)
     terms = (
-        f"Licence of the base: {escaping.markdown(found)}."
-        if found
+        f"Licence of the base: {escaping.markdown(licence_name)}."
+        if licence_name
         else "The licence of the base holds; it was not known here."
     )
     return f"`{_model(config.model)}`, pruned. {terms}"
@@ -303,13 +308,13 @@ def _upstream(config: RunConfig) -> str:
     return catalog.CATALOGUE[config.model].hub_id
 
 
-def _perplexity(found: PerplexityMeasured | None) -> str:
-    if found is None:
+def _perplexity(event: PerplexityMeasured | None) -> str:
+    if event is None:
         return "–"
-    if not found.losses or not all(map(math.isfinite, found.losses)):
-        return formatting.perplexity(found.perplexity)
-    whole = intervals.perplexity(found.losses)
-    return formatting.interval(whole.value, whole.low, whole.high, formatting.perplexity)
+    if not event.losses or not all(map(math.isfinite, event.losses)):
+        return formatting.perplexity(event.perplexity)
+    interval = intervals.perplexity(event.losses)
+    return formatting.interval(interval.value, interval.low, interval.high, formatting.perplexity)
 
 
 def _speed(state: RunState) -> str:

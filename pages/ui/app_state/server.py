@@ -23,7 +23,7 @@ from pages.ui.app_state import session
 from trsp_core import malloc, paths
 from trsp_core.errors import TrspError, refuse
 from trsp_core.experiments.plan_queue import Agenda
-from trsp_core.export.export_queue import Errands
+from trsp_core.export.export_queue import ExportQueue
 from trsp_core.models import catalog, download
 from trsp_core.models.catalog import Card, Facts
 from trsp_core.models.download import Fetches
@@ -76,9 +76,9 @@ def agenda() -> Agenda:
 
 
 @st.cache_resource(show_spinner=False)
-def errands() -> Errands:
+def errands() -> ExportQueue:
     """What is being made to be taken away, for all tabs."""
-    return Errands(run_queue().limits)
+    return ExportQueue(run_queue().limits)
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from pages.ui.style import words
 from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.export import checkpoint, curves_csv
-from trsp_core.export.export_queue import Errand
+from trsp_core.export.export_queue import ExportJob
 from trsp_core.files import write_atomic
 from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig
@@ -51,7 +51,7 @@ def _model(run: Run) -> None:
     for made in checkpoint.archives(run):
         label = f"Download {made.file.name} ({formatting.size(made.size)})"
         st.link_button(label, file_routes.link(run, made.file.name), icon=":material/download:")
-        st.caption(f":material/verified: {words.plain(made.told)}")
+        st.caption(f":material/verified: {words.plain(made.verdict)}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         formats = checkpoint.formats(run)
         dtype = st.selectbox("Number format", formats, key="export-dtype", width=160) if formats else ""
@@ -116,7 +116,7 @@ def _try(make: Callable[[], None]) -> None:
     st.rerun()
 
 
-def _standing(errand: Errand) -> None:
+def _standing(errand: ExportJob) -> None:
     """How far an errand is; why it ended, or what a push came to. What was made stands above, with its link."""
     if errand.running:
         st.fragment(_progress, run_every=1.0)(errand)
@@ -127,7 +127,7 @@ def _standing(errand: Errand) -> None:
         st.success(f"Uploaded: {words.plain(errand.name)}.", icon=":material/cloud_done:")
 
 
-def _progress(errand: Errand) -> None:
+def _progress(errand: ExportJob) -> None:
     """Its place in the queue or its progress, with a way to stop it; drawn again each second."""
     if not errand.running:
         st.rerun()
