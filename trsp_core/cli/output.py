@@ -53,7 +53,7 @@ def tell_step(message: str, fraction: float, as_json: bool) -> None:
     if as_json:
         show_json({"message": message, "fraction": round(fraction, 3)}, indent=None)
     else:
-        tell(f"[{fraction:4.0%}] {message}")
+        tell(f"[{formatting.progress(fraction)}] {message}")
 
 
 def write_file(path: Path, text: str, as_json: bool) -> None:

@@ -196,7 +196,8 @@ def protocol(config: RunConfig, state: RunState) -> str:
         if perplexity:
             parts.append(
                 f"the {DOMAIN_TITLES[domain]}: {_text(perplexity.text)}, {perplexity.blocks} blocks of "
-                f"{perplexity.block_length} tokens ({formatting.count(perplexity.tokens)} predicted), {perplexity.dtype}"
+                f"{perplexity.block_length} tokens ({formatting.count(perplexity.tokens)} predicted), "
+                f"{perplexity.dtype}"
             )
     kl_blocks = next((e.blocks for _, _, e in state.lines if isinstance(e, DivergenceMeasured)), 0)
     kl = f" KL is of the first {kl_blocks} of the blocks." if kl_blocks else ""

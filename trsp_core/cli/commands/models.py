@@ -37,8 +37,10 @@ def _card(card: Card) -> str:
     facts = card.facts
     memory, free = forecast.peak_bytes(validate.from_values({}, "quick"), facts), machine.available_memory()
     lines = [
-        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {formatting.parameters(facts.parameters)} parameters",
-        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; {formatting.count(card.downloads or 0)} downloads",
+        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {formatting.parameters(facts.parameters)} "
+        "parameters",
+        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; "
+        f"{formatting.count(card.downloads or 0)} downloads",
         f"download {formatting.size(card.bytes)}, safetensors",
         f"a Quick run needs about {formatting.size(memory)} of memory, {formatting.size(free)} are free",
         f"Fetch it: python -m trsp_core fetch {card.id}",
