@@ -196,7 +196,7 @@ def test_the_workbench_is_killed_and_answers_the_next_request(where, config, mon
         pids.append(child.pid)
         return child
 
-    monkeypatch.setattr(client.subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     bench = client.Workbench()
     request = an.Generate([{"model": config.model}], "The river", new_tokens=24, trace=True)
     try:

@@ -256,9 +256,8 @@ def test_a_disk_without_room_is_seen_before_the_download(hub, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     from trsp_core.models import hub as hub_module
 
-    monkeypatch.setattr(hub_module, "look", lambda name: look(name))
     with pytest.raises(TrspError, match="GB are needed"):
-        hub_module.download(ID, lambda message, fraction: None)
+        hub_module.download(look(ID))
     assert hub.sent == 0
 
 

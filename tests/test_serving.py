@@ -21,7 +21,6 @@ from tests.test_jobs import CHILD
 from trsp_core.experiments import plan_queue, plans
 from trsp_core.experiments.plan_queue import Agenda
 from trsp_core.models import catalog, download
-from trsp_core.models.catalog import FetchProgress
 from trsp_core.models.download import Fetches
 from trsp_core.models.inspection import Facts
 from trsp_core.pruning import preflight
@@ -32,6 +31,7 @@ from trsp_core.runs.queue import Jobs
 from trsp_core.runs.store import Store
 from trsp_core.schema import messages as an
 from trsp_core.schema.config import RunConfig
+from trsp_core.subprocesses import Progress
 from trsp_core.workbench import client
 
 ROOT = Path(__file__).parent.parent
@@ -251,7 +251,7 @@ def test_a_fetch_whose_end_goes_wrong_has_ended(monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(threading, "excepthook", lambda given: None)
-    monkeypatch.setattr(download, "fetch", lambda name, accepted: (FetchProgress("Ready.", 1.0) for _ in range(1)))
+    monkeypatch.setattr(download, "fetch", lambda name, accepted: (Progress("Ready.", 1.0) for _ in range(1)))
     fetches = Fetches(OPEN, broken)
     fetches.start("tiny")
     until(lambda: not fetches.look("tiny").running)

@@ -7,10 +7,8 @@ a fresh process with stock transformers (`stock_process.py`) load a checkpoint a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
@@ -18,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trsp_core import process_limits
+from trsp_core import subprocesses
 from trsp_core.data.blocks import NEW_TOKENS, PROOF_TEXT, PROOF_TOKENS
 from trsp_core.errors import TrspError
+from trsp_core.subprocesses import ChildFailed
 
 GPU_ROOM = 1_500_000_000  # bytes of a GPU that a process takes beside the weights
 POLL = 0.2  # seconds between two looks at the fresh process
@@ -202,50 +201,27 @@ def _device(recorded: str, folder: Path) -> str:
 
 def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
     """The answer of a fresh process that sees no code of ours and no network, and ends when this one does."""
-    command = process_limits.held(
-        [sys.executable, "-I", str(Path(__file__).with_name("stock_process.py")), str(folder), str(target)]
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
-    with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as complaints:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=answer,
-            stderr=complaints,
-            text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
-            cwd=folder,
-            start_new_session=True,  # a Ctrl-C is for this process, which ends that one
-        )
-        assert child.stdin
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(question) + "\n")
-                child.stdin.flush()  # it stays open: its end tells the child that nobody waits for it any more
-            while child.poll() is None:
+    command = [sys.executable, "-I", str(Path(__file__).with_name("stock_process.py")), str(folder), str(target)]
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
+    bounds = {"variables": variables | {"HF_HUB_OFFLINE": "1"}, "folder": folder}
+    answer: dict[str, Any] = {}
+    try:
+        with contextlib.closing(subprocesses.answers(command, question, pause=POLL, **bounds)) as answers:
+            for line in answers:
+                answer = line or answer
                 yield
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(POLL)
-        finally:
-            child.kill()
-            child.wait()
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.close()
-        for file in (answer, complaints):
-            file.seek(0)
-        if child.returncode:
-            raise _not_loaded(child.returncode, complaints.read())
-        return json.loads(answer.read().splitlines()[-1])
+    except ChildFailed as failure:
+        raise _not_loaded(failure) from failure
+    return answer
 
 
-def _not_loaded(code: int, complaints: str) -> TrspError:
-    lines = complaints.strip().splitlines()
-    if code == -signal.SIGKILL or any(word in complaints for word in ("MemoryError", "OutOfMemory", "allocate memory")):
+def _not_loaded(failure: ChildFailed) -> TrspError:
+    if failure.code == -signal.SIGKILL or failure.short_of_memory:
         return TrspError(
             "A fresh process that was to load the model ran out of memory.", "Free some memory, then try again."
         )
-    said = lines[-1][:300] if lines else f"it ended with code {code}"
-    return TrspError(f"A fresh process could not load the model: {said}.", "Please report this.")
+    reason = failure.reason.splitlines()[-1][:300]
+    return TrspError(f"A fresh process could not load the model: {reason}.", "Please report this.")
 
 
 def _log_softmax(logits: Any) -> Any:

@@ -31,7 +31,7 @@ from trsp_core.schema import codec
 from trsp_core.schema import config as configs
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
-from trsp_core.subprocesses import Step
+from trsp_core.subprocesses import Progress
 
 MAX_PROOF = 1_000_000  # bytes of a proof inside a zip
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,7 +50,9 @@ class Archive:
         return self.file.stat().st_size
 
 
-def export(run: Run, target: Path | None = None, dtype: str = "", push: str = "", token: str = "") -> Iterator[Step]:  # nosec B107 - "" is none
+def export(
+    run: Run, target: Path | None = None, dtype: str = "", push: str = "", token: str = ""
+) -> Iterator[Progress]:  # nosec B107 - "" is none
     """Make the export and prove it; closing the iterator leaves nothing half.
 
     Args:
@@ -85,12 +87,12 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
             folder = scratch / title if target.suffix == ".zip" else scratch
             folder.mkdir(parents=True)
             held.enter_context(_held(scratch))
-            yield Step("Copying the checkpoint" if dtype in (kept, "quantized") else f"Converting to {dtype}", 0.05)
+            yield Progress("Copying the checkpoint" if dtype in (kept, "quantized") else f"Converting to {dtype}", 0.05)
             if dtype in (kept, "quantized"):
                 shutil.copytree(run.model_folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
             else:
                 _convert(run.model_folder, folder, dtype)
-            yield Step("Proving it: a fresh process with stock transformers loads it", 0.3)
+            yield Progress("Proving it: a fresh process with stock transformers loads it", 0.3)
             machine.require_memory(_weight_bytes(folder) + FRESH, "The fresh process that loads the export")
             found = verification.check(folder, run.proof_file)
             if found.problems:
@@ -99,7 +101,7 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
                 )
             _describe(run, config, state, found, folder, title, dtype)
             if target.suffix == ".zip":
-                yield Step("Packing", 0.8)
+                yield Progress("Packing", 0.8)
                 _pack(folder, scratch / target.name)
                 (scratch / target.name).replace(target)
             else:
@@ -107,11 +109,11 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
                 folder.replace(target)
                 folder = target
             if push:
-                yield Step(f"Uploading to {push}", 0.9)
+                yield Progress(f"Uploading to {push}", 0.9)
                 hub_upload.push(folder, push, token)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    yield Step(found.sentence, 1.0)
+    yield Progress(found.sentence, 1.0)
 
 
 @contextlib.contextmanager
@@ -284,7 +286,7 @@ def _told(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _asked(run: str, target: str, dtype: str, push: str, token: str) -> Iterator[Step]:
+def _asked(run: str, target: str, dtype: str, push: str, token: str) -> Iterator[Progress]:
     return export(Run(Path(run)), Path(target), dtype, push, token)
 
 

@@ -17,7 +17,7 @@ from trsp_core.errors import TrspError
 from trsp_core.runs import limits
 from trsp_core.runs.limits import Limits
 from trsp_core.runs.store import Run
-from trsp_core.subprocesses import Step
+from trsp_core.subprocesses import Progress
 
 KEPT = 64  # errands that have ended and are still told of
 
@@ -35,7 +35,7 @@ class Errand:
     name: str
     module: str
     asked: dict[str, Any] = field(repr=False)  # it may hold a token, until the errand has ended
-    step: Step = Step("Waiting", 0.0)
+    step: Progress = Progress("Waiting", 0.0)
     running: bool = True
     stopping: bool = False
     done: bool = False

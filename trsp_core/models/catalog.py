@@ -12,16 +12,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trsp_core import paths
 from trsp_core.errors import TrspError
 from trsp_core.models import inspection
 from trsp_core.models.inspection import Facts
 from trsp_core.paths import home
-
-if TYPE_CHECKING:
-    pass
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -65,14 +61,6 @@ class Source:
     pieces: tuple[Piece, ...]
     sha256: str
     terms: Terms | None = None
-
-
-@dataclass(frozen=True)
-class FetchProgress:
-    """How far a fetch is: a sentence, and the share that is done, 0 to 1."""
-
-    message: str
-    fraction: float
 
 
 @dataclass(frozen=True)

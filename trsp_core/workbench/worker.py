@@ -22,6 +22,7 @@ from trsp_core import machine
 from trsp_core.errors import TrspError, is_short_memory
 from trsp_core.schema import messages as an
 from trsp_core.schema.messages import Answer, Request, Variant
+from trsp_core.subprocesses import answer_pipe
 from trsp_core.workbench import side_by_side
 from trsp_core.workbench.model_cache import Model, Shelf
 from trsp_core.workbench.what_if import study_of
@@ -163,9 +164,8 @@ class Loop:
 
 
 def serve(second: bool = False) -> int:
-    """Serve on this process's standard pipes, as `Loop` does; whatever a library prints goes to stderr instead."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Serve on this process's standard pipes, as `Loop` does."""
+    out = answer_pipe()
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     Loop(Bench(), sys.stdin, out, second).run()
     return 0
