@@ -190,8 +190,8 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
     tokenizer, device = model.tokenizer, next(model.stack.model.parameters()).device
     chat = chat and bool(getattr(tokenizer, "chat_template", None))
     if chat:
-        made = chat_template.render(tokenizer, [{"role": "user", "content": prompt}])
-        ids = tokenizer(made, add_special_tokens=False).input_ids
+        text = chat_template.render(tokenizer, [{"role": "user", "content": prompt}])
+        ids = tokenizer(text, add_special_tokens=False).input_ids
     else:
         ids = special_tokens.begun(tokenizer, prompt)
     if not ids:
