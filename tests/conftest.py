@@ -21,7 +21,7 @@ import hypothesis
 import psutil
 import pytest
 
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.export.export_queue import Errands
 from trsp_core.runs.queue import Jobs
 from trsp_core.runs.store import Store
@@ -136,7 +136,7 @@ def no_queue_outlives_its_test(monkeypatch) -> Iterator[None]:
 
         return begin
 
-    for kind in (Jobs, Agenda, Errands):
+    for kind in (Jobs, PlanQueue, Errands):
         monkeypatch.setattr(kind, "__init__", told(kind.__init__))
     yield
     for queue in reversed(made):

@@ -17,7 +17,7 @@ from tests.test_jobs import go, runs, until  # noqa: F401 - a fixture
 from tests.test_pages import open_page
 from trsp_core import paths
 from trsp_core.errors import TrspError
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.export import checkpoint
 from trsp_core.export.export_queue import Errands
 from trsp_core.models import download
@@ -151,7 +151,7 @@ def test_a_demo_asks_no_hub_and_pushes_nothing(demo, runs):  # noqa: F811
     with pytest.raises(TrspError, match="uploads nothing"):
         next(iter(checkpoint.export(story.write(runs, "finished"), push="owner/name", token="t")))
     with pytest.raises(TrspError, match="no plans"):
-        Agenda(runs, Jobs(runs)).start("ablation")
+        PlanQueue(runs, Jobs(runs)).start("ablation")
 
 
 REQUESTS = {

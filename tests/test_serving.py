@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests import story
-from tests.test_agenda import tell, until
 from tests.test_jobs import CHILD
+from tests.test_plan_queue import tell, until
 from trsp_core.experiments import plan_queue, plans
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.models import catalog, download
 from trsp_core.models.download import Fetches
 from trsp_core.models.inspection import Facts
@@ -198,7 +198,7 @@ def planned(store, monkeypatch, tmp_path):
     monkeypatch.setattr(preflight, "preflight", lambda config: None)
     monkeypatch.setattr(plan_queue, "PAUSE", 0.05)
     monkeypatch.setattr(process_module, "start", tell)
-    return Agenda(store, Jobs(store))
+    return PlanQueue(store, Jobs(store))
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), OSError(errno.EACCES, "Permission denied")])

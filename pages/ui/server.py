@@ -22,7 +22,7 @@ import streamlit as st
 from pages.ui import session
 from trsp_core import malloc, paths
 from trsp_core.errors import TrspError, refuse
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.export.export_queue import Errands
 from trsp_core.models import catalog, download
 from trsp_core.models.catalog import Card, Facts
@@ -70,9 +70,9 @@ def jobs() -> Jobs:
 
 
 @st.cache_resource(show_spinner=False)
-def agenda() -> Agenda:
+def agenda() -> PlanQueue:
     """The plans that are worked through; it goes on with those that an earlier server left."""
-    return Agenda(store(), jobs())
+    return PlanQueue(store(), jobs())
 
 
 @st.cache_resource(show_spinner=False)

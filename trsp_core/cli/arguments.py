@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from trsp_core import __version__, escaping
 from trsp_core.evaluation import intervals, tasks
-from trsp_core.experiments.runner import Told
+from trsp_core.experiments.runner import PlanEvent
 from trsp_core.formatting import clock, millions, number
 from trsp_core.models.catalog import Card, Found
 from trsp_core.schema.config import GROUPS, KNOBS, PRESETS
@@ -170,18 +170,18 @@ def progress(state: RunState) -> str:
     )
 
 
-def point(told: Told, total: int) -> str:
+def point(told: PlanEvent, total: int) -> str:
     """A point of a sweep in one line: `[ 3/24] TRSP, steps 60: finished, perplexity 61.2 and 74.6; about 9:30 left`."""
-    line = f"[{told.number:>{len(str(total))}}/{total}] {told.variation.title}: {_POINT.get(told.what, told.what)}"
+    line = f"[{told.number:>{len(str(total))}}/{total}] {told.variation.title}: {_POINT.get(told.kind, told.kind)}"
     if told.state and told.state.failure:
         line += f". {told.state.failure.message} {told.state.failure.remedy}"
-    elif told.state and told.what == "going":
+    elif told.state and told.kind == "going":
         line += f" {progress(told.state).partition(', about')[0]}"
     elif told.state and "pruned" in told.state.perplexity:
         by = told.state.perplexity["pruned"]
         line += ", perplexity " + " and ".join(f"{number(by[d])} ({d})" for d in DOMAINS if d in by)
     return escaping.line(line) + (
-        f"; about {clock(told.seconds_left)} left for all" if told.seconds_left and told.what != "found" else ""
+        f"; about {clock(told.seconds_left)} left for all" if told.seconds_left and told.kind != "found" else ""
     )
 
 

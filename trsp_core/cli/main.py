@@ -270,13 +270,13 @@ def sweep_grid(arguments: argparse.Namespace) -> int:
     total, shown = len(grid.plan.variations), _Line()
     out = [paths.writable(arguments.out, makes_folders=True)] if arguments.out else []
     places = [grid_results.local(store.root) / f"{grid.plan.name}.json", *out]
-    with executors.Cluster(arguments.scheduler) if arguments.scheduler else executors.Here() as workers:
+    with executors.DaskExecutor(arguments.scheduler) if arguments.scheduler else executors.LocalExecutor() as workers:
         for told in runner.work(grid.plan, store, workers):
-            shown.say(shell.point(told, total), told.what == "going")
-            bad += told.what in runner.BAD
-            if told.what in ("found", "finished") and told.run and told.state:
+            shown.say(shell.point(told, total), told.kind == "going")
+            bad += told.kind in runner.BAD
+            if told.kind in ("found", "finished") and told.run and told.state:
                 finished[told.variation.name] = (told.run, told.state)
-                if told.what == "finished" or len(finished) == total:
+                if told.kind == "finished" or len(finished) == total:
                     _write(grid_results.gather(grid, finished), places)
     _say(f"{len(finished)} of {total} points are done" + (f", {bad} did not finish." if bad else "."))
     found = grid_results.gather(grid, finished) if finished else None
