@@ -1,22 +1,20 @@
-"""What several runs say together: one row a run, with its losses on each measured block, so that any two rows can be
-compared block by block. Gathered from run folders, or read from a recorded file; both show alike. Imports no torch.
-"""
+"""The record of a plan: a row a run, all measured on the same blocks. Gathered from run folders, or read from a file;
+both show alike. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trsp_core import paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
-from trsp_core.experiments import plans
+from trsp_core.experiments import plans, records
 from trsp_core.experiments.plans import Plan
 from trsp_core.runs.store import Run
 from trsp_core.schema import codec
@@ -24,8 +22,7 @@ from trsp_core.schema import events as ev
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
 
-SCHEMA = 1
-MOST_NATS = 1e6  # a token; more is no loss
+DIGITS = 5  # of a loss
 
 
 @dataclass(frozen=True)
@@ -91,33 +88,33 @@ def gather(plan: str, runs: Iterable[Run], known: Plan | None = None) -> Record:
     Raises:
         TrspError: there is none; or they were not measured on the same blocks.
     """
-    found: dict[str, tuple[Run, RunConfig, RunState]] = {}
+    ends: dict[str, tuple[Run, RunConfig, RunState]] = {}
     for run in runs:
         mine = plans.belongs(run)
-        if mine and mine[0] == plan and mine[1] not in found:
+        if mine and mine[0] == plan and mine[1] not in ends:
             state = run.state()
             if state.ended == "finished":
-                found[mine[1]] = (run, run.config(), state)
-    if not found:
+                ends[mine[1]] = (run, run.config(), state)
+    if not ends:
         raise TrspError(
             f"No run of the plan {plan!r} has finished here.", f"Run it: python -m trsp_core compare --plan {plan}"
         )
     known = known or (plans.read(plan) if plan in plans.built_in() else None)
     titles = {v.name: v.title for v in known.variations} if known else {}
-    order = [name for name in titles if name in found] + sorted(set(found) - set(titles))
-    first = found[order[0]]
-    same = [name for name in order if _fingerprints(found[name][2]) == _fingerprints(first[2])]
+    order = [name for name in titles if name in ends] + sorted(set(ends) - set(titles))
+    first = ends[order[0]]
+    same = [name for name in order if records.fingerprints(ends[name][2]) == records.fingerprints(first[2])]
     if len(same) < len(order):
         raise TrspError(
             "These runs were not measured on the same blocks.", "Run the plan again, with the same texts and seed."
         )
-    rows = [_dense(first[2]), *(_row(name, titles.get(name, name), *found[name][1:]) for name in order)]
+    rows = [_dense(first[2]), *(_row(name, titles.get(name, name), *ends[name][1:]) for name in order)]
     return Record(
         plan=plan,
         title=known.title if known else plan,
         model=first[1].model,
-        made=time.strftime("%Y-%m-%d", time.localtime(max(r.folder.stat().st_mtime for r, _, _ in found.values()))),
-        protocol=protocol(first[2]),
+        made=records.day(run for run, _, _ in ends.values()),
+        protocol=records.protocol(first[2]),
         rows=rows,
     )
 
@@ -125,7 +122,7 @@ def gather(plan: str, runs: Iterable[Run], known: Plan | None = None) -> Record:
 def _dense(state: RunState) -> Row:
     model = state.model
     assert model is not None
-    losses = _losses(state, "dense")
+    losses = records.losses(state, "dense", DIGITS)
     return Row("dense", "Dense, as it came", "", [], model.n_layers, model.parameters, losses, {})
 
 
@@ -139,8 +136,8 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         removed=removed.removed,
         n_layers=len(removed.removed) + len(removed.kept),
         parameters=removed.parameters,
-        losses=_losses(state, "pruned"),
-        kl={d: round(v, 4) for d, v in state.divergence.get("pruned", {}).items()},
+        losses=records.losses(state, "pruned", DIGITS),
+        kl=records.divergence(state),
         steps=len(state.gap_steps),
         seconds=round(state.step_seconds or 0.0, 3),
         choosing=round(state.phase_seconds.get("choose", 0.0), 1),
@@ -148,10 +145,6 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         dense_speed=_speed(state, "dense"),
         narrowed=state.narrowed.told if state.narrowed else "",
     )
-
-
-def _losses(state: RunState, which: str) -> dict[str, list[float]]:
-    return {m.domain: [round(v, 5) for v in m.losses] for m in state.measured if m.state == which}
 
 
 def _speed(state: RunState, which: str) -> dict[str, list[float]]:
@@ -162,21 +155,9 @@ def _speed(state: RunState, which: str) -> dict[str, list[float]]:
     return {kind: [round(v, 1) for v in (middle, *ends)] for kind, (middle, ends) in pairs.items()}
 
 
-def _fingerprints(state: RunState) -> dict[str, str]:
-    return {t.domain: t.fingerprint for t in state.texts if t.role == "measure"}
-
-
-def protocol(state: RunState) -> dict[str, str]:
-    """By domain, a sentence: text, blocks, tokens, number format."""
-    return {
-        m.domain: f"{m.text}: {m.blocks} blocks of {m.block_length} tokens ({m.tokens:,} predicted), {m.dtype}"
-        for m in state.measured
-        if m.state == "dense"
-    }
-
-
 def to_json(record: Record) -> str:
-    return json.dumps({"schema": SCHEMA, **codec.plain(dataclasses.asdict(record))}, indent=1, ensure_ascii=False)
+    """The record, a line a row."""
+    return records.to_json(record, "rows")
 
 
 def shipped(plan: str) -> Path:
@@ -190,17 +171,14 @@ def load(path: Path) -> Record:
     Raises:
         TrspError: it cannot be read.
     """
-    try:
-        given = json.loads(path.read_bytes())
-        if given.pop("schema") > SCHEMA:
-            raise TrspError(f"{path.name} was written by a newer version.", "Update the program.")
-        rows = [_sound(codec.build(Row, row)) for row in given.pop("rows")]
-        record = dataclasses.replace(codec.build(Record, given | {"rows": []}), rows=rows)
-        if not rows or any(len(r.losses[d]) != len(rows[0].losses[d]) for r in rows for d in ev.DOMAINS):
-            raise ValueError("rows that were not measured on the same blocks")
-        return record
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise TrspError(f"{path.name} is no record of runs.", "Leave it out, or record it again.") from error
+    return records.read(path, "runs", "rows", _record)
+
+
+def _record(entries: list[Any], head: dict[str, Any]) -> Record:
+    rows = [_sound(codec.build(Row, entry)) for entry in entries]
+    if not rows or any(len(r.losses[d]) != len(rows[0].losses[d]) for r in rows for d in ev.DOMAINS):
+        raise ValueError("rows that were not measured on the same blocks")
+    return dataclasses.replace(codec.build(Record, head | {"rows": []}), rows=rows)
 
 
 def _sound(row: Row) -> Row:
@@ -218,15 +196,7 @@ def _sound(row: Row) -> Row:
     if None in (row.seconds, row.choosing):
         raise ValueError("a time is missing")
     kl = {domain: math.nan if v is None else v for domain, v in row.kl.items()}
-    return dataclasses.replace(row, losses={d: losses_of(row.losses[d]) for d in ev.DOMAINS}, kl=kl)
-
-
-def losses_of(given: list[float]) -> list[float]:
-    """Losses read from JSON. Raises ValueError: none, or not in nats a token."""
-    losses = [math.nan if v is None else float(v) for v in given]
-    if not losses or any(abs(v) > MOST_NATS for v in losses):
-        raise ValueError("no losses")
-    return losses
+    return dataclasses.replace(row, losses={d: records.checked(row.losses[d]) for d in ev.DOMAINS}, kl=kl)
 
 
 def compared(record: Record, one: str, other: str) -> dict[str, Interval] | None:
@@ -247,19 +217,8 @@ def cells(record: Record) -> list[list[str]]:
     """A table for a shell: each row's figures with their intervals."""
     lines = [["", "layers", "calibration domain", "held-out domain", "KL", "removed"]]
     for row in record.rows:
-        figures = [with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
+        figures = [records.with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
         kl = " / ".join(f"{row.kl[d]:.2f}" for d in ev.DOMAINS if d in row.kl)
         left = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
         lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
     return lines
-
-
-def with_interval(found: Interval) -> str:
-    """`61.2 [58.0, 64.9]`."""
-    return " ".join((_figure(found.value), f"[{_figure(found.low)}, {_figure(found.high)}]"))
-
-
-def _figure(value: float) -> str:
-    if not math.isfinite(value):
-        return "not a number"
-    return f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
