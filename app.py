@@ -8,11 +8,13 @@ all they know about pruning in `trsp_core`.
 
 import streamlit as st
 
-from pages.ui import door, files, guide, server, theme
+from pages.ui.app_state import file_routes, middleware, server
+from pages.ui.style import theme
+from pages.ui.tour import guide
 from trsp_core.runs import limits
 
 # What `streamlit run` serves: this script, and files beside it.
-app = st.App(__file__, routes=files.routes(), middleware=door.middleware(), lifespan=server.life)
+app = st.App(__file__, routes=file_routes.routes(), middleware=middleware.middleware(), lifespan=server.life)
 
 if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, calls the script by another name
     st.set_page_config(page_title="TRSP Explorer", page_icon=":material/layers_clear:", layout="wide")

@@ -63,7 +63,8 @@ def recording() -> Row:
 
 def imports() -> Row:
     """Seconds of importing app.py's parts and all pages' parts in a fresh process, Python's own start left out."""
-    parts = sorted(f"pages.ui.{p.stem}" for p in (ROOT / "pages" / "ui").glob("*.py") if p.stem != "__init__")
+    files = [file for file in (ROOT / "pages" / "ui").rglob("*.py") if file.stem != "__init__"]
+    parts = sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
     code = (
         "import time, sys, importlib; began = time.perf_counter()\n"
         f"for name in ['streamlit', *{parts!r}]: importlib.import_module(name)\n"

@@ -21,12 +21,11 @@ import hypothesis
 import psutil
 import pytest
 
+from tests import ROOT
 from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.export.export_queue import Errands
 from trsp_core.runs.queue import Jobs
 from trsp_core.runs.store import Store
-
-ROOT = Path(__file__).parent.parent
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as trsp_core sets it; tests may load torch first
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two files beside each other have the cores; sums are in one order
@@ -41,7 +40,7 @@ def pytest_configure(config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-LONGEST = ("hostile", "faults", "export", "quick_run", "sweep", "resume", "hostile_pages")  # files of minutes
+LONGEST = ("hostile", "faults", "export", "quick_run", "grids", "resume", "hostile_pages")  # files of minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -92,7 +91,7 @@ def _cores_stay_as_they_were() -> Iterator[None]:
 @pytest.fixture
 def unproved(monkeypatch) -> None:
     """What a run keeps is taken for proved, without the seconds of a fresh process: for tests that are not about the
-    proof, which `test_kept` and `test_export` are."""
+    proof, which `test_verification` and `test_export` are."""
 
     def proved(folder, kept):
         yield from ()

@@ -27,7 +27,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tests import tiny, zoo
+from tests import ROOT, tiny, zoo
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import generation
 from trsp_core.models import libraries
@@ -37,7 +37,7 @@ from trsp_core.surgery import discovery, families, hooks, removal
 from trsp_core.surgery.families import Outcome, Sweep
 from trsp_core.surgery.stack import Stack
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "models-and-texts.md"
+PAGE = ROOT / "docs" / "models-and-texts.md"
 BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
 GONE = [1, 4]
 MOST_BYTES, MOST_SECONDS = 6 << 30, 120

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import subprocess
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 ENTRIES = re.findall(r"^([^#\s][^\n\\]*?)\s*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", LOCK, re.MULTILINE)
 LOCKED = {canonicalize_name(Requirement(line).name): Requirement(line) for line, _ in ENTRIES}

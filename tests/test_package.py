@@ -7,16 +7,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 import trsp_core
-from tests import story, tiny
+from tests import ROOT, story, tiny
 from tests.test_laws import CORE, HEAVY, imports, loaded_by
 from trsp_core.errors import TrspError
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 IMPORTED_AS = {"charset-normalizer": "charset_normalizer", "torch-pruning": "torch_pruning",
                "vl-convert-python": "vl_convert"}  # fmt: skip

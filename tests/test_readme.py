@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from streamlit.config import get_config_options
 
-from pages.ui import lessons
+from pages.ui.tour import lessons
+from tests import ROOT
 from trsp_core.cli import arguments
 from trsp_core.experiments import grid_results, plan_results
 from trsp_core.pruning import methods
 from trsp_core.schema import config
 from trsp_core.schema.events import DOMAINS
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in (README, *DOCS)}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 BIN = Path(sys.executable).parent
 REFUSED = ("ConnectionError", "Max retries exceeded", "ServiceError", "timed out", "HTTPError")
 

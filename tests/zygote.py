@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 STOCK = "stock_process.py"
 
 

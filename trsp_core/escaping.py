@@ -1,7 +1,8 @@
 """What strangers wrote (names, prompts, titles, texts of events), on its way out: a function for each place it goes to.
 
 A letter that steers instead of being seen (a terminal's escapes, marks that turn the direction of writing, what is
-invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. Pages have `pages.ui.words` beside this.
+invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. Pages have
+`pages.ui.style.words` beside this.
 """
 
 from __future__ import annotations

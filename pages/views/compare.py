@@ -2,7 +2,10 @@
 
 import streamlit as st
 
-from pages.ui import address, asking, desk, lists, panels, server, session, side_by_side, words
+from pages.ui.app_state import server, session, url_state
+from pages.ui.compare import generation_form, model_choice, side_by_side
+from pages.ui.run import run_list, run_status
+from pages.ui.style import words
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
 from trsp_core.workbench import transcript
@@ -12,19 +15,19 @@ from trsp_core.workbench.transcript import Comparison
 def watch(run: Run, ticket: str, live: bool) -> None:
     """The texts as they are written; drawn again four times a second."""
     try:
-        reading = desk.workbench().follow(ticket, 0, 0.4)
+        reading = model_choice.workbench().follow(ticket, 0, 0.4)
     except TrspError as error:
         st.info(f"{words.plain(error.message)} Write again, or open a kept comparison.", icon=":material/history:")
         return
     if live and reading.ending is not None:
         st.rerun()
-    desk.standing(reading)
+    model_choice.standing(reading)
     found = transcript.gather(reading.request, reading.answers)
     if any(c.tokens for c in found.columns) or live:
         side_by_side.texts(found, live)
     if not live and any(c.tokens for c in found.columns):
         side_by_side.reading_along(found)
-        asking.keep(run, reading.request, reading.answers, found)
+        generation_form.keep(run, reading.request, reading.answers, found)
 
 
 def show_kept(run: Run, name: str) -> None:
@@ -38,29 +41,29 @@ def show_kept(run: Run, name: str) -> None:
     st.caption(f":material/bookmark: Kept comparison {name}. Its address can be shared.")
     side_by_side.texts(found, live=False)
     side_by_side.reading_along(found)
-    asking.copy(found)
+    generation_form.copy(found)
 
 
-address.title("Compare")
-run = lists.choose(server.runs(), "pages/views/compare.py")
-config = panels.config_of(run) if run else None
+url_state.title("Compare")
+run = run_list.choose(server.runs(), "pages/views/compare.py")
+config = run_status.config_of(run) if run else None
 if run is None or config is None:
     st.stop()
 state, status = server.look(run)
-panels.title(run, config, state, status)
+run_status.title(run, config, state, status)
 
 ticket, kept = session.ticket(), session.kept()
 live = False
 if ticket:
     try:
-        reading = desk.workbench().read(ticket)
+        reading = model_choice.workbench().read(ticket)
         live = side_by_side.is_live(reading)
-        asking.restore(reading.request)
+        generation_form.restore(reading.request)
     except TrspError:
         pass
-asking.form(run, config, state, ticket if live else None)
+generation_form.form(run, config, state, ticket if live else None)
 if ticket:
     st.fragment(watch, run_every=0.25 if live else None)(run, ticket, live)
 elif kept:
     show_kept(run, kept)
-asking.kept_list(run, kept)
+generation_form.kept_list(run, kept)

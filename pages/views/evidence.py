@@ -4,7 +4,10 @@ import contextlib
 
 import streamlit as st
 
-from pages.ui import address, charts, ladder, plan_runs, published, server, sweeps, theme, verdict, words
+from pages.ui.app_state import server, url_state
+from pages.ui.charts import drawing, intervals_chart
+from pages.ui.evidence import grid_sentences, plan_runs, published, sentences
+from pages.ui.style import theme, words
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.experiments import plan_results
@@ -28,26 +31,26 @@ def found(plan: str) -> dict[str, Record]:
 
 def show(record: Record) -> None:
     """Sentences, pictures, table."""
-    for n, sentence in enumerate(verdict.sentences(record)):
+    for n, sentence in enumerate(sentences.sentences(record)):
         st.markdown(f"#### {sentence}" if n == 0 else sentence)
     for column, domain in zip(st.columns(2, gap="large"), DOMAINS, strict=True):
         with column:
             st.markdown(f"**{words.DOMAINS[domain].capitalize()}**")
-            draw(record, ladder.ladder, ladder.rungs(record, domain), "ladder", domain)
+            draw(record, intervals_chart.ladder, intervals_chart.rungs(record, domain), "ladder", domain)
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**The two domains against each other**")
-        draw(record, ladder.domains, ladder.both(record), "domains")
+        draw(record, intervals_chart.domains, intervals_chart.both(record), "domains")
         st.caption("The numbers are those of the rows above.")
-    times = ladder.speeds(record)
+    times = intervals_chart.speeds(record)
     with right:
         if len(times):
             st.markdown("**Measured speed, and its ceiling**")
-            draw(record, ladder.speed, times, "speed")
+            draw(record, intervals_chart.speed, times, "speed")
             st.caption(
                 "The line is L / (L − K), what removing K of L equal layers can give at most; spread of repeats."
             )
-    st.dataframe(ladder.table(record), hide_index=True, placeholder="–", alt="Every figure of every row.")
+    st.dataframe(intervals_chart.table(record), hide_index=True, placeholder="–", alt="Every figure of every row.")
     home = [row.title for row in record.rows[1:] if plan_results.only_at_home(record, row, "direct")]
     if home:
         st.badge("Gain in the calibration domain only", icon=":material/home:", color="orange")
@@ -61,19 +64,19 @@ def show(record: Record) -> None:
 
 
 def draw(record: Record, spec, frame, name: str, more: str = "") -> None:
-    charts.show(spec(theme.mode()), frame, f"{name}-{record.plan}-{more}", ladder.ALT[name])
+    drawing.show(spec(theme.mode()), frame, f"{name}-{record.plan}-{more}", intervals_chart.ALT[name])
 
 
-address.title("Evidence")
+url_state.title("Evidence")
 st.markdown("Every row is a run with the same seed, texts and order of blocks, measured on the same blocks.")
 names = [*PLANS.values(), "How the settings matter", "Published figures"]
-part = address.linked("evidence-part", names[0], address.one_of(names))
+part = url_state.linked("evidence-part", names[0], url_state.one_of(names))
 *tabs, settings, others = st.tabs(names, key=part, on_change="rerun")
 for tab, plan in zip(tabs, PLANS, strict=True):
     with tab:
         records = found(plan)
         if len(records) > 1:
-            key = address.linked(f"figures-{plan}", SHIPPED, address.one_of(list(records)))
+            key = url_state.linked(f"figures-{plan}", SHIPPED, url_state.one_of(list(records)))
             picked = st.segmented_control("Figures", list(records), key=key)
             show(records[picked or SHIPPED])
         elif records:
@@ -83,7 +86,7 @@ for tab, plan in zip(tabs, PLANS, strict=True):
             st.info("Nothing has been measured yet. The button below does it.", icon=":material/info:")
         plan_runs.panel(plan)
 with settings:
-    sweeps.tab()
+    grid_sentences.tab()
 with others:
     st.caption(published.SOURCE)
     st.dataframe(published.table(), hide_index=True, alt="Published perplexities and accuracies.")

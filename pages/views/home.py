@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from pages.ui import fetching, glossary, guide, lessons, lists, own_lessons, planner, player
+from pages.ui.run import model_picker, run_list, start
+from pages.ui.tour import custom_lessons, glossary, guide, lessons, player
 from trsp_core.schema.config import KNOBS
 
 TOURS = ("two-minutes", "twenty-minutes")
@@ -30,8 +31,8 @@ if not touring:
 player.area(*player.wanted())
 
 default = KNOBS["model"].default
-if planner.fetchable(default):
-    fetching.box(default)
+if start.fetchable(default):
+    model_picker.box(default)
 
 for column, (number, (title, text)) in zip(st.columns(3, gap="large"), enumerate(STAGES.items(), 1), strict=True):
     with column:
@@ -41,8 +42,8 @@ glossary.button("home-words")
 
 st.subheader("Experiments to try")
 guide.cards(lessons.shipped()["experiments"].steps, "experiment")
-own_lessons.area()
+custom_lessons.area()
 
 st.subheader("Latest runs")
-lists.latest(4)
+run_list.latest(4)
 st.page_link("pages/views/runs.py", label="All runs", icon=":material/list:")

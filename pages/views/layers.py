@@ -2,17 +2,21 @@
 
 import streamlit as st
 
-from pages.ui import address, charts, knowledge, lists, panels, pictures, server, session, theme, what_if, words
+from pages.ui.app_state import server, session, url_state
+from pages.ui.charts import drawing, stack_pictures
+from pages.ui.run import importance, run_list, run_status
+from pages.ui.style import theme, words
+from pages.ui.what_if import panel
 from trsp_core.charts import frames
 
-address.title("Layers")
-run = lists.choose(server.runs(), "pages/views/layers.py")
-config = panels.config_of(run) if run else None
+url_state.title("Layers")
+run = run_list.choose(server.runs(), "pages/views/layers.py")
+config = run_status.config_of(run) if run else None
 if run is None or config is None:
     st.stop()
 
 state, status = server.look(run)
-panels.title(run, config, state, status)
+run_status.title(run, config, state, status)
 st.page_link("pages/views/run.py", label="Back to this run", icon=":material/arrow_back:", query_params={"run": run.id})
 if state.model is None:
     st.info(
@@ -22,7 +26,7 @@ if state.model is None:
 
 names = ["Before and after", "Try it yourself", "Where the knowledge went"]
 first = names[1] if session.set_in_address() else names[0]
-part = address.linked("layers-part", first, address.one_of(names))
+part = url_state.linked("layers-part", first, url_state.one_of(names))
 stacks, trying, moved = st.tabs(names, key=part, on_change="rerun")
 if stacks.open:
     with stacks:
@@ -37,9 +41,9 @@ if stacks.open:
                     f"**{stay} of {depth} layers stay.** Left before, with weights; right after, with new places."
                 )
             description = f"Two stacks: {depth} layers before, {stay} after. Chosen: {words.layers(state.chosen)}."
-            spec = pictures.stacks(theme.mode(), depth)
-            charts.show(spec, pictures.before_after(state), "stacks", description)
-            st.caption(pictures.caption(state))
+            spec = stack_pictures.stacks(theme.mode(), depth)
+            drawing.show(spec, stack_pictures.before_after(state), "stacks", description)
+            st.caption(stack_pictures.caption(state))
         with table:
             frame = frames.layer_table(state)
             alt = "Each layer's weight, fate and size."
@@ -49,7 +53,7 @@ if stacks.open:
             st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, column_config=columns)
 if trying.open:
     with trying:
-        what_if.section(run, config, state)
+        panel.section(run, config, state)
 if moved.open:
     with moved:
-        knowledge.section(config, state)
+        importance.section(config, state)

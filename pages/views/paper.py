@@ -2,12 +2,14 @@
 
 import streamlit as st
 
-from pages.ui import address, departures, doubts, equations, published, server
+from pages.ui.app_state import server, url_state
+from pages.ui.evidence import faq, published
+from pages.ui.paper import departures, equations
 
 newest = next((run.id for run in server.runs() if run.status() == "finished"), None)
-found = doubts.shipped()
+found = faq.shipped()
 
-address.title("The paper")
+url_state.title("The paper")
 st.markdown(
     f"*{equations.PAPER}* ([arXiv:2505.18232]({equations.ADDRESS})). What it says, what this app makes of it, and what "
     "came out when it was measured."
@@ -24,7 +26,7 @@ st.markdown(
     "earlier layers wrote, so a small weight does not say that the layer does little: it makes everything after it "
     "louder. We put the weight on what the layer adds. See the literal one fail:"
 )
-st.markdown("\n".join(f"- {sentence}" for sentence in doubts.gates(found)))
+st.markdown("\n".join(f"- {sentence}" for sentence in faq.gates(found)))
 departures.literal_runs()
 
 st.subheader("Where we depart from the paper, and why")
@@ -40,7 +42,7 @@ st.caption(departures.SOURCE)
 st.subheader("What a reviewer would ask, and what was measured")
 st.caption("Every sentence is made from the recorded figures that the page Evidence shows, with 95 % intervals.")
 columns = st.columns(2, gap="medium")
-for n, (question, answer) in enumerate(doubts.answered(found)):
+for n, (question, answer) in enumerate(faq.answered(found)):
     with columns[n % 2], st.container(border=True):
         st.markdown(f"**{question}**")
         for sentence in answer:

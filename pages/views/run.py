@@ -2,36 +2,25 @@
 
 import streamlit as st
 
-from pages.ui import (
-    address,
-    classroom,
-    controls,
-    fetching,
-    panels,
-    planner,
-    results,
-    server,
-    session,
-    stages,
-    takeaway,
-    theme,
-    words,
-)
+from pages.ui.app_state import server, session, url_state
+from pages.ui.run import exports, form, model_picker, results, run_status, stages, start
+from pages.ui.style import theme, words
+from pages.ui.tour import classroom
 from trsp_core.errors import TrspError
 
 
 def show_form() -> None:
     """The settings of a new run, what they cost, and Start."""
-    address.title("New run")
-    address.left_out()
-    made = planner.plan()
+    url_state.title("New run")
+    url_state.left_out()
+    made = start.plan()
     classroom.presets()
-    controls.first(made.problems, fetching.choose, planner.ratio_in_words(made), planner.lambda_2_in_words(made))
+    form.first(made.problems, model_picker.choose, start.ratio_in_words(made), start.lambda_2_in_words(made))
     if made.missing:
-        fetching.box(made.missing, made.config)
-    planner.forecast_and_start(made)
+        model_picker.box(made.missing, made.config)
+    start.forecast_and_start(made)
     st.markdown("#### More settings")
-    controls.more(made.problems)
+    form.more(made.problems)
     session.write_address()
     server.jobs().prepare()
 
@@ -45,15 +34,15 @@ def show_run(run_id: str) -> None:
         st.button("Start a new run", on_click=session.leave_run, type="primary")
         st.page_link("pages/views/runs.py", label="All runs", icon=":material/list:")
         return
-    config = panels.config_of(run)
+    config = run_status.config_of(run)
     if config is None:
         return
     state, status = server.look(run)
     with st.container(horizontal=True, vertical_alignment="center"):
-        panels.title(run, config, state, status)
-        again = panels.actions(run, config, state, status)
+        run_status.title(run, config, state, status)
+        again = run_status.actions(run, config, state, status)
     if again:
-        planner.start(config)
+        start.start(config)
     beat = server.beat(state) if status in ("queued", "running") else None
     if beat:
         theme.keep_still()
@@ -75,17 +64,17 @@ def watch(run_id: str, known: str, beat: float | None) -> None:
     standing, numbers, result, remarks = (st.container() for _ in range(4))
     with standing:
         if status in ("queued", "running"):
-            panels.progress(run, state, status)
+            run_status.progress(run, state, status)
         else:
             results.ending(run, state, status)
     with numbers:
         if state.model:
-            panels.figures(state, config, live=status == "running")
+            run_status.figures(state, config, live=status == "running")
     with result:
         results.summary(state, config, live=status == "running")
         if status == "finished":
-            panels.next_steps(run)
-            takeaway.area(run, config, state)
+            run_status.next_steps(run)
+            exports.area(run, config, state)
     with remarks:
         results.notes(state)
     if status != "queued":

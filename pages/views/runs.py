@@ -2,9 +2,11 @@
 
 import streamlit as st
 
-from pages.ui import address, lists, panels, server, session, words
+from pages.ui.app_state import server, session, url_state
+from pages.ui.run import run_list, run_status
+from pages.ui.style import words
 
-address.title("Runs")
+url_state.title("Runs")
 everything = server.runs()
 if not everything:
     st.info("No runs yet. A Quick run takes about three minutes on two cores.", icon=":material/info:")
@@ -13,10 +15,10 @@ if not everything:
 
 if session.get("delete_error"):
     st.error(words.plain(session.get("delete_error")), icon=":material/error:")
-panels.resume_refused()
-pages = -(-len(everything) // lists.PER_PAGE)
+run_status.resume_refused()
+pages = -(-len(everything) // run_list.PER_PAGE)
 st.caption(f"{len(everything)} {'run' if len(everything) == 1 else 'runs'}, newest first.")
-key = address.linked("page", 1, address.within(1, pages, int))
+key = url_state.linked("page", 1, url_state.within(1, pages, int))
 page = st.pagination(pages, key=key) if pages > 1 else 1
-for run in everything[(page - 1) * lists.PER_PAGE : page * lists.PER_PAGE]:
-    lists.row(run, more=True)
+for run in everything[(page - 1) * run_list.PER_PAGE : page * run_list.PER_PAGE]:
+    run_list.row(run, more=True)

@@ -1,0 +1,220 @@
+"""What one server holds for all its tabs: the store, the queue of jobs, and the watched runs, folded as they grow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import dataclasses
+import itertools
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.ui.app_state import session
+from trsp_core import malloc, paths
+from trsp_core.errors import TrspError, refuse
+from trsp_core.experiments.plan_queue import PlanQueue
+from trsp_core.export.export_queue import Errands
+from trsp_core.models import catalog, download
+from trsp_core.models.catalog import Card, Facts
+from trsp_core.models.download import Fetches
+from trsp_core.runs import limits, replay
+from trsp_core.runs.queue import Jobs
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema.events import EventsMissing
+from trsp_core.schema.run_state import RunState, fold
+
+
+class Follower:
+    """One run's events, folded once: each look reads only the bytes that are new. Where those do not go on from what
+    was read, as another file does in the place of the first, all is read anew: a look is what a replay would be."""
+
+    def __init__(self, run: Run):
+        self._run, self._offset, self._state = run, 0, RunState()
+        self._shown: RunState | None = None
+        self._lock = threading.Lock()
+
+    def look(self) -> RunState:
+        """The state now, as a copy whose lists no later look will change: the same one for all until there is news."""
+        with self._lock:
+            lines, offset = self._run.read(self._offset, self._state.count)
+            if offset < self._offset or (self._offset and any(isinstance(e, EventsMissing) for _, _, e in lines)):
+                self._state, self._shown = RunState(), None
+                lines, offset = self._run.read()
+            self._offset = offset
+            if lines or self._shown is None:
+                fold(self._state, lines)
+                parts = {f.name: copy.copy(getattr(self._state, f.name)) for f in dataclasses.fields(RunState)}
+                self._shown = RunState(**parts)
+            return self._shown
+
+
+@st.cache_resource(show_spinner=False)
+def store() -> Store:
+    return Store()
+
+
+@st.cache_resource(show_spinner=False)
+def jobs() -> Jobs:
+    """The one queue; made at the first visit, it takes over what an earlier server left waiting."""
+    return Jobs(store())
+
+
+@st.cache_resource(show_spinner=False)
+def agenda() -> PlanQueue:
+    """The plans that are worked through; it goes on with those that an earlier server left."""
+    return PlanQueue(store(), jobs())
+
+
+@st.cache_resource(show_spinner=False)
+def errands() -> Errands:
+    """What is being made to be taken away, for all tabs."""
+    return Errands(jobs().limits)
+
+
+@contextlib.asynccontextmanager
+async def life(app: Any) -> AsyncIterator[None]:
+    """From the server's start to its end. When it is told to end (SIGTERM: a container goes down), its runs are stopped
+    at a safe point, and the next server goes on with them. After Ctrl-C they run on by themselves."""
+    malloc.hold_steady()
+    agenda()  # with the queue; takes over what an earlier server left
+    usual, stopping = signal.getsignal(signal.SIGTERM), threading.Thread(target=jobs().interrupt, name="last words")
+
+    def told_to_end(number: int, frame: Any) -> None:
+        if not stopping.ident:
+            stopping.start()
+        if callable(usual):
+            usual(number, frame)
+
+    signal.signal(signal.SIGTERM, told_to_end)
+    yield
+    if stopping.ident:
+        await asyncio.to_thread(stopping.join)
+
+
+@st.cache_resource(show_spinner=False, max_entries=12)
+def _follower(folder: str, made: int) -> Follower:
+    """A long history takes some tens of MB: only the runs looked at last are held."""
+    return Follower(Run(Path(folder)))
+
+
+CROWD = 6  # tabs to a second between two redraws of each: what redraws take is taken from what they show
+LONGEST_BEAT = 5.0
+LAST = 9  # events that tell a run's pace
+REDRAW = 0.15  # core-seconds that a redraw of a live page takes the machine whose browser shows it
+SHARE = 0.025  # of this machine's cores that a browser on it may take from a run
+
+
+@st.cache_resource(show_spinner=False)
+def _tabs() -> dict[str, float]:
+    return {}
+
+
+def beat(state: RunState | None = None) -> float:
+    """Seconds between two redraws of a page that watches something, in this tab: the longer, the more tabs watch. Where
+    it is the run of `state`, as long as that takes from one event to the next, up to 3 s; and where the browser is on
+    this machine, so long that drawing takes no more than a small part of its cores."""
+    tabs, now = _tabs(), time.monotonic()
+    tabs[session.tab()] = now
+    late = [tab for tab, seen in list(tabs.items()) if now - seen > 10]
+    for tab in late:
+        tabs.pop(tab, None)
+    crowd = min(math.ceil(len(tabs) / CROWD), LONGEST_BEAT)
+    times = [at for _, at, _ in state.told[-LAST:]] if state else []
+    if len(times) < LAST:
+        return float(max(crowd, 1))
+    pace = min(statistics.median(b - a for a, b in itertools.pairwise(times)), 3)
+    at_home = REDRAW / (SHARE * (os.cpu_count() or 1)) if st.context.ip_address is None else 0
+    return float(max(crowd, pace, at_home, 1))
+
+
+def look(run: Run) -> tuple[RunState, str]:
+    """The fold of `run`'s events so far, and its status."""
+    jobs().watch(run.id)
+    follower = _follower(str(run.folder), (run.folder / "config.json").stat().st_ino)
+    state = follower.look()
+    status = run.status(state.ended)
+    if not state.ended and status in ("lost", "cancelled"):  # it may have ended, in writing, between the two looks
+        state = follower.look()
+        status = run.status(state.ended)
+    return state, status
+
+
+def runs() -> list[Run]:
+    """The runs that this tab may see, newest first: all of them, or in a demo those that it started or has the address
+    of."""
+    if not jobs().limits.demo:
+        return store().runs()
+    found = []
+    for run_id in session.mine():
+        with contextlib.suppress(TrspError):
+            found.append(store().get(run_id))
+    return found
+
+
+def get_run(run_id: str) -> Run:
+    """The run of this id; the one that ships with the app comes among the others when it is first asked for.
+
+    Raises TrspError: there is no such run.
+    """
+    if run_id == replay.RECORDED:
+        return store().adopt(replay.FOLDER, run_id)
+    return store().get(run_id)
+
+
+@st.cache_resource(show_spinner=False, ttl=30, max_entries=64)
+def facts(model: str) -> Facts | TrspError:
+    """What the model's files say, or why they cannot be used; kept for a while, since each rerun asks."""
+    try:
+        refuse(jobs().limits.check_model(model))
+        return catalog.facts(model)
+    except TrspError as error:
+        return error
+
+
+@st.cache_resource(show_spinner=False, ttl=30, max_entries=1)
+def models_here() -> dict[str, Facts]:
+    """The models that could be loaded now, by name; the folders of late runs among them."""
+    folders = [name for name in store().models() if paths.folder(name)]
+    return {found.name: found for found in catalog.here(folders)}
+
+
+def forget_models() -> None:
+    """Look at the disk again: a model has come."""
+    facts.clear()
+    models_here.clear()
+
+
+@st.cache_resource(show_spinner=False)
+def fetches() -> Fetches:
+    """The fetches of all tabs."""
+    return Fetches(limits.current(), ended=forget_models)
+
+
+@st.cache_resource(show_spinner=False)
+def _cards() -> dict[str, tuple[float, Card | TrspError]]:
+    return {}
+
+
+def card(hub_id: str) -> Card | TrspError | None:
+    """What the hub said of a model within the last ten minutes, whoever asked; None where nobody did."""
+    asked, found = _cards().get(hub_id, (0.0, None))
+    return found if time.monotonic() - asked < 600 else None
+
+
+def look_up(hub_id: str) -> None:
+    """Ask the hub, so that `card` knows."""
+    try:
+        found = download.look(hub_id, limits.current())
+    except TrspError as error:
+        found = error
+    _cards()[hub_id] = (time.monotonic(), found)

@@ -1,0 +1,137 @@
+"""Several models' texts beside each other: as they are written, and what each makes of the others'."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.ui.charts import drawing, token_rows
+from pages.ui.style import theme, words
+from trsp_core.workbench.client import Reading
+from trsp_core.workbench.transcript import Comparison
+
+COLOURS = {"Dense": "gray", "Deleted at once": "orange", "Before deletion": "blue", "Pruned": "green"}
+
+
+def texts(found: Comparison, live: bool) -> None:
+    """A box a model: its text so far, its speed, where it leaves the first one."""
+    for n, box in enumerate(st.columns(len(found.columns), gap="medium")):
+        column = found.columns[n]
+        with box, st.container(border=True, key=f"text-{n}"):
+            st.markdown(f":{COLOURS.get(column.label, 'violet')}-badge[**{words.plain(column.label)}**]")
+            st.caption(_figures(found, n, live))
+            if len(found.columns) > 1:
+                st.caption(_parting(found, n))
+            parting = found.parting(n) if n else None
+            st.markdown(_marked(column.pieces, parting) + (" ▌" if live and not column.finished else ""))
+            if verdict := found.verdict(n):
+                st.warning(f"This text {words.plain(verdict)}.", icon=":material/warning:")
+
+
+def _parting(found: Comparison, n: int) -> str:
+    """Where the text leaves the first column's; the line stands from the start, so that nothing moves when it comes."""
+    first = found.columns[0]
+    if n == 0:
+        return ":material/flag: The text that the others are compared with."
+    if not found.columns[n].tokens:
+        return f":material/flag: Compared with {words.plain(first.label)}."
+    place = found.parting(n)
+    if place is not None:
+        return f":material/call_split: Leaves {words.plain(first.label)} at token {place + 1}, marked."
+    if found.columns[n].finished and first.finished:
+        return f":material/equal: Word for word the text of {words.plain(first.label)}."
+    return f":material/equal: As {words.plain(first.label)} so far."
+
+
+def _figures(found: Comparison, n: int, live: bool) -> str:
+    column = found.columns[n]
+    if not column.tokens:
+        waits = "Reading the prompt" if column.prompt_tokens else "Not begun yet"
+        return waits if live else "Nothing was written"
+    parts = [f"{len(column.tokens)} {'token' if len(column.tokens) == 1 else 'tokens'}"]
+    if column.rate:
+        parts.append(f"**{column.rate:.1f} tokens/s**")
+    first = found.columns[0]
+    if n and column.finished and first.finished and first.rate and column.rate:
+        parts.append(f"{column.rate / first.rate:.2f} times as fast as {words.plain(first.label)}")
+    if found.request.chat and not column.chat:
+        parts.append("this model has no chat template")
+    if column.finished:
+        parts.append(f"repetition {100 * column.finished.repetition:.0f} %")
+        parts.append("ended by itself" if column.finished.reason == "end" else "cut at the length asked for")
+    return " · ".join(parts)
+
+
+def _marked(pieces: list[str], parting: int | None) -> str:
+    """The text letter by letter, with the first token that differs marked."""
+    if parting is None:
+        return words.lines("".join(pieces))
+    piece = pieces[parting]
+    bare = piece.strip() or piece.replace("\n", "⏎").strip() or "␣"
+    before, after = "".join(pieces[:parting]), "".join(pieces[parting + 1 :])
+    lead = words.lines(piece[: len(piece) - len(piece.lstrip())])
+    return f"{words.lines(before)}{lead}:orange-background[**{words.lines(bare)}**]{words.lines(after)}"
+
+
+def reading_along(found: Comparison) -> None:
+    """One text, read by every model: token by token, and the divergence along it."""
+    written = [n for n in range(len(found.columns)) if (n, n) in found.traces]
+    if not written:
+        return
+    st.markdown("#### Token by token")
+    shown = {n: words.plain(found.columns[n].label) for n in written}
+    with st.container(horizontal=True):
+        text = st.segmented_control(
+            "Text of", written, format_func=shown.get, default=written[0], key="text-of", required=True
+        )
+        others = [n for n in written if n and (text, n) in found.traces]
+        reader = others[0] if others else 0
+        if len(others) > 1:
+            reader = st.segmented_control(
+                "Coloured by", others, format_func=shown.get, default=others[0], key="coloured-by", required=True
+            )
+    if others:
+        st.caption(
+            f"The same text put before every model. The stronger the colour, the further {shown[reader]} "
+            "is from the first model there (KL). Hover or tap a token for its probability and the likeliest five. "
+            "Framed: the first token at which the texts part."
+        )
+    width = token_rows.NARROW if "Mobi" in (st.context.headers.get("User-Agent") or "") else token_rows.WIDE
+    rows = token_rows.frame(found, text, reader, width)
+    spec = {
+        **token_rows.spec(theme.mode(), tuple(c.label for c in found.columns), width),
+        "height": token_rows.height(rows),
+    }
+    drawing.show(spec, rows, "chart-tokens", f"The {len(rows)} tokens of a text, coloured by divergence.")
+    place = _place(found, text, reader, len(rows))
+    st.dataframe(
+        token_rows.alternatives(found, text, place), key="alternatives", alt="Probabilities at the chosen token"
+    )
+    if others:
+        spec = token_rows.divergence_spec(
+            theme.mode(), tuple(found.columns[n].label for n in range(1, len(found.columns)))
+        )
+        drawing.show(
+            spec, token_rows.divergence(found, text), "chart-divergence", token_rows.summary(found, text, others)
+        )
+
+
+def _place(found: Comparison, text: int, reader: int, count: int) -> int:
+    """The token whose alternatives the table shows; the parting one at first. Works by keyboard and touch."""
+    if count < 2:
+        return 0
+    start = found.parting(reader) if reader else None
+    pieces = found.traces[text, text].pieces
+    place = st.slider(
+        "Token in the table",
+        1,
+        count,
+        min((start or 0) + 1, count),
+        key=f"place-{text}-{reader}",
+        help="Or hover above.",
+    )
+    st.caption(f"Token {place}: {words.plain(repr(pieces[place - 1])[1:-1])}")
+    return place - 1
+
+
+def is_live(reading: Reading) -> bool:
+    return reading.ending is None

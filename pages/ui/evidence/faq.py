@@ -1,0 +1,211 @@
+"""What a reviewer would ask of the method, each with an answer made from the recorded figures. Pure; a question whose
+record is missing says how to make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pages.ui.charts import intervals_chart, training_lengths
+from pages.ui.evidence import published, sentences
+from pages.ui.style import words
+from trsp_core.errors import TrspError
+from trsp_core.evaluation import intervals
+from trsp_core.experiments import grid_results, plan_results
+from trsp_core.experiments.grid_results import Point, Sweep
+from trsp_core.experiments.plan_results import Record
+from trsp_core.schema.events import DOMAINS
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The records that ship with the app, by name."""
+
+    records: Mapping[str, Record]
+    sweeps: Mapping[str, Sweep]
+
+    def row(self, plan: str, name: str):
+        """A row of a record, which has to be there."""
+        row = self.records[plan].row(name)
+        if row is None:
+            raise KeyError(name)
+        return row
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Evidence:
+    """What can be read of them."""
+    records, sweeps = {}, []
+    for plan in ("ablation", "methods"):
+        try:
+            records[plan] = plan_results.load(plan_results.shipped(plan))
+        except TrspError:
+            continue
+    for file in sorted(grid_results.shipped().glob("*.json")):
+        try:
+            sweeps.append(grid_results.load(file))
+        except TrspError:
+            continue
+    return Evidence(records, grid_results.joined(sweeps))
+
+
+def answered(found: Evidence) -> list[tuple[str, list[str]]]:
+    """Every question with the sentences of its answer."""
+    answers = []
+    for question, answer in QUESTIONS.items():
+        try:
+            said = answer(found)
+        except (KeyError, IndexError, StopIteration):
+            said = ["The record of this is not here. The page Evidence says how to make it."]
+        answers.append((question, said))
+    return answers
+
+
+def _domains(found: Evidence) -> list[str]:
+    one, other = found.row("ablation", "trsp"), found.row("ablation", "direct")
+    said = [sentences.against(found.records["ablation"], one, other)]
+    if intervals.only_at_home(one.losses, other.losses):
+        return [*said, "So the gain is the calibration text's alone."]
+    return [*said, "Every figure here is taken in two domains: a gain in one alone would be marked as such."]
+
+
+def _control(found: Evidence) -> list[str]:
+    said = [sentences.sentences(found.records["ablation"])[0]]
+    if sweep := found.sweeps.get("length"):
+        longer = training_lengths.sentence(training_lengths.duels(sweep), "heldout")
+        said.append(f"Longer, and the best way of TRSP against the best control: {longer[:1].lower()}{longer[1:]}")
+    return said
+
+
+def _penalty(found: Evidence) -> list[str]:
+    record = found.records["ablation"]
+    return [sentences.against(record, found.row("ablation", "trsp"), found.row("ablation", "no_penalty"))]
+
+
+def _greedy(found: Evidence) -> list[str]:
+    record = found.records["ablation"]
+    return [sentences.against(record, found.row("ablation", "trsp"), found.row("ablation", "one_shot"))]
+
+
+def _rivals(found: Evidence) -> list[str]:
+    record = found.records["methods"]
+    trsp, said = found.row("methods", "trsp"), []
+    rivals = [row for row in record.rows if row.name not in ("dense", "trsp")]
+    for domain in DOMAINS:
+        best = min(rivals, key=lambda row: sum(row.losses[domain]))
+        figures = [words.perplexity(intervals.perplexity(row.losses[domain]).value) for row in (trsp, best)]
+        apart = sentences.change(intervals.factor(trsp.losses[domain], best.losses[domain]))
+        said.append(
+            f"In the {words.DOMAINS[domain]}, deleted at once, TRSP's choice leaves {figures[0]} and the best of "
+            f"{len(rivals)} others, {words.plain(best.title)}, {figures[1]}: {apart}."
+        )
+    return said
+
+
+def _seeds(found: Evidence) -> list[str]:
+    sweep = found.sweeps["seeds"]
+    fade, control = (sweep.of(arm) for arm in ("fade", "control"))
+    said = []
+    for seed in sorted({p.seed for p in fade}):
+        pair = [[p for p in side if p.seed == seed] for side in (fade, control)]
+        parts = [f"{sentences.change(_factor(*pair, d))} in the {words.DOMAINS[d]}" for d in DOMAINS]
+        said.append(f"Seed {seed}: {words.plain(sweep.arms['fade'])} is {' and '.join(parts)}, beside the control.")
+    return [*said, f"{len(said)} seeds are few; another seed draws other blocks to train and to measure on."]
+
+
+def _strengths(found: Evidence) -> list[str]:
+    path, grid = found.sweeps["path"], found.sweeps["map"]
+    by_l1 = {p.at["lambda_1"]: grid_results.perplexity([p], "heldout").value for p in path.points}
+    best, worst = min(by_l1, key=by_l1.__getitem__), max(by_l1, key=by_l1.__getitem__)
+    spans = []
+    for l1 in grid.axes["lambda_1"]:
+        values = [grid_results.perplexity([p], "heldout").value for p in grid.of("trsp") if p.at["lambda_1"] == l1]
+        spans.append(max(values) / min(values) - 1)
+    low, high = min(grid.axes["lambda_2"]), max(grid.axes["lambda_2"])
+    steps = grid.of("trsp")[0].steps
+    return [
+        f"λ₁: deleted at once, held-out perplexity runs from {words.perplexity(by_l1[best])} at λ₁ {best:g} to "
+        f"{words.perplexity(by_l1[worst])} at λ₁ {worst:g}.",
+        f"λ₂: after {steps} steps of stage 2, held-out perplexity differs by at most {max(spans):.1%} between λ₂ "
+        f"{low:g} and {high:g} at the same λ₁.",
+    ]
+
+
+def _speed(found: Evidence) -> list[str]:
+    times = intervals_chart.speeds(found.records["ablation"])
+    ceiling = times["ceiling"].iloc[0]
+    said = [
+        f"{row.what}: {row.times:.2f} times as fast as the dense model [{row.low:.2f}, {row.high:.2f}], of at most "
+        f"{ceiling:.2f} times."
+        for row in times.itertuples()
+    ]
+    if (times["times"] > ceiling).any():
+        said.append("A figure above its ceiling is the measurement's noise; brackets are the spread of the repeats.")
+    return said
+
+
+def _published(found: Evidence) -> list[str]:
+    rows = published.table()
+    theirs = rows[(rows["Model"] == "LLaMA2-7B") & rows["Method"].str.startswith("TRSP")]
+    by = dict(zip(theirs["Method"], theirs["Perplexity, WikiText-2"], strict=True))
+    whole = by.pop("TRSP")
+    record = found.records["ablation"]
+    said = []
+    for method, ours in (("TRSP without stage 2 (w/o R)", "direct"), ("TRSP, all chosen at once (w/o W)", "one_shot")):
+        here = (plan_results.compared(record, "trsp", ours) or {})["calibration"]
+        said.append(
+            f"{words.plain(method)}: the paper's TRSP has {whole / by[method]:.2f} times its perplexity (LLaMA2-7B, "
+            f"WikiText-2, calibrated there too), ours {here.value:.2f} times [{here.low:.2f}, {here.high:.2f}]."
+        )
+    return [
+        *said,
+        "Another model, another text, far fewer steps: directions can be held against the paper's, sizes not.",
+    ]
+
+
+def gates(found: Evidence) -> list[str]:
+    """What the paper's gate costs, beside ours at the same steps."""
+    try:
+        sweep = found.sweeps["choice"]
+        theirs = sweep.of("output")
+        ours = [p for p in sweep.of("branch") if p.at["stage1_steps"] == theirs[0].settings["stage1_steps"]]
+        ends = theirs[0].settings
+        said = []
+        for domain in DOMAINS:
+            figures = [words.perplexity(grid_results.perplexity(side, domain).value) for side in (theirs, ours)]
+            level = words.perplexity(intervals.perplexity(sweep.dense[theirs[0].blocks[domain]]).value)
+            said.append(
+                f"In the {words.DOMAINS[domain]}, deleted at once, perplexity is **{figures[0]}** with the paper's "
+                f"gate and **{figures[1]}** with ours: {_times(_factor(theirs, ours, domain))}. Dense: {level}."
+            )
+        gone = [words.layers(side[0].removed) for side in (theirs, ours)]
+        said.append(f"The paper's gate gives up layers {gone[0]}, ours layers {gone[1]}.")
+        spared = f"first {ends['protect_first']} and last {ends['protect_last']} layers"
+        said.append(f"And that is with the {spared} protected. What happens without, a run shows in about a minute.")
+    except (KeyError, IndexError):
+        return ["The record of both gates is not here. Run both by the buttons below."]
+    return said
+
+
+def _times(found: intervals.Interval) -> str:
+    return f"{found.value:.1f} times as high [{found.low:.1f}, {found.high:.1f}]"
+
+
+def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:
+    """Perplexity of `ones` as a multiple of that of `others`, on the blocks that they share."""
+    left, right = grid_results.paired(ones, others, domain)
+    return intervals.factor(left, right)
+
+
+QUESTIONS: dict[str, Callable[[Evidence], list[str]]] = {
+    "Is it moved knowledge, or training in the measured domain?": _domains,
+    "Would it not be as good to delete first, and then to train as long?": _control,
+    "What is the penalty itself worth?": _penalty,
+    "Does it matter that layers are chosen one at a time?": _greedy,
+    "Are there simpler ways to choose that do as well?": _rivals,
+    "Does it hold for another seed?": _seeds,
+    "How much depends on λ₁ and λ₂?": _strengths,
+    "Is it faster, and by how much?": _speed,
+    "How does that stand beside the published figures?": _published,
+}

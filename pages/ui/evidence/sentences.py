@@ -1,0 +1,99 @@
+"""What a record of runs supports, in sentences made from its figures. Pure; nothing is said that an interval does not
+hold up."""
+
+from __future__ import annotations
+
+from pages.ui.style import words
+from trsp_core.evaluation import intervals
+from trsp_core.evaluation.intervals import Interval
+from trsp_core.experiments import plan_results
+from trsp_core.experiments.plan_results import Record, Row
+from trsp_core.schema.events import DOMAINS
+
+RIVALS = ("equal_time", "delete_first")  # the first that is there is what stage 2 has to beat
+
+
+def sentences(record: Record) -> list[str]:
+    """Two or three sentences, the most important first."""
+    return _methods(record) if record.plan == "methods" else _ablation(record)
+
+
+def _ablation(record: Record) -> list[str]:
+    trsp = record.row("trsp")
+    rival = next((record.row(name) for name in RIVALS if record.row(name)), None)
+    if trsp is None or rival is None:
+        return ["This plan has no run of TRSP beside a control, so it supports no claim about stage 2."]
+    said = [f"After {trsp.steps} steps, {against(record, trsp, rival)} {_winner(record, trsp, rival)}"]
+    for name, before in (("direct", "Stage 2 against deleting at once"), ("no_penalty", "The penalty itself")):
+        other = record.row(name)
+        if other:
+            said.append(f"{before}: {against(record, trsp, other)}")
+    return said
+
+
+def _methods(record: Record) -> list[str]:
+    trsp = record.row("trsp")
+    rows = [row for row in record.rows if row.name != "dense"]
+    if trsp is None or len(rows) < 2:
+        return ["This plan has no two methods to compare."]
+    said = []
+    for domain in DOMAINS:
+        ranked = sorted(rows, key=lambda row: sum(row.losses[domain]))
+        best, place = ranked[0], ranked.index(trsp) + 1
+        start = f"In the {words.DOMAINS[domain]}, {words.plain(best.title)} leaves the lowest perplexity"
+        if best is trsp:
+            second = intervals.factor(trsp.losses[domain], ranked[1].losses[domain])
+            said.append(f"{start}; the next, {words.plain(ranked[1].title)}, {_tie(second)}.")
+        else:
+            found = intervals.factor(trsp.losses[domain], best.losses[domain])
+            said.append(f"{start} of {len(rows)}; TRSP comes {_place(place)}, {change(found)}.")
+    return said
+
+
+def against(record: Record, one: Row, other: Row) -> str:
+    """How the perplexity of row `one` stands beside row `other`'s, in both domains."""
+    found = plan_results.compared(record, one.name, other.name) or {}
+    parts = [f"{change(found[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in found]
+    return f"{words.plain(one.title)}'s perplexity is {' and '.join(parts)}, beside “{words.plain(other.title)}”."
+
+
+def _winner(record: Record, one: Row, other: Row) -> str:
+    found = plan_results.compared(record, one.name, other.name) or {}
+    signs = [_sign(found[d]) for d in DOMAINS]
+    if all(sign < 0 for sign in signs):
+        return "TRSP wins in both domains."
+    if all(sign > 0 for sign in signs):
+        return "The control wins in both domains: here stage 2 does not earn its name."
+    if not any(signs):
+        return "These blocks do not tell the two apart."
+    if intervals.only_at_home(one.losses, other.losses):
+        return "TRSP's gain holds in the calibration domain alone."
+    return "Neither wins in both domains."
+
+
+def change(found: Interval) -> str:
+    """`12 % lower (8 % to 16 %)`, or that the interval holds no difference."""
+    ends = sorted(abs(v - 1) for v in (found.low, found.high))
+    if _sign(found) == 0:
+        return f"not certainly different ({_signed(found.low - 1)} to {_signed(found.high - 1)})"
+    if found.low > 3:
+        return f"**{found.value:,.0f} times as high**"
+    word = "lower" if found.value < 1 else "higher"
+    return f"**{words.percent(abs(found.value - 1))} {word}** ({words.percent(ends[0])} to {words.percent(ends[1])})"
+
+
+def _tie(found: Interval) -> str:
+    return "is not certainly worse" if _sign(found) == 0 else "is certainly worse"
+
+
+def _sign(found: Interval) -> int:
+    """Of a factor: below 1, above 1, or neither for sure."""
+    return -1 if found.high < 1 else 1 if found.low > 1 else 0
+
+
+def _signed(share: float) -> str:
+    return ("−" if share < 0 else "+") + words.percent(abs(share))
+
+
+def _place(place: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")

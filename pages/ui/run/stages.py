@@ -1,0 +1,116 @@
+"""The two stages of a run in charts, and what the models write."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.ui.charts import drawing
+from pages.ui.style import words
+from pages.ui.style.theme import mode
+from trsp_core.charts import frames
+from trsp_core.pruning import methods
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
+
+SAMPLE = 200  # pixels: the height of a text's place
+
+
+def draw(state: RunState, config: RunConfig, live: bool) -> None:
+    """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data.
+
+    What moves is on top: stage 2 of a live run, from its first step on, above stage 1. It goes to a place of its own,
+    so that no other chart is drawn anew for it.
+    """
+    first = bool(live or state.weight_steps or state.chosen) and not methods.get(config.method).narrow
+    second = bool(config.stage2_steps and (live or state.gap_steps))
+    above, middle, below, losses = (st.container() for _ in range(4))
+    if first:
+        with middle:
+            stage_1(state, config)
+    if second:
+        with above if live and state.gap_steps else below:
+            stage_2(state, config)
+    with losses:
+        loss_parts(state, config, [n for n, there in ((1, first and _learns(config)), (2, second)) if there])
+    samples(state)
+
+
+def stage_1(state: RunState, config: RunConfig) -> None:
+    """How the layers are chosen."""
+    trains = bool(state.weight_steps) or _learns(config)
+    st.markdown("#### Stage 1: which layers matter least" if trains else "#### Choosing the layers")
+    left, right = st.columns([2, 1], gap="medium")
+    with left:
+        if trains:
+            st.caption(frames.caption("weights", state, config))
+            planned = frames.planned_steps(state, config, 1)
+            drawing.of_run(drawing.weights(mode()), state, lambda: frames.weights(state, planned), "weights")
+        else:
+            st.caption(words.plain(methods.get(config.method).summary))
+            drawing.of_run(drawing.scores(mode()), state, lambda: frames.scores(state), "scores")
+    with right:
+        st.caption(frames.caption("stack", state, config))
+        drawing.of_run(drawing.stack(mode()), state, lambda: frames.stack(state), "stack")
+    with st.container(key="winner"):
+        st.markdown(winner(state))
+
+
+def winner(state: RunState) -> str:
+    """The latest choice and how clear it was."""
+    if not state.rounds:
+        return f"Chosen: {words.layers(state.chosen)}." if state.chosen else "No layer is chosen yet."
+    last = state.rounds[-1]
+    text = f"No. {len(state.rounds)}: layer {last.layer}"
+    if last.score is not None and state.weight_steps:
+        text += f" had the smallest weight of those left, {words.number(abs(last.score))}"
+    else:
+        text += " was chosen" + (f" at {words.number(last.score)}" if last.score is not None else "")
+    if last.margin is not None and last.runner_up is not None:
+        text += f", {words.margin(last.margin)} below the runner-up, layer {last.runner_up}"
+    return text + f". Chosen so far: {words.layers(state.chosen)}."
+
+
+def stage_2(state: RunState, config: RunConfig) -> None:
+    """How the knowledge moves."""
+    st.markdown("#### Stage 2: move the knowledge")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.caption(frames.caption("probes", state, config))
+        drawing.of_run(drawing.probes(mode()), state, lambda: frames.probes(state, config), "probes")
+    with right:
+        st.caption(frames.caption("gaps", state, config))
+        drawing.of_run(drawing.gaps(mode()), state, lambda: frames.gaps(state, config), "gaps")
+
+
+def loss_parts(state: RunState, config: RunConfig, stages: list[int]) -> None:
+    """What is being minimised in these stages."""
+    if not stages:
+        return
+    st.markdown("#### What is being minimised")
+    for column, stage in zip(st.columns(2, gap="medium"), stages, strict=False):
+        with column:
+            st.caption(frames.caption(f"loss-{stage}", state, config))
+            spec = drawing.losses(mode(), frames.PULLS[stage])
+            drawing.of_run(spec, state, lambda s=stage: frames.losses(state, config, s), f"loss-{stage}")
+
+
+def _learns(config: RunConfig) -> bool:
+    """Whether the method learns layer weights in steps."""
+    known = methods.all_methods().get(config.method)
+    return bool(known and known.trains)
+
+
+def samples(state: RunState, places: bool = False) -> None:
+    """What the models write, side by side; with `places` from the start, so that nothing below moves as they come."""
+    if not (state.samples or places):
+        return
+    st.markdown("#### The same prompt, continued")
+    shown = [s for s in ("dense", "direct", "pruned") if s in state.samples or places]
+    if state.samples.get("direct") == state.samples.get("pruned") and not places:
+        shown = [s for s in shown if s != "direct"]
+    for column, name in zip(st.columns(len(shown), gap="medium"), shown, strict=True):
+        with column, st.container(border=True, height=SAMPLE if places else "content"):
+            st.markdown(f"**{words.MODEL_STATES[name]}**")
+            sample = state.samples.get(name)
+            st.caption(words.plain(sample.prompt) if sample else "Not yet written")
+            st.text(sample.text if sample else "")

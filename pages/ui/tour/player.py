@@ -1,0 +1,192 @@
+"""The replay of a recorded run: play, pause, speed, and any moment of it, drawn by what draws a live run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic as clock
+
+import streamlit as st
+
+from pages.ui.app_state import server, session
+from pages.ui.charts import drawing, overview
+from pages.ui.run import run_status, stages
+from pages.ui.style import words
+from pages.ui.style.theme import mode
+from trsp_core.charts import frames
+from trsp_core.errors import TrspError
+from trsp_core.pruning import methods
+from trsp_core.runs import replay
+from trsp_core.runs.replay import Head, Tape
+from trsp_core.runs.store import Run
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState
+
+TICK = 0.5  # seconds between two frames
+STEP = 0.5  # seconds a press of an arrow key moves
+SPEEDS = {0.5: "½×", 1.0: "1×", 2.0: "2×", 4.0: "4×"}
+KEY, SLIDER, SPEED = "player", "player-moment", "player-speed"
+STILL = (  # room for the longest sentence, so that nothing below moves
+    ".st-key-player-told {min-height:2.6rem;justify-content:flex-end} .st-key-home-title h2 {font-size:1.9rem}"
+    "@media (max-width:640px) {.st-key-player-told {min-height:5.6rem} .st-key-player-told h4 {font-size:1.15rem}"
+    ".st-key-winner {min-height:5rem} .st-key-home-title h2 {font-size:1.6rem;padding:0}}"
+)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _tape(folder: str, size: int) -> Tape:
+    return replay.tape(Run(Path(folder)))
+
+
+def wanted() -> tuple[Run, RunConfig]:
+    """The run that the address asks for, with its config; the one that ships with the app where it asks for none."""
+    if asked := session.replay_id():
+        try:
+            run = server.get_run(asked)
+            config = run.config()
+        except TrspError as error:
+            said = f"{words.plain(error.message)} It may have been deleted. Here is the run that comes with the app."
+            st.warning(said, icon=":material/link_off:")
+        else:
+            if run.read()[0]:
+                return run, config
+            st.info(
+                "That run has told nothing yet that could be replayed. Here is the run that comes with the app.",
+                icon=":material/info:",
+            )
+    run = Run(replay.FOLDER)
+    return run, run.config()
+
+
+def area(run: Run, config: RunConfig) -> None:
+    """The replay of `run`, from its start on for a tab that has not seen it; each tab has a head of its own."""
+    tape = _tape(str(run.folder), run.events_file.stat().st_size)
+    if session.get(KEY) is None or session.get(KEY)[0] != run.id:
+        _put(run.id, Head(tape.seconds))
+    head = session.get(KEY)[1]
+    st.html(f"<style>{STILL}</style>")
+    st.fragment(_draw, run_every=TICK if head.playing else None)(
+        run.id, config, tape, _source(config, tape), head.playing
+    )
+
+
+def _source(config: RunConfig, tape: Tape) -> str:
+    """Which run this is."""
+    end = tape.state(tape.seconds)
+    name = run_status.name_of(config, end.model.n_layers if end.model else None)
+    few, whole = frames.compared(end, config)
+    return (
+        f"{words.plain(name)}: a real run, recorded in {words.duration(end.at)} and told in "
+        f"{words.duration(tape.seconds)}. Its curves show multiples of the dense model's perplexity on "
+        f"{frames.sample(end, config)}" + ("; sentence and figures, perplexity on all of them." if few < whole else ".")
+    )
+
+
+def _put(run_id: str, head: Head) -> None:
+    session.put(KEY, (run_id, head))
+
+
+def _draw(run_id: str, config: RunConfig, tape: Tape, source: str, known: bool) -> None:
+    """One frame. Every part has its place from the first one on."""
+    head = session.get(KEY)[1].look(clock())
+    _put(run_id, head)
+    if head.playing != known:
+        st.rerun()
+    state = tape.state(head.at)
+    with st.container(key="player-told"):
+        st.markdown(f"#### {told(state)}")
+    drawing.show(overview.spec(mode()), overview.frame(state, config), "figure", overview.ALT)
+    _controls(run_id, head)
+    st.caption(source)
+    run_status.figures(state, config, live=not state.ended)
+    if not methods.get(config.method).narrow:
+        stages.stage_1(state, config)
+    if config.stage2_steps:
+        stages.stage_2(state, config)
+    stages.samples(state, places=True)
+
+
+def _controls(run_id: str, head: Head) -> None:
+    """Play or pause, start again, the moment, the speed."""
+
+    def change(how: str) -> None:
+        _put(run_id, getattr(session.get(KEY)[1], how)())
+
+    def sought() -> None:
+        _put(run_id, session.get(KEY)[1].seek(session.get(SLIDER)))
+
+    def sped() -> None:
+        _put(run_id, session.get(KEY)[1].at_speed(session.get(SPEED) or 1.0))
+
+    session.put(SLIDER, head.position)
+    with st.container(horizontal=True, vertical_alignment="center", key="player"):
+        how, icon = ("pause", "pause") if head.playing else ("play", "play_arrow")
+        label = "Pause" if head.playing else "Play" if head.at < head.end else "Play again"
+        st.button(label, icon=f":material/{icon}:", key="player-play", on_click=change, args=(how,), width=130)
+        st.button("From the start", icon=":material/replay:", key="player-restart", on_click=change, args=("restart",))
+        st.slider(
+            "Moment of the replay, seconds",
+            0.0,
+            max(head.end, STEP),
+            step=STEP,
+            format="%.0f s",
+            key=SLIDER,
+            on_change=sought,
+            label_visibility="collapsed",
+        )
+        st.segmented_control(
+            "Speed",
+            list(SPEEDS),
+            default=head.speed,
+            format_func=SPEEDS.get,
+            key=SPEED,
+            on_change=sped,
+            required=True,
+            label_visibility="collapsed",
+        )
+
+
+def told(state: RunState) -> str:
+    """What happens now: a sentence or two."""
+    depth = state.model.n_layers if state.model else 0
+    by = state.figures("calibration")
+    count = len(state.chosen)
+    if state.ended in ("failed", "cancelled"):
+        return "This run ended here, before its time."
+    if state.removed and "pruned" in by:
+        before, after = (words.measured(by, name, live=False) for name in ("dense", "pruned"))
+        ending = f"Perplexity went from {before} to {after}"
+        if "direct" in by:
+            ending += f"; deleted at once, {words.perplexity(by['direct'])}"
+        return f"{_gone(state)} {ending}."
+    if state.removed:
+        return f"{_gone(state)} How well does the rest predict?"
+    if state.gap_steps:
+        if any(state.gap_steps[-1].gaps):
+            return "Stage 2. The chosen layers learn to change nothing, and the others to do without them."
+        return "Stage 2. The chosen layers do nothing any more. The others go on learning to do without them."
+    if state.phase == "transfer":
+        return "Stage 2. All layers run again, and the knowledge is to move."
+    if state.phase == "direct" and count:
+        return f"What if these {count} layers were simply deleted? Perplexity tells: lower is better."
+    if state.rounds and state.weight_steps:
+        layer = state.rounds[-1].layer
+        sunk = f"Of the layers left, {layer} has sunk furthest: crossed out as {frames.choice(state, layer)}."
+        return f"Stage 1. {sunk}"
+    if state.rounds:
+        layer = state.rounds[-1].layer
+        return f"Stage 1. Layer {layer} is chosen as {frames.choice(state, layer)}: it is crossed out."
+    if state.chosen:
+        return f"Stage 1. Chosen: {words.layers(state.chosen)}."
+    if overview.stage(state) == 1:
+        return "Stage 1. Every layer gets a weight. All are pulled down; those that the text needs hold out."
+    if depth:
+        return f"A language model is a stack of layers. This one has {depth}: does it need them all?"
+    return "A language model is a stack of layers. Does it need them all?"
+
+
+def _gone(state: RunState) -> str:
+    if state.narrowed or not state.removed:
+        return "All layers are narrower."
+    gone, before, after = state.removed.removed, state.removed.parameters_before, state.removed.parameters
+    depth, less = len(gone) + len(state.removed.kept), words.share(before - after, before)
+    return f"{len(gone)} of {depth} layers are gone, {less} of the parameters."

@@ -1,0 +1,262 @@
+"""What figures and pictures say is so: one label has one sample, what is not measured yet is no bad number, and a
+chosen layer is shown as it was when it was chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+
+import pytest
+
+from pages.ui.charts import layer_rows, overview, stack_pictures
+from pages.ui.run import importance, results, stages
+from pages.ui.style import words
+from pages.ui.tour import player
+from pages.ui.what_if import history
+from tests import ROOT, story
+from tests.pages.test_pages import open_page, texts
+from trsp_core.charts import frames
+from trsp_core.evaluation.intervals import Interval
+from trsp_core.experiments import records
+from trsp_core.export import html_report
+from trsp_core.runs import replay
+from trsp_core.runs.recorder import record
+from trsp_core.runs.store import Run, Store
+from trsp_core.schema import events as ev
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.run_state import RunState, fold
+
+RECORDED = Run(replay.FOLDER)
+TILES = ("19.1", "67.1", "39.2")  # the recorded run's, of all its measured blocks
+
+
+@pytest.fixture(autouse=True)
+def store(page_store) -> Store:
+    return page_store
+
+
+def cut(told: list[ev.Event], after: type[ev.Event], **fields) -> list[ev.Event]:
+    """The story up to the first event of this kind with these fields."""
+    end = next(
+        n for n, e in enumerate(told) if isinstance(e, after) and all(getattr(e, k) == v for k, v in fields.items())
+    )
+    return told[: end + 1]
+
+
+def folded(told: list[ev.Event]) -> RunState:
+    return fold(RunState(), [(n, n * 0.5, event) for n, event in enumerate(told)])
+
+
+# -- one label, one sample
+
+
+def test_pictures_of_stage_2_are_multiples_of_the_dense_model_on_the_same_blocks():
+    """Of the recorded run by hand: its probes are of the first two of its eight measured blocks."""
+    state, config = RECORDED.state(), RECORDED.config()
+    first = {m.state: m.losses[:2] for m in state.measured if m.domain == "calibration"}
+    levels, probes = frames.times_dense(state, config)
+    for name in ("direct", "pruned"):
+        rise = statistics.fmean(first[name]) - statistics.fmean(first["dense"])
+        assert levels[name] == pytest.approx(math.exp(rise), rel=1e-3)
+    assert levels["dense"] == 1.0
+    assert probes[0][1] == pytest.approx(levels["direct"], rel=1e-3), "the curve begins at deletion at once"
+    assert probes[-1][1] == pytest.approx(levels["pruned"], rel=1e-3), "and ends at the pruned model"
+    assert (frames.compared(state, config), frames.sample(state, config)) == ((2, 8), "2 of the 8 measured blocks")
+
+
+def test_no_picture_has_a_figure_that_looks_like_one_of_all_blocks():
+    state, config = RECORDED.state(), RECORDED.config()
+    shown = [*overview.frame(state, config)["label"], *frames.probes(state, config)["label"]]
+    numbers = [label for label in shown if re.search(r"\d\.\d", label)]
+    assert len(numbers) == 3
+    assert all(label.endswith("×") for label in numbers), numbers
+    assert not [label for label in shown if any(tile in label for tile in TILES)]
+    assert "times dense, on 2 of 8 blocks" in shown
+
+
+def test_home_says_what_its_curves_are_of(store):
+    app = open_page("home")
+    app.get_by_key("player-moment").set_value(36.0).run()
+    shown = texts(app)
+    assert "multiples of the dense model's perplexity on 2 of the 8 measured blocks" in shown
+    assert "as a multiple of the dense model's, on 2 of the 8 measured blocks" in shown
+    assert {m.value for m in app.metric} >= set(TILES)
+    assert "Perplexity went from 19.1 to 39.2; deleted at once, 67.1" in shown
+
+
+def test_the_tile_of_a_probe_is_no_perplexity_of_all_blocks(store):
+    told = cut(list(story.tell()), ev.DeletionProbed, step=3)
+    with story.running(store, len(told)) as run:
+        (tile,) = [m for m in open_page("run", run=run.id).metric if m.label.startswith("If deleted now")]
+    assert (tile.label, tile.value) == ("If deleted now, on 2 of 8 blocks", "4.0 × dense")  # 81 beside 20
+
+
+def test_a_run_without_probes_is_drawn_from_all_blocks():
+    config = RunConfig(stage2_steps=0)
+    state = folded(cut(list(story.tell()), ev.LayersChosen))
+    assert frames.compared(state, config) == (8, 8)
+    assert frames.sample(state, config) == "all 8 measured blocks"
+    assert "times dense, on all 8 blocks" in set(overview.frame(state, config)["label"])
+
+
+def test_in_cycles_no_first_probe_passes_for_deletion_at_once():
+    """It is without the first cycle's layers alone, and the others are deleted later."""
+    told = [e for e in story.tell() if getattr(e, "state", "") != "direct"]
+    frame = frames.probes(folded(told), dataclasses.replace(story.CONFIG, cycles=2))
+    assert set(frame["model"]) == {"dense", "deleted now"}
+
+
+def test_a_report_says_it_as_the_page_does(store):
+    text = html_report.html(story.write(store, "finished"))
+    assert "as a multiple of the dense model&#x27;s, on 2 of the 8 measured blocks" in text
+    assert "λ₂ acts in all 10 steps of stage 2" in text
+    assert "as it was when it was the least of those left" in text
+    assert "KL is of the first 2 of the blocks" in text
+    assert "Measured in the calibration domain: wikipedia, 8 blocks" in html_report.html(
+        story.write(store, "cancelled")
+    )
+
+
+# -- not yet measured is no bad number
+
+
+def test_a_live_run_says_what_is_being_measured_at_every_moment(store):
+    told, seen = list(story.tell()), set()
+    with story.running(store, 1) as run:
+        for n in range(len(cut(told, ev.LayersRemoved)), len(told) - 1):
+            story.append(run, n)
+            shown = texts(open_page("run", run=run.id))
+            assert "not a number" not in shown, n
+            assert "not measured" not in shown, n
+            seen.add("the dense model's perplexity: 20.0; the pruned model's: being measured" in shown)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("domain", ["calibration", "heldout"])
+def test_a_run_that_broke_off_measures_nothing_any_more(store, domain):
+    told = cut(list(story.tell()), ev.PerplexityMeasured, state="pruned", domain="calibration")
+    run = story.create(store)
+    story.append(run, len(told) - (domain == "calibration"))
+    shown = texts(open_page("run", run=run.id))
+    assert run.status() == "lost"
+    assert "the pruned model's: not measured" in shown
+    assert "being measured" not in shown
+    assert "not a number" not in shown
+
+
+def test_the_tile_of_a_phase_that_is_on_says_so(store):
+    told = cut(list(story.tell()), ev.PhaseStarted, name="dense")
+    with story.running(store, len(told)) as run:
+        tiles = {m.label: m.value for m in open_page("run", run=run.id).metric}
+    assert (tiles["Perplexity, dense"], tiles["Layers deleted at once"]) == ("being measured", "–")
+
+
+def test_what_was_measured_and_is_no_number_still_says_so(store):
+    told = [
+        dataclasses.replace(e, perplexity=None) if getattr(e, "state", "") == "pruned" and hasattr(e, "losses") else e
+        for e in story.tell()
+    ]
+    run = story.create(store)
+    record(run, (event for event in told))
+    assert "perplexity went from 20.0 to **not a number**" in texts(open_page("run", run=run.id))
+    assert "not a number" in results.table(run.state(), live=True).iloc[-1].tolist()
+
+
+def test_no_figure_reads_nan():
+    assert words.measured({"dense": None}, "dense", live=True) == "not a number"
+    assert words.measured({}, "dense", live=True) == "being measured"
+    assert words.measured({}, "dense", live=False) == "not measured"
+    assert words.perplexity(math.nan) == words.perplexity(math.inf) == "not a number"
+    assert records.with_interval(Interval(math.nan, math.nan, math.nan)).startswith("not a number [not a")
+    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
+    assert "nan" not in importance.told([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
+
+
+# -- a layer at the moment of its choice
+
+
+def test_a_chosen_layer_keeps_its_number_and_weight_and_is_set_apart():
+    """Layer 7 was taken at 0.90 as the least of all; layer 13 stays, and is at 0.65 in the end."""
+    state = RECORDED.state()
+    bars = frames.stack(state).query("kind == 'bar'").set_index("layer")
+    assert bars.loc[7, "label"] == "no. 1 at 0.90"
+    assert bars.loc[13, "weight"] < bars.loc[7, "weight"]
+    assert sorted(bars.index[bars["frozen"]]) == sorted(state.chosen)
+    assert [bars.loc[i, "label"] for i in state.chosen] == [
+        f"no. {n} at {c.score:.2f}" for n, c in enumerate(state.rounds, 1)
+    ]
+    assert set(bars[~bars["frozen"]]["label"]) == {""}
+    names = set(stack_pictures.before_after(state)["label"])
+    assert {"7  ·  no. 1 at 0.90", "13  ·  0.65"} <= names
+    strip = layer_rows.frame(state, history.Choice(), {}).set_index("layer")
+    assert (strip.loc[7, "chosen"], bool(strip.loc[7, "frozen"])) == ("as no. 1 at 0.90", True)
+    assert (strip.loc[13, "chosen"], bool(strip.loc[13, "frozen"])) == ("no", False)
+
+
+def test_each_chosen_weight_was_the_least_of_those_left_at_that_moment():
+    """What the captions say, of the recorded run, at every choice of the replay."""
+    tape, seen = replay.tape(RECORDED), 0
+    for moment in tape.times:
+        state = tape.state(moment)
+        if len(state.rounds) == seen or state.phase != "choose":
+            continue
+        seen = len(state.rounds)
+        layer, now = state.rounds[-1].layer, state.weights
+        left = [abs(w) for i, w in enumerate(now) if i not in state.chosen]
+        assert abs(now[layer]) <= min(left)
+        assert player.told(state) == (
+            f"Stage 1. Of the layers left, {layer} has sunk furthest: crossed out as no. {seen} at {now[layer]:.2f}."
+        )
+        assert f"No. {seen}: layer {layer} had the smallest weight of those left" in stages.winner(state)
+        rows = overview.frame(state, RECORDED.config())
+        assert f"{layer} · {words.ordinal(seen)}" in set(rows["label"])
+        faded = rows[(rows["kind"] == "bar") & (rows["opacity"] == overview.FADED)]
+        assert len(faded) == seen
+    assert seen == 8
+
+
+def test_a_method_without_weights_claims_none():
+    """Numbers drawn by lot say nothing of what a text needs."""
+    told = [e for e in story.tell() if not isinstance(e, ev.StageOneStepped)]
+    state = folded(cut(told, ev.LayerChosen))
+    assert player.told(state) == "Stage 1. Layer 3 is chosen as no. 1: it is crossed out."
+    assert not frames.stack(state)["frozen"].any()
+    assert "weight" not in stages.winner(state)
+
+
+def test_on_deep_models_bars_are_too_thin_for_text():
+    state = story.long_state(4, frames.MOST_LABELS + 1)
+    chosen = folded([e for _, _, e in state.told] + [ev.LayerChosen(0, 5, 1.0)])
+    assert set(frames.stack(chosen)["label"]) == {""}
+    assert frames.stack(chosen)["frozen"].sum() == 1
+
+
+def test_no_words_call_a_chosen_weight_near_nought():
+    written = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "assets" / "lessons").glob("*.json")]
+    files = [*(ROOT / "pages").rglob("*.py"), *written]
+    assert not [f.name for f in files if re.search(r"near (0|zero|nought)", f.read_text("utf-8"))]
+
+
+def test_numbers_in_words():
+    assert [words.ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)] == [
+        *("1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th")
+    ]
+    assert words.times(2.44) == "2.4 ×"
+
+
+# -- lambda_2, on form and page
+
+
+def test_the_form_and_the_run_say_how_long_lambda_2_acts(store):
+    app = open_page("run")
+    shown = "λ₂ acts in 7 of 30 steps of stage 2, until the gate on the chosen layers is shut, and rises to 2.33 of 10."
+    assert shown in texts(app)
+    app = open_page("run", preset="paper")
+    assert "λ₂ acts in all 128 steps of stage 2." in texts(app)
+    quick = dataclasses.replace(story.CONFIG, anneal=0.25)
+    run = story.write(store, "finished", quick)
+    assert "λ₂ acts in 2 of 10 steps of stage 2" in texts(open_page("run", run=run.id))
+    assert json.loads((run.folder / "config.json").read_text())["settings"]["anneal"] == 0.25
