@@ -322,7 +322,7 @@ def test_memory_that_is_short_is_said_before_the_download(hub, monkeypatch):
 
 def test_a_fetch_goes_on_without_whoever_asked(hub):
     """In a thread of the server: one a model, watched by any tab, stopped by any."""
-    fetches = download.Fetches(OPEN)
+    fetches = download.Downloads(OPEN)
     hub.pace = 0.3
     fetches.start(ID)
     fetches.start(ID)

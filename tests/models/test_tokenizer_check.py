@@ -256,7 +256,7 @@ def test_compare_refuses_it_too(request_, grown):
     asked = dataclasses.replace(request_, columns=[{"model": str(grown)}])
     work = side_by_side.stream if isinstance(asked, an.Generate) else side_by_side.trace
     with pytest.raises(TrspError, match=f"token id {tiny.V}"):
-        list(work(asked, model_cache.Shelf()))
+        list(work(asked, model_cache.ModelCache()))
 
 
 def test_a_text_is_not_read_by_a_model_that_lacks_a_row_for_it(grown, tmp_path):
@@ -265,5 +265,5 @@ def test_a_text_is_not_read_by_a_model_that_lacks_a_row_for_it(grown, tmp_path):
     tiny.build(vocab_size=tiny.V + 8).save_pretrained(wide)
     libraries.load_tokenizer(grown).save_pretrained(wide)
     asked = an.Trace([{"model": str(wide)}, {"model": str(grown)}], "The river", " crosses Zanzibar")
-    told = [a.column for a in side_by_side.trace(asked, model_cache.Shelf()) if isinstance(a, an.TextTraced)]
+    told = [a.column for a in side_by_side.trace(asked, model_cache.ModelCache()) if isinstance(a, an.TextTraced)]
     assert told == [0]

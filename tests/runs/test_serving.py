@@ -21,7 +21,7 @@ from tests.runs.test_queue import CHILD
 from trsp_core.experiments import plan_queue, plans
 from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.models import catalog, download
-from trsp_core.models.download import Fetches
+from trsp_core.models.download import Downloads
 from trsp_core.models.inspection import Facts
 from trsp_core.pruning import preflight
 from trsp_core.runs import process as process_module
@@ -251,7 +251,7 @@ def test_a_fetch_whose_end_goes_wrong_has_ended(monkeypatch):
 
     monkeypatch.setattr(threading, "excepthook", lambda given: None)
     monkeypatch.setattr(download, "fetch", lambda name, accepted: (Progress("Ready.", 1.0) for _ in range(1)))
-    fetches = Fetches(OPEN, broken)
+    fetches = Downloads(OPEN, broken)
     fetches.start("tiny")
     until(lambda: not fetches.look("tiny").running)
     fetches.start("tiny")

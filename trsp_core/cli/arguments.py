@@ -13,7 +13,7 @@ from trsp_core import __version__, escaping
 from trsp_core.evaluation import intervals, tasks
 from trsp_core.experiments.runner import PlanEvent
 from trsp_core.formatting import clock, millions, number
-from trsp_core.models.catalog import Card, Found
+from trsp_core.models.catalog import HubModel, SearchResult
 from trsp_core.schema.config import GROUPS, KNOBS, PRESETS
 from trsp_core.schema.events import DOMAINS, LayersNarrowed
 from trsp_core.schema.knobs import Knob
@@ -225,7 +225,7 @@ def models_here(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     return cells
 
 
-def models_found(found: Sequence[Found]) -> list[list[str]]:
+def models_found(found: Sequence[SearchResult]) -> list[list[str]]:
     """What a search came upon, as cells."""
     cells = [["model", "parameters", "downloads", "licence"]]
     for one in found:
@@ -234,7 +234,7 @@ def models_found(found: Sequence[Found]) -> list[list[str]]:
     return cells
 
 
-def looked_up(card: Card, needed: int, free: int) -> str:
+def looked_up(card: HubModel, needed: int, free: int) -> str:
     """A model of the hub in lines; `needed` and `free` are bytes of memory."""
     facts = card.facts
     lines = [

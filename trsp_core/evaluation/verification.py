@@ -67,16 +67,16 @@ class Proof:
     @property
     def problems(self) -> list[str]:
         """Why this is no proof; empty where it is one."""
-        found = []
+        problems = []
         if not self.same_ids:
-            found.append("its tokenizer cuts the text otherwise")
+            problems.append("its tokenizer cuts the text otherwise")
         if not self.largest_difference <= self.rounding:  # so that not-a-number is a problem too
-            found.append(f"its logits differ by {self.largest_difference:.3g} from those of the model in memory")
+            problems.append(f"its logits differ by {self.largest_difference:.3g} from those of the model in memory")
         if not self.cached_equals_uncached and not (self.tie is not None and self.tie <= TIE * self.rounding):
-            found.append("it writes another text with a key-value cache than without")
+            problems.append("it writes another text with a key-value cache than without")
         elif self.dtype == self.memory_dtype == "float32" and not (self.same_text and self.cached_equals_uncached):
-            found.append("it writes another text than the model in memory")
-        return found
+            problems.append("it writes another text than the model in memory")
+        return problems
 
     @property
     def sentence(self) -> str:
@@ -100,8 +100,8 @@ class Proof:
 
 
 def keep(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. In a
-    short context it is on less of the text."""
+    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. A model with a
+    short context reads less of the text."""
     import torch
     from safetensors.torch import save_file
 
@@ -127,9 +127,9 @@ def keep(model: Any, tokenizer: Any, target: Path) -> None:
     temporary.replace(target)
 
 
-def check(folder: Path, kept: Path) -> Proof:
-    """What comes of `checking`."""
-    waiting = checking(folder, kept)
+def check(folder: Path, reference: Path) -> Proof:
+    """`checking` without the waiting in between."""
+    waiting = checking(folder, reference)
     while True:
         try:
             next(waiting)
@@ -137,18 +137,18 @@ def check(folder: Path, kept: Path) -> Proof:
             return end.value
 
 
-def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
-    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `kept`. Yields
+def checking(folder: Path, reference: Path) -> Generator[None, None, Proof]:
+    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `reference`. Yields
     while it waits; closing the generator ends the process.
 
     Raises:
-        TrspError: `kept` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
+        TrspError: `reference` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
     """
     import numpy as np
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(kept, framework="np") as file:
+        with safe_open(reference, framework="np") as file:
             facts = file.metadata()
             ids, memory, text = (file.get_tensor(name) for name in ("ids", "logits", "text"))
     except (OSError, SafetensorError) as error:
@@ -164,22 +164,22 @@ def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
     }
     with tempfile.TemporaryDirectory() as scratch:
         answer = yield from _ask(folder, Path(scratch) / "logits", question | {"threads": int(facts["threads"])})
-        found = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
-    if found.size != memory.size or answer["foreign"]:
+        logits = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
+    if logits.size != memory.size or answer["foreign"]:
         raise TrspError(
-            f"The fresh process gave {found.size} logits, {memory.size} were expected.", "Please report this."
+            f"The fresh process gave {logits.size} logits, {memory.size} were expected.", "Please report this."
         )
-    found = found.reshape(memory.shape).astype(np.float64)
-    p, q = _log_softmax(memory.astype(np.float64)), _log_softmax(found)
+    logits = logits.reshape(memory.shape).astype(np.float64)
+    p, q = _log_softmax(memory.astype(np.float64)), _log_softmax(logits)
     return Proof(
         dtype=answer["dtype"],
         memory_dtype=facts["dtype"],
         tokens=len(ids),
         same_ids=answer["ids"] == ids.tolist(),
-        largest_difference=float(np.abs(found - memory).max()),
+        largest_difference=float(np.abs(logits - memory).max()),
         largest_logit=float(np.abs(memory).max()),
         kl=max(float((np.exp(p) * (p - q)).sum(axis=-1).mean()), 0.0),
-        same_likeliest=int((found.argmax(axis=-1) == memory.argmax(axis=-1)).sum()),
+        same_likeliest=int((logits.argmax(axis=-1) == memory.argmax(axis=-1)).sum()),
         new_tokens=len(text),
         same_text=answer["cached"] == text.tolist(),
         cached_equals_uncached=answer["cached"] == answer["uncached"],
@@ -188,8 +188,8 @@ def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
 
 
 def _device(recorded: str, folder: Path) -> str:
-    """Where the fresh process computes: where the model in memory did; on the CPU where the GPU, which may hold that
-    one still, has no room for another."""
+    """Where the fresh process computes: on the device of the model in memory, or on the CPU where the GPU has no room
+    for a second one."""
     if recorded != "cuda":
         return recorded
     import torch

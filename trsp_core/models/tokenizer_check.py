@@ -119,12 +119,12 @@ def panics_refused(name: str) -> Iterator[None]:
 
 
 def _identity(path: str) -> tuple[str, int, int, int] | None:
-    """What changes when the file does; None where there is none."""
+    """What tells a file from what it was before; None where there is none."""
     try:
-        known = Path(path).expanduser().stat()
+        status = Path(path).expanduser().stat()
     except (OSError, ValueError, RuntimeError):
         return None
-    return path, known.st_size, known.st_mtime_ns, known.st_ino
+    return path, status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @functools.lru_cache(maxsize=64)  # an exception is not kept: a machine may be less busy the next time
@@ -187,7 +187,7 @@ def _fast(name: str, file: Path) -> dict[str, int]:
 
 
 def _slow(folder: Path) -> dict[str, int]:
-    """The same by transformers, which knows the older forms."""
+    """The same for the older forms, which transformers reads."""
     tokenizer = libraries.load_tokenizer(folder)
     tokenizer(SAMPLE)
     return tokenizer.get_vocab()
@@ -195,12 +195,12 @@ def _slow(folder: Path) -> dict[str, int]:
 
 def added(folder: Path, known: dict[str, int]) -> list[int]:
     """Ids of the tokens that files beside tokenizer.json add to those `known` there."""
-    named = _document(folder / "special_tokens_map.json") | _document(folder / "tokenizer_config.json")
-    ids = [int(key) for key in _parts(named.get("added_tokens_decoder"), keys=True) if key.isdecimal()]
+    config = _document(folder / "special_tokens_map.json") | _document(folder / "tokenizer_config.json")
+    ids = [int(key) for key in _parts(config.get("added_tokens_decoder"), keys=True) if key.isdecimal()]
     ids += [i for i in _document(folder / "added_tokens.json").values() if isinstance(i, int)]
-    special = [value for key, value in named.items() if key.endswith("_token")]
+    special = [value for key, value in config.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        special += _parts(named.get(key))
+        special += _parts(config.get(key))
     tokens = {token.get("content") if isinstance(token, dict) else token for token in special}
     new = [token for token in tokens if isinstance(token, str) and token not in known]
     return [*ids, *range(len(known), len(known) + len(new))]  # they get the ids that come next
@@ -223,7 +223,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 def _answer(question: dict[str, Any]) -> None:
-    """The child's work. Raises TrspError: as in `check`."""
+    """What the child does. Raises TrspError: as in `check`."""
     tokens_of(question["name"], Path(question["folder"]))
 
 

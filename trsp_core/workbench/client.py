@@ -21,7 +21,7 @@ from trsp_core import supervision
 from trsp_core.errors import TrspError
 from trsp_core.paths import runs_root
 from trsp_core.runs import limits
-from trsp_core.schema import messages as an
+from trsp_core.schema import messages
 from trsp_core.schema.messages import Answer, Request
 from trsp_core.subprocesses import Child, ChildFailed
 
@@ -61,7 +61,7 @@ class Reading:
 
 
 class Workbench:
-    """Requests of many sessions, one child process.
+    """Requests of many sessions, answered in turn by one child process.
 
     Args:
         command: starts the child.
@@ -91,7 +91,7 @@ class Workbench:
         Raises:
             TrspError: the request is beyond a limit, or all places are taken, or those of this visitor.
         """
-        an.check(request)
+        messages.check(request)
         limits.current().check_request(request, runs_root())
         enquiry = _Enquiry(secrets.token_urlsafe(16), request, visitor=visitor)
         with self._changed:
@@ -147,16 +147,11 @@ class Workbench:
                 return
             if enquiry in self._waiting:
                 self._waiting.remove(enquiry)
-                self._add(enquiry, an.Stopped())
+                self._add(enquiry, messages.Stopped())
             elif enquiry.stop_asked is None:
                 enquiry.stop_asked = time.monotonic()
                 if self._child:
-                    self._child.send(an.pack(ticket, an.Cancel()))
-
-    def process_id(self) -> int | None:
-        """Of the child, while it lives."""
-        with self._changed:
-            return self._child.process.pid if self._child and self._child.alive else None
+                    self._child.send(messages.pack(ticket, messages.Cancel()))
 
     def close(self) -> None:
         """Let the child go; whatever waits is answered by `Stopped`."""
@@ -164,7 +159,7 @@ class Workbench:
             self._closed = True
             for enquiry in [*self._waiting, *([self._working] if self._working else [])]:
                 if enquiry.ended is None:
-                    self._add(enquiry, an.Stopped())
+                    self._add(enquiry, messages.Stopped())
             self._waiting.clear()
             self._changed.notify_all()
             child = self._child
@@ -185,11 +180,11 @@ class Workbench:
             self._work(self._working)
         except OSError as error:
             why = f"The workbench process could not be started or reached: {error.strerror or error}."
-            self._add(self._working, an.Broken(why, AGAIN))
+            self._add(self._working, messages.Broken(why, AGAIN))
             self._let_go()
         except Exception as error:  # a bug here must not leave a reader waiting
             trace = "".join(traceback.format_exception(error))[-20_000:]
-            self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
+            self._add(self._working, messages.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
             self._let_go()
         finally:
             with self._changed:
@@ -198,9 +193,9 @@ class Workbench:
     def _work(self, enquiry: _Enquiry) -> None:
         child = self._ready()
         enquiry.begun = time.monotonic()
-        child.send(an.pack(enquiry.ticket, enquiry.request))
+        child.send(messages.pack(enquiry.ticket, enquiry.request))
         if enquiry.stop_asked is not None:
-            child.send(an.pack(enquiry.ticket, an.Cancel()))
+            child.send(messages.pack(enquiry.ticket, messages.Cancel()))
         while enquiry.ended is None:
             try:
                 line = child.read(LOOK)
@@ -217,10 +212,10 @@ class Workbench:
                 failure = self._let_go()
                 self._add(enquiry, _died(failure.ending, failure.stderr[-4000:]))
                 return
-            ticket, answer = an.unpack(line)
+            ticket, answer = messages.unpack(line)
             if ticket == enquiry.ticket and isinstance(answer, Answer):
                 self._add(enquiry, answer)
-                if isinstance(answer, an.SetMeasured) and self._waiting and limits.current().stands_back:
+                if isinstance(answer, messages.SetMeasured) and self._waiting and limits.current().stands_back:
                     self.cancel(ticket)  # others' figures before its sample of text
 
     def _ready(self) -> Child:
@@ -235,7 +230,7 @@ class Workbench:
             if enquiry.ended is not None:
                 return
             enquiry.answers.append(answer)
-            if isinstance(answer, an.ENDINGS):
+            if isinstance(answer, messages.ENDINGS):
                 enquiry.ended = time.monotonic()
             self._changed.notify_all()
 
@@ -253,8 +248,8 @@ class Workbench:
                 del self._enquiries[enquiry.ticket]
 
 
-def _died(how: str, stderr: str = "") -> an.Broken:
-    return an.Broken(f"The workbench process ended: {how}.", AGAIN, stderr)
+def _died(how: str, stderr: str = "") -> messages.Broken:
+    return messages.Broken(f"The workbench process ended: {how}.", AGAIN, stderr)
 
 
 def _overdue(enquiry: _Enquiry) -> str:

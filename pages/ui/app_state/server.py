@@ -25,8 +25,8 @@ from trsp_core.errors import TrspError, refuse
 from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.export.export_queue import Errands
 from trsp_core.models import catalog, download
-from trsp_core.models.catalog import Card, Facts
-from trsp_core.models.download import Fetches
+from trsp_core.models.catalog import Facts, HubModel
+from trsp_core.models.download import Downloads
 from trsp_core.runs import limits, replay
 from trsp_core.runs.queue import Jobs
 from trsp_core.runs.store import Run, Store
@@ -195,17 +195,17 @@ def forget_models() -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def fetches() -> Fetches:
+def fetches() -> Downloads:
     """The fetches of all tabs."""
-    return Fetches(limits.current(), ended=forget_models)
+    return Downloads(limits.current(), ended=forget_models)
 
 
 @st.cache_resource(show_spinner=False)
-def _cards() -> dict[str, tuple[float, Card | TrspError]]:
+def _cards() -> dict[str, tuple[float, HubModel | TrspError]]:
     return {}
 
 
-def card(hub_id: str) -> Card | TrspError | None:
+def card(hub_id: str) -> HubModel | TrspError | None:
     """What the hub said of a model within the last ten minutes, whoever asked; None where nobody did."""
     asked, found = _cards().get(hub_id, (0.0, None))
     return found if time.monotonic() - asked < 600 else None

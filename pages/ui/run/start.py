@@ -12,7 +12,7 @@ from trsp_core import escaping
 from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.export import model_card
 from trsp_core.models import catalog, inspection
-from trsp_core.models.catalog import Card, Facts
+from trsp_core.models.catalog import Facts, HubModel
 from trsp_core.pruning import forecast, methods, preflight, validate
 from trsp_core.schema import config as configs
 from trsp_core.schema import schedules
@@ -45,7 +45,7 @@ def plan() -> Plan:
         made.problems += refused if made.config is None else []
     elif fetchable(name):
         made.missing, card = name, server.card(name)
-        made.facts = card.facts if isinstance(card, Card) else None
+        made.facts = card.facts if isinstance(card, HubModel) else None
     elif name.strip():
         found = server.facts(name)
         if isinstance(found, TrspError):
