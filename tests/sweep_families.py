@@ -30,11 +30,11 @@ from transformers import AutoModelForCausalLM
 from tests import ROOT, tiny, zoo
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import generation
-from trsp_core.models import libraries
+from trsp_core.models import architectures, libraries
+from trsp_core.models.architectures import FamilyRecord, Outcome
 from trsp_core.pruning import engine, validate
 from trsp_core.schema import events
-from trsp_core.surgery import discovery, families, hooks, removal
-from trsp_core.surgery.families import Outcome, Sweep
+from trsp_core.surgery import discovery, hooks, removal
 from trsp_core.surgery.stack import Stack
 
 PAGE = ROOT / "docs" / "models-and-texts.md"
@@ -250,7 +250,7 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines)[:200]}"
 
 
-def markdown(found: Sweep) -> str:
+def markdown(found: FamilyRecord) -> str:
     """The account of a sweep in the docs."""
     count = {outcome: len(found.of(outcome)) for outcome in ("supported", "refused", "no decoder", "not built")}
     decoders = count["supported"] + count["refused"] + len(found.of("failed"))
@@ -271,11 +271,11 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def write(found: Sweep) -> None:
+def write(found: FamilyRecord) -> None:
     """Put the record and its account in their places."""
     outcomes = ",\n".join(json.dumps(dataclasses.asdict(o), ensure_ascii=False) for o in found.outcomes)
     text = f'{{"transformers": "{found.transformers}", "outcomes": [\n{outcomes}\n]}}\n'
-    families.RECORD.write_text(text, "utf-8")
+    architectures.RECORD.write_text(text, "utf-8")
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}", "utf-8")
 
@@ -290,9 +290,9 @@ def main(words: list[str] | None = None) -> int:
         found.append(told)
         print(told.model_type, told.outcome, told.reason, flush=True)
     if arguments.write:
-        known = {o.model_type: o for o in families.recorded().outcomes} if arguments.model_types else {}
+        known = {o.model_type: o for o in architectures.recorded().outcomes} if arguments.model_types else {}
         known |= {o.model_type: o for o in found}
-        write(Sweep(transformers.__version__, tuple(known[t] for t in zoo.MODEL_TYPES if t in known)))
+        write(FamilyRecord(transformers.__version__, tuple(known[t] for t in zoo.MODEL_TYPES if t in known)))
     return 0
 
 

@@ -14,12 +14,12 @@ CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
 # A package imports only what stands before it, and nothing of its own rank. "" is the folder itself.
-RANKS = (("",), ("schema",), ("surgery", "charts"), ("models",), ("data", "perf"), ("evaluation",), ("pruning",),
-         ("runs",), ("experiments", "workbench", "export"), ("cli",))  # fmt: skip
-TORCH_FREE = ("", "schema", "charts", "models", "data", "runs", "experiments", "export", "cli")
+RANKS = (("",), ("schema",), ("surgery", "charts"), ("models",), ("data", "perf"), ("evaluation",), ("training",),
+         ("pruning",), ("preparation",), ("runs",), ("experiments", "workbench", "export"), ("cli",))  # fmt: skip
+TORCH_FREE = ("", "schema", "charts", "models", "data", "preparation", "runs", "experiments", "export", "cli")
 TORCH_FREE_BESIDE = ("surgery.families", "evaluation.intervals", "evaluation.questions", "evaluation.tasks",
-                     "evaluation.verification", "pruning.methods", "pruning.forecast", "pruning.preflight",
-                     "pruning.progress", "pruning.validate", "workbench.client", "workbench.transcript")  # fmt: skip
+                     "evaluation.verification", "training.progress", "pruning.methods",
+                     "pruning.validate", "workbench.client", "workbench.transcript")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trsp_core.errors import TrspError
-    from trsp_core.pruning.engine import execute
+    from trsp_core.preparation.execution import execute
     from trsp_core.pruning.validate import from_values
     from trsp_core.runs.recorder import record
     from trsp_core.runs.store import Run, Store
@@ -36,7 +36,7 @@ _MODULES = {
     "Run": "runs.store",
     "Store": "runs.store",
     "TrspError": "errors",
-    "execute": "pruning.engine",
+    "execute": "preparation.execution",
     "from_values": "pruning.validate",
     "record": "runs.recorder",
 }
@@ -63,7 +63,7 @@ def prune(
     Raises:
         TrspError: a setting, the model or a text cannot be used; the message says why and what to do.
     """
-    from trsp_core.pruning.engine import execute
+    from trsp_core.preparation.execution import execute
     from trsp_core.pruning.validate import from_values
 
     chosen = {"model": model, **({} if ratio is None else {"ratio": ratio}), **settings}

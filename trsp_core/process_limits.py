@@ -1,8 +1,9 @@
 """A child process that dies with its parent, and within bounds of memory and processor time where some are given.
 
 The system keeps such settings when a process becomes another program. So a command is started through this file, run as
-a script of its own, which sets them and becomes the command: `python -I -S process_limits.py PARENT BYTES SECONDS COMMAND...`.
-Imports nothing of ours.
+a script of its own, which sets them and becomes the command. Imports nothing of ours.
+
+    python -I -S process_limits.py PARENT BYTES SECONDS COMMAND...
 """
 
 from __future__ import annotations

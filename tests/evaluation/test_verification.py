@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from tests import tiny, zoo
 from trsp_core import machine
 from trsp_core.evaluation import stock_process, verification
-from trsp_core.pruning import engine, forecast, validate
+from trsp_core.perf import budget
+from trsp_core.preparation import forecast
+from trsp_core.pruning import engine, validate
 from trsp_core.runs import recorder
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import events as ev
@@ -202,5 +204,5 @@ def test_the_forecast_counts_the_fresh_process(tiny_model):
     facts = catalog.facts(str(tiny_model))
     direct = validate.from_values({"stage2_steps": 0, "method": "random", "save_model": True, "measure_length": 16})
     without = validate.from_values({"stage2_steps": 0, "method": "random", "save_model": False, "measure_length": 16})
-    assert forecast.peak_bytes(direct, facts) >= forecast.peak_bytes(without, facts) + 0.9 * forecast.BASE
+    assert forecast.peak_bytes(direct, facts) >= forecast.peak_bytes(without, facts) + 0.9 * budget.PROCESS_BYTES
     assert forecast.forecast(direct, facts, 100.0).seconds > forecast.forecast(without, facts, 100.0).seconds + 4

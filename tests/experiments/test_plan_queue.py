@@ -20,7 +20,7 @@ from trsp_core.experiments import plan_queue, plans
 from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.models import catalog
 from trsp_core.models.inspection import Facts
-from trsp_core.pruning import preflight
+from trsp_core.preparation import preflight
 from trsp_core.runs import process, recorder
 from trsp_core.runs.queue import Jobs
 from trsp_core.runs.store import Store

@@ -17,7 +17,8 @@ from trsp_core.evaluation import intervals
 from trsp_core.experiments import plan_results, plans
 from trsp_core.models import catalog
 from trsp_core.models.inspection import Facts
-from trsp_core.pruning import engine, preflight
+from trsp_core.preparation import preflight
+from trsp_core.pruning import engine
 from trsp_core.runs import process, recorder
 from trsp_core.runs.store import Store
 from trsp_core.schema import events

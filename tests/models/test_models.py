@@ -9,7 +9,8 @@ import pytest
 
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog, download, inspection
-from trsp_core.pruning import preflight, validate
+from trsp_core.preparation import preflight
+from trsp_core.pruning import validate
 from trsp_core.runs import limits
 
 CONFIG = {

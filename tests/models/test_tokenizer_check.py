@@ -24,7 +24,8 @@ from trsp_core.cli import main
 from trsp_core.data import text_check
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog, libraries, loading, tokenizer_check
-from trsp_core.pruning import engine, preflight, validate
+from trsp_core.preparation import preflight
+from trsp_core.pruning import engine, validate
 from trsp_core.runs import recorder
 from trsp_core.runs.store import Store
 from trsp_core.schema import config

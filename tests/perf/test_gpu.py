@@ -14,7 +14,7 @@ from trsp_core.evaluation.layer_removal import Path
 from trsp_core.export import checkpoint
 from trsp_core.models import loading
 from trsp_core.perf import cuda_graphs
-from trsp_core.pruning import checkpointing, engine, methods, validate
+from trsp_core.pruning import engine, methods, validate
 from trsp_core.pruning.stage2 import transfer
 from trsp_core.runs import recorder
 from trsp_core.runs.store import Store
@@ -22,6 +22,7 @@ from trsp_core.schema import config as configs
 from trsp_core.schema import events
 from trsp_core.schema import messages as an
 from trsp_core.surgery import discovery, removal, training
+from trsp_core.training import checkpointing
 from trsp_core.workbench import model_cache, side_by_side
 
 SHAPE = {

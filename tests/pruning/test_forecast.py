@@ -7,7 +7,8 @@ import pytest
 from trsp_core import machine
 from trsp_core.errors import TrspError
 from trsp_core.models.inspection import Facts
-from trsp_core.pruning import forecast, validate
+from trsp_core.preparation import forecast
+from trsp_core.pruning import validate
 from trsp_core.schema import config
 
 SMOL = Facts(

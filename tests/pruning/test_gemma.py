@@ -8,7 +8,7 @@ import pytest
 
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog, download, inspection, libraries
-from trsp_core.pruning import forecast
+from trsp_core.preparation import forecast
 from trsp_core.runs import limits
 from trsp_core.runs.store import Run
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from trsp_core.errors import TrspError
-from trsp_core.pruning import checkpointing, engine, validate
+from trsp_core.pruning import engine, validate
+from trsp_core.training import checkpointing
 from trsp_core.runs import recorder, resume, worker
 from trsp_core.runs.store import Store
 from trsp_core.schema import events, run_state

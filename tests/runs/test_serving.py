@@ -23,7 +23,7 @@ from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.models import catalog, download
 from trsp_core.models.download import Downloads
 from trsp_core.models.inspection import Facts
-from trsp_core.pruning import preflight
+from trsp_core.preparation import preflight
 from trsp_core.runs import process as process_module
 from trsp_core.runs import queue as jobs
 from trsp_core.runs.limits import OPEN, Limits

@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 from tests import ROOT, sweep_families, zoo
+from trsp_core.models import architectures
 from trsp_core.surgery import families
 
 AIM = [
@@ -45,17 +46,17 @@ AIM = [
 def test_the_docs_hold_what_was_recorded():
     page = sweep_families.PAGE.read_text("utf-8")
     told = page.split(sweep_families.BEGIN)[1].split(sweep_families.END)[0].strip()
-    assert told == sweep_families.markdown(families.recorded())
+    assert told == sweep_families.markdown(architectures.recorded())
 
 
 def test_the_record_is_of_every_model_of_this_transformers():
-    found = families.recorded()
+    found = architectures.recorded()
     assert found.transformers == transformers.__version__
     assert [o.model_type for o in found.outcomes] == list(zoo.MODEL_TYPES)
 
 
 def test_nine_in_ten_are_supported_and_none_breaks_a_law():
-    found = families.recorded()
+    found = architectures.recorded()
     assert found.share >= 0.9
     assert not found.of("failed")
     assert all(o.reason for o in found.outcomes if o.outcome != "supported")
@@ -63,7 +64,7 @@ def test_nine_in_ten_are_supported_and_none_breaks_a_law():
 
 
 def test_what_is_declared_refused_was_refused():
-    outcomes = {o.model_type: o.outcome for o in families.recorded().outcomes}
+    outcomes = {o.model_type: o.outcome for o in architectures.recorded().outcomes}
     for family in families.all_families().values():
         for model_type in set(family.model_types) & set(outcomes):
             assert (outcomes[model_type] == "supported") is not bool(family.refused) or outcomes[
@@ -83,4 +84,4 @@ def test_the_sweep_ends_as_recorded():
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     found = {o["model_type"]: o["outcome"] for o in json.loads(done.stdout.splitlines()[-1])}
-    assert found == {o.model_type: o.outcome for o in families.recorded().outcomes}
+    assert found == {o.model_type: o.outcome for o in architectures.recorded().outcomes}

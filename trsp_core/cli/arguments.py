@@ -13,12 +13,12 @@ from trsp_core import __version__, escaping
 from trsp_core.evaluation import intervals, tasks
 from trsp_core.experiments.runner import PlanEvent
 from trsp_core.formatting import clock, millions, number
+from trsp_core.models.architectures import FamilyRecord
 from trsp_core.models.catalog import HubModel, SearchResult
 from trsp_core.schema.config import GROUPS, KNOBS, PRESETS
 from trsp_core.schema.events import DOMAINS, LayersNarrowed
 from trsp_core.schema.knobs import Knob
 from trsp_core.schema.run_state import RunState
-from trsp_core.surgery.families import Sweep
 
 EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 cancelled."
 COMMANDS = {
@@ -247,7 +247,7 @@ def looked_up(card: HubModel, needed: int, free: int) -> str:
     return "\n".join(map(escaping.line, lines))
 
 
-def swept(found: Sweep) -> list[list[str]]:
+def swept(found: FamilyRecord) -> list[list[str]]:
     """What became of each architecture, as cells: outcome, and model types with the reason."""
     rows = [["supported", ", ".join(o.model_type for o in found.of("supported"))]]
     for outcome in ("refused", "no decoder", "not built", "failed"):

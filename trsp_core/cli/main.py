@@ -20,9 +20,10 @@ from trsp_core.evaluation import questions, tasks
 from trsp_core.experiments import executors, grid_results, grids, plan_results, plans, runner
 from trsp_core.export import checkpoint, curves_csv, hub_upload
 from trsp_core.files import write_atomic
-from trsp_core.models import catalog, download
+from trsp_core.models import architectures, catalog, download
 from trsp_core.paths import runs_root
-from trsp_core.pruning import forecast, methods, preflight, validate
+from trsp_core.preparation import forecast, preflight
+from trsp_core.pruning import methods, validate
 from trsp_core.runs import limits, process, recorder, resume, worker
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import config, run_state
@@ -221,7 +222,7 @@ def list_families(arguments: argparse.Namespace) -> int:
         {"name": f.name, "model_types": list(f.model_types), "refused": f.refused, "note": f.note}
         for f in families.all_families().values()
     ]
-    found = families.recorded()
+    found = architectures.recorded()
     if arguments.json:
         outcomes = [vars(o) for o in found.outcomes]
         _print_json({"families": rows, "sweep": {"transformers": found.transformers, "outcomes": outcomes}})

@@ -100,8 +100,8 @@ class Proof:
 
 
 def keep(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. A model with a
-    short context reads less of the text."""
+    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. A
+    model with a short context reads less of the text."""
     import torch
     from safetensors.torch import save_file
 

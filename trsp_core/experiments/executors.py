@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trsp_core import paths
 from trsp_core.errors import TrspError
-from trsp_core.pruning import preflight
+from trsp_core.preparation import preflight
 from trsp_core.runs import process
 from trsp_core.runs.queue import Jobs
 from trsp_core.runs.store import Run

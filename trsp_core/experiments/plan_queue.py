@@ -20,7 +20,7 @@ from trsp_core.experiments.executors import QueueExecutor
 from trsp_core.experiments.plans import Plan
 from trsp_core.experiments.runner import PlanEvent
 from trsp_core.files import write_atomic
-from trsp_core.pruning import preflight
+from trsp_core.preparation import preflight
 from trsp_core.runs.queue import Jobs
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.run_state import RunState

@@ -17,7 +17,8 @@ from typing import Any
 from trsp_core import paths
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog
-from trsp_core.pruning import forecast, methods, validate
+from trsp_core.preparation import forecast
+from trsp_core.pruning import methods, validate
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.config import RunConfig, to_json
 from trsp_core.schema.run_state import RunState

@@ -19,7 +19,8 @@ from trsp_core.experiments import plans
 from trsp_core.experiments.executors import Executor
 from trsp_core.experiments.plans import Plan, Variation
 from trsp_core.models import catalog
-from trsp_core.pruning import forecast, validate
+from trsp_core.preparation import forecast
+from trsp_core.pruning import validate
 from trsp_core.runs import resume
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.config import RunConfig

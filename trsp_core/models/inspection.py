@@ -20,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from trsp_core.errors import TrspError
+from trsp_core.models import architectures
 from trsp_core.schema.config import PACKED
 from trsp_core.surgery import families
 
@@ -80,7 +81,9 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
     config = _json(folder, "config.json", inside, name, MAX_CONFIG)
     tokenizer_config = folder / "tokenizer_config.json"
     extra = _json(folder, "tokenizer_config.json", inside, name) if tokenizer_config.exists() else {}
-    if (config.get("auto_map") or extra.get("auto_map")) and str(config.get("model_type")) not in families.native():
+    if (config.get("auto_map") or extra.get("auto_map")) and str(
+        config.get("model_type")
+    ) not in architectures.native():
         raise TrspError(
             f"{name} brings its own code (auto_map), which is never run here, and transformers has none for it.",
             "Choose a model whose architecture is part of transformers.",
@@ -208,8 +211,8 @@ def _architecture(config: dict[str, Any], name: str) -> str:
     remedy = "Choose a decoder-only language model: its architecture ends in ForCausalLM."
     if config.get("is_encoder_decoder") is True:
         raise TrspError(f"{name} is an encoder-decoder model, which has no single stack of layers.", remedy)
-    architectures = config.get("architectures") or [families.native().get(str(config.get("model_type")), "")]
-    architecture = architectures[0] if isinstance(architectures, list) else ""
+    names = config.get("architectures") or [architectures.native().get(str(config.get("model_type")), "")]
+    architecture = names[0] if isinstance(names, list) else ""
     if not isinstance(architecture, str) or not architecture:
         raise TrspError(f"{name}: config.json names no architecture.", remedy)
     if not re.search(r"(CausalLM|LMHeadModel|ForConditionalGeneration)$", architecture):

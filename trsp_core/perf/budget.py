@@ -1,25 +1,12 @@
-"""How much memory the fast paths may take."""
+"""How much memory a process and its fast paths may take."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING
-
 from trsp_core.schema.config import RunConfig
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from trsp_core.schema.events import Event
-
-    Choice = Generator[Event, None, list[int]]
-    Narrowing = Generator[Event, None, tuple[list[nn.Module], dict[str, int]]]
-    Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
-
+PROCESS_BYTES = 450_000_000  # of a process that has imported torch and transformers and holds no model
 SEARCH_ROOM = 2**29  # bytes of hidden states that a search may keep from round to round
-
-
-LANE_TOKENS = 128  # of a pass in one of stage 2's lanes, see `transfer`
+LANE_TOKENS = 128  # of a pass in one of stage 2's lanes, see `training.trainer`
 
 
 def at_once(config: RunConfig) -> int:

@@ -3,64 +3,38 @@ alone."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trsp_core.data import blocks as data
 from trsp_core.errors import TrspError
-from trsp_core.evaluation.losses import next_token_loss, relative_distance, states_at
-from trsp_core.perf import budget, compilation, cuda_graphs, head_loss, parallel, replicas
 from trsp_core.perf.optimizer_in_backward import EagerAdamW
 from trsp_core.perf.removal_search import Search
-from trsp_core.pruning.checkpointing import Rounds
 from trsp_core.schema.config import RunConfig
 from trsp_core.surgery import hooks, removal, training
 from trsp_core.surgery.stack import Stack
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-Opened = TypeVar("Opened")
+from trsp_core.training.checkpointing import Rounds
+from trsp_core.training.passes import Passes
 
 
-class Lab:
-    """A model under study, with its calibration blocks.
+class Lab(Passes):
+    """A model under study, with its calibration blocks. Its losses (`lm_loss`, `gate_loss`, `taught_loss`) and contexts
+    (`gated`, `skipped`, `tapped`, `learning`, `stepping`) are those of `Passes`.
 
     Attributes:
-        stack: the model and its L layers.
         blocks: (N, T) token ids to calibrate on, on the CPU.
-        device: where the model's input goes.
-        teacher: a copy of the dense model, for `taught_loss`; None where nothing is distilled.
         gone: layers chosen in earlier cycles; they are skipped, and no candidates any more.
         rounds: where stage 1 stands after each round, for a run that may break off.
-        projects: the logits are a plain projection, so that losses need not hold them all.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
-        self.stack, self.blocks, self.config = stack, blocks, config
-        self.device = next(stack.model.parameters()).device
-        self.teacher: Stack | None = None
+        super().__init__(stack, config, blocks[:1, :8])
+        self.blocks = blocks
         self.gone: list[int] = []
         self.rounds = Rounds()
-        self.projects = head_loss.projects(stack.model, blocks[:1, :8].to(self.device))
-        self._slopes: head_loss.Slopes = head_loss.slopes
-        self._open: list[object] = []  # a mark for each context that changes what a pass does
-        self._recorded: tuple[list[object], cuda_graphs.Recorded] | None = None
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.stack.layers)
-
-    @property
-    def model(self) -> nn.Module:
-        return self.stack.model
 
     def unprotected(self, config: RunConfig) -> list[int]:
         """Layers outside the protected ends that are not gone, and may go at all."""
@@ -116,138 +90,6 @@ class Lab:
         with torch.enable_grad():
             (share * self.lm_loss(ids)).backward()
 
-    def lm_loss(self, ids: Tensor) -> Tensor:
-        """L_LM: mean nats per predicted token of `ids` (B, T)."""
-        with self.withheld(self.model):
-            return self._lm_loss(ids)
-
-    def _lm_loss(self, ids: Tensor) -> Tensor:
-        if self.projects:
-            return head_loss.taught(self.model, ids, how=self._slopes)[1]
-        return next_token_loss(self.model(input_ids=ids, use_cache=False).logits, ids).mean()
-
-    def withheld(self, *models: nn.Module) -> AbstractContextManager[Any]:
-        """Heads hand on what they are given inside, (B, T, D), if their projection is all there is."""
-        held = contextlib.ExitStack()
-        for model in models if self.projects else ():
-            held.enter_context(head_loss.withheld(model))
-        return held
-
-    def gate_loss(self, weights: Tensor, ids: Tensor) -> Tensor:
-        """L_LM on `ids` (B, T), whose gradient reaches the `weights` of what is gated, and nothing else: `lm_loss` in
-        parts side by side, a few rows of the batch each; on a GPU in one part, recorded and replayed."""
-        wide = parallel.lanes(self.device, len(ids))
-
-        def part(rows: Tensor) -> Tensor:
-            """The part's share of the loss and of its gradient, in one row."""
-            with torch.enable_grad():
-                loss = self._lm_loss(rows)
-                (gradient,) = torch.autograd.grad(loss, weights)
-            return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
-
-        def lane(rows: Tensor) -> Tensor:
-            few = budget.at_once(self.config) if self.config.recompute else len(rows)
-            return torch.stack([part(some) for some in rows.split(few)]).sum(0)
-
-        with self.withheld(self.model):
-            if wide > 1:
-                parts = parallel.run([functools.partial(lane, rows) for rows in ids.chunk(wide)], self.device)
-                told = torch.stack(parts).sum(0)
-            else:
-                told = self._replay([*self._open, weights], part)(ids)
-        moved = weights - weights.detach()  # nought, with a gradient
-        return told[0] + (moved * told[1:].view_as(weights)).sum()
-
-    def _replay(self, known: list[object], part: Callable[[Tensor], Tensor]) -> cuda_graphs.Recorded:
-        """`part`, recorded once for all calls that find the same objects `known`."""
-        if self._recorded is None or [id(x) for x in self._recorded[0]] != [id(x) for x in known]:
-            self._recorded = known, cuda_graphs.Recorded(part, self.model)
-        return self._recorded[1]
-
-    @contextlib.contextmanager
-    def _opened(self, context: AbstractContextManager[Opened]) -> Iterator[Opened]:
-        """`context`, which changes what a pass does: what is recorded inside ends with it."""
-        mark = object()
-        with context as found:
-            self._open.append(mark)
-            try:
-                yield found
-            finally:
-                self._open.remove(mark)
-                if self._recorded and mark in self._recorded[0][:-1]:
-                    self._recorded = None
-
-    def lanes(self, rows: int) -> list[Lab]:
-        """This lab as several, whose passes may go side by side for a batch of `rows` blocks: on the same values, but
-        what learns gathers gradients of its own in each, which `gather` adds up. `[self]` where one pass at a time is
-        best."""
-        wide = parallel.lanes(self.device, rows)
-        return [self._lane() for _ in range(wide)] if wide > 1 else [self]
-
-    def _lane(self) -> Lab:
-        twin = copy.copy(self)
-        twin.stack = replicas.lane(self.stack)
-        twin.teacher = replicas.lane(self.teacher) if self.teacher else None
-        return twin
-
-    def gather(self, lanes: list[Lab]) -> None:
-        replicas.gather(self.stack, [each.stack for each in lanes])
-
-    def taught_loss(
-        self, ids: Tensor, share: float, joins: Callable[[], dict[int, Tensor]] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """L_LM on `ids` (B, T), without a gradient, and (1 - share) L_LM + share distance(teacher, model).
-
-        Args:
-            share: 0 to 1; above 0 there has to be a teacher.
-            joins: tells, after this model's forward pass, its hidden states (B, T, D) at some places: by layer of the
-                dense model what enters it, under L what leaves the last. The distance is then their mean relative
-                distance from the teacher's; without it, KL(teacher, model) in nats a predicted token.
-        """
-        if not share or self.teacher is None:
-            lm = self.lm_loss(ids)
-            return lm.detach(), lm
-        if self.projects and not joins:
-            with self.withheld(self.model, self.teacher.model):
-                lm, loss = head_loss.taught(self.model, ids, self.teacher.model, share, self._slopes)
-            return lm, loss
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        lm = next_token_loss(logits, ids).mean()
-        if joins:
-            found = joins()
-            with torch.no_grad():
-                wanted = states_at(self.teacher, ids, found)
-            distance = torch.stack([relative_distance(wanted[i], found[i]) for i in found]).mean()
-        else:
-            with torch.no_grad():
-                logits_there = self.teacher.model(input_ids=ids, use_cache=False).logits
-                p = logits_there[:, :-1].flatten(0, 1).float().log_softmax(-1)
-            q = logits[:, :-1].flatten(0, 1).float().log_softmax(-1)
-            distance = F.kl_div(q, p, reduction="batchmean", log_target=True)
-        return lm.detach(), (1 - share) * lm + share * distance
-
-    def gated(self, weights: Tensor, kind: str, layers: Collection[int]) -> AbstractContextManager[None]:
-        return self._opened(hooks.gated(self.stack, weights, kind, layers))
-
-    def skipped(self, layers: Collection[int]) -> AbstractContextManager[None]:
-        return self._opened(hooks.skipped(self.stack, layers))
-
-    def tapped(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, tuple[Tensor, Tensor]]]:
-        return self._opened(hooks.tapped(self.stack, layers))
-
-    @contextlib.contextmanager
-    def stepping(self) -> Iterator[None]:
-        """For steps inside, as the config wants it: layers and the loss are compiled where there is a GPU, and layers
-        computed again on the way back."""
-        with contextlib.ExitStack() as held:
-            if self.config.fuse and self.device.type == "cuda":
-                held.callback(setattr, self, "_slopes", head_loss.slopes)
-                self._slopes = compilation.compiled(head_loss.slopes)
-                held.enter_context(self._opened(compilation.fused(self.stack)))
-            if self.config.recompute:
-                held.enter_context(self._opened(compilation.recomputed(self.stack)))
-            yield
-
     def rewritten(self, edits: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
         return training.rewritten(edits)
 
@@ -257,22 +99,10 @@ class Lab:
     def heard(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
         return hooks.heard(module)
 
-    @contextlib.contextmanager
-    def learning(self, parameters: Collection[nn.Parameter]) -> Iterator[None]:
-        """Only `parameters` of the model learn inside."""
-        with training.learning(self.model, parameters):
-            yield
-
     def loss_without(self, layers: Collection[int], ids: Tensor) -> float:
         """L_LM on `ids` (B, T) with `layers` skipped."""
         with torch.inference_mode(), self.skipped(layers), self.withheld(self.model):
             return self.loss_given(self.model(input_ids=ids, use_cache=False).logits, ids)
-
-    def loss_given(self, states: Tensor, ids: Tensor) -> float:
-        """L_LM on `ids` (B, T), from what a head that is `withheld` is given (B, T, D), or where none can be from the
-        logits (B, T, V); without gradients."""
-        nats = head_loss.nats_given(self.model, states, ids) if self.projects else next_token_loss(states, ids)
-        return nats.double().mean().item()
 
     def search(self, batches: Sequence[Tensor], rounds: int = 1) -> Search:
         """The losses of `batches` (B, T) without each layer, for a greedy search of so many rounds."""

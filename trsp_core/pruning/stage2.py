@@ -8,22 +8,20 @@ All layers run, s = 1. It follows any choice of layers, TRSP's or another method
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Generator
-from functools import partial
+from collections.abc import Generator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trsp_core.perf import budget, cuda_graphs, parallel
-from trsp_core.perf.optimizer_in_backward import EagerAdamW
-from trsp_core.pruning.checkpointing import Waypoints
 from trsp_core.pruning.lab import Lab
-from trsp_core.pruning.progress import Past
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import Event, Noted, StageTwoStepped
 from trsp_core.schema.schedules import Span, lambda_2, opening, rate_factor
-from trsp_core.surgery import lora, quantization
+from trsp_core.training.checkpointing import Waypoints
+from trsp_core.training.passes import Passes, Taps
+from trsp_core.training.progress import Past
+from trsp_core.training.trainer import PlainTrainer, Terms, Trainer
 
 
 def transfer(
@@ -34,151 +32,88 @@ def transfer(
     deleted: bool = False,
     past: Past | None = None,
     waypoints: Waypoints | None = None,
+    trainer: type[PlainTrainer] = Trainer,
 ) -> Generator[Event, None, None]:
     """One `StageTwoStepped` a step. The model's weights are changed when it ends, and when it is closed.
 
     Args:
         chosen: P.
         span: which of the steps; None for all of them.
-        deleted: they are gone from the model already, and what is left learns from L_LM alone.
+        deleted: P is gone from the model already, and what is left learns from L_LM alone.
         past: go on after its step, from its file.
         waypoints: where points to resume from are kept.
+        trainer: `PlainTrainer` takes the same steps in the plain way.
 
     Raises:
         TrspError: the file of `past` does not fit.
     """
     span = span or Span(0, config.stage2_steps)
     waypoints = waypoints or Waypoints(None, config)
-    done = past.step if past and past.checkpoint else span.done
-    doomed = [] if deleted else chosen
-    share, places = config.distil, _joins(chosen, lab.n_layers + (len(chosen) if deleted else 0))
-    here = {place: place - (sum(i < place for i in chosen) if deleted else 0) for place in places}
-    gate, weight = torch.ones(lab.n_layers, device=lab.device), torch.zeros((), device=lab.device)
-    seen: dict = {}
+    equation = Equation(config, chosen, lab.n_layers, deleted)
+    penalised = equation.penalised
+    closing = [i for i in penalised if i not in lab.gone]
+    base_rate = config.adapter_lr if config.adapter_rank else config.stage2_lr
 
-    with contextlib.ExitStack() as held:
-        held.callback(seen.clear)  # what is recorded, and its memory, ends here
-        W = list(lab.model.parameters())
-        kept = lora.learnable(lab.stack)  # those of packed weights, which outlive stage 2
-        if config.adapter_rank:
-            W = kept or held.enter_context(lora.adapted(lab.stack, config.adapter_rank, config.seed))
-        optimizer = _optimizer(lab, config, W, doomed)
-        held.enter_context(lab.learning(W))
-        # Gradients of all of W are too much to add up; and what is no mean over tokens has no parts.
-        labs = lab.lanes(config.batch_blocks) if config.adapter_rank and config.penalty != "sum" else [lab]
-        few = budget.at_once(config)  # for a lane's way back holds less so
-        at_once = few if len(labs) > 1 and not quantization.is_packed(lab.model) else config.batch_blocks
-        if config.anneal:
-            for each in labs:
-                held.enter_context(each.gated(gate, "branch", doomed))
-        tapped = _tapped(doomed, here.values(), lab.n_layers, bool(share))
-        taps = {each: held.enter_context(each.tapped(tapped)) for each in labs}
-        for each in labs:
-            held.enter_context(each.stepping())
-        held.enter_context(optimizer.stepping())
+    with trainer(lab, config, equation, equation.tapped(), penalised) as steps:
+        done = span.done
         if past and past.checkpoint:
-            waypoints.restore(past.checkpoint, lab.stack, optimizer)
+            waypoints.restore(past.checkpoint, lab.stack, steps.optimizer)
+            done = past.step
 
-        def before(step: int) -> None:
-            seen["lambda_2"] = lambda_2(config, step, span) if doomed else 0.0
-            seen["factor"] = rate_factor(step, config.stage2_steps, config.lr_schedule)
-            weight.fill_(seen["lambda_2"])
-            for group in optimizer.param_groups:
-                group["lr"] = group["base"] * seen["factor"]
-            optimizer.pace()
-            fresh = [i for i in doomed if i not in lab.gone]
-            gate[doomed] = 0.0
-            gate[fresh] = opening(step - span.done, config.anneal * span.steps)
-            if config.anneal and doomed and not gate[doomed].any() and "shut" not in seen:
-                seen["shut"] = [held.enter_context(each.skipped(doomed)) for each in labs]
-                seen.pop("pass", None)
-            if "pass" not in seen:
-                seen["pass"] = cuda_graphs.Recorded(partial(taken, lab, labs, objective, at_once), lab.model, W)
+        def schedule(step: int) -> None:
+            weight = lambda_2(config, step, span) if penalised else 0.0
+            steps.pace(weight, rate_factor(step, config.stage2_steps, config.lr_schedule))
+            if config.anneal:
+                steps.fade(closing, opening(step - span.done, config.anneal * span.steps))
 
-        def objective(lab: Lab, ids: Tensor, part: float) -> tuple[Tensor, Tensor]:
-            """What is stepped down, of `part` of a batch; for the record L_LM, the penalty and the K relative gaps:
-            (2 + K,)."""
-            at = taps[lab]
-            at.clear()
-
-            def states() -> dict[int, Tensor]:
-                return {p: at[lab.n_layers - 1][1] if i == lab.n_layers else at[i][0] for p, i in here.items()}
-
-            lm, loss = lab.taught_loss(ids, share, states if config.distil_from == "states" else None)
-            terms = [penalty(*at[i], config.penalty).to(loss.device) for i in doomed]
-            total = torch.stack(terms).sum() if terms else loss.new_zeros(())
-            with torch.no_grad():
-                gaps = [penalty(*at[i], "relative").to(loss.device) for i in doomed]
-                told = torch.stack([lm, total, *gaps])
-            if config.lambda_2 == 0 or not doomed or "shut" in seen:
-                return loss, told
-            pull = weight.to(loss.device)
-            if config.penalty_reach == "model":
-                return loss + pull * total, told
-            for i, term in zip(doomed, terms, strict=True):
-                own = [p for p in lab.stack.layers[i].parameters() if p.requires_grad]
-                with optimizer.held():
-                    torch.autograd.backward(part * pull * term, inputs=own, retain_graph=True)
-            # The penalty has reached its layers; adding it here as a constant shows NaN without moving anything.
-            return loss + 0.0 * total.detach(), told
-
-        def loss(ids: Tensor) -> Tensor:
-            value, seen["lm"], seen["penalty"], *seen["gaps"] = seen["pass"](ids).tolist()
-            return torch.tensor(value)
-
-        how = {"before": before, "first": done + 1, "skip": done}
-        for step in lab.fit(optimizer, loss, span.done + span.steps - done, config.seed * 1009, "stage 2", **how):
-            for at in taps.values():
-                at.clear()
-            rate = (config.adapter_lr if config.adapter_rank else config.stage2_lr) * seen["factor"]
-            yield StageTwoStepped(step, seen["lm"], seen["penalty"], seen["lambda_2"], rate, seen["gaps"])
-            if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, optimizer)):
+        left, seed = span.done + span.steps - done, config.seed * 1009
+        for step in lab.fit(steps.optimizer, steps.loss, left, seed, "stage 2", schedule, first=done + 1, skip=done):
+            lm, penalties, *gaps = steps.record
+            rate = base_rate * rate_factor(step, config.stage2_steps, config.lr_schedule)
+            yield StageTwoStepped(step, lm, penalties, steps.lambda_2, rate, gaps)
+            if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, steps.optimizer)):
                 yield Noted(refusal)
-        if config.adapter_rank and not kept:
-            lora.merge(lab.stack)
 
 
-def taken(
-    lab: Lab, labs: list[Lab], objective: Callable[..., tuple[Tensor, Tensor]], at_once: int, ids: Tensor
-) -> Tensor:
-    """`objective` of a batch (B, T), and what it tells beside, in one row; all of it has gone back already. Where there
-    are several `labs` each takes a few rows, side by side, `at_once` of them in a pass."""
+@dataclass(frozen=True)
+class Equation:
+    """What stage 2 minimises, for the layers P = `chosen` of a model that has `n_layers` now."""
 
-    def part(each: Lab, rows: Tensor) -> Tensor:
-        share = len(rows) / len(ids)
-        with torch.enable_grad():
-            loss, told = objective(each, rows, share)
-            if loss.is_cuda or torch.isfinite(loss):  # else nothing is stepped on it; to ask a GPU is to wait for it
-                (share * loss).backward()
-        return share * torch.cat([loss.detach().view(1), told]).double()
+    config: RunConfig
+    chosen: list[int]
+    n_layers: int
+    deleted: bool
 
-    def lane(each: Lab, rows: Tensor) -> Tensor:
-        return torch.stack([part(each, few) for few in rows.split(at_once)]).sum(0)
+    @property
+    def penalised(self) -> list[int]:
+        return [] if self.deleted else self.chosen
 
-    tasks = [partial(lane, each, rows) for each, rows in zip(labs, ids.chunk(len(labs)), strict=False)]
-    parts = parallel.run(tasks, lab.device)
-    lab.gather(labs)
-    return torch.stack(parts).sum(0)
+    def __call__(self, passes: Passes, taps: Taps, ids: Tensor) -> Terms:
+        """The terms of a pass over `ids` (B, T)."""
 
+        def states() -> dict[int, Tensor]:
+            return {
+                dense: taps[self.n_layers - 1][1] if here == self.n_layers else taps[here][0]
+                for dense, here in self.joins().items()
+            }
 
-def _optimizer(lab: Lab, config: RunConfig, W: list[nn.Parameter], doomed: list[int]) -> EagerAdamW:
-    """AdamW over W; the groups have their `base` rates, the chosen layers' output projections one of their own."""
-    outputs = {id(p) for i in doomed for p in lab.stack.outputs(i)}
-    base = config.adapter_lr if config.adapter_rank else config.stage2_lr
-    groups = [
-        {"params": [p for p in W if id(p) not in outputs], "base": base},
-        {"params": [p for p in W if id(p) in outputs], "base": base * config.output_rate},
-    ]
-    return EagerAdamW([g for g in groups if g["params"]], base, together=bool(config.adapter_rank))
+        lm, loss = passes.taught_loss(ids, self.config.distil, states if self.config.distil_from == "states" else None)
+        penalties = {i: penalty(*taps[i], self.config.penalty).to(loss.device) for i in self.penalised}
+        with torch.no_grad():
+            gaps = [penalty(*taps[i], "relative").to(loss.device) for i in self.penalised]
+        return Terms(lm, loss, penalties, gaps)
 
+    def joins(self) -> dict[int, int]:
+        """The layer right behind each run of chosen ones, by its number in the dense model: its number in this one. L
+        stands for the end of a model with L layers."""
+        dense = self.n_layers + (len(self.chosen) if self.deleted else 0)
+        behind = sorted({i + 1 for i in self.chosen} - {i for i in self.chosen if i < dense})
+        return {i: i - (sum(j < i for j in self.chosen) if self.deleted else 0) for i in behind}
 
-def _joins(chosen: list[int], n_layers: int) -> list[int]:
-    """The layers right behind each run of chosen ones, of L = `n_layers` in the dense model; L stands for its end."""
-    return sorted({i + 1 for i in chosen} - {i for i in chosen if i < n_layers})
-
-
-def _tapped(doomed: list[int], joins: Collection[int], n_layers: int, distils: bool) -> list[int]:
-    return sorted({*doomed, *(min(i, n_layers - 1) for i in joins if distils)})
+    def tapped(self) -> list[int]:
+        """The layers whose X_in and X_out it reads."""
+        ends = {min(i, self.n_layers - 1) for i in self.joins().values()} if self.config.distil else set()
+        return sorted({*self.penalised, *ends})
 
 
 def penalty(x_in: Tensor, x_out: Tensor, kind: str) -> Tensor:

@@ -16,7 +16,7 @@ from trsp_core.schema import events as ev
 from trsp_core.runs import recorder
 from trsp_core.schema.config import RunConfig
 from trsp_core.errors import TrspError
-from trsp_core.pruning.progress import ROUND, STEP, Past
+from trsp_core.training.progress import ROUND, STEP, Past
 from trsp_core.schema.schedules import ends
 from trsp_core.schema.run_state import Line, RunState
 from trsp_core.runs.store import Run

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from trsp_core import malloc
-from trsp_core.pruning import preflight
+from trsp_core.preparation import execution
 from trsp_core.runs import recorder, resume
 from trsp_core.errors import TrspError
 from trsp_core.schema.events import Event, Noted
@@ -41,7 +41,7 @@ def _look_at_points(run: Run) -> list[str]:
     be told of it, in sentences."""
     past = resume.find(run)
     if past.checkpoint or past.rounds:
-        from trsp_core.pruning import checkpointing  # torch comes in here
+        from trsp_core.training import checkpointing  # torch comes in here
 
         if sentence := checkpointing.without_damage(past):
             resume.reopen(run, anew=True)
@@ -50,14 +50,9 @@ def _look_at_points(run: Run) -> list[str]:
 
 
 def _execute(run: Run, notes: Sequence[str]) -> Generator[Event, None, None]:
-    config = run.config()
-    preflight.preflight(config)  # refuses in a moment what the engine would refuse once torch is there
-    past = resume.find(run)
-    from trsp_core.pruning import engine  # torch comes in here
-
     malloc.share_heaps()
     yield from map(Noted, notes)
-    yield from engine.execute(config, run.folder, past=past)
+    yield from execution.execute(run.config(), run.folder, past=resume.find(run))
 
 
 def _stop(run: Run) -> None:

@@ -81,7 +81,7 @@ class Study:
         )
 
     def sample(self, removed: list[int], prompt: str, new_tokens: int) -> Answers:
-        """The likeliest continuation of `prompt` without the layers `removed`, token by token; at once where it is known."""
+        """The likeliest continuation of `prompt` without the layers `removed`, token by token; a known one at once."""
         key = (frozenset(removed), prompt, new_tokens)
         if key in self._samples:
             yield messages.TokenGenerated(0, -1, self._samples[key], 0.0)

@@ -13,7 +13,7 @@ from trsp_core import machine
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog, download
 from trsp_core.models.catalog import HubModel, SearchResult, Source
-from trsp_core.pruning import forecast
+from trsp_core.preparation import forecast
 from trsp_core.runs import limits
 from trsp_core.schema.config import RunConfig
 

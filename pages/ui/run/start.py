@@ -13,7 +13,8 @@ from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.export import model_card
 from trsp_core.models import catalog, inspection
 from trsp_core.models.catalog import Facts, HubModel
-from trsp_core.pruning import forecast, methods, preflight, validate
+from trsp_core.preparation import forecast, preflight
+from trsp_core.pruning import methods, validate
 from trsp_core.schema import config as configs
 from trsp_core.schema import schedules
 from trsp_core.schema.config import KNOBS, PACKED, RunConfig

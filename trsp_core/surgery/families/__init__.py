@@ -8,15 +8,11 @@ residual stream under another name, or why a family cannot be pruned.
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from trsp_core import paths
-
-RECORD = paths.ASSETS / "families.json"
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
 
 
@@ -61,66 +57,11 @@ class Family:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an architecture of transformers fared in the sweep (`python -m tests.sweep_families`).
-
-    Attributes:
-        outcome: "supported", "refused", "no decoder" (refused, and rightly), "not built" or "failed".
-        reason: of a refusal, or why no tiny model of it could be built, or which law it broke.
-    """
-
-    model_type: str
-    architecture: str
-    outcome: str
-    reason: str
-
-    @property
-    def group(self) -> str:
-        """The reason without the model's name, so that models with the same one stand together."""
-        return (self.reason.partition(": ")[2] or self.reason.replace(self.architecture, "it")).rstrip(".")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The outcome of every causal language model that a version of transformers knows."""
-
-    transformers: str
-    outcomes: tuple[Outcome, ...]
-
-    def of(self, outcome: str) -> list[Outcome]:
-        return [o for o in self.outcomes if o.outcome == outcome]
-
-    def groups(self, outcome: str) -> dict[str, list[str]]:
-        """Model types of one outcome, by reason."""
-        found: dict[str, list[str]] = {}
-        for o in self.of(outcome):
-            found.setdefault(o.group, []).append(o.model_type)
-        return found
-
-    @property
-    def share(self) -> float:
-        """How many of the decoder-only models that could be built are supported."""
-        return len(self.of("supported")) / max(sum(len(self.of(o)) for o in ("supported", "refused", "failed")), 1)
-
-
 def context(config: Any) -> int | None:
     """The most tokens that a model reads, from its config as an object or as decoded JSON; None where it names none."""
     values = config if isinstance(config, dict) else {name: getattr(config, name, None) for name in CONTEXTS}
     named = next((values[name] for name in CONTEXTS if values.get(name) is not None), None)
     return named if isinstance(named, int) and not isinstance(named, bool) and named > 0 else None
-
-
-def recorded() -> Sweep:
-    """The sweep whose result comes with the program."""
-    told = json.loads(RECORD.read_text("utf-8"))
-    return Sweep(told["transformers"], tuple(Outcome(**o) for o in told["outcomes"]))
-
-
-@cache
-def native() -> dict[str, str]:
-    """The causal language models that transformers loads with its own code: architecture by model type."""
-    return {outcome.model_type: outcome.architecture for outcome in recorded().outcomes}
 
 
 @cache

@@ -21,11 +21,11 @@ from torch import Tensor
 from trsp_core.errors import TrspError, disk_full
 from trsp_core.files import sync
 from trsp_core.perf.optimizer_in_backward import EagerAdamW
-from trsp_core.pruning.progress import ROUND, STEP, Past
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_folder import RunFolder
 from trsp_core.surgery import quantization
 from trsp_core.surgery.stack import Stack
+from trsp_core.training.progress import ROUND, STEP, Past
 
 PATIENCE = 20.0  # writing takes at most this part of the time: 1 / 20
 CHECKSUM = "sha256"  # entry of the metadata

@@ -16,12 +16,11 @@ from trsp_core.errors import TrspError
 from trsp_core.machine import read_rate, require_memory
 from trsp_core.models.inspection import BYTES, Facts, weight_bytes
 from trsp_core.perf import budget
-from trsp_core.perf.budget import at_once
+from trsp_core.perf.budget import PROCESS_BYTES, at_once
 from trsp_core.pruning import methods
 from trsp_core.schema import config as configs
 from trsp_core.schema.config import PACKED, RunConfig
 
-BASE = 450_000_000  # bytes of a process that has imported torch and transformers and holds no model
 EFFICIENCY = 0.78  # of the matrix rate, that a whole model reaches
 BANDWIDTH = 10e9  # bytes/s of memory, for what is bound by it: the optimiser, the loss, decoding
 NOMINAL_CORE, NOMINAL_GPU = 80.0, 20_000.0  # GFLOP/s where nothing was measured
@@ -239,10 +238,10 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     if methods.get(config.method).passes.keeps:
         scored = config.score_blocks * config.block_length * facts.width * size
         states = min(budget.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
-    kept = BASE if config.save_model or config.save_trained else 0
+    kept = PROCESS_BYTES if config.save_model or config.save_trained else 0
     if packed and kept:  # spelled out in bfloat16 beside the packed ones, or packed a second time
         kept += facts.parameters * 2 if config.save_as == "merged" else weights
-    return int(BASE + weights + teacher + twins + max(learnt + activations + logits, states + logits, kept))
+    return int(PROCESS_BYTES + weights + teacher + twins + max(learnt + activations + logits, states + logits, kept))
 
 
 def check_memory(expected: Forecast) -> None:

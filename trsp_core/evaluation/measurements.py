@@ -1,0 +1,146 @@
+"""What a run measures of its model, told as events: perplexity in both domains, what each layer is worth, what deletion
+would cost now, and speed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from trsp_core import malloc
+from trsp_core.data.blocks import Texts
+from trsp_core.evaluation import generation, layer_removal, perplexity
+from trsp_core.schema import events as ev
+from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import Event
+from trsp_core.surgery import hooks, quantization
+from trsp_core.surgery.stack import Stack
+
+SPEED_PROMPT, SPEED_NEW = 128, 16  # tokens read and tokens written in one timing
+
+
+def remember_dense(config: RunConfig, stack: Stack, texts: Texts, reference: perplexity.Reference) -> None:
+    """Let `reference` see what the dense model predicts, for a run whose events have the dense figures already."""
+    device = next(stack.model.parameters()).device
+    for domain in ev.DOMAINS:
+        blocks = texts.measure[domain]
+        watch, _ = reference.watch(domain)
+        first = blocks[: perplexity.whole_batches(blocks, config.kl_blocks, device)]
+        for _ in perplexity.block_losses(stack.model, first, watch):
+            pass
+
+
+def perplexities(stack: Stack, texts: Texts, reference: perplexity.Reference, *states: str) -> Iterator[Event]:
+    """Perplexity of the model as it stands and its distance from the dense one, in both domains.
+
+    Args:
+        states: names for the model as it stands, such as "pruned"; each gets the figures.
+    """
+    yield ev.PhaseStarted(states[0], sum(len(blocks) for blocks in texts.measure.values()))
+    done = 0
+    for domain in ev.DOMAINS:
+        blocks, losses = texts.measure[domain], []
+        watch, divergences = reference.watch(domain)
+        for few in perplexity.block_losses(stack.model, blocks, watch):
+            losses += few
+            done += len(few)
+            yield ev.Progressed(done)
+        for state in states:
+            yield ev.PerplexityMeasured(
+                state=state,
+                domain=domain,
+                perplexity=perplexity.perplexity(losses),
+                losses=losses,
+                text=texts.names[domain],
+                blocks=blocks.shape[0],
+                block_length=blocks.shape[1],
+                tokens=blocks.shape[0] * (blocks.shape[1] - 1),
+                dtype=number_format(stack.model),
+            )
+            if divergences:
+                tokens = len(divergences) * (blocks.shape[1] - 1)
+                kl = statistics.fmean(divergences)
+                yield ev.DivergenceMeasured(state, domain, kl, list(divergences), len(divergences), tokens)
+    malloc.give_back()  # training needs it; after a probe it would be asked for again at once
+
+
+def sample(config: RunConfig, stack: Stack, tokenizer: Any, *states: str) -> Iterator[Event]:
+    """How the model as it stands continues the prompt, likeliest token by likeliest token."""
+    if config.sample_tokens:
+        prompt, text = generation.continuation(
+            stack.model, tokenizer, config.prompt, config.sample_tokens, stack.context
+        )
+        for state in states:
+            yield ev.TextGenerated(state, prompt, text)
+
+
+def importance(config: RunConfig, stack: Stack, texts: Texts, state: str, phase: str) -> Iterator[Event]:
+    """How much the loss rises without each layer alone, on the first measured blocks of the calibration domain; from
+    the top down, so that what lies below a layer is computed once."""
+    blocks = texts.measure["calibration"][: config.importance_blocks]
+    if not len(blocks):
+        return
+    n_layers = len(stack.layers)
+    yield ev.PhaseStarted(phase, n_layers)
+    path = layer_removal.Path(stack, blocks.to(next(stack.model.parameters()).device))
+    dense = path.figures(frozenset()).loss
+    rises = [0.0] * n_layers
+    for done, layer in enumerate(reversed(range(n_layers)), 1):
+        rises[layer] = path.figures(frozenset([layer])).loss - dense
+        yield ev.Progressed(done)
+    tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+    yield ev.ImportanceMeasured(state, rises, dense, texts.names["calibration"], len(blocks), tokens)
+
+
+def probe(config: RunConfig, stack: Stack, texts: Texts, chosen: list[int], step: int) -> Iterator[Event]:
+    """Perplexity if the chosen layers were deleted now, on the first measured blocks of each domain."""
+    for domain in ev.DOMAINS:
+        blocks = texts.measure[domain][: config.probe_blocks]
+        if not len(blocks):
+            return
+        with hooks.skipped(stack, chosen):
+            losses = [loss for few in perplexity.block_losses(stack.model, blocks) for loss in few]
+        tokens = blocks.shape[0] * (blocks.shape[1] - 1)
+        yield ev.DeletionProbed(step, perplexity.perplexity(losses), len(blocks), tokens, domain, losses)
+
+
+def speeds(
+    config: RunConfig, stack: Stack, texts: Texts, pruned: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[Event]:
+    """Prefill and decode of both models, in turn, so that a change of the machine's pace meets both; the first is a
+    warm-up. Training has not changed the shapes, so the dense ones are timed on the model at hand. Where the context is
+    short, less is read and less is written.
+
+    Args:
+        pruned: gives a context in which the model is the pruned one.
+    """
+    yield ev.PhaseStarted("speed", config.speed_repeats)
+    read, written = generation.fitted(stack.context, SPEED_PROMPT, SPEED_NEW)
+    prompt = texts.measure["calibration"].flatten()[:read].view(1, -1)
+    prompt = prompt.to(next(stack.model.parameters()).device)
+    timings: dict[str, list[tuple[float, float]]] = {"dense": [], "pruned": []}
+    for repeat in range(config.speed_repeats + 1):
+        timings["dense"].append(perplexity.time_once(stack.model, prompt, written))
+        with pruned():
+            timings["pruned"].append(perplexity.time_once(stack.model, prompt, written))
+        yield ev.Progressed(repeat)
+    for state, (_, *timed) in timings.items():
+        prefills, decodes = zip(*timed, strict=True)
+        yield ev.SpeedMeasured(
+            state,
+            prompt.shape[1],
+            written,
+            config.speed_repeats,
+            *perplexity.spread(prefills),
+            *perplexity.spread(decodes),
+        )
+
+
+def number_format(model: nn.Module) -> str:
+    """The number format of the weights, and of the products where that is another."""
+    plain = str(next(model.parameters()).dtype).removeprefix("torch.")
+    packed = quantization.name_of(model)
+    return f"{packed}, products in {plain}" if packed else plain

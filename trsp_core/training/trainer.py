@@ -1,0 +1,223 @@
+"""How stage 2 takes its steps. `PlainTrainer` does it as it is written; `Trainer` takes the same steps in less time and
+memory, and a test holds the two equal."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trsp_core.perf import budget, cuda_graphs, parallel
+from trsp_core.perf.optimizer_in_backward import EagerAdamW
+from trsp_core.schema.config import RunConfig
+from trsp_core.surgery import lora, quantization
+from trsp_core.training.passes import Passes, Taps
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is minimised, term by term, of one pass; each a scalar.
+
+    Attributes:
+        lm: L_LM, without a gradient.
+        loss: L_LM, or what stands in its place where a teacher is distilled.
+        penalties: R of each chosen layer, by layer.
+        gaps: the relative gap of each chosen layer, without a gradient; for the record.
+    """
+
+    lm: Tensor
+    loss: Tensor
+    penalties: dict[int, Tensor]
+    gaps: list[Tensor]
+
+    @property
+    def penalty(self) -> Tensor:
+        """The sum over chosen layers."""
+        return torch.stack([*self.penalties.values()]).sum() if self.penalties else self.loss.new_zeros(())
+
+    def record(self) -> Tensor:
+        """L_LM, the penalty and the K gaps, (2 + K,)."""
+        return torch.stack([self.lm, self.penalty.detach(), *self.gaps])
+
+
+Objective = Callable[[Passes, Taps, Tensor], Terms]
+
+
+class PlainTrainer:
+    """AdamW on  loss + lambda_2 * sum of penalties:  one pass, one way back, one step. A context manager.
+
+    Args:
+        objective: the terms, of a pass over token ids (B, T), with the taps that this pass has filled.
+        tapped: layers whose X_in and X_out the objective reads.
+        chosen: the layers that are penalised, and faded out where `config.anneal` says so.
+
+    Attributes:
+        optimizer: AdamW; a group's `base` is its rate before the schedule.
+        lambda_2: the penalty's factor in this step.
+        record: L_LM, the penalty and the K gaps of the last step.
+    """
+
+    def __init__(self, passes: Passes, config: RunConfig, objective: Objective, tapped: list[int], chosen: list[int]):
+        self.passes, self.config, self.objective, self.chosen = passes, config, objective, chosen
+        self.lambda_2, self.record = 0.0, []
+        self._tapped, self._gate = tapped, torch.ones(passes.n_layers, device=passes.device)
+        self._temporary = False  # adapters that are merged when all is done
+
+    def __enter__(self) -> PlainTrainer:
+        with contextlib.ExitStack() as self._contexts:
+            self._begin()
+            self._contexts = self._contexts.pop_all()  # nothing failed: open until the trainer is left
+        return self
+
+    def _begin(self) -> None:
+        stack, config = self.passes.stack, self.config
+        weights = list(self.passes.model.parameters())
+        if config.adapter_rank:
+            weights = lora.learnable(stack)  # of packed weights, which outlive stage 2
+            self._temporary = not weights
+            weights = weights or self._contexts.enter_context(lora.adapted(stack, config.adapter_rank, config.seed))
+        outputs = {id(p) for i in self.chosen for p in stack.outputs(i)}
+        base = config.adapter_lr if config.adapter_rank else config.stage2_lr
+        groups = [
+            {"params": [p for p in weights if id(p) not in outputs], "base": base},
+            {"params": [p for p in weights if id(p) in outputs], "base": base * config.output_rate},
+        ]
+        self.optimizer = self._optimizer([group for group in groups if group["params"]], base)
+        self._contexts.enter_context(self.passes.learning(weights))
+        self._open(weights)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self._contexts:
+            if self._temporary and kind is None:
+                lora.merge(self.passes.stack)
+
+    def pace(self, lambda_2: float, rate: float) -> None:
+        """What the next step's penalties and learning rates are multiplied by."""
+        self.lambda_2 = lambda_2
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * rate
+
+    def fade(self, layers: list[int], opening: float) -> None:
+        """How far the gates of `layers` stand open in the next step; those of other chosen layers are shut."""
+        self._gate[self.chosen] = 0.0
+        self._gate[layers] = opening
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """What to go down on a batch (B, T)."""
+        self._taps.clear()
+        terms = self.objective(self.passes, self._taps, ids)
+        self.record = terms.record().tolist()
+        if self.config.penalty_reach == "model":
+            return terms.loss + self.lambda_2 * terms.penalty
+        for layer, penalty in terms.penalties.items():
+            torch.autograd.backward(self.lambda_2 * penalty, inputs=own_weights(self.passes, layer), retain_graph=True)
+        return terms.loss + 0.0 * terms.penalty.detach()  # a penalty that is no number shows
+
+    def _optimizer(self, groups: list[dict[str, Any]], rate: float) -> Any:
+        return torch.optim.AdamW(groups, rate, weight_decay=0.0)
+
+    def _open(self, weights: list[nn.Parameter]) -> None:
+        if self.config.anneal:
+            self._contexts.enter_context(self.passes.gated(self._gate, "branch", self.chosen))
+        self._taps = self._contexts.enter_context(self.passes.tapped(self._tapped))
+
+
+def own_weights(passes: Passes, layer: int) -> list[nn.Parameter]:
+    """The parameters of a layer that learn."""
+    return [p for p in passes.stack.layers[layer].parameters() if p.requires_grad]
+
+
+class Trainer(PlainTrainer):
+    """The same steps, faster and in less memory.
+
+    - A parameter is stepped as soon as its gradient is whole (`optimizer_in_backward`): a quarter less memory.
+    - Adapters' gradients are small enough to add up, so a batch is split over the cores, a few rows in each pass.
+    - Layers whose gate is shut are skipped: half of an annealed stage 2 runs without them.
+    - On a GPU the pass is recorded once and replayed (`cuda_graphs`).
+    """
+
+    optimizer: EagerAdamW
+
+    def pace(self, lambda_2: float, rate: float) -> None:
+        super().pace(lambda_2, rate)
+        self._weight.fill_(lambda_2)
+        self.optimizer.pace()
+
+    def fade(self, layers: list[int], opening: float) -> None:
+        super().fade(layers, opening)
+        if self.chosen and not self._shut and not (opening and layers):
+            self._shut = True
+            for lane in self._lanes:
+                self._contexts.enter_context(lane.skipped(self.chosen))
+            self._pass = self._recorded()
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """Of a batch (B, T), without a gradient: it has all gone back."""
+        value, *self.record = self._pass(ids).tolist()
+        for taps in self._taps_of.values():
+            taps.clear()
+        return torch.tensor(value)
+
+    def _optimizer(self, groups: list[dict[str, Any]], rate: float) -> EagerAdamW:
+        return EagerAdamW(groups, rate, together=bool(self.config.adapter_rank))
+
+    def _open(self, weights: list[nn.Parameter]) -> None:
+        config, passes = self.config, self.passes
+        self._weights, self._weight, self._shut = weights, torch.zeros((), device=passes.device), False
+        # Gradients of all weights are too much to add up; and what is no mean over tokens has no parts.
+        splits = bool(config.adapter_rank) and config.penalty != "sum"
+        self._lanes: Sequence[Passes] = passes.lanes(config.batch_blocks) if splits else [passes]
+        narrow = len(self._lanes) > 1 and not quantization.is_packed(passes.model)
+        self._rows = budget.at_once(config) if narrow else config.batch_blocks
+        for lane in self._lanes if config.anneal else ():
+            self._contexts.enter_context(lane.gated(self._gate, "branch", self.chosen))
+        self._taps_of = {lane: self._contexts.enter_context(lane.tapped(self._tapped)) for lane in self._lanes}
+        for lane in self._lanes:
+            self._contexts.enter_context(lane.stepping())
+        self._contexts.enter_context(self.optimizer.stepping())
+        self._pass = self._recorded()
+        self._contexts.callback(
+            lambda: delattr(self, "_pass")
+        )  # what is recorded, and its memory, ends with the last step
+
+    def _recorded(self) -> cuda_graphs.Recorded:
+        return cuda_graphs.Recorded(self._all_rows, self.passes.model, self._weights)
+
+    def _all_rows(self, ids: Tensor) -> Tensor:
+        """Loss and record of a batch (B, T), (3 + K,); gradients have gone back."""
+        chunks = zip(self._lanes, ids.chunk(len(self._lanes)), strict=False)
+        tasks = [functools.partial(self._lane_rows, lane, rows, len(ids)) for lane, rows in chunks]
+        parts = parallel.run(tasks, self.passes.device)
+        self.passes.gather(self._lanes)
+        return torch.stack(parts).sum(0)
+
+    def _lane_rows(self, lane: Passes, rows: Tensor, whole: int) -> Tensor:
+        return torch.stack([self._few_rows(lane, few, len(few) / whole) for few in rows.split(self._rows)]).sum(0)
+
+    def _few_rows(self, lane: Passes, ids: Tensor, share: float) -> Tensor:
+        """`share` of the batch, there and back."""
+        with torch.enable_grad():
+            taps = self._taps_of[lane]
+            taps.clear()
+            terms = self.objective(lane, taps, ids)
+            loss = self._with_penalties(lane, terms, share)
+            if loss.is_cuda or torch.isfinite(loss):  # else nothing is stepped on it; to ask a GPU is to wait for it
+                (share * loss).backward()
+            return share * torch.cat([loss.detach().view(1), terms.record()]).double()
+
+    def _with_penalties(self, lane: Passes, terms: Terms, share: float) -> Tensor:
+        if not self.config.lambda_2 or not self.chosen or self._shut:
+            return terms.loss
+        weight = self._weight.to(terms.loss.device)
+        if self.config.penalty_reach == "model":
+            return terms.loss + weight * terms.penalty
+        for layer, penalty in terms.penalties.items():
+            with self.optimizer.held():
+                own = own_weights(lane, layer)
+                torch.autograd.backward(share * weight * penalty, inputs=own, retain_graph=True)
+        return terms.loss + 0.0 * terms.penalty.detach()
