@@ -8,6 +8,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from trsp_core.models import catalog
+from trsp_core.preparation import forecast
+
 V, D, L = 128, 32, 5
 SIZES = {
     "vocab_size": V,
@@ -107,6 +110,11 @@ def save(folder, model_type: str = "llama", n_layers: int = L):
     build(model_type, n_layers=n_layers).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def planned(config, folder) -> list[str]:
+    """Names of the phases that are forecast for `config` on the checkpoint in `folder`."""
+    return [phase["name"] for phase in forecast.forecast(config, catalog.facts(str(folder))).phases]
 
 
 def ids(rows: int = 2, length: int = 12, seed: int = 1) -> torch.Tensor:

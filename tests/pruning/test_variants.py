@@ -98,11 +98,11 @@ class TestAnneal:
 
 
 class TestCycles:
-    def test_they_share_out_layers_and_steps(self, text):  # noqa: F811
-        folded, told, _ = run(text, cycles=2, ratio=0.6, stage2_steps=5, importance_blocks=0)
+    def test_they_share_out_layers_and_steps(self, text, tiny_model):  # noqa: F811
+        folded, told, config = run(text, cycles=2, ratio=0.6, stage2_steps=5, importance_blocks=0)
         phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
         assert phases == ["load", "text", "dense", *["choose", "transfer"] * 2, "trained", "pruned", "save"][:-1]
-        assert [p["name"] for p in folded.phases if p["name"] != "save"] == phases
+        assert [name for name in tiny.planned(config, tiny_model) if name != "save"] == phases
         assert len(folded.chosen) == len(set(folded.chosen)) == 3
         assert [s.step for s in folded.gap_steps] == [1, 2, 3, 4, 5]
         assert [len(s.gaps) for s in folded.gap_steps] == [1, 1, 3, 3, 3]
@@ -140,8 +140,10 @@ class TestCycles:
 
 class TestStates:
     def test_the_places_are_right_behind_each_run(self):
-        assert stage2._joins([1, 2, 4], 6) == [3, 5]
-        assert stage2._joins([0, 5], 6) == [1, 6]
+        config = validate.from_values(TINY)
+        assert stage2.Equation(config, [1, 2, 4], 6, deleted=False).joins() == {3: 3, 5: 5}
+        assert stage2.Equation(config, [0, 5], 6, deleted=False).joins() == {1: 1, 6: 6}
+        assert stage2.Equation(config, [1, 2, 4], 3, deleted=True).joins() == {3: 1, 5: 2}
 
     def test_the_distance_by_hand(self):
         wanted, found = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]]), torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
@@ -172,7 +174,7 @@ class TestStates:
             with removal.removed(stack, chosen if first else []):
                 for _ in stage2.transfer(bench, config, chosen, schedules.Span(0, steps), deleted=first):
                     pass
-        places = stage2._joins(chosen, tiny.L)
+        places = list(stage2.Equation(config, chosen, tiny.L, deleted=False).joins())
         with torch.no_grad(), hooks.skipped(stack, chosen):
             found, wanted = losses_module.states_at(stack, ids, places), losses_module.states_at(dense, ids, places)
             return sum(losses_module.relative_distance(wanted[p], found[p]).item() for p in places)

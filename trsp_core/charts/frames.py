@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from trsp_core.schema import schedules
-from trsp_core.schema.config import RunConfig, layers_to_remove, parse_layers
+from trsp_core.schema.config import RunConfig, count_to_remove
 from trsp_core.schema.run_state import RunState
 
 MOST = 240  # steps drawn of one history
@@ -213,14 +213,7 @@ def planned_rounds(state: RunState, config: RunConfig) -> int:
 
 def planned_removals(state: RunState, config: RunConfig) -> int:
     """K of this run; 0 before the model is known."""
-    return removals(config, state.model.n_layers) if state.model else 0
-
-
-def removals(config: RunConfig, depth: int) -> int:
-    """K for a model of `depth` layers."""
-    if config.method == "manual":
-        return len(parse_layers(config.layers))
-    return layers_to_remove(config.ratio, depth)
+    return count_to_remove(config, state.model.n_layers) if state.model else 0
 
 
 def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]:

@@ -54,8 +54,8 @@ def mean(losses: Sequence[float]) -> Interval:
 
 def perplexity(losses: Sequence[float]) -> Interval:
     """exp of `mean`; infinity where it is beyond a float."""
-    found = mean(losses)
-    return Interval(*(_exp(v) for v in (found.value, found.low, found.high)))
+    loss = mean(losses)
+    return Interval(*(_exp(v) for v in (loss.value, loss.low, loss.high)))
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Interval:
@@ -69,8 +69,8 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Interval:
 
 def factor(one: Sequence[float], other: Sequence[float]) -> Interval:
     """Perplexity of `one` as a multiple of `other`'s, from the paired difference: 0.9 is 10 % lower."""
-    found = difference(one, other)
-    return Interval(*(_exp(v) for v in (found.value, found.low, found.high)))
+    loss = difference(one, other)
+    return Interval(*(_exp(v) for v in (loss.value, loss.low, loss.high)))
 
 
 def points(one: Sequence[float], other: Sequence[float]) -> Interval:
@@ -87,8 +87,8 @@ def points(one: Sequence[float], other: Sequence[float]) -> Interval:
     a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     draws = np.random.default_rng(0).integers(0, len(a), (RESAMPLES, len(a)))
     with np.errstate(over="ignore", invalid="ignore"):
-        found = np.exp(a[draws].mean(axis=1)) - np.exp(b[draws].mean(axis=1))
-        low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        differences = np.exp(a[draws].mean(axis=1)) - np.exp(b[draws].mean(axis=1))
+        low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(_exp(statistics.fmean(one)) - _exp(statistics.fmean(other)), float(low), float(high))
 
 

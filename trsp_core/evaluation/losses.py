@@ -30,10 +30,10 @@ def states_at(stack: Stack, ids: Tensor, places: Collection[int]) -> dict[int, T
         return {i: taps[top][1] if i > top else taps[i][0] for i in places}
 
 
-def relative_distance(wanted: Tensor, found: Tensor) -> Tensor:
+def relative_distance(target: Tensor, states: Tensor) -> Tensor:
     """Mean over tokens of |found - wanted| / |wanted|, from hidden states (B, T, D); `wanted` is detached."""
-    wanted = wanted.detach().float()
-    return ((found.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-6)).mean()
+    target = target.detach().float()
+    return ((states.float() - target).norm(dim=-1) / target.norm(dim=-1).clamp(min=1e-6)).mean()
 
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:

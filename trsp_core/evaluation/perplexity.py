@@ -48,20 +48,20 @@ def block_losses(
             if sparing:
                 return head_loss.nats(model, ids).double().mean(dim=1).tolist(), None
             logits = model(input_ids=ids, use_cache=False).logits
-            found = next_token_loss(logits, ids).double().mean(dim=1).tolist()
-            return found, logits if watch else None
+            nats = next_token_loss(logits, ids).double().mean(dim=1).tolist()
+            return nats, logits if watch else None
 
     batches = blocks.split(_at_once(blocks, device, sparing))
     wide = parallel.lanes(device, len(batches))
     wide *= 2 if sparing and wide > 1 else 1  # the lanes wait for each other half as often
     for start in range(0, len(batches), wide):
         with head_loss.withheld(model) if sparing else contextlib.nullcontext():
-            told = parallel.run([partial(losses, b) for b in batches[start : start + wide]], device)
-        for found, logits in told:
+            results = parallel.run([partial(losses, b) for b in batches[start : start + wide]], device)
+        for nats, logits in results:
             if watch and logits is not None:
                 with torch.inference_mode():
                     watch(logits)
-            yield found
+            yield nats
 
 
 def _at_once(blocks: Tensor, device: torch.device, sparing: bool) -> int:
@@ -95,7 +95,7 @@ class Reference:
         """For `block_losses`: the first time in a domain it keeps what it sees; from then on it fills the list with
         mean KL(dense, model) in nats a token, of each block."""
         first = domain not in self._begins
-        begins, found = self._begins.setdefault(domain, []), []
+        begins, divergences = self._begins.setdefault(domain, []), []
 
         def watch(logits: Tensor) -> None:
             for block in logits:
@@ -104,11 +104,13 @@ class Reference:
                     begins.append(self._file.seek(0, os.SEEK_END))
                     for part in rows:
                         self._file.write(part.float().log_softmax(-1).half().cpu().numpy().tobytes())
-                elif not first and len(found) < len(begins):
-                    self._file.seek(begins[len(found)])
-                    found.append(sum(divergence(self._read(part), part) * len(part) for part in rows) / len(block[:-1]))
+                elif not first and len(divergences) < len(begins):
+                    self._file.seek(begins[len(divergences)])
+                    divergences.append(
+                        sum(divergence(self._read(part), part) * len(part) for part in rows) / len(block[:-1])
+                    )
 
-        return watch, found
+        return watch, divergences
 
     def _read(self, like: Tensor) -> Tensor:
         """The next rows of the file, log-probabilities (N, V) for logits `like` (N, V)."""

@@ -35,10 +35,10 @@ def continuation(model, ids, count, cached):
     model.generation_config = type(own)()
     try:
         with torch.inference_mode():
-            written = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
+            sequences = model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **how)
     finally:
         model.generation_config = own
-    return written[0, ids.shape[1] :].tolist()
+    return sequences[0, ids.shape[1] :].tolist()
 
 
 def tie(model, ids, one, other):
@@ -61,20 +61,20 @@ def end_with_stdin():
 
 def main(folder, target):
     """Answer the question on stdin from the checkpoint in `folder`; the logits go to the file `target` as float32."""
-    question = json.loads(sys.stdin.readline())
+    request = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_stdin, daemon=True).start()
-    torch.set_num_threads(question["threads"])
+    torch.set_num_threads(request["threads"])
     tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615 - a folder of this machine
-    device = question["device"] if question["device"] == "auto" else {"": question["device"]}
+    device = request["device"] if request["device"] == "auto" else {"": request["device"]}
     model = AutoModelForCausalLM.from_pretrained(folder, device_map=device).eval()  # nosec B615 - the same
     packed = getattr(model, "is_quantized", False)
     if (Path(folder) / "adapter").is_dir():
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, Path(folder) / "adapter").eval()
-    ids = tokens(tokenizer, question["text"], question["tokens"])
+    ids = tokens(tokenizer, request["text"], request["tokens"])
     logits(model, ids).numpy().tofile(target)
-    cached, uncached = (continuation(model, ids, question["new_tokens"], cached) for cached in (True, False))
+    cached, uncached = (continuation(model, ids, request["new_tokens"], cached) for cached in (True, False))
     answer = {
         "ids": ids[0].tolist(),
         "cached": cached,

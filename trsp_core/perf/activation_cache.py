@@ -53,11 +53,11 @@ class States:
         running = list(range(first, n_layers))
         skipped = hooks.skipped(stack, {*range(first), *removed}, instead)
         with torch.inference_mode(), skipped, hooks.tapped(stack, running) as taps:
-            given = stack.model(input_ids=self.ids, use_cache=False).logits
+            states = stack.model(input_ids=self.ids, use_cache=False).logits
             for i in running:
                 self._keep(key(i, removed), taps[i][0])
                 self._keep(key(i + 1, removed), taps[i][1])
-        return given, len(set(running) - removed)
+        return states, len(set(running) - removed)
 
     def bound(self, most: int) -> None:
         """Forget those least used, but never the dense model's, until no more than `most` are kept."""

@@ -73,21 +73,21 @@ class Recorded:
         stream, mode = torch.cuda.Stream(ids.device), torch.cuda.get_sync_debug_mode()
         self._stream = stream
         stream.wait_stream(torch.cuda.current_stream(ids.device))
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as messages:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 with torch.cuda.stream(stream), _one_sequence_a_row():
-                    found = self._work(ids)
+                    result = self._work(ids)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream(ids.device).wait_stream(stream)
-        for one in told:
+        for one in messages:
             if WAITS not in str(one.message):
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
             elif COMPILES not in one.filename:
                 self.refusal = f"{one.filename}, line {one.lineno}, waits for the GPU"
-        return found
+        return result
 
     def _record(self, ids: Tensor) -> bool:
         """Whether it could be recorded; if not, all is as before."""
@@ -122,9 +122,9 @@ def _one_sequence_a_row() -> Iterator[None]:
     """
     from transformers import masking_utils
 
-    asked = masking_utils.find_packed_sequence_indices
+    original = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = asked
+        masking_utils.find_packed_sequence_indices = original

@@ -35,11 +35,11 @@ def head_of(model: nn.Module) -> nn.Linear | None:
 @contextlib.contextmanager
 def listening(model: nn.Module) -> Iterator[list[Tensor]]:
     """A list that gets what the head is given, (B, T, D); empty where there is no plain head."""
-    given: list[Tensor] = []
+    states: list[Tensor] = []
     head = head_of(model)
-    hook = head.register_forward_pre_hook(lambda _, args: given.append(args[0])) if head is not None else None
+    hook = head.register_forward_pre_hook(lambda _, args: states.append(args[0])) if head is not None else None
     try:
-        yield given
+        yield states
     finally:
         if hook is not None:
             hook.remove()
@@ -48,17 +48,17 @@ def listening(model: nn.Module) -> Iterator[list[Tensor]]:
 @contextlib.contextmanager
 def withheld(model: nn.Module) -> Iterator[list[Tensor]]:
     """The head hands on what it is given inside, (B, T, D), which a list gets as well."""
-    given: list[Tensor] = []
+    states: list[Tensor] = []
     head = head_of(model)
     assert head is not None
 
     def hand_on(hidden: Tensor) -> Tensor:
-        given.append(hidden)
+        states.append(hidden)
         return hidden
 
     head.forward = hand_on  # type: ignore[method-assign]
     try:
-        yield given
+        yield states
     finally:
         del head.forward
 
@@ -114,17 +114,17 @@ def nats(model: nn.Module, ids: Tensor) -> Tensor:
 
 def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
     """`nats` from what the head is given (B, T, D)."""
-    head, found = head_of(model), []
+    head, nats = head_of(model), []
     assert head is not None
     rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     at_once = _rows(rows, head.weight, READ)
     for some, wanted in zip(rows.split(at_once), targets.split(at_once), strict=True):
         if _whole(some):
-            found.append(-_log_probabilities(some, head.weight, head.bias).gather(1, wanted[:, None]).squeeze(1))
+            nats.append(-_log_probabilities(some, head.weight, head.bias).gather(1, wanted[:, None]).squeeze(1))
             continue
         norms = [part.logsumexp(-1) for part in _logits(some, head.weight, head.bias)]
-        found.append(torch.stack(norms).logsumexp(0) - _logit(some, head.weight, head.bias, wanted))
-    return torch.cat(found).view(len(ids), -1)
+        nats.append(torch.stack(norms).logsumexp(0) - _logit(some, head.weight, head.bias, wanted))
+    return torch.cat(nats).view(len(ids), -1)
 
 
 class Bound:
@@ -397,8 +397,8 @@ def _log_probabilities(states: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 def _logit(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Logits (N,) of `targets` (N,) from states (N, D), in float32."""
-    found = (states * weight[targets]).sum(-1).float()
-    return found if bias is None else found + bias[targets].float()
+    logit = (states * weight[targets]).sum(-1).float()
+    return logit if bias is None else logit + bias[targets].float()
 
 
 def _projects(head: nn.Linear, states: Tensor, logits: Tensor) -> bool:

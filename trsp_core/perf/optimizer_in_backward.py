@@ -73,13 +73,13 @@ class EagerAdamW:
 
     def pace(self) -> None:
         """The groups' rates hold from now on."""
-        told = set()
+        rates = set()
         for own, group in self._rates:
             rate = own.param_groups[0]["lr"]
             if not isinstance(rate, Tensor):
                 own.param_groups[0]["lr"] = group["lr"]
-            elif id(rate) not in told:
-                told.add(id(rate))
+            elif id(rate) not in rates:
+                rates.add(id(rate))
                 rate.fill_(group["lr"])
 
     def step(self) -> None:

@@ -85,8 +85,8 @@ class Search:
 
         @torch.inference_mode()
         def without(i: int, stack: Stack) -> float:
-            given = [self._climb(text, stack, self._removed | {i}) for text in self._texts]
-            pairs = [(x, text.ids) for x, text in zip(given, self._texts, strict=True)]
+            states = [self._climb(text, stack, self._removed | {i}) for text in self._texts]
+            pairs = [(x, text.ids) for x, text in zip(states, self._texts, strict=True)]
             if not parts:
                 return self._mean([lab.loss_given(x, ids) for x, ids in pairs])
             rising[i] = [head_loss.Bound(lab.model, x, ids) for x, ids in pairs]
@@ -99,16 +99,16 @@ class Search:
             return self._mean([bound.nats for bound in rising[i]])
 
         def answers(tasks: dict[int, Callable[[], float]]) -> Iterator[tuple[int, float]]:
-            told.update(zip(tasks, parallel.run(list(tasks.values()), lab.device), strict=True))
-            return ((i, told[i]) for i in tasks)
+            losses.update(zip(tasks, parallel.run(list(tasks.values()), lab.device), strict=True))
+            return ((i, losses[i]) for i in tasks)
 
-        told: dict[int, float] = {}
+        losses: dict[int, float] = {}
         for start in range(0, len(layers), wide):
             pairs = zip(layers[start : start + wide], stacks, strict=False)
             yield from answers({i: functools.partial(without, i, stack) for i, stack in pairs})
         read = dict.fromkeys(layers, 1)
         while parts:
-            ranked = sorted(layers, key=lambda i: (math.isnan(told[i]), told[i]))
+            ranked = sorted(layers, key=lambda i: (math.isnan(losses[i]), losses[i]))
             if all(read[i] == len(parts) for i in ranked[:LOWEST]):
                 break
             some = [i for i in ranked if read[i] < len(parts)][:wide]

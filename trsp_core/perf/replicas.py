@@ -15,14 +15,14 @@ from trsp_core.surgery.stack import Stack
 def lane(stack: Stack) -> Stack:
     """A `view` that gathers gradients of its own: what learns in `stack` is a parameter of its own here, with the same
     values in the same memory."""
-    found = view(stack)
+    twin_stack = view(stack)
     twins: dict[Tensor, nn.Parameter] = {}
-    for module in found.model.modules():
+    for module in twin_stack.model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad:
                 twin = twins.setdefault(parameter, nn.Parameter(parameter.detach()))
                 module._parameters[name] = twin
-    return found
+    return twin_stack
 
 
 def gather(stack: Stack, lanes: list[Stack]) -> None:

@@ -6,13 +6,11 @@ from the rate of matrix products that runs on this machine have measured, and un
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trsp_core.errors import TrspError
 from trsp_core.machine import read_rate, require_memory
 from trsp_core.models.inspection import BYTES, Facts, weight_bytes
 from trsp_core.perf import budget
@@ -52,10 +50,10 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
             for fewer threads.
     """
     gpu = on_gpu(config)
-    known = rate if rate is not None else read_rate()
+    measured_rate = rate if rate is not None else read_rate()
     cores = os.cpu_count() or 1
     threads = min(config.threads or cores, cores)
-    whole = known or NOMINAL_CORE * cores
+    whole = measured_rate or NOMINAL_CORE * cores
     gflops = NOMINAL_GPU if gpu else whole if rate is not None else whole * threads / cores
     cost = _Cost(config, facts, gflops * EFFICIENCY * 1e9, BANDWIDTH * (50 if gpu else 1))
     phases = [{"name": name, "seconds": round(seconds, 2)} for name, seconds in cost.in_order()]
@@ -63,7 +61,7 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
         phases=phases,
         seconds=sum(p["seconds"] for p in phases),
         peak_bytes=peak_bytes(config, facts),
-        rough=gpu or not known or config.precision == "bfloat16",
+        rough=gpu or not measured_rate or config.precision == "bfloat16",
     )
 
 
@@ -87,7 +85,7 @@ class _Cost:
 
     @property
     def removed(self) -> int:
-        return how_many(self.config, self.facts.n_layers)
+        return min(configs.count_to_remove(self.config, self.facts.n_layers), self.facts.n_layers - 1)
 
     def forward(self, tokens: float, length: int, skipped: float = 0) -> float:
         """One pass over `tokens` in blocks of `length`, `skipped` layers left out."""
@@ -189,21 +187,13 @@ class _Cost:
 
     def in_order(self) -> list[tuple[str, float]]:
         """The phases as they occur: choosing and moving once a cycle."""
-        told, cycles = self.phases(), self.config.cycles
+        seconds_of, cycles = self.phases(), self.config.cycles
         if cycles == 1:
-            return list(told.items())
-        turns = [(name, told[name] / cycles) for name in ("choose", "transfer")] * cycles
-        before = list(told).index("choose")
-        rest = [(name, seconds) for name, seconds in told.items() if name not in ("choose", "transfer")]
+            return list(seconds_of.items())
+        turns = [(name, seconds_of[name] / cycles) for name in ("choose", "transfer")] * cycles
+        before = list(seconds_of).index("choose")
+        rest = [(name, seconds) for name, seconds in seconds_of.items() if name not in ("choose", "transfer")]
         return [*rest[:before], *turns, *rest[before:]]
-
-
-def how_many(config: RunConfig, n_layers: int) -> int:
-    """K: how many layers `config` removes of a model with `n_layers`."""
-    if config.method == "manual":
-        with contextlib.suppress(TrspError):
-            return min(len(configs.parse_layers(config.layers)), n_layers - 1)
-    return min(configs.layers_to_remove(config.ratio, n_layers), n_layers - 1)
 
 
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
@@ -228,20 +218,22 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     widest = max(3 * tokens if steps else 0, 3 * max(MEASURED_AT_ONCE, config.measure_length))
     logits = widest * facts.vocabulary * 4
     teacher = weights if config.distil and config.stage2_steps else 0
-    learnt = 0.0  # gradients and both moments
+    optimizer_bytes = 0.0  # gradients and both moments
     if learns and (config.learn_weights or not config.adapter_rank):
-        learnt = 3 * weights
+        optimizer_bytes = 3 * weights
     elif learns:
-        learnt = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers  # in and out of a layer's maps
+        # In and out of a layer's maps.
+        optimizer_bytes = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
     states = 0.0
     if methods.get(config.method).passes.keeps:
         scored = config.score_blocks * config.block_length * facts.width * size
         states = min(budget.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
-    kept = PROCESS_BYTES if config.save_model or config.save_trained else 0
-    if packed and kept:  # spelled out in bfloat16 beside the packed ones, or packed a second time
-        kept += facts.parameters * 2 if config.save_as == "merged" else weights
-    return int(PROCESS_BYTES + weights + teacher + twins + max(learnt + activations + logits, states + logits, kept))
+    proof_bytes = PROCESS_BYTES if config.save_model or config.save_trained else 0
+    if packed and proof_bytes:  # spelled out in bfloat16 beside the packed ones, or packed a second time
+        proof_bytes += facts.parameters * 2 if config.save_as == "merged" else weights
+    peak = max(optimizer_bytes + activations + logits, states + logits, proof_bytes)
+    return int(PROCESS_BYTES + weights + teacher + twins + peak)
 
 
 def check_memory(expected: Forecast) -> None:

@@ -31,7 +31,7 @@ from trsp_core.pruning import methods, validate
 from trsp_core.pruning.lab import Lab
 from trsp_core.pruning.stage2 import transfer
 from trsp_core.schema import events as ev
-from trsp_core.schema.config import RunConfig, layers_to_remove
+from trsp_core.schema.config import RunConfig, count_to_remove
 from trsp_core.schema.events import Event
 from trsp_core.schema.run_folder import RunFolder
 from trsp_core.schema.schedules import Span, shared_out
@@ -188,14 +188,14 @@ def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, 
         text_check.refuse_texts(texts, tokenizer, config, stack.text_config.vocab_size)
     for note in texts.notes:
         yield ev.Noted(note)
-    wanted = len(special_tokens.begun(tokenizer, config.prompt)), config.sample_tokens
-    if config.sample_tokens and not wanted[0]:
+    lengths = len(special_tokens.begun(tokenizer, config.prompt)), config.sample_tokens
+    if config.sample_tokens and not lengths[0]:
         raise TrspError("The sample prompt holds no token.", "Write another one, or set --sample-tokens to 0.")
-    possible = generation.fitted(stack.context, *wanted)
-    if config.sample_tokens and possible != wanted:
+    possible = generation.fitted(stack.context, *lengths)
+    if config.sample_tokens and possible != lengths:
         yield ev.Noted(
             f"This model reads {stack.context} tokens at most: a sample is the last {possible[0]} of the prompt's "
-            f"{wanted[0]} tokens and {possible[1]} of {wanted[1]} new ones."
+            f"{lengths[0]} tokens and {possible[1]} of {lengths[1]} new ones."
         )
     yield from texts.events
     return texts
@@ -215,7 +215,7 @@ def _remember_dense(study: Study) -> None:
 def _choose_and_move(study: Study) -> Events:
     """Stage 1, then stage 2; in turns, a part of each, where `config.cycles` is more than one."""
     config, past, lab = study.config, study.past, study.lab
-    count = layers_to_remove(config.ratio, lab.n_layers)
+    count = count_to_remove(config, lab.n_layers)
     spans, parts = shared_out(config.stage2_steps, config.cycles), shared_out(count, config.cycles)
     for cycle, (part, span) in enumerate(zip(parts, spans, strict=True), 1):
         fresh = cycle > len(past.choices)

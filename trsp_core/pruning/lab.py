@@ -49,8 +49,8 @@ class Lab(Passes):
 
     def candidates(self, config: RunConfig, chosen: Collection[int]) -> list[int]:
         """Layers that may be chosen next."""
-        taken = {*chosen, *self.gone}
-        near = {i + d for i in taken for d in (-1, 0, 1)} if config.no_neighbours else taken
+        removed = {*chosen, *self.gone}
+        near = {i + d for i in removed for d in (-1, 0, 1)} if config.no_neighbours else removed
         return [i for i in self.unprotected(config) if i not in near]
 
     def batches(self, steps: int, seed: int, skip: int = 0) -> Iterator[Tensor]:

@@ -22,13 +22,13 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
     def wrong(name: str, message: str, remedy: str) -> None:
         problems.append(Problem(name, message, remedy))
 
-    given: list[int] | None = None
+    manual_layers: list[int] | None = None
     if config.method == "manual":
         if not config.layers.strip():
             wrong("layers", "The method manual needs the layers to remove.", 'Set --layers, for example "13-18".')
         else:
             try:
-                given = parse_layers(config.layers)
+                manual_layers = parse_layers(config.layers)
             except TrspError as error:
                 wrong("layers", error.message, error.remedy)
     elif config.layers.strip():
@@ -59,7 +59,7 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
                     f"Set {KNOBS[name].flag} to {max_length} or less.",
                 )
     if n_layers is not None and not problems:
-        _check_depth(config, n_layers, given, wrong)
+        _check_depth(config, n_layers, manual_layers, wrong)
     return problems
 
 
@@ -133,16 +133,16 @@ def _check_packed(config: RunConfig, wrong: Any) -> None:
         )
 
 
-def _check_depth(config: RunConfig, n_layers: int, given: list[int] | None, wrong: Any) -> None:
-    if given is not None:
-        beyond = [i for i in given if i >= n_layers]
+def _check_depth(config: RunConfig, n_layers: int, manual_layers: list[int] | None, wrong: Any) -> None:
+    if manual_layers is not None:
+        beyond = [i for i in manual_layers if i >= n_layers]
         if beyond:
             wrong(
                 "layers",
                 f"Layer {beyond[0]} does not exist: this model has layers 0 to {n_layers - 1}.",
                 "Name layers of this model.",
             )
-        elif len(given) >= n_layers:
+        elif len(manual_layers) >= n_layers:
             wrong("layers", f"All {n_layers} layers are named.", "Leave at least one layer.")
         return
     count = layers_to_remove(config.ratio, n_layers)

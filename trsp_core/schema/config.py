@@ -592,6 +592,15 @@ def layers_to_remove(ratio: float, n_layers: int) -> int:
     return math.floor(ratio * n_layers + 0.5)
 
 
+def count_to_remove(config: RunConfig, n_layers: int) -> int:
+    """K of a run on a model with L = `n_layers`, by its ratio or by the layers that it names.
+
+    Raises:
+        TrspError: the layers that it names are no numbers.
+    """
+    return len(parse_layers(config.layers)) if config.method == "manual" else layers_to_remove(config.ratio, n_layers)
+
+
 def parse_layers(text: str) -> list[int]:
     """Sorted layer numbers from `"3, 13-15"`.
 

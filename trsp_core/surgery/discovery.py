@@ -41,23 +41,23 @@ def find(model: nn.Module) -> Stack:
     ]
     hooks = [m.register_forward_hook(note, with_kwargs=True) for _, _, child in lists for m in child]
     try:
-        seen = three_tokens(model, last=0)
+        logits = three_tokens(model, last=0)
     finally:
         for hook in hooks:
             hook.remove()
-    near = 0.01 * seen.nan_to_num().abs().max().item()  # int8 rounds by what it sees of all tokens
-    if not torch.allclose(seen[:, :2], three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=near, equal_nan=True):
+    near = 0.01 * logits.nan_to_num().abs().max().item()  # int8 rounds by what it sees of all tokens
+    if not torch.allclose(logits[:, :2], three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=near, equal_nan=True):
         raise TrspError(
             f"{type(model).__name__} reads the tokens that follow: it is an encoder.", "Choose a decoder-only model."
         )
-    found = [(p, n, c) for p, n, c in lists if _is_chain(list(c), calls, order)]
-    found.sort(key=lambda entry: -sum(p.numel() for p in entry[2].parameters()))
-    if not found:
+    chains = [(p, n, c) for p, n, c in lists if _is_chain(list(c), calls, order)]
+    chains.sort(key=lambda entry: -sum(p.numel() for p in entry[2].parameters()))
+    if not chains:
         raise TrspError(
             f"No list of decoder layers was found in {type(model).__name__}.",
             "Choose a model whose layers run one after the other from hidden states to hidden states.",
         )
-    parent, name, layers = found[0]
+    parent, name, layers = chains[0]
     says = getattr(config, "num_hidden_layers", "an untold number of")
     if says != len(layers) * family.caches:
         raise TrspError(

@@ -101,20 +101,20 @@ def forwarding(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
     """A dict that each forward pass fills: layer to its (X_in, X_out), each (B, T, D), in the autograd graph."""
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    taps: dict[int, tuple[Tensor, Tensor]] = {}
 
     def make(i: int) -> Any:
         def tap(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             x_out = hidden_of(output)
-            seen[i] = (entering(args, kwargs).to(x_out.device), x_out)
+            taps[i] = (entering(args, kwargs).to(x_out.device), x_out)
 
         return tap
 
     hooks = [stack.layers[i].register_forward_hook(make(i), with_kwargs=True) for i in layers]
     try:
-        yield seen
+        yield taps
     finally:
-        seen.clear()
+        taps.clear()
         for hook in hooks:
             hook.remove()
 

@@ -38,11 +38,11 @@ def adapted(stack: Stack, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
             f"The layers of {type(stack.model).__name__} have no linear maps to adapt.", "Set --adapter-rank 0."
         )
     turned = any(isinstance(m, Conv1D) for m in layers)
-    wanted = _config(rank, maps, turned)
+    peft_config = _config(rank, maps, turned)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(wanted, stack.model)
+            inject_adapter_in_model(peft_config, stack.model)
         for adapter in of(stack).values():
             if type(adapter.get_base_layer()) is nn.Linear:
                 adapter.__class__ = _in_one_step(type(adapter))
@@ -120,13 +120,13 @@ def save(stack: Stack, folder: Path, base: str) -> None:
 
     carried = of(stack)
     adapter = next(iter(carried.values()))
-    wanted = _config(adapter.r["default"], list(carried), bool(getattr(adapter, "fan_in_fan_out", False)))
-    wanted.task_type, wanted.base_model_name_or_path, wanted.inference_mode = "CAUSAL_LM", base, True
+    peft_config = _config(adapter.r["default"], list(carried), bool(getattr(adapter, "fan_in_fan_out", False)))
+    peft_config.task_type, peft_config.base_model_name_or_path, peft_config.inference_mode = "CAUSAL_LM", base, True
     folder.mkdir(parents=True, exist_ok=True)
-    wanted.save_pretrained(str(folder))
-    named = [(n, p) for n, p in stack.model.named_parameters() if "lora_" in n]
-    learnt = {f"base_model.model.{n.replace('.default', '')}": p.detach().cpu().contiguous() for n, p in named}
-    save_file(learnt, folder / "adapter_model.safetensors")
+    peft_config.save_pretrained(str(folder))
+    adapters = [(n, p) for n, p in stack.model.named_parameters() if "lora_" in n]
+    tensors = {f"base_model.model.{n.replace('.default', '')}": p.detach().cpu().contiguous() for n, p in adapters}
+    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def _config(rank: int, maps: list[str], turned: bool) -> Any:

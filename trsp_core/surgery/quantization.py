@@ -95,7 +95,7 @@ def unpacked(module: Any) -> Tensor:
 def spelled_out(stack: Stack, dtype: torch.dtype) -> Any:
     """The model as an ordinary one in `dtype`, its weights unpacked and its adapters merged: a copy of its own."""
     state: dict[str, Tensor] = {}
-    known: dict[int, Tensor] = {}  # by parameter, so that tied ones stay tied
+    plain_weights: dict[int, Tensor] = {}  # by parameter, so that tied ones stay tied
     carried = lora.of(stack)
     inside = tuple(f"{name}." for name in carried)
     with torch.no_grad():
@@ -106,12 +106,12 @@ def spelled_out(stack: Stack, dtype: torch.dtype) -> Any:
             for leaf, parameter in base._parameters.items():
                 if parameter is None:
                     continue
-                if id(parameter) not in known:
+                if id(parameter) not in plain_weights:
                     value = unpacked(base) if leaf == "weight" else parameter
                     if name in carried and leaf == "weight":
                         value = value.float() + carried[name].get_delta_weight("default").float()
-                    known[id(parameter)] = value.detach().to(dtype).clone()
-                state[f"{name}.{leaf}"] = known[id(parameter)]
+                    plain_weights[id(parameter)] = value.detach().to(dtype).clone()
+                state[f"{name}.{leaf}"] = plain_weights[id(parameter)]
             for leaf, buffer in base._buffers.items():
                 if buffer is not None:
                     state[f"{name}.{leaf}"] = buffer.detach().clone()

@@ -49,8 +49,8 @@ def remove(stack: Stack, layers: Collection[int]) -> Callable[[], None]:
     keep = [i for i in range(len(old)) if i not in gone]
     memories = _memories(config)
     before = dict(vars(config))
-    named = (*families.NUMBERS, "num_hidden_layers")
-    numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in named if n in vars(m)]
+    fields = (*families.NUMBERS, "num_hidden_layers")
+    numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in fields if n in vars(m)]
 
     def restore() -> None:
         setattr(stack.parent, stack.name, old)
@@ -87,25 +87,25 @@ def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:
 def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int) -> None:
     """Let `config` speak of the layers in `keep` alone: per-layer lists, the fields that `families` names, and what a
     heterogeneous config overrides for single layers."""
-    told: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in vars(config).items():
         if name in families.LEADING and isinstance(value, int):
-            told[name] = sum(i < value for i in keep)
+            entries[name] = sum(i < value for i in keep)
         elif name in families.INDICES and isinstance(value, (list, tuple)):
-            told[name] = type(value)(new for new, i in enumerate(keep) if i in value)
+            entries[name] = type(value)(new for new, i in enumerate(keep) if i in value)
         elif name in families.ORDINALS and isinstance(value, (list, tuple)):
-            told[name] = type(value)(new + 1 for new, i in enumerate(keep) if i + 1 in value)
+            entries[name] = type(value)(new + 1 for new, i in enumerate(keep) if i + 1 in value)
         elif name in families.PATTERNS and value:
-            told[name] = [value[i % len(value)] for i in keep]
+            entries[name] = [value[i % len(value)] for i in keep]
         elif name in families.COUNTS and value == n_layers:
-            told[name] = len(keep)
+            entries[name] = len(keep)
         elif name in families.DIVIDED:
-            told[name] = value * (len(keep) / n_layers) ** families.DIVIDED[name]
+            entries[name] = value * (len(keep) / n_layers) ** families.DIVIDED[name]
         elif isinstance(value, (list, tuple)) and len(value) == n_layers and _is_per_layer(type(config), name):
-            told[name] = type(value)(value[i] for i in keep)
+            entries[name] = type(value)(value[i] for i in keep)
     different = vars(config).pop("_heterogeneity_spec", None)
     config.num_hidden_layers = len(keep) * caches  # under whatever name this config keeps it
-    for name, value in told.items():
+    for name, value in entries.items():
         setattr(config, name, value)
     if different:
         by_layer = different.per_layer_overrides
@@ -122,14 +122,14 @@ def _is_per_layer(config_class: type, name: str) -> bool:
 def _growing(config_class: type) -> frozenset[str]:
     """Names of the lists that a config made of defaults gives one entry a layer, whatever its depth; none, where its
     defaults belong to one depth."""
-    found = []
+    lists = []
     for depth in DEPTHS:
         try:
             values = vars(config_class(num_hidden_layers=depth))
         except (StrictDataclassError, ValueError, NotImplementedError):
             return frozenset()
-        found.append({n for n, v in values.items() if isinstance(v, (list, tuple)) and len(v) == depth})
-    return frozenset.intersection(*map(frozenset, found))
+        lists.append({n for n, v in values.items() if isinstance(v, (list, tuple)) and len(v) == depth})
+    return frozenset.intersection(*map(frozenset, lists))
 
 
 def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
@@ -150,15 +150,15 @@ def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
         raise TrspError(f"{name} {without} has attention layers alone, or none.", remedy)
     try:
         with torch.device("meta"):
-            built = type(model)(copy.deepcopy(model.config))
+            twin = type(model)(copy.deepcopy(model.config))
     except Exception as error:
         raise TrspError(f"{name} cannot be built {without}: {error}.", remedy) from error
     here = _described(model, stack.layers)
-    there = _described(built, getattr(built.get_submodule(path), stack.name))
+    there = _described(twin, getattr(twin.get_submodule(path), stack.name))
     for key in [*here, *there]:
-        found, told = (side.get(key, "missing") for side in (here, there))
-        if not (found == told or (isinstance(found, float) and math.isclose(found, told))):
-            raise TrspError(f"The config of {name} cannot say what it is {without}: {key}, {found} or {told}.", remedy)
+        value, claim = (side.get(key, "missing") for side in (here, there))
+        if not (value == claim or (isinstance(value, float) and math.isclose(value, claim))):
+            raise TrspError(f"The config of {name} cannot say what it is {without}: {key}, {value} or {claim}.", remedy)
 
 
 def _memories(config: Any) -> set[type]:

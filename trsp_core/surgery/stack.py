@@ -44,8 +44,8 @@ class Stack:
 
     def writers(self, layer: int) -> list[nn.Module]:
         """Layer `layer`'s modules that write into the residual stream: attention's first, the MLP's last."""
-        named = self.layers[layer].named_modules()
-        return [module for name, module in named if name.rpartition(".")[2] in self.family.outputs]
+        modules = self.layers[layer].named_modules()
+        return [module for name, module in modules if name.rpartition(".")[2] in self.family.outputs]
 
     def outputs(self, layer: int) -> list[nn.Parameter]:
         """Parameters of `writers`."""

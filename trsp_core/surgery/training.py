@@ -42,10 +42,10 @@ def _write(values: Mapping[nn.Parameter, Tensor]) -> None:
 @contextlib.contextmanager
 def learning(model: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
     """Only `parameters` require gradients; on exit flags are as before and all gradients are gone."""
-    wanted = {id(p) for p in parameters}
+    learners = {id(p) for p in parameters}
     flags = [(p, p.requires_grad) for p in model.parameters()]
     for parameter, _ in flags:
-        parameter.requires_grad_(id(parameter) in wanted)
+        parameter.requires_grad_(id(parameter) in learners)
     try:
         yield
     finally:

@@ -82,14 +82,14 @@ class Waypoints:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(file, "pt") as opened, torch.no_grad():
-                names = set(opened.keys())
-                _compare(opened.metadata() or {}, names, opened.get_tensor)
+            with safe_open(file, "pt") as file_tensors, torch.no_grad():
+                names = set(file_tensors.keys())
+                _compare(file_tensors.metadata() or {}, names, file_tensors.get_tensor)
                 for name, parameter in self._weights(stack).items():
-                    parameter.copy_(opened.get_tensor(f"weight/{name}"))
+                    parameter.copy_(file_tensors.get_tensor(f"weight/{name}"))
                 for name, parameter in stack.model.named_parameters():
                     kinds = [k for k in EagerAdamW.MOMENTS if f"{k}/{name}" in names]
-                    optimizer.restore(parameter, {k: opened.get_tensor(f"{k}/{name}") for k in kinds})
+                    optimizer.restore(parameter, {k: file_tensors.get_tensor(f"{k}/{name}") for k in kinds})
         except (OSError, SafetensorError, RuntimeError) as error:
             raise _useless(file, "stage 2") from error
 
@@ -125,12 +125,12 @@ class Rounds:
             return 0, []
         try:
             with safe_open(past.rounds, "pt") as opened:
-                held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dictionary
-                _compare(opened.metadata() or {}, held, held.__getitem__)
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no dictionary
+                _compare(opened.metadata() or {}, tensors, tensors.__getitem__)
             with torch.no_grad():
-                s.copy_(held.pop("s"))
-            chosen = held.pop("P").tolist()
-            optimizer.state[s] = {k: v if k == "step" else v.to(s.device) for k, v in held.items()}
+                s.copy_(tensors.pop("s"))
+            chosen = tensors.pop("P").tolist()
+            optimizer.state[s] = {k: v if k == "step" else v.to(s.device) for k, v in tensors.items()}
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             raise _useless(past.rounds, "the choice of layers") from error
         return past.round, chosen

@@ -137,7 +137,8 @@ class Trainer(PlainTrainer):
 
     - A parameter is stepped as soon as its gradient is whole (`optimizer_in_backward`): a quarter less memory.
     - Adapters' gradients are small enough to add up, so a batch is split over the cores, a few rows in each pass.
-    - Layers whose gate is shut are skipped: half of an annealed stage 2 runs without them.
+    - Layers whose gate is shut are skipped: half of an annealed stage 2 runs without them, and their weights, which
+      nothing reads any more, stay.
     - On a GPU the pass is recorded once and replayed (`cuda_graphs`).
     """
 
@@ -181,9 +182,7 @@ class Trainer(PlainTrainer):
             self._contexts.enter_context(lane.stepping())
         self._contexts.enter_context(self.optimizer.stepping())
         self._pass = self._recorded()
-        self._contexts.callback(
-            lambda: delattr(self, "_pass")
-        )  # what is recorded, and its memory, ends with the last step
+        self._contexts.callback(lambda: delattr(self, "_pass"))  # what is recorded ends here, and its memory
 
     def _recorded(self) -> cuda_graphs.Recorded:
         return cuda_graphs.Recorded(self._all_rows, self.passes.model, self._weights)

@@ -91,7 +91,7 @@ EQUATIONS = (
             *("stage2_steps", "stage2_lr", "output_rate", "anneal"),
         ),
         "“Stage 2”: the gap of each chosen layer, and the perplexity if they were deleted now",
-        (("pruning/stage2.py", "transfer"), ("pruning/stage2.py", "penalty")),
+        (("pruning/stage2.py", "Equation"), ("pruning/stage2.py", "penalty"), ("training/trainer.py", "PlainTrainer")),
     ),
     Equation(
         "Delete",

@@ -16,7 +16,7 @@ from trsp_core.errors import TrspError
 from trsp_core.pruning import methods
 from trsp_core.runs import resume
 from trsp_core.runs.store import Run
-from trsp_core.schema.config import RunConfig
+from trsp_core.schema.config import RunConfig, count_to_remove
 from trsp_core.schema.run_state import RunState
 
 
@@ -36,9 +36,9 @@ def name_of(config: RunConfig, depth: int | None) -> str:
     if depth is None and not isinstance(found, TrspError):
         depth = found.n_layers
     if depth and known and known.narrow:
-        return f"{what}, the size of {depth - frames.removals(config, depth)} of {depth} layers"
+        return f"{what}, the size of {depth - count_to_remove(config, depth)} of {depth} layers"
     if depth:
-        return f"{what}, {frames.removals(config, depth)} of {depth} layers"
+        return f"{what}, {count_to_remove(config, depth)} of {depth} layers"
     return f"{what}, ratio {config.ratio:g}" if config.method != "manual" else what
 
 

@@ -90,8 +90,8 @@ class Method:
 @cache
 def all_methods() -> dict[str, Method]:
     """Every method in this folder, by name, TRSP first."""
-    found = [importlib.import_module(f"{__name__}.{module.name}").METHOD for module in pkgutil.iter_modules(__path__)]
-    return {m.name: m for m in sorted(found, key=lambda m: (m.name != "trsp", m.name))}
+    methods = [importlib.import_module(f"{__name__}.{module.name}").METHOD for module in pkgutil.iter_modules(__path__)]
+    return {m.name: m for m in sorted(methods, key=lambda m: (m.name != "trsp", m.name))}
 
 
 def names() -> tuple[str, ...]:
@@ -117,8 +117,8 @@ def progressed(done: float, whole: float) -> Progressed:
 def tell(lab: Lab, config: RunConfig, method: str, scores: Sequence[float]) -> Generator[Event, None, None]:
     """Tell the scores of all L layers; a protected one has none, nor one that was not scored (not a number)."""
     free = set(lab.unprotected(config))
-    told = [None if i not in free or math.isnan(score) else score for i, score in enumerate(scores)]
-    yield LayersScored(method, told)
+    values = [None if i not in free or math.isnan(score) else score for i, score in enumerate(scores)]
+    yield LayersScored(method, values)
 
 
 def pick(lab: Lab, config: RunConfig, scores: Sequence[float], chosen: list[int], round_: int) -> LayerChosen:

@@ -32,15 +32,15 @@ def choose(lab, config, count):
     groups = [{"params": [a]}, {"params": [m], "maximize": True}]
     optimizer = torch.optim.Adam(groups, lr=FASTER * config.stage1_lr)
     draws = torch.Generator().manual_seed(config.seed * 1009 + 7)
-    z, seen = torch.ones(n, device=lab.device), {"step": 0, "lm": 0.0}
+    z, record = torch.ones(n, device=lab.device), {"step": 0, "lm": 0.0}
 
     def loss(ids):
-        seen["step"] += 1
+        record["step"] += 1
         u = torch.rand(n, generator=draws).clamp(1e-6, 1 - 1e-6).to(lab.device)
         z[free] = gate((u.logit() + a) / B)[free]
         lm = lab.gate_loss(z, ids)
-        seen["lm"] = lm.item()
-        short = count * seen["step"] / steps - closed(a)[free].sum()
+        record["lm"] = lm.item()
+        short = count * record["step"] / steps - closed(a)[free].sum()
         return lm + m[0] * short + m[1] * short**2
 
     def forget():
@@ -52,7 +52,7 @@ def choose(lab, config, count):
             weights = [1.0] * n
             for i, value in zip(free, still.tolist(), strict=True):
                 weights[i] = value
-            yield StageOneStepped(step, 1, seen["lm"], float(still.sum()), weights)
+            yield StageOneStepped(step, 1, record["lm"], float(still.sum()), weights)
     return (yield from pick_all(lab, config, "masks", a.tolist(), count))
 
 

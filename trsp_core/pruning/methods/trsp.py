@@ -24,19 +24,19 @@ def choose(lab, config, count):
     if W:
         groups.append({"params": W, "lr": config.stage1_weight_lr})
     optimizer = torch.optim.Adam(groups, fused=bool(W))
-    seen = {}
+    record = {}
     with torch.no_grad():
         s[lab.gone] = 0.0
-    over, P = lab.rounds.begin(s, optimizer)
+    finished, P = lab.rounds.begin(s, optimizer)
     rounds = 1 if config.one_shot else count
     with lab.learning(W), lab.stepping():
-        for round_ in range(max(over, len(lab.gone)) + 1, len(lab.gone) + rounds + 1):
+        for round_ in range(max(finished, len(lab.gone)) + 1, len(lab.gone) + rounds + 1):
             free = [i for i in lab.unprotected(config) if i not in P]
 
             def loss(ids, free=free):
                 lm = lab.lm_loss(ids) if W else lab.gate_loss(s, ids)
                 l1 = s[free].abs().sum()
-                seen["lm"], seen["l1"] = lm.detach(), l1.detach()
+                record["lm"], record["l1"] = lm.detach(), l1.detach()
                 if config.l1 == "proximal":  # the l1 term acts after the step instead
                     return lm
                 return lm + config.lambda_1 * l1
@@ -51,7 +51,7 @@ def choose(lab, config, count):
                 seed = config.seed * 1009 + round_
                 steps = lab.fit(optimizer, loss, config.stage1_steps, seed, "stage 1", after=project, first=first)
                 for step in steps:
-                    yield StageOneStepped(step, round_, seen["lm"].item(), seen["l1"].item(), s.tolist())
+                    yield StageOneStepped(step, round_, record["lm"].item(), record["l1"].item(), s.tolist())
             for _ in range(count if config.one_shot else 1):
                 yield _take_smallest(lab, config, s.tolist(), P, round_)
             lab.rounds.keep(round_, s, optimizer, P)

@@ -60,17 +60,17 @@ class Family:
 def context(config: Any) -> int | None:
     """The most tokens that a model reads, from its config as an object or as decoded JSON; None where it names none."""
     values = config if isinstance(config, dict) else {name: getattr(config, name, None) for name in CONTEXTS}
-    named = next((values[name] for name in CONTEXTS if values.get(name) is not None), None)
-    return named if isinstance(named, int) and not isinstance(named, bool) and named > 0 else None
+    length = next((values[name] for name in CONTEXTS if values.get(name) is not None), None)
+    return length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
 
 
 @cache
 def all_families() -> dict[str, Family]:
     """Every declared family, by name."""
-    found = []
+    families = []
     for module in pkgutil.iter_modules(__path__):
-        found.extend(importlib.import_module(f"{__name__}.{module.name}").FAMILIES)
-    return {f.name: f for f in found}
+        families.extend(importlib.import_module(f"{__name__}.{module.name}").FAMILIES)
+    return {f.name: f for f in families}
 
 
 def of(model_type: str) -> Family:

@@ -121,5 +121,5 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
 
 def test_layers_named_by_hand_are_counted():
     by_hand = validate.from_values({"method": "manual", "layers": "3,5-7"})
-    assert forecast.how_many(by_hand, 30) == 4
-    assert forecast.how_many(config.RunConfig(), 30) == 8
+    assert config.count_to_remove(by_hand, 30) == 4
+    assert config.count_to_remove(config.RunConfig(), 30) == 8
