@@ -14,7 +14,7 @@ from trsp_core.models import loading
 from trsp_core.schema import messages as an
 from trsp_core.surgery.discovery import find
 from trsp_core.workbench import side_by_side
-from trsp_core.workbench.model_cache import Model, Shelf, without
+from trsp_core.workbench.model_cache import Model, ModelCache, without
 
 MODEL = "smollm2-135m"
 PROMPT = (
@@ -29,14 +29,14 @@ def run() -> Iterator[Row]:
     model, tokenizer = loading.load(MODEL, device="cpu")
     whole = Model(MODEL, find(model), tokenizer, 0, 0, 0.0)
     thin = without(whole, REMOVED)
-    shelf = Shelf(device="cpu")
-    shelf.models[MODEL] = whole
+    cache = ModelCache(device="cpu")
+    cache.models[MODEL] = whole
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids[:, :40]
     to_generate, to_dense, first, rates = [], [], [], []
-    ours(shelf, tokenizer.decode(ids[0]))  # warm up
+    ours(cache, tokenizer.decode(ids[0]))  # warm up
     theirs(model, ids)
     for _ in range(REPEATS):
-        wait, rate = ours(shelf, tokenizer.decode(ids[0]))
+        wait, rate = ours(cache, tokenizer.decode(ids[0]))
         to_generate.append(rate / theirs(model, ids))
         first.append(wait)
         rates.append(rate)
@@ -56,11 +56,11 @@ def run() -> Iterator[Row]:
     yield row("pruned over dense decode, over L/(L-K)", [x / ceiling for x in to_dense], 0.95, "higher", **removed)
 
 
-def ours(shelf: Shelf, prompt: str) -> tuple[float, float]:
+def ours(cache: ModelCache, prompt: str) -> tuple[float, float]:
     """Seconds to the first token, and tokens per second in all, as the workbench answers."""
     ask = an.Generate([an.Variant(MODEL)], prompt, new_tokens=NEW, trace=False)
     began, count, first = time.perf_counter(), 0, 0.0
-    for answer in side_by_side.stream(ask, shelf):
+    for answer in side_by_side.stream(ask, cache):
         if isinstance(answer, an.TokenGenerated):
             first = first or time.perf_counter() - began
             count += 1

@@ -55,7 +55,7 @@ def grown(name: str) -> tuple[int, int]:
     from trsp_core import malloc
     from trsp_core.data import blocks
     from trsp_core.evaluation import perplexity
-    from trsp_core.models import libraries, loading
+    from trsp_core.models import catalog, libraries, loading
     from trsp_core.pruning import validate
     from trsp_core.pruning.lab import Lab
     from trsp_core.pruning.methods import trsp
@@ -63,7 +63,7 @@ def grown(name: str) -> tuple[int, int]:
     from trsp_core.surgery import discovery
 
     malloc.share_heaps()  # as a run does, and what it does before it trains
-    libraries.load_tokenizer(loading.models.locate(MODEL))
+    libraries.load_tokenizer(catalog.locate(MODEL))
     from transformers.models.llama import modeling_llama  # noqa: F401 - what a model's class brings along
 
     before = psutil.Process().memory_info().rss

@@ -60,29 +60,28 @@ def told(answers: list[an.Answer]) -> list:
     return [tokens, sets]
 
 
-def sit(at_once: bool) -> tuple[list[Session], int, int]:
-    """All sessions at a new workbench; what they saw, the most bytes that its process held, and those of its models."""
+def sit(at_once: bool) -> tuple[list[Session], int]:
+    """All sessions at a new workbench; what they saw, and the most bytes that its process held."""
     bench, seen, most = Workbench(), [Session() for _ in range(SESSIONS)], 0
     threads = [threading.Thread(target=visit, args=(bench, n, session)) for n, session in enumerate(seen)]
     try:
         for thread in threads:
             thread.start()
             while thread.is_alive() and not at_once:
-                most = max(most, resident(bench))
+                most = max(most, resident())
                 time.sleep(0.05)
         while any(thread.is_alive() for thread in threads):
-            most = max(most, resident(bench))
+            most = max(most, resident())
             time.sleep(0.05)
-        held = next(a for a in bench.wait(bench.ask(an.Status()), LONG).answers if isinstance(a, an.WorkbenchHeld))
     finally:
         bench.close()
-    return seen, most, sum(held.models.values())
+    return seen, most
 
 
 def run() -> Iterator[Row]:
     """All at once, then one session after the other."""
-    together, most, held = sit(at_once=True)
-    alone, before, _ = sit(at_once=False)
+    together, most = sit(at_once=True)
+    alone, before = sit(at_once=False)
     same = [float(mine.answers == own.answers) for mine, own in zip(together, alone, strict=True)]
     waits = [s for seen in together for s in seen.seconds]
     facts = {
@@ -95,13 +94,11 @@ def run() -> Iterator[Row]:
         "seconds_longest": round(max(waits), 2),
         "resident_mb_alone": round(before / 1e6),
         "resident_mb_most": round(most / 1e6),
-        "models_held_mb": round(held / 1e6),
     }
     yield row("sessions_answered_as_alone", same, 1.0, "higher", **facts)
     yield row("sessions_memory_over_alone", [most / before], 1.25, "lower", **facts)
 
 
-def resident(bench: Workbench) -> int:
-    """Bytes of the workbench's process; 0 while there is none."""
-    number = bench.process_id()
-    return psutil.Process(number).memory_info().rss if number else 0
+def resident() -> int:
+    """Bytes of the workbench's process, the only child of this one; 0 while there is none."""
+    return sum(child.memory_info().rss for child in psutil.Process().children())

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from tests import ROOT
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.export.export_queue import ExportQueue
 from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
@@ -135,7 +135,7 @@ def no_queue_outlives_its_test(monkeypatch) -> Iterator[None]:
 
         return begin
 
-    for kind in (RunQueue, Agenda, ExportQueue):
+    for kind in (RunQueue, PlanQueue, ExportQueue):
         monkeypatch.setattr(kind, "__init__", told(kind.__init__))
     yield
     for queue in reversed(made):

@@ -64,13 +64,13 @@ def start_run(where: str, run: Any) -> Forked:
 
 
 def piped(where: str, words: list[str]) -> Forked:
-    """Instead of `subprocess.Popen` with three pipes of text."""
+    """Instead of `subprocess.Popen` with three pipes."""
     (in_r, in_w), (out_r, out_w), (err_r, err_w) = os.pipe(), os.pipe(), os.pipe()
     child = Forked(where, words, (in_r, out_w, err_w))
     for fd in (in_r, out_w, err_w):
         os.close(fd)
-    child.stdin = os.fdopen(in_w, "w", encoding="utf-8")
-    child.stdout, child.stderr = (os.fdopen(fd, encoding="utf-8", errors="replace") for fd in (out_r, err_r))
+    child.stdin = os.fdopen(in_w, "wb", 0)
+    child.stdout, child.stderr = (os.fdopen(fd, "rb", 0) for fd in (out_r, err_r))
     return child
 
 
@@ -79,14 +79,7 @@ def _proving(where: str, real: Any) -> Any:
 
     def begin(command: list[str], **given: Any) -> Any:
         names = [Path(word).name for word in command]
-        if STOCK not in names:
-            return real(command, **given)
-        in_r, in_w = os.pipe()
-        words, files = command[names.index(STOCK) :], (given["stdout"], given["stderr"])
-        child = Forked(where, words, (in_r, *(file.fileno() for file in files)))
-        os.close(in_r)
-        child.stdin = os.fdopen(in_w, "w", encoding="utf-8")
-        return child
+        return piped(where, command[names.index(STOCK) :]) if STOCK in names else real(command, **given)
 
     return begin
 
@@ -94,11 +87,10 @@ def _proving(where: str, real: Any) -> Any:
 def _main(words: list[str], where: str) -> int:
     """Be the process that `words` ask for."""
     from trsp_core.cli import main as shell
-    from trsp_core.evaluation import verification
     from trsp_core.runs import worker
 
     if Path(words[0]).name != STOCK:
-        verification.subprocess.Popen = _proving(where, subprocess.Popen)
+        subprocess.Popen = _proving(where, subprocess.Popen)
         return worker.main(words[1]) if words[0] == "worker" else shell.main(words)
     for name in [name for name in sys.modules if name.partition(".")[0] == "trsp_core"]:
         del sys.modules[name]  # a stranger has none of ours

@@ -1,4 +1,9 @@
-"""Work that is left to a child process: asked once, as JSON on stdin, answered in steps, a JSON line each."""
+"""Work in a child process, in JSON lines: a question on its stdin, answers on its stdout. The one protocol of exports,
+downloads, checks, proofs and the workbench.
+
+A line holds an object: `{"message", "fraction"}` tells how far the work is, `{"error", "remedy"}` refuses it, and any
+other is an answer. The parent's side is `answers` for one question, and `Child` for many; the child's side is `serve`.
+"""
 
 from __future__ import annotations
 
@@ -6,97 +11,257 @@ import contextlib
 import json
 import math
 import os
+import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
 from trsp_core import formatting, paths, process_limits
 from trsp_core.errors import TrspError
 
 GRACE = 10.0  # seconds that a child which is not wanted any more has to clear up
-AGAIN = 1.0  # seconds after which a step is told again, so that whoever reads it gets a chance to stop
+PAUSE = 1.0  # seconds of silence after which whoever waits gets a chance to stop
+MOST_LINE_BYTES = 64_000_000
+MOST_STDERR_BYTES = 20_000  # of the end of stderr, which is all that is kept
+SHORT_MEMORY = ("MemoryError", "OutOfMemory", "allocate memory", "memory allocation")  # so says the stderr of who died
 
 
 @dataclass(frozen=True)
-class Step:
+class Progress:
     """How far the work is: a sentence, and the share that is done, 0 to 1."""
 
     message: str
     fraction: float
 
 
-class Ended(Exception):
-    """A child ended badly.
+class ChildFailed(Exception):
+    """A child ended badly, or wrote what is no JSON line.
 
     Attributes:
-        code: its exit code; `complaint` is the end of its stderr.
+        code: its exit code, the negative signal where one killed it.
+        stderr: the end of what it wrote there.
         late: its time was over.
+        fault: what was wrong with its lines; "" if nothing.
     """
 
-    def __init__(self, code: int, complaint: str, late: bool):
-        super().__init__(f"code {code}")
-        self.code, self.complaint, self.late = code, complaint, late
+    def __init__(self, code: int, stderr: str = "", late: bool = False, fault: str = ""):
+        super().__init__(fault or f"code {code}: {stderr}")
+        self.code, self.stderr, self.late, self.fault = code, stderr, late, fault
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether it said that it got no more memory."""
+        return any(words in self.stderr for words in SHORT_MEMORY)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words that can follow a colon."""
+        if self.code == -signal.SIGKILL:
+            return "it was killed, most likely because the machine ran out of memory"
+        return self.fault or f"exit code {self.code}"
+
+    @property
+    def reason(self) -> str:
+        """Why it ended: what it said last on stderr; its `ending` where it said nothing."""
+        return self.stderr[-500:] or self.ending
 
 
-def lines(
-    module: str, *arguments: str, asked: str = "", seconds: float = math.inf, grace: float = 0.0
-) -> Iterator[dict[str, Any]]:
-    """What `python -m MODULE ARGUMENTS...` says, an object a line. Closing the iterator ends it.
+class Child:
+    """A process that reads lines on stdin and writes lines on stdout. It dies with the thread that started it (see
+    `process_limits.held`). One thread reads; any thread may send, or end it.
 
     Args:
-        asked: what it reads on stdin.
-        seconds: after which it is ended, and what it has started with it.
-        grace: seconds that it has to clear up where it is closed.
+        command: starts it.
+        most_bytes, cpu_seconds: bounds of its memory and its processor time; 0 for none.
+        variables: its environment; by default this process's, so that it finds this program.
+        folder: where it works; by default where this process does.
 
     Raises:
-        Ended: it ended badly.
+        OSError: it cannot be started.
     """
-    late = threading.Event()
-    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
-        child = subprocess.Popen(
-            process_limits.held([sys.executable, "-m", module, *arguments]),
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        most_bytes: int = 0,
+        cpu_seconds: int = 0,
+        variables: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ):
+        self.process = subprocess.Popen(
+            process_limits.held(command, most_bytes, cpu_seconds),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
-            text=True,
-            process_group=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(paths.ROOT), *sys.path])},
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            process_group=0,  # an interrupt from the keyboard is for this process, which ends that one
+            env=environment() if variables is None else variables,
+            cwd=folder,
         )
-        assert child.stdin
-        assert child.stdout
+        self._lines: deque[bytes] = deque()
+        self._line, self._stderr = bytearray(), bytearray()  # what has come of the next line, and the end of stderr
+        self._sending = threading.Lock()
+        self._pipes = selectors.DefaultSelector()
+        for pipe in (self.process.stdout, self.process.stderr):
+            self._pipes.register(pipe, selectors.EVENT_READ)  # type: ignore[arg-type]
 
-        def end_late() -> None:
-            late.set()
-            process_limits.end(child)
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
 
-        clock = threading.Timer(seconds, end_late)
-        clock.daemon = True
-        if math.isfinite(seconds):
-            clock.start()
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(asked)
-                child.stdin.close()
-            for line in child.stdout:
-                yield json.loads(line)
-            child.wait()
-        finally:
-            clock.cancel()
-            process_limits.end(child, grace)
-            child.stdout.close()
-        if child.returncode:
-            complaints.seek(0)
-            raise Ended(child.returncode, complaints.read().strip()[-500:], late.is_set())
+    def send(self, line: str) -> None:
+        """Write `line`, which holds no newline. Where the process is gone, `read` tells so."""
+        content = line.encode() + b"\n"
+        with self._sending, contextlib.suppress(OSError, ValueError):
+            while content:
+                content = content[os.write(self.process.stdin.fileno(), content) :]  # type: ignore[union-attr]
+
+    def read(self, seconds: float) -> str | None:
+        """The next line, without its newline; None once there are no more.
+
+        Raises:
+            TimeoutError: none came within `seconds`.
+            ChildFailed: a line is longer than is believed; the process has been ended.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._lines and self._listens():
+            left = deadline - time.monotonic()
+            if left > 0:
+                self._take(left)
+            elif self.alive:
+                raise TimeoutError
+            elif not self._take(0.0):  # it is dead, and what it had started holds its pipes
+                break
+            if len(self._line) > MOST_LINE_BYTES:
+                self.end()
+                raise ChildFailed(0, fault=f"it wrote a line of more than {formatting.size(MOST_LINE_BYTES)}")
+        if not self._lines and self._line:  # a last line without its end
+            self._lines.append(bytes(self._line))
+            self._line.clear()
+        return self._lines.popleft().decode("utf-8", "replace") if self._lines else None
+
+    def end(self, grace: float = 0.0) -> None:
+        """End it, and all that it has started.
+
+        Args:
+            grace: seconds that it has to clear up once it was asked to end; 0 asks nothing.
+        """
+        process_limits.end(self.process, grace)
+        with self._sending, contextlib.suppress(OSError):
+            self.process.stdin.close()  # type: ignore[union-attr]
+
+    def close(self) -> ChildFailed:
+        """`end` it without grace and close its pipes; returns how it ended. For the thread that reads."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(PAUSE if not self._listens() else 0)  # one that has closed its pipes is about to end
+        self.end()
+        while self._listens() and self._take(0.0):
+            pass
+        for pipe in (self.process.stdout, self.process.stderr):
+            pipe.close()  # type: ignore[union-attr]
+        self._pipes.close()
+        return ChildFailed(self.process.returncode, self._stderr.decode("utf-8", "replace").strip())
+
+    def _listens(self) -> bool:
+        """Whether it may write more."""
+        return bool(self._pipes.get_map())
+
+    def _take(self, seconds: float) -> bool:
+        """Take in what it has written, or what it writes within `seconds`; False if that is nothing."""
+        ready = self._pipes.select(seconds)
+        for key, _ in ready:
+            part = os.read(key.fd, 65536)
+            if not part:
+                self._pipes.unregister(key.fileobj)
+            elif key.fileobj is self.process.stderr:
+                self._stderr = (self._stderr + part)[-MOST_STDERR_BYTES:]
+            else:
+                *whole, rest = part.split(b"\n")
+                for end in whole:
+                    self._lines.append(bytes(self._line + end))
+                    self._line.clear()
+                self._line += rest
+        return bool(ready)
 
 
-def run(module: str, seconds: float = math.inf, **asked: Any) -> Generator[Step]:
-    """Let `python -m MODULE` do what is `asked`, and pass on its steps, some of them several times. Closing
-    the iterator stops it.
+def environment() -> dict[str, str]:
+    """What a child of this process starts with, so that it finds this program wherever it works."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(paths.ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+def module(name: str) -> list[str]:
+    """The command that runs a module of this program."""
+    return [sys.executable, "-m", name]
+
+
+def answers(
+    command: Sequence[str],
+    question: Mapping[str, Any],
+    seconds: float = math.inf,
+    grace: float = 0.0,
+    pause: float = PAUSE,
+    **bounds: Any,
+) -> Generator[dict[str, Any] | None]:
+    """Ask a new child one question and pass on its objects; None after each `pause` seconds of silence. Closing the
+    iterator ends the child.
+
+    Args:
+        seconds: that it may take.
+        grace: seconds that it has to clear up where it is ended.
+        bounds: of `Child`.
+
+    Raises:
+        TrspError: its refusal.
+        ChildFailed: it ended badly, wrote what is no object, or took too long.
+    """
+    child, deadline, last = Child(command, **bounds), time.monotonic() + seconds, {}
+    try:
+        child.send(json.dumps(question))
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ChildFailed(-signal.SIGKILL, late=True)
+            try:
+                line = child.read(min(pause, left))
+            except TimeoutError:
+                yield None
+                continue
+            if line is None:
+                break
+            last = _object(line)
+            if "error" not in last:
+                yield last
+    except BaseException:
+        child.end(grace)
+        child.close()
+        raise
+    failure = child.close()
+    if "error" in last:
+        raise TrspError(last["error"], last["remedy"])
+    if failure.code:
+        raise failure
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ChildFailed(0, fault=f"it wrote {line[:80]!r}, which is no JSON object")
+    return value
+
+
+def run(name: str, seconds: float = math.inf, **question: Any) -> Generator[Progress]:
+    """Let the module called `name` do what the question asks, and pass on its progress, again in each second of
+    silence. Closing the iterator stops it.
 
     Args:
         seconds: that it may take.
@@ -104,56 +269,47 @@ def run(module: str, seconds: float = math.inf, **asked: Any) -> Generator[Step]
     Raises:
         TrspError: as the child raised it, that its time was over, or that it ended without a word.
     """
-    last: dict[str, Any] = {}
+    progress = None
     try:
-        for last in lines(module, asked=json.dumps(asked), seconds=seconds, grace=GRACE):
-            if "message" in last:
-                yield Step(last["message"], float(last["fraction"]))
-    except Ended as ended:
-        if ended.late:
+        for line in answers(module(name), question, seconds, GRACE):
+            progress = Progress(line["message"], float(line["fraction"])) if line else progress
+            if progress:
+                yield progress
+    except ChildFailed as failure:
+        if failure.late:
             raise TrspError(
                 f"It took more than {formatting.setting(seconds / 60)} minutes, and was ended.",
                 "Try again when less goes on here.",
-            ) from ended
-        if "error" in last:
-            raise TrspError(last["error"], last["remedy"]) from ended
-        why = ended.complaint or "it was stopped, most likely because the machine ran out of memory"
-        raise TrspError(f"The work ended with code {ended.code}: {why}.", "Try again.") from ended
+            ) from failure
+        raise TrspError(f"The work failed: {failure.reason}.", "Try again.") from failure
 
 
-def serve(work: Callable[..., Iterator[Step]]) -> int:
-    """The child's side: do what stdin asks; 0, or 1 with the refusal as the last line. What a library prints goes to
-    stderr."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+def serve(work: Callable[..., Iterable[Progress | dict[str, Any]]]) -> int:
+    """The child's side of `answers`: do what the question on stdin asks, and write what `work` yields.
+
+    Returns:
+        The exit code: 0; 1 after a refusal; 130 where it was asked to end.
+    """
+    out = answer_pipe()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    last: dict[str, Any] = {}
-    writing, done = threading.Lock(), threading.Event()
 
-    def tell(**values: Any) -> None:
-        with writing:
-            last.update(values)
-            out.write(json.dumps(values) + "\n")
-            out.flush()
+    def write(line: Mapping[str, Any]) -> None:
+        out.write(json.dumps(line, default=str) + "\n")
+        out.flush()
 
-    def repeat() -> None:
-        while not done.wait(AGAIN):
-            if last:
-                tell(**last)
-
-    teller = threading.Thread(target=repeat, daemon=True)
-    teller.start()
-    refusal: dict[str, str] = {}
     try:
-        for step in work(**json.loads(sys.stdin.read())):
-            tell(message=step.message, fraction=step.fraction)
+        for item in work(**json.loads(sys.stdin.readline())):
+            write(asdict(item) if isinstance(item, Progress) else item)
     except TrspError as error:
-        refusal = {"error": error.message, "remedy": error.remedy}
+        write({"error": error.message, "remedy": error.remedy})
+        return 1
     except KeyboardInterrupt:
         return 130
-    finally:
-        done.set()
-        teller.join()
-    if refusal:
-        tell(**refusal)
-    return 1 if refusal else 0
+    return 0
+
+
+def answer_pipe() -> TextIO:
+    """The child's stdout, for its lines alone: what a library prints goes to stderr from now on."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out

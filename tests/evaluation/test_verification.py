@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny, zoo
 from trsp_core import machine
-from trsp_core.evaluation import stock_process, verification
+from trsp_core.evaluation import saving, stock_process, verification
 from trsp_core.perf import budget
 from trsp_core.preparation import forecast
 from trsp_core.pruning import engine, validate
@@ -92,7 +92,7 @@ def spoil_tokenizer(folder: Path) -> None:
 def test_a_model_that_comes_back_otherwise_is_not_kept_and_the_run_has_failed(
     spoil, which, said, tmp_path, tiny_model, text, monkeypatch
 ):
-    plain = engine.save
+    plain = saving.save
 
     def spoiled(config, stack, tokenizer, target, *others):
         size = plain(config, stack, tokenizer, target, *others)
@@ -100,7 +100,7 @@ def test_a_model_that_comes_back_otherwise_is_not_kept_and_the_run_has_failed(
             spoil(target)
         return size
 
-    monkeypatch.setattr(engine, "save", spoiled)
+    monkeypatch.setattr(saving, "save", spoiled)
     run = made(tmp_path, tiny_model, text, save_trained=which == "trained-model")
     state = recorded(run)
     assert state.ended == "failed"

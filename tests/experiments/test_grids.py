@@ -52,7 +52,7 @@ def tell(seed):
 
 
 class Told:
-    """A crew that has the story of a run written at once, and remembers what it was asked for."""
+    """An executor that has the story of a run written at once, and remembers what it was asked for."""
 
     places = 1
 
@@ -63,6 +63,9 @@ class Told:
         return self
 
     def __exit__(self, *raised):
+        pass
+
+    def refuse(self, config):
         pass
 
     def start(self, run):
@@ -186,13 +189,13 @@ def test_the_grid_in_the_docs_and_the_one_in_the_module_are_grids():
 def test_each_point_is_run_once_and_takes_over_its_layers(store):
     told = work(store, first := Told())
     assert len(first.asked) == 10
-    assert [t.what for t in told if t.number == 3] == ["begun", "finished"]
+    assert [t.kind for t in told if t.number == 3] == ["begun", "finished"]
     later = [c for c in first.asked if c.stage2_steps]
     assert all((c.method, c.layers) == ("manual", "2,3") for c in later)
     assert len(store.runs()) == 10
     again = work(store, second := Told())
     assert second.asked == []
-    assert [t.what for t in again] == ["found"] * 10
+    assert [t.kind for t in again] == ["found"] * 10
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(store):
@@ -218,7 +221,7 @@ def test_a_point_that_another_process_finished_meanwhile_is_neither_deleted_nor_
     told = work(store, workers := Raced())
     assert made[0].config() not in workers.asked
     assert made[0].state().ended == "finished"
-    assert [t.what for t in told if t.number == 2][-1] == "finished"
+    assert [t.kind for t in told if t.number == 2][-1] == "finished"
 
 
 def test_a_point_of_another_grid_with_the_same_settings_is_taken_from_there(store):
@@ -231,7 +234,7 @@ def test_two_points_with_the_same_settings_are_one_run(store):
     same = GRID | {"arms": [{"name": "a"}, {"name": "b", "title": "The same"}]}
     told = work(store, workers := Told(), same)
     assert len(workers.asked) == 4
-    assert [t.what for t in told if t.number > 4] == ["found"] * 4
+    assert [t.kind for t in told if t.number > 4] == ["found"] * 4
 
 
 def test_a_run_is_found_again_after_the_program_has_learnt_a_setting(store):
@@ -248,7 +251,7 @@ def test_a_run_is_found_again_after_the_program_has_learnt_a_setting(store):
 def test_a_failed_point_is_told_and_the_others_go_on(store):
     bad = Told(fails=lambda c: c.seed == 1 and not c.stage2_steps)
     told = work(store, bad)
-    ends = {t.variation.title: t.what for t in told if t.what != "begun"}
+    ends = {t.variation.title: t.kind for t in told if t.kind != "begun"}
     assert ends["choice, seed 1"] == "failed"
     assert [w for t, w in ends.items() if "seed 1" in t and "choice" not in t] == ["left out"] * 4
     assert [w for t, w in ends.items() if "seed 0" in t] == ["finished"] * 5
@@ -258,7 +261,9 @@ def test_a_failed_point_is_told_and_the_others_go_on(store):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_shell_reports_and_writes_one_small_record(store, tmp_path, monkeypatch, capsys, fails):
-    monkeypatch.setattr(executors, "Here", lambda: Told(fails=lambda c: fails and c.control != "none" and c.seed == 1))
+    monkeypatch.setattr(
+        executors, "LocalExecutor", lambda: Told(fails=lambda c: fails and c.control != "none" and c.seed == 1)
+    )
     file, out = tmp_path / "grid.json", tmp_path / "record.json"
     file.write_text(json.dumps(GRID))
     code = shell_main.main(["sweep", "--grid", str(file), "--out", str(out), "--json"])
@@ -285,7 +290,7 @@ def test_the_shell_reports_and_writes_one_small_record(store, tmp_path, monkeypa
 
 def test_points_are_paired_by_the_blocks_they_were_measured_on(store):
     grid = grids.parse(GRID)
-    done = {t.variation.name: (t.run, t.state) for t in runner.work(grid.plan, store, Told()) if t.what == "finished"}
+    done = {t.variation.name: (t.run, t.state) for t in runner.work(grid.plan, store, Told()) if t.kind == "finished"}
     found = grid_results.gather(grid, done)
     trsp, control = found.of("trsp"), found.of("control")
     one, other = grid_results.paired(trsp[:2], control[:2], "calibration")
@@ -313,7 +318,7 @@ def test_the_clock_learns_from_what_points_took(tiny_model):
 
 def test_no_scheduler_is_refused_with_a_remedy():
     with pytest.raises(TrspError, match="No Dask scheduler"):
-        executors.Cluster("nonsense://nowhere")
+        executors.DaskExecutor("nonsense://nowhere")
 
 
 # From here on the runs are real, on a tiny model, in processes of their own.

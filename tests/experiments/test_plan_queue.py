@@ -17,7 +17,7 @@ from tests import ROOT, story, tiny
 from tests.runs.test_queue import CHILD
 from trsp_core.errors import TrspError
 from trsp_core.experiments import plan_queue, plans
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.models import catalog
 from trsp_core.models.inspection import Facts
 from trsp_core.preparation import preflight
@@ -71,7 +71,7 @@ def ran(store) -> list[str]:
 
 
 def test_a_plan_is_worked_through_and_pressing_twice_does_nothing_twice(store):
-    book = Agenda(store, RunQueue(store))
+    book = PlanQueue(store, RunQueue(store))
     assert book.standing("ablation").done == 0
     book.start("ablation")
     book.start("ablation")
@@ -85,7 +85,7 @@ def test_a_plan_is_worked_through_and_pressing_twice_does_nothing_twice(store):
 
 def test_stop_ends_the_run_at_hand_and_the_missing_ones_can_be_run_later(store, monkeypatch):
     monkeypatch.setattr(process, "start", wait_for_go)
-    book = Agenda(store, RunQueue(store))
+    book = PlanQueue(store, RunQueue(store))
     book.start("ablation")
     until(lambda: store.runs() and store.runs()[0].status() == "running")
     now = book.standing("ablation")
@@ -104,7 +104,7 @@ def test_stop_ends_the_run_at_hand_and_the_missing_ones_can_be_run_later(store, 
 
 def test_a_run_that_fails_takes_the_plan_off_the_agenda_with_its_reason(store, monkeypatch):
     monkeypatch.setattr(process, "start", fail)
-    book = Agenda(store, RunQueue(store))
+    book = PlanQueue(store, RunQueue(store))
     book.start("ablation")
     until(lambda: book.standing("ablation").trouble)
     now = book.standing("ablation")
@@ -118,13 +118,13 @@ def test_a_run_that_fails_takes_the_plan_off_the_agenda_with_its_reason(store, m
 def test_the_next_server_goes_on(store, monkeypatch):
     monkeypatch.setattr(process, "start", wait_for_go)
     first = RunQueue(store)
-    book = Agenda(store, first)
+    book = PlanQueue(store, first)
     book.start("ablation")
     until(lambda: store.runs() and store.runs()[0].status() == "running")
-    monkeypatch.setattr(book, "_feed", lambda plan: None)  # the old server is gone
+    book.close()  # the old server is gone
     first.workers = 0
     monkeypatch.setattr(process, "start", tell)
-    again = Agenda(store, RunQueue(store))
+    again = PlanQueue(store, RunQueue(store))
     assert again.standing("ablation").at_hand == store.runs()[0]
     (store.runs()[0].folder / "go").touch()
     until(lambda: again.standing("ablation").done == len(NAMES))
@@ -137,7 +137,7 @@ def test_a_plan_that_cannot_begin_is_refused_at_once(store, monkeypatch):
         raise TrspError("There is no room.", "Make some.")
 
     monkeypatch.setattr(preflight, "preflight", refuse)
-    book = Agenda(store, RunQueue(store))
+    book = PlanQueue(store, RunQueue(store))
     with pytest.raises(TrspError, match="no room"):
         book.start("ablation")
     with pytest.raises(TrspError):
@@ -203,7 +203,7 @@ def test_a_plan_of_real_runs_on_a_tiny_model(tmp_path, tiny_model, monkeypatch):
     document["variations"] = [v for v in document["variations"] if v["name"] in ("trsp", "delete_first")]
     monkeypatch.setattr(plans, "built_in", lambda: {"ablation": document})
     store = Store()
-    book = Agenda(store, RunQueue(store))
+    book = PlanQueue(store, RunQueue(store))
     book.start("ablation")
     until(lambda: book.standing("ablation").done == 2, seconds=300)
     trsp, control = reversed(store.runs())

@@ -24,7 +24,7 @@ from trsp_core.export.export_queue import ExportQueue
 from trsp_core.runs import limits, retention
 from trsp_core.runs.limits import OPEN
 from trsp_core.runs.store import Store
-from trsp_core.subprocesses import Step
+from trsp_core.subprocesses import Progress
 
 SERVER = """
 import sys, time
@@ -63,11 +63,11 @@ def child(monkeypatch):
         most[0] = max(most[0], now[0])
         try:
             while not go.is_set():
-                yield Step("At it", 0.5)
+                yield Progress("At it", 0.5)
                 time.sleep(0.01)
             Path(asked["target"]).parent.mkdir(exist_ok=True)
             Path(asked["target"]).write_text("made")
-            yield Step("Done", 1.0)
+            yield Progress("Done", 1.0)
         finally:
             now[0] -= 1
 
@@ -144,7 +144,7 @@ def test_one_that_waits_or_goes_on_is_stopped_and_can_be_asked_for_again(store, 
 
 def test_a_failure_is_told_where_it_belongs_and_the_next_one_is_served(store, monkeypatch):
     def run(module, seconds, **asked):
-        yield Step("At it", 0.1)
+        yield Progress("At it", 0.1)
         if asked["target"].endswith("refused.zip"):
             raise TrspError("There is no room.", "Make some.")
         if asked["target"].endswith("bug.zip"):
@@ -185,7 +185,7 @@ def test_a_report_is_made_by_a_real_child(store):
 def test_a_child_that_complains_at_length_is_not_held_up(tmp_path, monkeypatch):
     (tmp_path / "trsp_core").mkdir()
     code = "import json, sys; sys.stderr.write('x' * 1_000_000); print(json.dumps({'message': 'Done', 'fraction': 1}))"
-    monkeypatch.setattr("trsp_core.process_limits.held", lambda command: [sys.executable, "-c", code])
+    monkeypatch.setattr("trsp_core.process_limits.held", lambda *_: [sys.executable, "-c", code])
     assert [step.message for step in subprocesses.run("trsp_core.export.html_report", 60)] == ["Done"]
 
 

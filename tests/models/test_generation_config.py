@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests import tiny
 from trsp_core.data import blocks
-from trsp_core.evaluation import generation, perplexity, stock_process
+from trsp_core.evaluation import generation, perplexity, saving, stock_process
 from trsp_core.models import loading
 from trsp_core.pruning import engine, validate
 from trsp_core.schema import events
@@ -108,7 +108,7 @@ def saved(folder, target) -> dict[str, torch.Tensor]:
     model, tokenizer = loading.load(str(folder), device="cpu")
     stack = discovery.find(model)
     with removal.removed(stack, [1, 3]):
-        engine.save(validate.from_values(SETTINGS), stack, tokenizer, target / "model", target / "proof.safetensors")
+        saving.save(validate.from_values(SETTINGS), stack, tokenizer, target / "model", target / "proof.safetensors")
         _, text = generation.continuation(model, tokenizer, TEXT, 12)
         assert min(perplexity.time_once(model, tiny.ids(1, 6), 4)) > 0
     kept = load_file(target / "proof.safetensors")

@@ -15,7 +15,7 @@ from trsp_core.errors import TrspError
 from trsp_core.models import loading
 from trsp_core.schema.messages import Variant
 from trsp_core.workbench import chat_template, side_by_side
-from trsp_core.workbench.model_cache import Shelf
+from trsp_core.workbench.model_cache import ModelCache
 
 ASK = [{"role": "user", "content": "Hello"}]
 
@@ -178,7 +178,7 @@ def test_a_template_in_bounds_gives_the_tokens_that_transformers_gives(model):
         "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    held = Shelf().take(Variant(str(model)))
+    held = ModelCache().take(Variant(str(model)))
     ids, chat = side_by_side.encode(held, "The river 'crosses' the città", True)
     said = [{"role": "user", "content": "The river 'crosses' the città"}]
     theirs = held.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True).input_ids

@@ -254,9 +254,8 @@ def test_a_disk_without_room_is_seen_before_the_download(hub, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     from trsp_core.models import hub as hub_module
 
-    monkeypatch.setattr(hub_module, "look", lambda name: look(name))
     with pytest.raises(TrspError, match="are needed"):
-        hub_module.download(ID, lambda message, fraction: None)
+        hub_module.download(look(ID))
     assert hub.sent == 0
 
 
@@ -323,7 +322,7 @@ def test_memory_that_is_short_is_said_before_the_download(hub, monkeypatch):
 
 def test_a_fetch_goes_on_without_whoever_asked(hub):
     """In a thread of the server: one a model, watched by any tab, stopped by any."""
-    fetches = download.Fetches(OPEN)
+    fetches = download.Downloads(OPEN)
     hub.pace = 0.3
     fetches.start(ID)
     fetches.start(ID)

@@ -358,10 +358,11 @@ def test_pieces_are_joined_in_order_and_the_terms_are_kept_beside_the_model(home
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tiny.tokenizer())
     gemma = catalog.CATALOGUE["gemma3-270m"]
     with pytest.raises(TrspError, match="checksum"):
-        loading.convert(gemma, pieces, lambda message, fraction: None)
+        list(loading.convert(gemma, pieces))
     assert not (home / "models").exists()
     source = dataclasses.replace(gemma, sha256=hashlib.sha256(whole).hexdigest())
-    folder = loading.convert(source, pieces, lambda message, fraction: None)
+    list(loading.convert(source, pieces))
+    folder = catalog.converted(source.name)
     assert read == [whole]
     record = json.loads((folder / "terms.json").read_text())
     assert (record["link"], record["version"]) == (gemma.terms.link, gemma.terms.version)

@@ -19,7 +19,8 @@ from tests import ROOT, story
 from tests.pages.test_pages import open_page, texts
 from trsp_core import formatting
 from trsp_core.charts import frames
-from trsp_core.experiments import plan_results
+from trsp_core.evaluation.intervals import Interval
+from trsp_core.experiments import records
 from trsp_core.export import html_report
 from trsp_core.runs import replay
 from trsp_core.runs.recorder import record
@@ -169,9 +170,7 @@ def test_no_figure_reads_nan():
     assert words.perplexity_or_wait({}, "dense", live=True) == "being measured"
     assert words.perplexity_or_wait({}, "dense", live=False) == "not measured"
     assert formatting.perplexity(math.nan) == formatting.perplexity(math.inf) == "not a number"
-    assert plan_results.with_interval(plan_results.Interval(math.nan, math.nan, math.nan)).startswith(
-        "not a number [not a"
-    )
+    assert records.with_interval(Interval(math.nan, math.nan, math.nan)).startswith("not a number [not a")
     assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
     assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
 

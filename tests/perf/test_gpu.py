@@ -225,7 +225,7 @@ def test_an_interrupted_run_ends_the_same_on_the_gpu(case, text, tmp_path, monke
 @pytest.mark.gpu
 @pytest.mark.parametrize("removed", [[], [1, 3]])
 def test_columns_on_the_gpu_equal_generate(removed, tmp_path):
-    held, variant = model_cache.Shelf(), an.Variant(str(tiny.save(tmp_path)), removed)
+    held, variant = model_cache.ModelCache(), an.Variant(str(tiny.save(tmp_path)), removed)
     request = an.Generate([variant], "The river crosses", new_tokens=12, trace=False)
     found = [a.token for a in side_by_side.stream(request, held) if isinstance(a, an.TokenGenerated)]
     whole = held.take(an.Variant(variant.model))

@@ -151,7 +151,7 @@ def test_a_what_if_reads_no_more_than_the_context(text, tmp_path):
     model = short("gpt2", 20)
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    taken = model_cache.Shelf(device="cpu").take(an.Variant(str(tmp_path)))
+    taken = model_cache.ModelCache(device="cpu").take(an.Variant(str(tmp_path)))
     asked = an.WhatIf(str(tmp_path), [1], text=text, heldout=text, prompt=RunConfig().prompt, sample_tokens=24)
     study = what_if.study_of(asked, taken)
     (measured,) = [a for a in study.measure([1]) if isinstance(a, an.SetMeasured)]

@@ -24,7 +24,7 @@ from trsp_core.runs.store import Run, Store
 from trsp_core.schema import messages as an
 from trsp_core.schema.config import KNOBS
 from trsp_core.schema.knobs import number, whole
-from trsp_core.workbench.worker import Bench
+from trsp_core.workbench.worker import RequestHandler
 
 NO_PATHS = ["x" * 300, "~nobody-here", "~nobody-here/a.json", "a\0b", "/" + "y/" * 3000, "\udcff"]
 NO_FILES = [*NO_PATHS, "/dev/full", "/", "/dev/null/x", "/nowhere/a.json"]
@@ -143,7 +143,7 @@ def hostile_requests() -> list[an.Request]:
 
 
 def test_every_request_that_cannot_be_is_refused_at_the_workbench(run):
-    bench = Bench()
+    bench = RequestHandler()
     for request in hostile_requests():
         with pytest.raises(TrspError) as caught:
             an.check(request)

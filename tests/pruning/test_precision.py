@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from tests import tiny
 from tests.pruning.test_controls import TINY, text  # noqa: F401 - a fixture
 from trsp_core.errors import TrspError
-from trsp_core.evaluation import losses, perplexity
+from trsp_core.evaluation import losses, measurements, perplexity, saving
 from trsp_core.export import checkpoint as export
 from trsp_core.models import inspection, loading
 from trsp_core.perf import compilation
@@ -44,7 +44,7 @@ def test_sizes_are_those_of_the_numbers_that_packed_weights_stand_for(folder, pr
     count, size = perplexity.parameter_bytes(stack.model)
     assert count == whole[0]
     assert size < 0.75 * whole[1]
-    assert engine._dtype(stack.model) == f"{precision}, products in float32"
+    assert measurements.number_format(stack.model) == f"{precision}, products in float32"
     layer = perplexity.parameter_bytes(stack.layers[0])
     with removal.removed(stack, [1]):
         assert perplexity.parameter_bytes(stack.model) == (count - layer[0], size - layer[1])
@@ -104,7 +104,7 @@ def test_what_is_kept_says_what_the_model_in_memory_says(folder, text, precision
         assert lora.of(stack)  # packed weights keep theirs
         with removal.removed(stack, [1, 3]):
             said = stack.model(input_ids=tiny.ids(), use_cache=False).logits
-            engine.save(config, stack, tokenizer, tmp_path / "model")
+            saving.save(config, stack, tokenizer, tmp_path / "model")
             assert torch.equal(said, stack.model(input_ids=tiny.ids(), use_cache=False).logits)
     assert torch.equal(before, stack.model(input_ids=tiny.ids(), use_cache=False).logits)  # the adapters are gone
     with torch.no_grad():

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from tests.pruning.test_methods import DEPTH, SMALL, drain, lab_of, logits
 from trsp_core.errors import TrspError
+from trsp_core.evaluation import saving
 from trsp_core.pruning import engine, methods, validate
 from trsp_core.pruning.methods import width
 from trsp_core.schema import codec
@@ -57,7 +58,7 @@ def test_a_narrowed_model_is_an_ordinary_one_and_leaves_no_trace(model_type, tmp
     with lab.narrowed(layers, entries):
         parameters = sum(p.numel() for p in model.parameters())
         after = logits(model)
-        engine.save(RunConfig(), lab.stack, tiny.tokenizer(), tmp_path / "model")
+        saving.save(RunConfig(), lab.stack, tiny.tokenizer(), tmp_path / "model")
     assert event.parameters == parameters <= event.aim
     total, layer = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.model.layers.parameters())
     assert event.aim == total - 2 * layer // tiny.L

@@ -19,10 +19,9 @@ from tests import ROOT, story
 from tests.experiments.test_plan_queue import tell, until
 from tests.runs.test_queue import CHILD
 from trsp_core.experiments import plan_queue, plans
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.models import catalog, download
-from trsp_core.models.catalog import FetchProgress
-from trsp_core.models.download import Fetches
+from trsp_core.models.download import Downloads
 from trsp_core.models.inspection import Facts
 from trsp_core.preparation import preflight
 from trsp_core.runs import process as process_module
@@ -32,6 +31,7 @@ from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Store
 from trsp_core.schema import messages as an
 from trsp_core.schema.config import RunConfig
+from trsp_core.subprocesses import Progress
 from trsp_core.workbench import client
 
 DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + CHILD.replace(
@@ -197,7 +197,7 @@ def planned(store, monkeypatch, tmp_path):
     monkeypatch.setattr(preflight, "preflight", lambda config: None)
     monkeypatch.setattr(plan_queue, "PAUSE", 0.05)
     monkeypatch.setattr(process_module, "start", tell)
-    return Agenda(store, RunQueue(store))
+    return PlanQueue(store, RunQueue(store))
 
 
 @pytest.mark.parametrize("error", [KeyError("lost"), OSError(errno.EACCES, "Permission denied")])
@@ -250,8 +250,8 @@ def test_a_fetch_whose_end_goes_wrong_has_ended(monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(threading, "excepthook", lambda given: None)
-    monkeypatch.setattr(download, "fetch", lambda name, accepted: (FetchProgress("Ready.", 1.0) for _ in range(1)))
-    fetches = Fetches(OPEN, broken)
+    monkeypatch.setattr(download, "fetch", lambda name, accepted: (Progress("Ready.", 1.0) for _ in range(1)))
+    fetches = Downloads(OPEN, broken)
     fetches.start("tiny")
     until(lambda: not fetches.look("tiny").running)
     fetches.start("tiny")

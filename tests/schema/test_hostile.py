@@ -143,7 +143,6 @@ ASKED: list[an.Request] = [
     an.WhatIf("smollm2-135m", [1, 2]),
     an.Importance(COLUMNS[0]),
     an.Influence(COLUMNS[0]),
-    an.Status(),
     an.Cancel(),
 ]
 ANSWERED: list[an.Request | an.Answer] = [

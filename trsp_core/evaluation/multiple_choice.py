@@ -1,4 +1,4 @@
-"""Answering by likelihood: which continuation a model finds most probable, as a whole and a byte.
+"""Questions answered by likelihood: which continuation is the most probable to a model, in all and per byte.
 
 plain: argmax over choices of  log p(continuation | context)
 by bytes: argmax of  log p(continuation | context) / bytes of the continuation
@@ -42,12 +42,12 @@ def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], long
     device = next(model.parameters()).device
     for question in questions:
         pairs = [encode(tokenizer, *pair) for pair in zip(question.contexts, question.continuations, strict=True)]
-        found: list[tuple[float, bool]] = []
+        likelihoods: list[tuple[float, bool]] = []
         for start in range(0, len(pairs), AT_ONCE):
-            found += _likelihoods(model, pairs[start : start + AT_ONCE], longest, device)
-        nats = [value for value, _ in found]
+            likelihoods += _likelihoods(model, pairs[start : start + AT_ONCE], longest, device)
+        nats = [value for value, _ in likelihoods]
         if len(nats) == 1:
-            chosen = by_bytes = 0 if found[0][1] else -1
+            chosen = by_bytes = 0 if likelihoods[0][1] else -1
         else:
             sizes = [len(c.strip().encode()) for c in question.continuations]
             chosen = max(range(len(nats)), key=lambda i: nats[i])
@@ -80,16 +80,16 @@ def _likelihoods(
     rows = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in cut], device=device)
     with torch.inference_mode():
         logits: Tensor = model(input_ids=rows, use_cache=False).logits
-        found = []
+        likelihoods = []
         for row, (ids, n) in enumerate(cut):
             logs = logits[row, len(ids) - n - 1 : len(ids) - 1].float().log_softmax(-1)  # (n, V)
-            wanted = rows[row, len(ids) - n : len(ids)]
-            value = logs.gather(1, wanted[:, None]).double().sum().item()
-            found.append((value, bool((logs.argmax(-1) == wanted).all())))
-        return found
+            targets = rows[row, len(ids) - n : len(ids)]
+            value = logs.gather(1, targets[:, None]).double().sum().item()
+            likelihoods.append((value, bool((logs.argmax(-1) == targets).all())))
+        return likelihoods
 
 
 def accuracy(answers: Sequence[Answered]) -> tuple[Interval, Interval]:
-    """Share of right answers with Wilson's interval: plainly, and by bytes."""
+    """Share of right answers with Wilson's interval, by the plain choice and by that per byte."""
     right = sum(a.chosen == a.gold for a in answers), sum(a.chosen_by_bytes == a.gold for a in answers)
     return intervals.share(right[0], len(answers)), intervals.share(right[1], len(answers))

@@ -53,10 +53,10 @@ def read(task: str, text: str, limit: int | None = None) -> list[Question]:
     path = paths.file(task, "task", remedy, MOST_BYTES)
     content, _ = encodings.decode(paths.content(path, MOST_BYTES), path.name)
     lines = [line for line in encodings.lines(content) if line.strip()][:limit]
-    found = [_question(line, path.name, number) for number, line in enumerate(lines, 1)]
-    if not found:
+    questions = [_question(line, path.name, number) for number, line in enumerate(lines, 1)]
+    if not questions:
         raise TrspError(f"{path.name} holds no questions.", "Give a file with one question a line.")
-    return found
+    return questions
 
 
 def check_limit(limit: int | None) -> None:
@@ -69,16 +69,16 @@ def check_limit(limit: int | None) -> None:
 
 def _question(line: str, name: str, number: int) -> Question:
     try:
-        given: dict[str, Any] = json.loads(line)
-        gold = given["gold"]
-        if "choices" in given:
-            if not isinstance(given["choices"], list) or not all(isinstance(c, str) for c in given["choices"]):
+        document: dict[str, Any] = json.loads(line)
+        gold = document["gold"]
+        if "choices" in document:
+            if not isinstance(document["choices"], list) or not all(isinstance(c, str) for c in document["choices"]):
                 raise ValueError("choices")
-            choices = [" " + choice.strip() for choice in given["choices"]]
-            contexts, continuations = [prompt(given["query"])] * len(choices), choices
+            choices = [" " + choice.strip() for choice in document["choices"]]
+            contexts, continuations = [prompt(document["query"])] * len(choices), choices
         else:
-            contexts = [str(option).rstrip() for option in given["context_options"]]
-            continuations = [" " + str(given["continuation"]).strip()] * len(contexts)
+            contexts = [str(option).rstrip() for option in document["context_options"]]
+            continuations = [" " + str(document["continuation"]).strip()] * len(contexts)
         if type(gold) is not int or not 0 <= gold < len(contexts) or min(map(len, contexts)) == 0:
             raise ValueError("gold")
         "".join([*contexts, *continuations]).encode()
@@ -91,7 +91,7 @@ def _question(line: str, name: str, number: int) -> Question:
 
 
 def prompt(query: str) -> str:
-    """The context of a query: where it is marked as a question, the answer's mark follows."""
+    """The context of a query. One that begins with "Question:" gets a line "Answer:"."""
     query = query.rstrip()
     marked = query.startswith("Question:") and not query.endswith("Answer:")
     return query + "\nAnswer:" if marked else query
@@ -105,16 +105,16 @@ def last_words(text: str, limit: int | None = None) -> list[Question]:
     passage an article.
     """
     corpus = corpora.read(text)
-    found = []
+    passages = []
     for article in corpus.reserved or corpus.articles:
         passage = _passage(article)
         if passage:
-            found.append(passage)
-        if limit and len(found) >= limit:
+            passages.append(passage)
+        if limit and len(passages) >= limit:
             break
-    if not found:
+    if not passages:
         raise TrspError(f"No passage of {text[:60]} ends on a word that stood before.", "Take a longer text.")
-    return found
+    return passages
 
 
 def _passage(article: str) -> Question | None:

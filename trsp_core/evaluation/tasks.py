@@ -52,20 +52,20 @@ def read(name: str, limit: int | None = None) -> list[Question]:
             "Check the network, or give a JSONL file of its questions as the task.",
         ) from error
     count = len(rows) if limit is None else min(limit, len(rows))
-    found = []
+    questions = []
     for number in range(count):
         try:
-            found.append(task.ask(rows[number]))
+            questions.append(task.ask(rows[number]))
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise TrspError(
                 f"Row {number} of {task.title} is not as expected: {type(error).__name__}: {str(error)[:100]}",
                 "Check that the data set is the one meant, or give a JSONL file of its questions as the task.",
             ) from error
-    return found
+    return questions
 
 
 def question(contexts: Sequence[str], continuations: Sequence[str], gold: int) -> Question:
-    """A question whose contexts end without white space: what there was opens the continuation."""
+    """A question. White space at the end of a context is moved to the beginning of its continuation."""
     if not 0 <= gold < len(contexts):
         raise ValueError(f"choice {gold} of {len(contexts)}")
     bare = [context.rstrip() for context in contexts]

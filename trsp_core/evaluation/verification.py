@@ -7,10 +7,8 @@ a fresh process with stock transformers (`stock_process.py`) load a checkpoint a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
@@ -18,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trsp_core import formatting, process_limits
+from trsp_core import formatting, subprocesses
 from trsp_core.data.blocks import NEW_TOKENS, PROOF_TEXT, PROOF_TOKENS
 from trsp_core.errors import TrspError
+from trsp_core.subprocesses import ChildFailed
 
 GPU_ROOM = 1_500_000_000  # bytes of a GPU that a process takes beside the weights
 POLL = 0.2  # seconds between two looks at the fresh process
@@ -68,18 +67,18 @@ class Proof:
     @property
     def problems(self) -> list[str]:
         """Why this is no proof; empty where it is one."""
-        found = []
+        problems = []
         if not self.same_ids:
-            found.append("its tokenizer cuts the text otherwise")
+            problems.append("its tokenizer cuts the text otherwise")
         if not self.largest_difference <= self.rounding:  # so that not-a-number is a problem too
-            found.append(
+            problems.append(
                 f"its logits differ by {formatting.figure(self.largest_difference)} from those of the model in memory"
             )
         if not self.cached_equals_uncached and not (self.tie is not None and self.tie <= TIE * self.rounding):
-            found.append("it writes another text with a key-value cache than without")
+            problems.append("it writes another text with a key-value cache than without")
         elif self.dtype == self.memory_dtype == "float32" and not (self.same_text and self.cached_equals_uncached):
-            found.append("it writes another text than the model in memory")
-        return found
+            problems.append("it writes another text than the model in memory")
+        return problems
 
     @property
     def sentence(self) -> str:
@@ -108,8 +107,8 @@ class Proof:
 
 
 def keep(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. In a
-    short context it is on less of the text."""
+    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. A
+    model with a short context reads less of the text."""
     import torch
     from safetensors.torch import save_file
 
@@ -135,9 +134,9 @@ def keep(model: Any, tokenizer: Any, target: Path) -> None:
     temporary.replace(target)
 
 
-def check(folder: Path, kept: Path) -> Proof:
-    """What comes of `checking`."""
-    waiting = checking(folder, kept)
+def check(folder: Path, reference: Path) -> Proof:
+    """`checking` without the waiting in between."""
+    waiting = checking(folder, reference)
     while True:
         try:
             next(waiting)
@@ -145,18 +144,18 @@ def check(folder: Path, kept: Path) -> Proof:
             return end.value
 
 
-def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
-    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `kept`. Yields
+def checking(folder: Path, reference: Path) -> Generator[None, None, Proof]:
+    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `reference`. Yields
     while it waits; closing the generator ends the process.
 
     Raises:
-        TrspError: `kept` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
+        TrspError: `reference` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
     """
     import numpy as np
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(kept, framework="np") as file:
+        with safe_open(reference, framework="np") as file:
             facts = file.metadata()
             ids, memory, text = (file.get_tensor(name) for name in ("ids", "logits", "text"))
     except (OSError, SafetensorError) as error:
@@ -172,22 +171,22 @@ def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
     }
     with tempfile.TemporaryDirectory() as scratch:
         answer = yield from _ask(folder, Path(scratch) / "logits", question | {"threads": int(facts["threads"])})
-        found = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
-    if found.size != memory.size or answer["foreign"]:
+        logits = np.fromfile(Path(scratch) / "logits", dtype=np.float32)
+    if logits.size != memory.size or answer["foreign"]:
         raise TrspError(
-            f"The fresh process gave {found.size} logits, {memory.size} were expected.", "Please report this."
+            f"The fresh process gave {logits.size} logits, {memory.size} were expected.", "Please report this."
         )
-    found = found.reshape(memory.shape).astype(np.float64)
-    p, q = _log_softmax(memory.astype(np.float64)), _log_softmax(found)
+    logits = logits.reshape(memory.shape).astype(np.float64)
+    p, q = _log_softmax(memory.astype(np.float64)), _log_softmax(logits)
     return Proof(
         dtype=answer["dtype"],
         memory_dtype=facts["dtype"],
         tokens=len(ids),
         same_ids=answer["ids"] == ids.tolist(),
-        largest_difference=float(np.abs(found - memory).max()),
+        largest_difference=float(np.abs(logits - memory).max()),
         largest_logit=float(np.abs(memory).max()),
         kl=max(float((np.exp(p) * (p - q)).sum(axis=-1).mean()), 0.0),
-        same_likeliest=int((found.argmax(axis=-1) == memory.argmax(axis=-1)).sum()),
+        same_likeliest=int((logits.argmax(axis=-1) == memory.argmax(axis=-1)).sum()),
         new_tokens=len(text),
         same_text=answer["cached"] == text.tolist(),
         cached_equals_uncached=answer["cached"] == answer["uncached"],
@@ -196,8 +195,8 @@ def checking(folder: Path, kept: Path) -> Generator[None, None, Proof]:
 
 
 def _device(recorded: str, folder: Path) -> str:
-    """Where the fresh process computes: where the model in memory did; on the CPU where the GPU, which may hold that
-    one still, has no room for another."""
+    """Where the fresh process computes: on the device of the model in memory, or on the CPU where the GPU has no room
+    for a second one."""
     if recorded != "cuda":
         return recorded
     import torch
@@ -209,50 +208,27 @@ def _device(recorded: str, folder: Path) -> str:
 
 def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
     """The answer of a fresh process that sees no code of ours and no network, and ends when this one does."""
-    command = process_limits.held(
-        [sys.executable, "-I", str(Path(__file__).with_name("stock_process.py")), str(folder), str(target)]
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
-    with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as complaints:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=answer,
-            stderr=complaints,
-            text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
-            cwd=folder,
-            start_new_session=True,  # a Ctrl-C is for this process, which ends that one
-        )
-        assert child.stdin
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(question) + "\n")
-                child.stdin.flush()  # it stays open: its end tells the child that nobody waits for it any more
-            while child.poll() is None:
+    command = [sys.executable, "-I", str(Path(__file__).with_name("stock_process.py")), str(folder), str(target)]
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
+    bounds = {"variables": variables | {"HF_HUB_OFFLINE": "1"}, "folder": folder}
+    answer: dict[str, Any] = {}
+    try:
+        with contextlib.closing(subprocesses.answers(command, question, pause=POLL, **bounds)) as answers:
+            for line in answers:
+                answer = line or answer
                 yield
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(POLL)
-        finally:
-            child.kill()
-            child.wait()
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.close()
-        for file in (answer, complaints):
-            file.seek(0)
-        if child.returncode:
-            raise _not_loaded(child.returncode, complaints.read())
-        return json.loads(answer.read().splitlines()[-1])
+    except ChildFailed as failure:
+        raise _not_loaded(failure) from failure
+    return answer
 
 
-def _not_loaded(code: int, complaints: str) -> TrspError:
-    lines = complaints.strip().splitlines()
-    if code == -signal.SIGKILL or any(word in complaints for word in ("MemoryError", "OutOfMemory", "allocate memory")):
+def _not_loaded(failure: ChildFailed) -> TrspError:
+    if failure.code == -signal.SIGKILL or failure.short_of_memory:
         return TrspError(
             "A fresh process that was to load the model ran out of memory.", "Free some memory, then try again."
         )
-    said = lines[-1][:300] if lines else f"it ended with code {code}"
-    return TrspError(f"A fresh process could not load the model: {said}.", "Please report this.")
+    reason = failure.reason.splitlines()[-1][:300]
+    return TrspError(f"A fresh process could not load the model: {reason}.", "Please report this.")
 
 
 def _log_softmax(logits: Any) -> Any:

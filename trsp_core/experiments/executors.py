@@ -1,5 +1,5 @@
-"""Who runs the runs of a plan: this machine, one after the other, or the workers of a Dask cluster that share the
-folder of runs. Either way a run is a child process of its own and writes its own folder. Imports no torch.
+"""Who runs the runs of a plan: this process, one after the other; the queue of a server; or the workers of a Dask
+cluster that share the folder of runs. Each run is a child process of its own and writes its own folder. No torch.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ from typing import Any, Protocol
 
 from trsp_core import paths
 from trsp_core.errors import TrspError
+from trsp_core.preparation import preflight
 from trsp_core.runs import process
+from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Run
+from trsp_core.schema.config import RunConfig
 
 
-class Crew(Protocol):
-    """Runs runs. A crew is a context manager; leaving it stops what is still at work, in writing."""
+class Executor(Protocol):
+    """Runs runs. It is a context manager; leaving it stops what is still at work, in writing."""
 
-    def __enter__(self) -> Crew: ...
+    def __enter__(self) -> Executor: ...
     def __exit__(self, *raised: object) -> None: ...
 
     @property
     def places(self) -> int:
         """How many runs it takes at once."""
+        ...
+
+    def refuse(self, config: RunConfig) -> None:
+        """Raise TrspError where a run with these settings cannot be done; called before its folder is made."""
         ...
 
     def start(self, run: Run) -> None:
@@ -36,12 +43,12 @@ class Crew(Protocol):
         """Those that ended since it was asked last; waits for one, `seconds` at most.
 
         Raises:
-            TrspError: the crew cannot work.
+            TrspError: the executor cannot work.
         """
         ...
 
 
-class Here:
+class LocalExecutor:
     """One child process of this one at a time."""
 
     places = 1
@@ -49,7 +56,7 @@ class Here:
     def __init__(self) -> None:
         self._children: dict[Run, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Here:
+    def __enter__(self) -> LocalExecutor:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -57,6 +64,9 @@ class Here:
             _stop(run)
         for child in self._children.values():
             child.wait()
+
+    def refuse(self, config: RunConfig) -> None:
+        pass
 
     def start(self, run: Run) -> None:
         self._children[run] = process.start(run)
@@ -72,6 +82,39 @@ class Here:
         return done
 
 
+class QueueExecutor:
+    """The queue of a server, one run at a time, in turn with whatever else waits there. Leaving it stops nothing."""
+
+    places = 1
+
+    def __init__(self, run_queue: RunQueue) -> None:
+        self._run_queue = run_queue
+        self._runs: list[Run] = []
+
+    def __enter__(self) -> QueueExecutor:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def refuse(self, config: RunConfig) -> None:
+        preflight.preflight(config)
+        self._run_queue.refuse(config)
+
+    def start(self, run: Run) -> None:
+        self._run_queue.enqueue(run)
+        self._runs.append(run)
+
+    def ended(self, seconds: float) -> Sequence[Run]:
+        """Does not wait: its caller looks again and again."""
+        for run in self._runs:
+            if trouble := self._run_queue.start_failure(run.id):
+                raise TrspError(f"Run {run.id} could not be started.", trouble)
+        ended = [run for run in self._runs if not run.waits_or_runs()]
+        self._runs = [run for run in self._runs if run not in ended]
+        return ended
+
+
 # What a worker is sent: the scheduler reads it too, and need not have this program.
 _TASK = """
 import sys
@@ -81,7 +124,7 @@ executors.attend(folder)
 """
 
 
-class Cluster:
+class DaskExecutor:
     """Workers of a Dask scheduler. A worker takes as many runs at once as it has threads: start it with one
     (`dask worker ADDRESS --nthreads 1`). This program and the folder of runs have the same path on all of them."""
 
@@ -100,7 +143,7 @@ class Cluster:
             ) from error
         self._futures: dict[Run, Any] = {}
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> DaskExecutor:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -118,9 +161,12 @@ class Cluster:
         threads: Any = self._client.nthreads()
         return max(1, sum(threads.values())) + 1
 
+    def refuse(self, config: RunConfig) -> None:
+        pass
+
     def start(self, run: Run) -> None:
-        given = {"root": str(paths.ROOT), "folder": str(run.folder)}
-        self._futures[run] = self._client.submit(exec, _TASK, given, key=run.id, pure=False, retries=0)
+        variables = {"root": str(paths.ROOT), "folder": str(run.folder)}
+        self._futures[run] = self._client.submit(exec, _TASK, variables, key=run.id, pure=False, retries=0)
 
     def ended(self, seconds: float) -> Sequence[Run]:
         if not self._futures:

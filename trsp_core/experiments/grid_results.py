@@ -1,12 +1,9 @@
-"""What the runs of a grid say together: one point a run, with its losses on each measured block in both domains, small
-enough to ship. Points that were measured on the same blocks can be compared block by block. Imports no torch.
-"""
+"""The record of a grid: a point a run, small enough to ship. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +13,13 @@ from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
-from trsp_core.experiments import plan_results
+from trsp_core.experiments import records
 from trsp_core.experiments.grids import Grid
-from trsp_core.files import write_atomic
 from trsp_core.runs.store import Run
 from trsp_core.schema import codec
-from trsp_core.schema import events as ev
 from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
-
-SCHEMA = 1
-DIGITS = 4
-Losses = dict[str, list[float]]  # by domain, mean nats a token of each measured block
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
         run, state = finished[variation.name]
         place = grid.places[variation.name]
         points.append(_point(variation.name, variation.title, place.arm, dict(place.at), run.config(), state))
-        for domain, losses in _losses(state, "dense").items():
+        for domain, losses in records.losses(state, "dense", records.DIGITS).items():
             dense[points[-1].blocks[domain]] = losses
     first_run, first = finished[order[0].name]
     shared = {k: v for k, v in points[0].settings.items() if all(p.settings.get(k) == v for p in points)}
@@ -122,9 +114,9 @@ def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
         name=grid.plan.name,
         title=grid.plan.title,
         model=first_run.config().model,
-        made=time.strftime("%Y-%m-%d", time.localtime(max(r.folder.stat().st_mtime for r, _ in finished.values()))),
+        made=records.day(run for run, _ in finished.values()),
         planned=len(grid.plan.variations),
-        protocol=plan_results.protocol(first),
+        protocol=records.protocol(first),
         shared=shared,
         axes=dict(grid.axes),
         arms=dict(grid.arms),
@@ -137,7 +129,6 @@ def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
 def _point(name: str, title: str, arm: str, at: dict[str, Any], config: RunConfig, state: RunState) -> Point:
     values, defaults = config.as_dict(), RunConfig().as_dict()
     gaps = [sum(step.gaps) for step in (state.gap_steps[0], state.gap_steps[-1])] if state.gap_steps else []
-    direct = _losses(state, "direct")
     return Point(
         name=name,
         title=title,
@@ -146,14 +137,14 @@ def _point(name: str, title: str, arm: str, at: dict[str, Any], config: RunConfi
         settings={k: v for k, v in values.items() if v != defaults[k]},
         removed=state.removed.removed if state.removed else [],
         weights=_weights(state),
-        blocks={t.domain: t.fingerprint[:16] for t in state.texts if t.role == "measure"},
-        losses=_losses(state, "pruned"),
-        direct=direct,
-        kl={d: round(v, DIGITS) for d, v in state.divergence.get("pruned", {}).items()},
+        blocks={domain: digest[:16] for domain, digest in records.fingerprints(state).items()},
+        losses=records.losses(state, "pruned", records.DIGITS),
+        direct=records.losses(state, "direct", records.DIGITS),
+        kl=records.divergence(state),
         seed=config.seed,
         steps=len(state.gap_steps),
         seconds=round(math.fsum(state.step_times), 2),
-        gap=[round(g, DIGITS) for g in gaps if g],
+        gap=[round(g, records.DIGITS) for g in gaps if g],
     )
 
 
@@ -164,27 +155,17 @@ def _weights(state: RunState) -> list[float]:
     for chosen in state.rounds:
         if chosen.score is not None and chosen.layer < len(weights):
             weights[chosen.layer] = chosen.score
-    return [round(abs(w), DIGITS) for w in weights]
-
-
-def _losses(state: RunState, which: str) -> Losses:
-    return {m.domain: [round(v, DIGITS) for v in m.losses] for m in state.measured if m.state == which}
+    return [round(abs(w), records.DIGITS) for w in weights]
 
 
 def to_json(sweep: Sweep) -> str:
     """The record, a line a point."""
-    head = codec.encode_document(dataclasses.replace(sweep, points=[]), SCHEMA)
-    points = ",\n".join(map(codec.encode, sweep.points))
-    return head.replace('"points": []', f'"points": [\n{points}\n]') + "\n"
+    return records.to_json(sweep, "points")
 
 
 def write(sweep: Sweep, path: Path) -> None:
     """Raises TrspError: it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, to_json(sweep))
-    except OSError as error:
-        raise TrspError(f"{path} cannot be written: {error.strerror}.", "Name another file with --out.") from error
+    records.write(path, to_json(sweep))
 
 
 def load(path: Path) -> Sweep:
@@ -193,28 +174,23 @@ def load(path: Path) -> Sweep:
     Raises:
         TrspError: it cannot be read.
     """
-    try:
-        sweep = codec.decode_document(path.read_bytes(), SCHEMA, Sweep)
-        if any(p.arm not in sweep.arms or not set(p.at) <= set(sweep.axes) for p in sweep.points):
-            raise ValueError("a point outside the grid")
-        for point in sweep.points:
-            _check(point)
-            codec.build(RunConfig, {**sweep.shared, **point.settings})
-        return sweep
-    except (OSError, ValueError) as error:
-        raise TrspError(f"{path.name} is no record of a sweep.", "Leave it out, or record it again.") from error
+    return records.read(path, "a sweep", Sweep, _check)
 
 
-def _check(point: Point) -> None:
-    """Raise ValueError unless one can reckon with the figures of `point`; a loss may be what is not a number."""
-    if not set(ev.DOMAINS) <= set(point.losses) & set(point.blocks):
-        raise ValueError("a point without a domain")
-    plan_results.check_losses(point.losses)
-    plan_results.check_losses(point.direct)
-    if math.isnan(sum([*point.weights, *point.gap, *point.kl.values(), point.seconds])):
-        raise ValueError("a figure is missing")
-    if min(point.steps, point.seed) < 0:
-        raise ValueError("a number below nothing")
+def _check(sweep: Sweep) -> None:
+    """Raise ValueError unless one can reckon with the figures; a loss may be what is not a number."""
+    if any(p.arm not in sweep.arms or not set(p.at) <= set(sweep.axes) for p in sweep.points):
+        raise ValueError("a point outside the grid")
+    for point in sweep.points:
+        codec.build(RunConfig, {**sweep.shared, **point.settings})
+        if not set(DOMAINS) <= set(point.losses) & set(point.blocks):
+            raise ValueError("a domain is missing")
+        records.check_losses(point.losses)
+        records.check_losses(point.direct)
+        if math.isnan(sum([*point.weights, *point.gap, *point.kl.values(), point.seconds])):
+            raise ValueError("a figure that is not a number")
+        if min(point.steps, point.seed) < 0:
+            raise ValueError("a number below nothing")
 
 
 def shipped() -> Path:
@@ -227,21 +203,21 @@ def local(root: Path) -> Path:
     return root / "sweeps"
 
 
-def joined(found: Iterable[Sweep]) -> dict[str, Sweep]:
-    """By name. A sweep that continues another one that is there is part of that one, and no sweep of its own."""
-    there = {sweep.name: sweep for sweep in found}
-    whole = {name: s for name, s in there.items() if s.continues not in there or s.continues == name}
-    for sweep in there.values():
+def joined(sweeps: Iterable[Sweep]) -> dict[str, Sweep]:
+    """Sweeps by name. One that continues another that is there becomes part of that one, and is none of its own."""
+    by_name = {sweep.name: sweep for sweep in sweeps}
+    whole = {name: s for name, s in by_name.items() if s.continues not in by_name or s.continues == name}
+    for sweep in by_name.values():
         if sweep.name not in whole and sweep.continues in whole:
             whole[sweep.continues] = _with(whole[sweep.continues], sweep)
     return whole
 
 
 def _with(first: Sweep, more: Sweep) -> Sweep:
-    """`first` with the points of `more` behind its own; what not all of them share becomes settings of theirs."""
+    """`first` with the points of `more` behind its own. What they do not share becomes settings of the points."""
     shared = {k: v for k, v in first.shared.items() if more.shared.get(k) == v}
 
-    def told(sweep: Sweep) -> list[Point]:
+    def points(sweep: Sweep) -> list[Point]:
         rest = {k: v for k, v in sweep.shared.items() if k not in shared}
         return [dataclasses.replace(p, settings={**rest, **p.settings}) for p in sweep.points]
 
@@ -254,12 +230,12 @@ def _with(first: Sweep, more: Sweep) -> Sweep:
         axes={**more.axes, **axes},
         arms={**more.arms, **first.arms},
         dense={**more.dense, **first.dense},
-        points=[*told(first), *told(more)],
+        points=[*points(first), *points(more)],
     )
 
 
 def perplexity(points: list[Point], domain: str) -> Interval:
-    """Of several points, over all their blocks."""
+    """The perplexity of several points together, over all their blocks."""
     return intervals.perplexity([loss for p in points for loss in p.losses[domain]])
 
 
@@ -279,9 +255,8 @@ def cells(sweep: Sweep) -> list[list[str]]:
     """A table for a shell: each point's perplexity with its interval."""
     lines = [["", "calibration domain", "held-out domain", "gap", "seconds", "removed"]]
     for p in sweep.points:
-        figures = [plan_results.with_interval(intervals.perplexity(p.losses[d])) for d in ev.DOMAINS]
-        gap = " to ".join(f"{formatting.nats(g)}" for g in p.gap)
-        lines.append(
-            [p.title, *figures, gap, formatting.duration(p.seconds) if p.steps else "", ",".join(map(str, p.removed))]
-        )
+        figures = [records.with_interval(intervals.perplexity(p.losses[d])) for d in DOMAINS]
+        gap = " to ".join(map(formatting.nats, p.gap))
+        seconds = formatting.duration(p.seconds) if p.steps else ""
+        lines.append([p.title, *figures, gap, seconds, ",".join(map(str, p.removed))])
     return lines

@@ -119,7 +119,7 @@ def _parse(document: Any) -> Grid:
 
 
 def _variation(arm: Any, at: Mapping[str, Any], spans: Mapping[str, list[str]]) -> dict[str, Any]:
-    """A point as it would stand in a plan. An arm's own settings hold over the axes."""
+    """A point as it is written in a plan. Where an arm and an axis set the same knob, the arm's value holds."""
     variation = {
         "name": _name(arm["name"], at),
         "title": ", ".join([str(arm.get("title") or arm["name"]), *(f"{label(k)} {v}" for k, v in at.items())]),

@@ -1,8 +1,7 @@
 """Plans that a server works through, one run after the other, in turn with whatever else waits in its queue.
 
-A plan that is on the agenda is a small file under the folder of runs, so it outlives the tab that asked for it, and the
-server: the next one goes on with it. It leaves the agenda when it is done, when a run of it does not finish, or when it
-is stopped. Imports no torch.
+A plan at work is a small file under the folder of runs, so it outlives the tab that asked for it, and the server: the
+next one goes on with it. That ends when all is done, when a run of it does not finish, or when it is stopped. No torch.
 """
 
 from __future__ import annotations
@@ -10,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from trsp_core import supervision
 from trsp_core.errors import TrspError
 from trsp_core.experiments import plans, runner
+from trsp_core.experiments.executors import QueueExecutor
 from trsp_core.experiments.plans import Plan
+from trsp_core.experiments.runner import PlanEvent
 from trsp_core.files import write_atomic
 from trsp_core.preparation import preflight
 from trsp_core.runs.queue import RunQueue
@@ -27,15 +29,15 @@ PAUSE = 1.0  # seconds between looks at the run at hand
 
 
 @dataclass(frozen=True)
-class Standing:
+class PlanStatus:
     """How a plan stands.
 
     Attributes:
-        active: it is on the agenda.
+        active: it is being worked through.
         done, total: its runs that have finished, and all.
         at_hand: its run that is queued or running, with its title.
         seconds_left: until all are done; None where it is not known.
-        trouble: why it left the agenda before it was done.
+        trouble: why it was given up before it was done.
     """
 
     active: bool
@@ -47,20 +49,21 @@ class Standing:
     trouble: str = ""
 
 
-class Agenda:
-    """The plans of one server. Its thread feeds one run of each plan at a time into the queue."""
+class PlanQueue:
+    """The plans of one server. Its thread takes them through `runner.work`, one run of each at a time in the queue."""
 
     def __init__(self, store: Store, run_queue: RunQueue):
         self.store, self.run_queue = store, run_queue
         self._folder = store.root / "agenda"
         self._lock = threading.Lock()
+        self._work: dict[str, Iterator[PlanEvent]] = {}  # by plan
         self._troubles: dict[str, str] = {}  # plan to why it was given up, whether or not that could be written
         self._changed, self._closed = threading.Event(), False
-        self._thread = threading.Thread(target=self._serve, name="agenda", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="plans", daemon=True)
         self._thread.start()
 
     def start(self, name: str) -> None:
-        """Put a built-in plan on the agenda; one that is there stays as it is.
+        """Begin a built-in plan; one that is being worked through stays as it is.
 
         Raises:
             TrspError: no such plan, or its first run cannot be done on this machine.
@@ -76,7 +79,7 @@ class Agenda:
         self._changed.set()
 
     def stop(self, name: str) -> None:
-        """Take a plan off the agenda, and stop its run at hand."""
+        """Stop a plan, and its run at hand."""
         with self._lock:
             if not self._active(name):
                 return
@@ -86,11 +89,10 @@ class Agenda:
                 with contextlib.suppress(TrspError):  # it was deleted meanwhile
                     self.run_queue.cancel(run[1].id)
 
-    def standing(self, name: str) -> Standing:
+    def standing(self, name: str) -> PlanStatus:
         """Raises TrspError: no such plan."""
         plan = plans.read(name)
         done, run = self._look(plan)
-        kept = self._read(name)
         clock = runner.Clock(plan, 1)
         left: float | None = None
         for variation, state in done.items():
@@ -98,18 +100,18 @@ class Agenda:
             left = clock.gone(variation)
         left = clock.look(run[0], run[1].state()) if run else clock.left()
         titles = {v.name: v.title for v in plan.variations}
-        return Standing(
+        return PlanStatus(
             active=self._active(name),
             done=len(done),
             total=len(plan.variations),
             at_hand=run[1] if run else None,
             title=titles[run[0]] if run else "",
             seconds_left=left,
-            trouble=self._troubles.get(name) or str(kept.get("trouble", "")),
+            trouble=self._troubles.get(name) or str(self._read(name).get("trouble", "")),
         )
 
     def close(self) -> None:
-        """Feed no more runs. Plans stay on the agenda, for the next server."""
+        """Begin no more runs. Plans go on with the next server."""
         self._closed = True
         self._changed.set()
         self._thread.join()
@@ -123,9 +125,10 @@ class Agenda:
         for name in plans.built_in():
             with self._lock:
                 if not self._active(name) or self._closed:
+                    self._work.pop(name, None)
                     continue
                 try:
-                    self._feed(plans.read(name))
+                    self._advance(name)
                 except TrspError as error:
                     self._give_up(name, str(error))
                 except OSError as error:
@@ -134,39 +137,27 @@ class Agenda:
                     self._give_up(name, f"{type(error).__name__}: {error}. Please report this.")
                     supervision.tell(error)
 
+    def _advance(self, name: str) -> None:
+        """Take a plan as far as it goes without waiting."""
+        if name not in self._work:
+            self._work[name] = runner.work(plans.read(name), self.store, QueueExecutor(self.run_queue))
+        for event in self._work[name]:
+            if event.kind == "going":
+                return
+            if event.kind in runner.BAD:
+                failure = event.state.failure if event.state else None
+                remedy = "Open it to see why, then run the missing ones again."
+                raise TrspError(
+                    f"“{event.variation.title}” did not finish.",
+                    f"{failure.message} {failure.remedy}" if failure else remedy,
+                )
+        self._write(name, {"active": False})
+
     def _give_up(self, name: str, trouble: str) -> None:
         self._troubles[name] = trouble
+        self._work.pop(name, None)
         with contextlib.suppress(TrspError):  # a full disk: then only this server knows
             self._write(name, {"active": False, "trouble": trouble})
-
-    def _feed(self, plan: Plan) -> None:
-        """Queue the next run that is missing, unless one is queued or running."""
-        begun = self.store.root / str(self._read(plan.name).get("begun") or "none")
-        if trouble := self.run_queue.start_failure(begun.name):
-            raise TrspError(f"Run {begun.name} could not be started.", trouble)
-        if (begun / "queued").exists() or Run(begun).held():  # the cheapest look
-            return
-        done, run = self._look(plan)
-        if run:
-            return
-        missing = [v for v in plan.variations if v.name not in done]
-        if not missing:
-            self._write(plan.name, {"active": False})
-            return
-        config = plans.config_of(plan, missing[0], done)
-        before = plans.find(self.store, plan, missing[0], config)
-        if before and begun == before.folder:  # by this agenda, and it did not finish
-            why = before.state().failure
-            said = f"{why.message} {why.remedy}" if why else "Open it to see why, then run the missing ones again."
-            raise TrspError(f"“{missing[0].title}” did not finish.", said)
-        preflight.preflight(config)
-        if before and before.status() in ("cancelled", "lost", "damaged"):
-            made = self.run_queue.resume(before.id)
-        else:
-            if before:
-                self.store.delete(before.id)
-            made = self.run_queue.submit(config, plans.name_of(plan, missing[0], config))
-        self._write(plan.name, {"active": True, "begun": made.id})
 
     def _look(self, plan: Plan) -> tuple[dict[str, RunState], tuple[str, Run] | None]:
         """Finished runs by variation, and the variation and run that is queued or running."""
@@ -176,7 +167,7 @@ class Agenda:
                 continue
             try:
                 config = plans.config_of(plan, variation, done)
-            except TrspError:  # its model has gone since; `_feed` tells it when its turn comes
+            except TrspError:  # its model has gone since; `runner.work` tells it when its turn comes
                 continue
             run = plans.find(self.store, plan, variation, config)
             state = run.state() if run else None
@@ -195,10 +186,10 @@ class Agenda:
 
     def _read(self, name: str) -> dict[str, object]:
         try:
-            kept = json.loads(self._file(name).read_text("utf-8"))
+            document = json.loads(self._file(name).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return kept if isinstance(kept, dict) else {}
+        return document if isinstance(document, dict) else {}
 
     def _write(self, name: str, values: dict[str, object]) -> None:
         try:

@@ -1,13 +1,11 @@
-"""What several runs say together: one row a run, with its losses on each measured block, so that any two rows can be
-compared block by block. Gathered from run folders, or read from a recorded file; both show alike. Imports no torch.
-"""
+"""The record of a plan: a row a run, all measured on the same blocks. Gathered from run folders, or read from a file;
+both show alike. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +13,14 @@ from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
-from trsp_core.experiments import plans
+from trsp_core.experiments import plans, records
 from trsp_core.experiments.plans import Plan
 from trsp_core.runs.store import Run
-from trsp_core.schema import codec
-from trsp_core.schema import events as ev
 from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
 
-SCHEMA = 1
-MOST_NATS = 1e6  # a token; more is no loss
+DIGITS = 5  # of a loss
 
 
 @dataclass(frozen=True)
@@ -81,42 +77,42 @@ class Record:
         return next((row for row in self.rows if row.name == name), None)
 
 
-def gather(plan: str, runs: Iterable[Run], known: Plan | None = None) -> Record:
-    """The newest finished run of each variation of the plan called `plan`, in the order of `known`.
+def gather(name: str, runs: Iterable[Run], plan: Plan | None = None) -> Record:
+    """The newest finished run of each variation of the plan called `name`, in its order.
 
     Args:
-        known: the plan itself, for titles and order; a built-in one is found by its name.
+        plan: the plan itself, for titles and order; a built-in one is found by its name.
 
     Raises:
         TrspError: there is none; or they were not measured on the same blocks.
     """
-    found: dict[str, tuple[Run, RunConfig, RunState]] = {}
+    ends: dict[str, tuple[Run, RunConfig, RunState]] = {}
     for run in runs:
-        mine = plans.belongs(run)
-        if mine and mine[0] == plan and mine[1] not in found:
+        its_plan, variation = plans.belongs(run) or ("", "")
+        if its_plan == name and variation not in ends:
             state = run.state()
             if state.ended == "finished":
-                found[mine[1]] = (run, run.config(), state)
-    if not found:
+                ends[variation] = (run, run.config(), state)
+    if not ends:
         raise TrspError(
-            f"No run of the plan {plan!r} has finished here.", f"Run it: python -m trsp_core compare --plan {plan}"
+            f"No run of the plan {name!r} has finished here.", f"Run it: python -m trsp_core compare --plan {name}"
         )
-    known = known or (plans.read(plan) if plan in plans.built_in() else None)
-    titles = {v.name: v.title for v in known.variations} if known else {}
-    order = [name for name in titles if name in found] + sorted(set(found) - set(titles))
-    first = found[order[0]]
-    same = [name for name in order if _fingerprints(found[name][2]) == _fingerprints(first[2])]
+    plan = plan or (plans.read(name) if name in plans.built_in() else None)
+    titles = {v.name: v.title for v in plan.variations} if plan else {}
+    order = [v for v in titles if v in ends] + sorted(set(ends) - set(titles))
+    first = ends[order[0]]
+    same = [v for v in order if records.fingerprints(ends[v][2]) == records.fingerprints(first[2])]
     if len(same) < len(order):
         raise TrspError(
             "These runs were not measured on the same blocks.", "Run the plan again, with the same texts and seed."
         )
-    rows = [_dense(first[2]), *(_row(name, titles.get(name, name), *found[name][1:]) for name in order)]
+    rows = [_dense(first[2]), *(_row(v, titles.get(v, v), *ends[v][1:]) for v in order)]
     return Record(
-        plan=plan,
-        title=known.title if known else plan,
+        plan=name,
+        title=plan.title if plan else name,
         model=first[1].model,
-        made=time.strftime("%Y-%m-%d", time.localtime(max(r.folder.stat().st_mtime for r, _, _ in found.values()))),
-        protocol=protocol(first[2]),
+        made=records.day(run for run, _, _ in ends.values()),
+        protocol=records.protocol(first[2]),
         rows=rows,
     )
 
@@ -124,7 +120,7 @@ def gather(plan: str, runs: Iterable[Run], known: Plan | None = None) -> Record:
 def _dense(state: RunState) -> Row:
     model = state.model
     assert model is not None
-    losses = _losses(state, "dense")
+    losses = records.losses(state, "dense", DIGITS)
     return Row("dense", "Dense, as it came", "", [], model.n_layers, model.parameters, losses, {})
 
 
@@ -138,8 +134,8 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         removed=removed.removed,
         n_layers=len(removed.removed) + len(removed.kept),
         parameters=removed.parameters,
-        losses=_losses(state, "pruned"),
-        kl={d: round(v, 4) for d, v in state.divergence.get("pruned", {}).items()},
+        losses=records.losses(state, "pruned", DIGITS),
+        kl=records.divergence(state),
         steps=len(state.gap_steps),
         seconds=round(state.step_seconds or 0.0, 3),
         choosing=round(state.phase_seconds.get("choose", 0.0), 1),
@@ -147,10 +143,6 @@ def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
         dense_speed=_speed(state, "dense"),
         narrowed=state.narrowed.sentence if state.narrowed else "",
     )
-
-
-def _losses(state: RunState, which: str) -> dict[str, list[float]]:
-    return {m.domain: [round(v, 5) for v in m.losses] for m in state.measured if m.state == which}
 
 
 def _speed(state: RunState, which: str) -> dict[str, list[float]]:
@@ -161,22 +153,9 @@ def _speed(state: RunState, which: str) -> dict[str, list[float]]:
     return {kind: [round(v, 1) for v in (middle, *ends)] for kind, (middle, ends) in pairs.items()}
 
 
-def _fingerprints(state: RunState) -> dict[str, str]:
-    return {t.domain: t.fingerprint for t in state.texts if t.role == "measure"}
-
-
-def protocol(state: RunState) -> dict[str, str]:
-    """By domain, a sentence: text, blocks, tokens, number format."""
-    return {
-        m.domain: f"{m.text}: {m.blocks} blocks of {m.block_length} tokens ({formatting.count(m.tokens)} predicted), "
-        f"{m.dtype}"
-        for m in state.measured
-        if m.state == "dense"
-    }
-
-
 def to_json(record: Record) -> str:
-    return codec.encode_document(record, SCHEMA, indent=1)
+    """The record, a line a row."""
+    return records.to_json(record, "rows")
 
 
 def shipped(plan: str) -> Path:
@@ -190,35 +169,28 @@ def load(path: Path) -> Record:
     Raises:
         TrspError: it cannot be read.
     """
-    try:
-        record = codec.decode_document(path.read_bytes(), SCHEMA, Record)
-        for row in record.rows:
-            _check(row)
-        if len({tuple(len(row.losses[d]) for d in ev.DOMAINS) for row in record.rows}) != 1:
-            raise ValueError("rows that were not measured on the same blocks")
-        return record
-    except (OSError, ValueError) as error:
-        raise TrspError(f"{path.name} is no record of runs.", "Leave it out, or record it again.") from error
+    return records.read(path, "runs", Record, _check)
 
 
-def _check(row: Row) -> None:
+def _check(record: Record) -> None:
+    for row in record.rows:
+        _check_row(row)
+    if len({tuple(len(row.losses[d]) for d in DOMAINS) for row in record.rows}) != 1:
+        raise ValueError("rows that were not measured on the same blocks")
+
+
+def _check_row(row: Row) -> None:
     """Raise ValueError unless one can reckon with the figures of `row`; a loss may be what is not a number."""
     if not 0 <= len(row.removed) <= row.n_layers or row.parameters < 0 or row.steps < 0:
         raise ValueError("sizes below nothing")
-    if not set(ev.DOMAINS) <= set(row.losses):
+    if not set(DOMAINS) <= set(row.losses):
         raise ValueError("a domain is missing")
     for speed in (row.speed, row.dense_speed):
         if any(len(rates) != 3 or not min(rates) > 0 or math.isnan(sum(rates)) for rates in speed.values()):
             raise ValueError("a speed without its range")
     if math.isnan(row.seconds + row.choosing):
         raise ValueError("a time is missing")
-    check_losses(row.losses)
-
-
-def check_losses(losses: Mapping[str, list[float]]) -> None:
-    """Raise ValueError: a domain has none, or they are not in nats a token."""
-    if any(not values or any(abs(v) > MOST_NATS for v in values) for values in losses.values()):
-        raise ValueError("no losses")
+    records.check_losses(row.losses)
 
 
 def compared(record: Record, one: str, other: str) -> dict[str, Interval] | None:
@@ -226,7 +198,7 @@ def compared(record: Record, one: str, other: str) -> dict[str, Interval] | None
     a, b = record.row(one), record.row(other)
     if a is None or b is None:
         return None
-    return {d: intervals.factor(a.losses[d], b.losses[d]) for d in ev.DOMAINS}
+    return {d: intervals.factor(a.losses[d], b.losses[d]) for d in DOMAINS}
 
 
 def only_at_home(record: Record, row: Row, other: str) -> bool:
@@ -239,13 +211,8 @@ def cells(record: Record) -> list[list[str]]:
     """A table for a shell: each row's figures with their intervals."""
     lines = [["", "layers", "calibration domain", "held-out domain", "KL", "removed"]]
     for row in record.rows:
-        figures = [with_interval(intervals.perplexity(row.losses[d])) for d in ev.DOMAINS]
-        kl = " / ".join(f"{formatting.nats(row.kl[d])}" for d in ev.DOMAINS if d in row.kl)
-        left = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
-        lines.append([row.title, left, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
+        figures = [records.with_interval(intervals.perplexity(row.losses[d])) for d in DOMAINS]
+        kl = " / ".join(formatting.nats(row.kl[d]) for d in DOMAINS if d in row.kl)
+        layers = f"{row.n_layers - len(row.removed)} of {row.n_layers}"
+        lines.append([row.title, layers, *figures, kl, ",".join(map(str, row.removed)) or row.narrowed or "none"])
     return lines
-
-
-def with_interval(interval: Interval) -> str:
-    """A perplexity with its interval: `61.2 [58.0, 64.9]`."""
-    return formatting.interval(interval.value, interval.low, interval.high, formatting.perplexity)

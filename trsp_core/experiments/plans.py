@@ -20,8 +20,7 @@ from trsp_core.preparation import forecast
 from trsp_core.pruning import methods, validate
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import codec
-from trsp_core.schema import config as configs
-from trsp_core.schema.config import RunConfig
+from trsp_core.schema.config import RunConfig, to_json
 from trsp_core.schema.run_state import RunState
 
 MOST = 1_000  # variations
@@ -201,24 +200,24 @@ def config_of(plan: Plan, variation: Variation, done: Mapping[str, RunState]) ->
 
 
 def find(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run | None:
-    """The newest run of this variation with these settings, whatever became of it. Settings are compared as they are
-    read back, so that a setting that the program has learnt since counts with its default."""
+    """The newest run of this variation with these settings, however it ended. A setting that is younger than the run
+    counts with its default."""
     mine = (plan.name, variation.name)
     return next((run for run in store.runs() if belongs(run) == mine and _settings(run) == config), None)
 
 
 def finished(store: Store) -> dict[RunConfig, Run]:
-    """The newest finished run of each settings, whoever asked for it."""
-    found = {}
+    """For each settings the newest run that has finished, whichever plan it belongs to."""
+    newest = {}
     for run in reversed(store.runs()):
         config = _settings(run)
         if config and run.summary()["ended"] == "finished":
-            found[config] = run
-    return found
+            newest[config] = run
+    return newest
 
 
 def needs(plan: Plan, variation: Variation) -> set[str]:
-    """Names of the variations whose layers have to be known before this one's settings are."""
+    """Names of the variations that have to finish first, since this one takes over their layers."""
     other = next((v for v in plan.variations if v.name == variation.as_long_as), None)
     return {variation.layers_of} - {""} | (needs(plan, other) if other else set())
 
@@ -236,13 +235,13 @@ def create(store: Store, plan: Plan, variation: Variation, config: RunConfig) ->
 
 
 def name_of(plan: Plan, variation: Variation, config: RunConfig) -> str:
-    """A run folder's name from now on."""
+    """The name of a new run folder: time, plan, variation, settings."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name}-{variation.name}-{digest(config)}"
 
 
 def digest(config: RunConfig) -> str:
-    """8 hex digits that settle the settings."""
-    return hashlib.sha256(configs.to_json(config).encode()).hexdigest()[:8]
+    """8 hex digits, the same for the same settings."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
 
 
 def belongs(run: Run) -> tuple[str, str] | None:

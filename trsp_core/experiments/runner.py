@@ -1,7 +1,8 @@
-"""Work through a plan: run what is missing of it, each run once, as far as its crew reaches at a time. Told as events.
+"""The driver of plans, for the shell and the server. It runs what is missing of a plan, each run once, as many at a
+time as its executor takes.
 
-    with crew.Here() as workers:
-        for told in sweep.work(plan, Store(), workers): ...
+    with executors.LocalExecutor() as executor:
+        for event in runner.work(plan, Store(), executor): ...
 
 A run that was stopped or lost goes on where it can, one that failed is run again, a finished one never, whichever plan
 asked for it first. Where one fails the others go on; only what needed its layers is left out. Imports no torch.
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from trsp_core.errors import TrspError
 from trsp_core.experiments import plans
-from trsp_core.experiments.executors import Crew
+from trsp_core.experiments.executors import Executor
 from trsp_core.experiments.plans import Plan, Variation
 from trsp_core.models import catalog
 from trsp_core.preparation import forecast
@@ -29,17 +30,17 @@ TICK = 2.0  # seconds between looks at the runs under way
 
 
 @dataclass(frozen=True)
-class Told:
-    """Something happened to a point of the plan.
+class PlanEvent:
+    """Something happened to a variation of the plan.
 
     Attributes:
-        what: begun, going (a look at it meanwhile), found (it had finished before), or how it ended: finished, failed,
+        kind: begun, going (a look at it meanwhile), found (it had finished before), or how it ended: finished, failed,
             cancelled, lost, damaged; left out: what it needs has not finished.
-        number: of the point in the plan, from 1.
-        seconds_left: until all points are done; None where it is not known.
+        number: of the variation in the plan, from 1.
+        seconds_left: until all are done; None where it is not known.
     """
 
-    what: str
+    kind: str
     number: int
     variation: Variation
     run: Run | None
@@ -47,83 +48,89 @@ class Told:
     seconds_left: float | None
 
 
-Place = tuple[int, Variation]  # number in the plan, from 1
+Numbered = tuple[int, Variation]  # from 1
+BUSY = ("queued", "running")
 BAD = ("failed", "cancelled", "lost", "damaged", "left out")
 
 
-def work(plan: Plan, store: Store, crew: Crew) -> Iterator[Told]:
-    """Run what is missing, and tell of each point. Leaving the crew stops what is at work, in writing.
+def work(plan: Plan, store: Store, executor: Executor) -> Iterator[PlanEvent]:
+    """Run what is missing, and tell of each variation. Leaving the executor stops what is at work, in writing.
 
     Raises:
-        TrspError: a run cannot be begun at all: a folder that cannot be written, a cluster that is gone.
+        TrspError: a run cannot be begun at all: settings that cannot be used here, a folder that cannot be written, a
+            cluster that is gone.
     """
     waiting = {v.name: (n, v) for n, v in enumerate(plan.variations, 1)}
-    known, done, missing = plans.finished(store), dict[str, RunState](), set[str]()
-    at_work: dict[Run, Place] = {}
-    elsewhere: set[Run] = set()  # those of `at_work` that another process is at
-    clock = Clock(plan, crew.places)
+    finished, states, missing = plans.finished(store), dict[str, RunState](), set[str]()
+    at_work: dict[Run, Numbered] = {}
+    elsewhere: set[Run] = set()  # those of `at_work` that another process has begun
+    clock = Clock(plan, executor.places)
     while waiting or at_work:
-        for name, place in list(waiting.items()):
-            needed = plans.needs(plan, place[1])
+        for name, numbered in list(waiting.items()):
+            needed = plans.needs(plan, numbered[1])
             if needed & missing:
                 del waiting[name]
                 missing.add(name)
-                yield Told("left out", *place, None, None, clock.gone(name))
-            elif needed <= set(done):
-                config = plans.config_of(plan, place[1], done)
-                there = known[config].state() if config in known else RunState()
-                if there.ended == "finished":  # and its record has not been damaged since
+                yield PlanEvent("left out", *numbered, None, None, clock.gone(name))
+            elif needed <= set(states):
+                config = plans.config_of(plan, numbered[1], states)
+                state = finished[config].state() if config in finished else RunState()
+                if state.ended == "finished":  # and its record has not been damaged since
                     del waiting[name]
-                    done[name] = there
-                    yield Told("found", *place, known[config], done[name], clock.gone(name))
-                elif len(at_work) < crew.places and config not in {run.config() for run in at_work}:  # a twin is found
+                    states[name] = state
+                    yield PlanEvent("found", *numbered, finished[config], state, clock.gone(name))
+                elif len(at_work) < executor.places and config not in {r.config() for r in at_work}:  # a twin is found
+                    run = _claim(store, plan, numbered[1], config, executor)
                     del waiting[name]
-                    run = _claim(store, plan, place[1], config)
-                    at_work[run] = place
-                    if run.status() in ("running", "finished"):
+                    at_work[run] = numbered
+                    if run.status() in BUSY or run.status() == "finished":
                         elsewhere.add(run)
                     else:
-                        crew.start(run)
-                    yield Told("begun", *place, run, None, clock.left())
-        for run in _ended(crew, at_work, elsewhere):
-            place, state = at_work.pop(run), run.state()
+                        executor.start(run)
+                    yield PlanEvent("begun", *numbered, run, None, clock.left())
+        for run in _ended(executor, at_work, elsewhere):
+            numbered, state = at_work.pop(run), run.state()
             elsewhere.discard(run)
-            status = run.status(state.ended)
+            status, name = run.status(state.ended), numbered[1].name
             if status == "finished":
-                done[place[1].name] = state
-                known[run.config()] = run
-                clock.learn(place[1].name, state)
+                states[name] = state
+                finished[run.config()] = run
+                clock.learn(name, state)
             else:
-                missing.add(place[1].name)
-            yield Told(status, *place, run, state, clock.gone(place[1].name))
-        for run, place in at_work.items():
+                missing.add(name)
+            yield PlanEvent(status, *numbered, run, state, clock.gone(name))
+        for run, numbered in at_work.items():
             state = run.state()
-            yield Told("going", *place, run, state, clock.look(place[1].name, state))
+            yield PlanEvent("going", *numbered, run, state, clock.look(numbered[1].name, state))
 
 
-def _ended(crew: Crew, at_work: Mapping[Run, Place], elsewhere: set[Run]) -> list[Run]:
+def _ended(executor: Executor, at_work: Mapping[Run, Numbered], elsewhere: set[Run]) -> list[Run]:
     """Those that ended; waits a while for one, if any is at work."""
     if len(at_work) > len(elsewhere):
-        mine = list(crew.ended(TICK))
+        own = list(executor.ended(TICK))
     else:
-        mine = []
+        own = []
         time.sleep(0.5 if elsewhere else 0.0)
-    return [*mine, *(run for run in elsewhere if not run.held())]
+    return [*own, *(run for run in elsewhere if not run.waits_or_runs())]
 
 
-def _claim(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run:
-    """The run that another process is at or has just finished, or that goes on, or a new one in place of one that
-    failed."""
-    there = plans.find(store, plan, variation, config)
-    if there and (there.status() in ("running", "finished") or resume.take_up(there)):
-        return there
-    if there:
-        store.delete(there.id)
+def _claim(store: Store, plan: Plan, variation: Variation, config: RunConfig, executor: Executor) -> Run:
+    """The run of this variation. One that is queued, at work or finished is left to whoever began it; one that was
+    stopped or lost goes on; one that failed is deleted for a new one."""
+    earlier = plans.find(store, plan, variation, config)
+    status = earlier.status() if earlier else ""
+    if earlier and (status in BUSY or status == "finished"):
+        return earlier
+    executor.refuse(config)
+    if earlier:
+        if resume.take_up(earlier):
+            return earlier
+        store.delete(earlier.id)
     return plans.create(store, plan, variation, config)
 
 
 class Clock:
-    """Time left over all points: forecasts, corrected by what those that have run took."""
+    """Time left for all variations: forecasts, corrected by what those that have run took."""
 
     def __init__(self, plan: Plan, places: int):
         self._expected = {v.name: _expected(plan, v) for v in plan.variations}
@@ -131,17 +138,17 @@ class Clock:
         self._took, self._planned, self._places = 0.0, 0.0, places
 
     def learn(self, name: str, state: RunState) -> None:
-        """A point has finished, and took so long."""
+        """A variation has finished, and took so long."""
         self._took += state.at
         self._planned += self._expected.get(name) or state.at
 
     def look(self, name: str, state: RunState) -> float | None:
-        """A point is so far."""
+        """A variation has come so far; returns the seconds `left`."""
         self._fractions[name] = state.fraction
         return self.left()
 
     def gone(self, name: str) -> float | None:
-        """A point takes no time any more."""
+        """A variation takes no time any more; returns the seconds `left`."""
         self._expected.pop(name, None)
         return self.left()
 
@@ -155,7 +162,7 @@ class Clock:
 
 
 def _expected(plan: Plan, variation: Variation) -> float | None:
-    """Forecast of a point in seconds, before the layers that it takes over are known."""
+    """Forecast of a variation in seconds, before the layers that it takes over are known."""
     by_name = {v.name: v for v in plan.variations}
     timed = by_name.get(variation.as_long_as, variation)
     try:
@@ -163,8 +170,8 @@ def _expected(plan: Plan, variation: Variation) -> float | None:
         if variation.layers_of:
             source = by_name[variation.layers_of]
             theirs = validate.from_values({**plan.base, **source.settings}, plan.preset)
-            named = theirs.method if theirs.method == "manual" else "random"  # costs nothing to choose
-            config = replace(config, method=named, layers=theirs.layers, ratio=theirs.ratio)
+            method = theirs.method if theirs.method == "manual" else "random"  # costs nothing to choose
+            config = replace(config, method=method, layers=theirs.layers, ratio=theirs.ratio)
         return forecast.forecast(config, catalog.facts(config.model)).seconds
     except TrspError:
         return None

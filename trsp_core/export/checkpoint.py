@@ -32,7 +32,7 @@ from trsp_core.runs.store import Run
 from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig, to_json
 from trsp_core.schema.run_state import RunState
-from trsp_core.subprocesses import Step
+from trsp_core.subprocesses import Progress
 
 MAX_PROOF = 1_000_000  # bytes of a proof inside a zip
 DTYPES = ("float32", "bfloat16", "float16")
@@ -55,7 +55,9 @@ class Archive:
         return self.file.stat().st_size
 
 
-def export(run: Run, target: Path | None = None, dtype: str = "", push: str = "", token: str = "") -> Iterator[Step]:  # nosec B107 - "" is none
+def export(
+    run: Run, target: Path | None = None, dtype: str = "", push: str = "", token: str = ""
+) -> Iterator[Progress]:  # nosec B107 - "" is none
     """Make an export, prove it, and yield how far that is. Closing the iterator removes what is unfinished.
 
     Args:
@@ -90,18 +92,18 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
             folder = scratch / title if target.suffix == ".zip" else scratch
             folder.mkdir(parents=True)
             stack.enter_context(_locked(scratch))
-            yield Step(
+            yield Progress(
                 "Copying the checkpoint" if dtype in (own_dtype, "quantized") else f"Converting to {dtype}", 0.05
             )
             if dtype in (own_dtype, "quantized"):
                 shutil.copytree(run.model_folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
             else:
                 _convert(run.model_folder, folder, dtype)
-            yield Step("Proving it: a fresh process with stock transformers loads it", 0.3)
+            yield Progress("Proving it: a fresh process with stock transformers loads it", 0.3)
             proof = _prove(run, folder)
             _describe(run, config, state, proof, folder, title, dtype)
             if target.suffix == ".zip":
-                yield Step("Packing", 0.8)
+                yield Progress("Packing", 0.8)
                 _pack(folder, scratch / target.name)
                 (scratch / target.name).replace(target)
             else:
@@ -109,11 +111,11 @@ def export(run: Run, target: Path | None = None, dtype: str = "", push: str = ""
                 folder.replace(target)
                 folder = target
             if push:
-                yield Step(f"Uploading to {push}", 0.9)
+                yield Progress(f"Uploading to {push}", 0.9)
                 hub_upload.push(folder, push, token)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    yield Step(proof.sentence, 1.0)
+    yield Progress(proof.sentence, 1.0)
 
 
 def _prove(run: Run, folder: Path) -> Proof:
@@ -304,7 +306,7 @@ def _refusing(target: Path) -> Iterator[None]:
         ) from error
 
 
-def export_folder(run: str, target: str, dtype: str, push: str, token: str) -> Iterator[Step]:
+def export_folder(run: str, target: str, dtype: str, push: str, token: str) -> Iterator[Progress]:
     """`export` for a run and a target that are named by their paths."""
     return export(Run(Path(run)), Path(target), dtype, push, token)
 

@@ -17,7 +17,7 @@ from trsp_core.errors import TrspError
 from trsp_core.runs import limits
 from trsp_core.runs.limits import Limits
 from trsp_core.runs.store import Run
-from trsp_core.subprocesses import Step
+from trsp_core.subprocesses import Progress
 
 MOST_ENDED = 64  # jobs that have ended and are still listed
 
@@ -38,7 +38,7 @@ class ExportJob:
     name: str
     module: str
     request: dict[str, Any] = field(repr=False)
-    step: Step = Step("Waiting", 0.0)
+    step: Progress = Progress("Waiting", 0.0)
     running: bool = True
     stopping: bool = False
     done: bool = False

@@ -25,7 +25,7 @@ from trsp_core.runs.store import Run
 from trsp_core.schema.codec import plain
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
-from trsp_core.subprocesses import Step
+from trsp_core.subprocesses import Progress
 
 VEGA_LITE, WIDTH = "5.20", 720
 SHADE = "light"  # a report is printed, too
@@ -126,19 +126,19 @@ def _environment(run: Run) -> str:
         return "not recorded"
 
 
-def write(run: str, target: str) -> Iterator[Step]:
+def write(run: str, target: str) -> Iterator[Progress]:
     """Write the report of the run in folder `run` to the file `target`.
 
     Raises:
         TrspError: it could not be written, or the run's settings cannot be read.
     """
-    yield Step("Drawing the charts", 0.1)
+    yield Progress("Drawing the charts", 0.1)
     try:
         with Run(Path(run)).exporting():
             write_atomic(Path(target), html(Run(Path(run))))
     except OSError as error:
         raise TrspError(f"The report could not be written: {error.strerror or error}.", "Free some space.") from error
-    yield Step("Done", 1.0)
+    yield Progress("Done", 1.0)
 
 
 if __name__ == "__main__":

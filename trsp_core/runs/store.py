@@ -182,6 +182,10 @@ class Run(RunFolder):
         """Whether a living process runs this run (on this machine, or through a file system with locks)."""
         return _locked(self.folder / "lock")
 
+    def waits_or_runs(self) -> bool:
+        """Whether it is in a queue, or a process is at it: a cheap look, for the status there are more."""
+        return (self.folder / "queued").exists() or self.held()
+
     def holder(self) -> Holder | None:
         """Who holds the run; None where nobody does, or on another machine, or where it cannot be known for sure."""
         try:

@@ -115,11 +115,6 @@ class Influence(Request):
 
 
 @dataclass(frozen=True)
-class Status(Request):
-    """What the workbench holds."""
-
-
-@dataclass(frozen=True)
 class Cancel(Request):
     """Stop the request of the same ticket. It has no answer of its own."""
 
@@ -227,15 +222,6 @@ class LayerRated(Answer):
 
     layer: int
     value: float
-
-
-@dataclass(frozen=True)
-class WorkbenchHeld(Answer):
-    """Models in memory with their bytes, resident bytes of the process, and how much may be held."""
-
-    models: dict[str, int]
-    resident: int
-    budget: int
 
 
 @dataclass(frozen=True)

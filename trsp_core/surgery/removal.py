@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,19 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
     Raises:
         TrspError: the config cannot describe a model without these layers.
     """
+    restore = remove(stack, layers)
+    try:
+        yield stack.model
+    finally:
+        restore()
+
+
+def remove(stack: Stack, layers: Collection[int]) -> Callable[[], None]:
+    """`removed`, for good: returns what puts the layers back.
+
+    Raises:
+        TrspError: the config cannot describe a model without these layers; then the model is as it was.
+    """
     old, config = stack.layers, stack.text_config
     gone = frozenset(layers)
     keep = [i for i in range(len(old)) if i not in gone]
@@ -38,6 +51,14 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
     before = dict(vars(config))
     fields = (*families.NUMBERS, "num_hidden_layers")
     numbers = [(m, n, vars(m)[n]) for layer in old for m in layer.modules() for n in fields if n in vars(m)]
+
+    def restore() -> None:
+        setattr(stack.parent, stack.name, old)
+        vars(config).clear()
+        vars(config).update(before)
+        for module, name, number in numbers:
+            setattr(module, name, number)
+
     setattr(stack.parent, stack.name, nn.ModuleList([old[i] for i in keep]))
     try:
         _say_of_layers(config, len(old), keep, stack.family.caches)
@@ -49,13 +70,10 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
         if gone not in stack.proved:
             _prove(stack, gone, memories)
             stack.proved.add(gone)
-        yield stack.model
-    finally:
-        setattr(stack.parent, stack.name, old)
-        vars(config).clear()
-        vars(config).update(before)
-        for module, name, number in numbers:
-            setattr(module, name, number)
+    except BaseException:
+        restore()
+        raise
+    return restore
 
 
 def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:

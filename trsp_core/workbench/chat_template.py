@@ -1,16 +1,14 @@
-"""A model's chat template, rendered within bounds. It is a program of whoever made the model, in jinja's sandbox, which
-limits what it can reach and not how long it takes or how much memory: so a child process renders it. No torch.
+"""A model's chat template, rendered within bounds of time and memory. It is a program of whoever made the model, run in
+jinja's sandbox, which limits what it can reach and neither how long it takes nor how much memory. No torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import gc
 import resource
-import select
 import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -19,66 +17,63 @@ from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 LONGEST = 100_000  # characters of a template; the longest of well-known models have some 20,000
-SECONDS = 5  # to render it
+SECONDS = 5.0  # of processor time to render it
 MOST_BYTES = 512_000_000  # of memory, beside what the process has already
 MOST_WRITTEN = 200_000  # bytes of the rendered prompt
 REMEDY = "Leave the chat template out, or choose another model."
 
 
-def render(tokenizer: Any, said: Sequence[dict[str, str]]) -> str:
-    """The prompt that the tokenizer's chat template makes of `said`, the answer's beginning included.
+def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    """The prompt that the tokenizer's chat template makes of `messages`, the answer's beginning included. For the main
+    thread, which alone can be interrupted.
 
     Raises:
         TrspError: the template is too long, takes too long or too much memory, writes too much, or fails.
     """
-    template = tokenizer.chat_template
-    if len(str(template)) > LONGEST:
+    if len(str(tokenizer.chat_template)) > LONGEST:
         raise TrspError(f"This model's chat template has more than {formatting.count(LONGEST)} characters.", REMEDY)
-    made = within(
-        lambda: tokenizer.apply_chat_template(list(said), add_generation_prompt=True, tokenize=False).encode()
-    )
-    if made is None:
+    prompt, failure = "", ""
+    try:
+        with _bounded():
+            prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    except _Overdue:
+        failure = "its time is over"
+    except Exception as error:  # of a program that is not ours: any of Python's
+        failure = " ".join([type(error).__name__, *str(error).split()])[:200]
+    if failure:  # raised out here, since the error's own trace holds on to all that the template has made
+        gc.collect()
         raise TrspError(
-            f"This model's chat template fails, or does not end within {SECONDS} s, {formatting.size(MOST_BYTES)} and "
-            f"{formatting.count(MOST_WRITTEN)} bytes of text.",
+            f"This model's chat template fails, or does not end within "
+            f"{formatting.duration(SECONDS)} and {formatting.size(MOST_BYTES)}: {failure}.",
             REMEDY,
         )
-    return made.decode("utf-8", "replace")
+    if len(prompt.encode("utf-8", "replace")) > MOST_WRITTEN:
+        raise TrspError(f"This model's chat template writes more than {formatting.count(MOST_WRITTEN)} bytes.", REMEDY)
+    return prompt
 
 
-def within(work: Callable[[], bytes]) -> bytes | None:
-    """What `work` gives in a copy of this process that is killed at the bounds above; None where it does not end well.
+class _Overdue(BaseException):
+    """Its time is over. No `Exception`, which jinja takes for a sum that it cannot do beforehand."""
 
-    The copy shares this process's memory until it writes to it, and leaves without flushing or closing anything.
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Inside, this process gets at most so much time and memory.
+
+    Raises:
+        _Overdue, MemoryError: it wants more.
     """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        ended = 1
-        try:
-            most = psutil.Process().memory_info().vms + MOST_BYTES
-            resource.setrlimit(resource.RLIMIT_AS, (most, most))
-            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            made = work()
-            if len(made) <= MOST_WRITTEN:
-                os.set_blocking(writing, True)
-                while made:
-                    made = made[os.write(writing, made) :]
-                ended = 0
-        finally:
-            os._exit(ended)  # also past an error, whatever it is
-    os.close(writing)
-    parts, deadline = [], time.monotonic() + 2 * SECONDS  # a busy machine gives less than a second in a second
+
+    def interrupt(*_: object) -> None:
+        raise _Overdue
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGPROF, interrupt)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MOST_BYTES, hard))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        while select.select([reading], [], [], max(deadline - time.monotonic(), 0))[0]:
-            part = os.read(reading, 65_536)
-            if not part:
-                break
-            parts.append(part)
+        yield
     finally:
-        os.close(reading)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL) if time.monotonic() >= deadline else None
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return b"".join(parts) if status == 0 else None
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGPROF, before)

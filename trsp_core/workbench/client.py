@@ -9,11 +9,7 @@ request that it was working on is answered by `Broken`, and the next request sta
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
 import secrets
-import subprocess
 import sys
 import threading
 import time
@@ -21,19 +17,20 @@ import traceback
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from trsp_core import formatting, paths, process_limits, supervision
+from trsp_core import formatting, supervision
 from trsp_core.errors import TrspError
 from trsp_core.paths import runs_root
 from trsp_core.runs import limits
-from trsp_core.schema import messages as an
+from trsp_core.schema import messages
 from trsp_core.schema.messages import Answer, Request
+from trsp_core.subprocesses import Child, ChildFailed
 
 COMMAND = (sys.executable, "-m", "trsp_core", "workbench")
+LOOK = 0.25  # seconds without an answer after which a request may turn out to be overdue
 GRACE = 20.0  # seconds that a request may take to stop before its process is killed
 PATIENT = 6  # times that, where the process gets only what a run leaves of the cores
 LONGEST = 600.0  # seconds that a request may take in all
 KEPT, KEPT_SECONDS = 48, 3600.0  # ended requests whose answers can still be read, and for how long
-DIED = "The workbench process ended{how}."
 AGAIN = "It starts again with your next request."
 
 
@@ -64,7 +61,7 @@ class Reading:
 
 
 class Workbench:
-    """Requests of many sessions, one child process.
+    """Requests of many sessions, answered in turn by one child process.
 
     Args:
         command: starts the child.
@@ -77,7 +74,7 @@ class Workbench:
         self._enquiries: OrderedDict[str, _Enquiry] = OrderedDict()
         self._waiting: deque[_Enquiry] = deque()
         self._working: _Enquiry | None = None
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name="workbench", daemon=True)
@@ -94,7 +91,7 @@ class Workbench:
         Raises:
             TrspError: the request is beyond a limit, or all places are taken, or those of this visitor.
         """
-        an.check(request)
+        messages.check(request)
         limits.current().check_request(request, runs_root())
         enquiry = _Enquiry(secrets.token_urlsafe(16), request, visitor=visitor)
         with self._changed:
@@ -150,16 +147,11 @@ class Workbench:
                 return
             if enquiry in self._waiting:
                 self._waiting.remove(enquiry)
-                self._add(enquiry, an.Stopped())
+                self._add(enquiry, messages.Stopped())
             elif enquiry.stop_asked is None:
                 enquiry.stop_asked = time.monotonic()
                 if self._child:
-                    self._child.send(ticket, an.Cancel())
-
-    def process_id(self) -> int | None:
-        """Of the child, while it lives."""
-        with self._changed:
-            return self._child.process.pid if self._child and self._child.alive else None
+                    self._child.send(messages.pack(ticket, messages.Cancel()))
 
     def close(self) -> None:
         """Let the child go; whatever waits is answered by `Stopped`."""
@@ -167,10 +159,12 @@ class Workbench:
             self._closed = True
             for enquiry in [*self._waiting, *([self._working] if self._working else [])]:
                 if enquiry.ended is None:
-                    self._add(enquiry, an.Stopped())
+                    self._add(enquiry, messages.Stopped())
             self._waiting.clear()
             self._changed.notify_all()
-        self._let_go()
+            child = self._child
+        if child:
+            child.end()
 
     def _serve(self) -> None:
         supervision.serve(self._turn, lambda: self._closed)
@@ -186,11 +180,11 @@ class Workbench:
             self._work(self._working)
         except OSError as error:
             why = f"The workbench process could not be started or reached: {error.strerror or error}."
-            self._add(self._working, an.Broken(why, AGAIN))
+            self._add(self._working, messages.Broken(why, AGAIN))
             self._let_go()
         except Exception as error:  # a bug here must not leave a reader waiting
             trace = "".join(traceback.format_exception(error))[-20_000:]
-            self._add(self._working, an.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
+            self._add(self._working, messages.Broken(f"{type(error).__name__}: {error}", "Please report this.", trace))
             self._let_go()
         finally:
             with self._changed:
@@ -199,48 +193,52 @@ class Workbench:
     def _work(self, enquiry: _Enquiry) -> None:
         child = self._ready()
         enquiry.begun = time.monotonic()
-        child.send(enquiry.ticket, enquiry.request)
+        child.send(messages.pack(enquiry.ticket, enquiry.request))
         if enquiry.stop_asked is not None:
-            child.send(enquiry.ticket, an.Cancel())
+            child.send(messages.pack(enquiry.ticket, messages.Cancel()))
         while enquiry.ended is None:
             try:
-                line = child.lines.get(timeout=0.25)
-            except queue.Empty:
+                line = child.read(LOOK)
+            except TimeoutError:
                 if reason := _overdue(enquiry):
-                    child.kill()
                     self._let_go()
-                    self._add(enquiry, an.Broken(DIED.format(how=f": {reason}"), AGAIN))
+                    self._add(enquiry, _died(reason))
                 continue
-            if line is None:
+            except ChildFailed as failure:
                 self._let_go()
-                self._add(enquiry, an.Broken(DIED.format(how=child.epitaph()), AGAIN, child.last_words()))
+                self._add(enquiry, _died(failure.ending))
                 return
-            ticket, answer = an.unpack(line)
+            if line is None:
+                failure = self._let_go()
+                self._add(enquiry, _died(failure.ending, failure.stderr[-4000:]))
+                return
+            ticket, answer = messages.unpack(line)
             if ticket == enquiry.ticket and isinstance(answer, Answer):
                 self._add(enquiry, answer)
-                if isinstance(answer, an.SetMeasured) and self._waiting and limits.current().workbench_yields:
+                if isinstance(answer, messages.SetMeasured) and self._waiting and limits.current().workbench_yields:
                     self.cancel(ticket)  # others' figures before its sample of text
 
-    def _ready(self) -> _Child:
-        with self._changed:
-            if self._child is None or not self._child.alive:
-                self._child = _Child(self.command)
-            return self._child
+    def _ready(self) -> Child:
+        if self._child is None or not self._child.alive:
+            self._let_go()
+            with self._changed:
+                self._child = Child(self.command)
+        return self._child
 
     def _add(self, enquiry: _Enquiry, answer: Answer) -> None:
         with self._changed:
             if enquiry.ended is not None:
                 return
             enquiry.answers.append(answer)
-            if isinstance(answer, an.ENDINGS):
+            if isinstance(answer, messages.ENDINGS):
                 enquiry.ended = time.monotonic()
             self._changed.notify_all()
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> ChildFailed:
+        """End the child, if there is one. For the thread that reads its answers."""
         with self._changed:
             child, self._child = self._child, None
-        if child:
-            child.close()
+        return child.close() if child else ChildFailed(0)
 
     def _forget(self) -> None:
         """Drop the answers of requests that ended long ago, oldest first."""
@@ -248,6 +246,10 @@ class Workbench:
         for n, enquiry in enumerate(ended):
             if len(ended) - n > KEPT or time.monotonic() - (enquiry.ended or 0) > KEPT_SECONDS:
                 del self._enquiries[enquiry.ticket]
+
+
+def _died(how: str, stderr: str = "") -> messages.Broken:
+    return messages.Broken(f"The workbench process ended: {how}.", AGAIN, stderr)
 
 
 def _overdue(enquiry: _Enquiry) -> str:
@@ -259,82 +261,3 @@ def _overdue(enquiry: _Enquiry) -> str:
     if now - (enquiry.begun or now) > LONGEST:
         return f"a request took more than {formatting.duration(LONGEST)}"
     return ""
-
-
-class _Child:
-    """The process, and threads that read its pipes. `lines` ends with None."""
-
-    def __init__(self, command: tuple[str, ...]):
-        here = paths.ROOT
-        path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
-        self.process = subprocess.Popen(
-            process_limits.held(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            process_group=0,  # an interrupt from the keyboard is the server's to handle
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        self._errors: deque[str] = deque(maxlen=40)
-        self._sending = threading.Lock()
-        self._listener = threading.Thread(target=self._listen, name="workbench errors", daemon=True)
-        try:
-            threading.Thread(target=self._pump, name="workbench answers", daemon=True).start()
-            self._listener.start()
-        except RuntimeError as error:  # the machine gives no more threads
-            self.process.kill()
-            raise OSError(str(error)) from error
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def send(self, ticket: str, request: Request) -> None:
-        """Write one line. Where the process is gone, the end of `lines` tells so."""
-        assert self.process.stdin
-        with self._sending, contextlib.suppress(OSError, ValueError):
-            self.process.stdin.write(an.pack(ticket, request) + "\n")
-            self.process.stdin.flush()
-
-    def kill(self) -> None:
-        process_limits.end(self.process)
-
-    def close(self) -> None:
-        """Close its input, which lets it end by itself; kill it if it does not."""
-        with self._sending, contextlib.suppress(OSError, ValueError):
-            if self.process.stdin:
-                self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            process_limits.end(self.process)
-
-    def epitaph(self) -> str:
-        """How it ended, in words that follow "ended"."""
-        code = self.process.poll()
-        if code == -9:
-            return ": it was killed, most likely because the machine ran out of memory"
-        return f" with code {code}" if code else ""
-
-    def last_words(self) -> str:
-        """The end of its stderr, once it is dead."""
-        self._listener.join(timeout=2)
-        return "".join(self._errors)[-4000:]
-
-    def _pump(self) -> None:
-        assert self.process.stdout
-        try:
-            for line in self.process.stdout:
-                self.lines.put(line)
-            self.process.wait()
-        finally:
-            self.lines.put(None)
-
-    def _listen(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
-            self._errors.append(line)

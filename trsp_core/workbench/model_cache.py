@@ -17,10 +17,9 @@ from trsp_core.errors import TrspError
 from trsp_core.evaluation import perplexity
 from trsp_core.models import catalog, loading
 from trsp_core.perf.replicas import view
-from trsp_core.schema import messages as an
+from trsp_core.schema import messages
 from trsp_core.schema.messages import Variant
-from trsp_core.surgery import discovery
-from trsp_core.surgery import removal as removal_module
+from trsp_core.surgery import discovery, removal
 from trsp_core.surgery.stack import Stack
 
 MOST_MODELS = 4
@@ -35,9 +34,8 @@ class Model:
 
     Attributes:
         stack: the model and its L layers. `tokenizer` is the one beside it.
-        bytes: of its parameters; `shared` of them are tensors of another model on the shelf.
+        bytes: of its parameters; `shared` of them are tensors of another model in the cache.
         seconds: that loading took.
-        removal: of a view: what would put the removed layers back, kept so that nothing does.
         studies: what has been measured on it, and goes with it; see `what_if`.
     """
 
@@ -47,17 +45,16 @@ class Model:
     bytes: int
     shared: int
     seconds: float
-    removal: Any = None
     studies: OrderedDict[tuple, Any] = field(default_factory=OrderedDict)
 
-    def ready(self) -> an.ModelReady:
+    def ready(self) -> messages.ModelReady:
         parameters = perplexity.parameter_bytes(self.stack.model)[0]
-        return an.ModelReady(
+        return messages.ModelReady(
             self.name, len(self.stack.layers), parameters, self.bytes, self.shared, round(self.seconds, 2)
         )
 
 
-class Shelf:
+class ModelCache:
     """Models by name, the last used at the end.
 
     Args:
@@ -80,9 +77,6 @@ class Shelf:
         """
         model = self._whole(variant, {*beside, variant.model, variant.base})
         return without(model, variant.removed) if variant.removed else model
-
-    def held_bytes(self) -> int:
-        return sum(m.bytes - m.shared for m in self.models.values())
 
     def clear(self) -> None:
         self.models.clear()
@@ -143,10 +137,9 @@ def without(model: Model, removed: Collection[int]) -> Model:
             "Leave at least one layer, and name layers that exist.",
         )
     stack = view(model.stack)
-    removal = removal_module.removed(stack, removed)
-    removal.__enter__()  # never left: the view lives and goes without these layers
+    removal.remove(stack, removed)
     size = perplexity.parameter_bytes(stack.model)[1]
-    return Model(model.name, stack, model.tokenizer, size, size, 0.0, removal)
+    return Model(model.name, stack, model.tokenizer, size, size, 0.0)
 
 
 def share(stack: Stack, base: Stack, kept: list[int]) -> int:
@@ -157,12 +150,12 @@ def share(stack: Stack, base: Stack, kept: list[int]) -> int:
     """
     if len(kept) != len(stack.layers) or max(kept, default=0) >= len(base.layers):
         return 0
-    known = {name: p for name, p in _by_place(base, list(range(len(base.layers))))}
+    tensors = {name: p for name, p in _by_place(base, list(range(len(base.layers))))}
     shared: dict[int, int] = {}
     for module in stack.model.modules():
         module._parameters = dict(module._parameters)
     for place, (module, leaf) in _owners(stack, kept).items():
-        mine, other = module._parameters[leaf], known.get(place)
+        mine, other = module._parameters[leaf], tensors.get(place)
         if mine is None or other is None or mine is other or mine.shape != other.shape or mine.dtype != other.dtype:
             continue
         if torch.equal(mine, other):

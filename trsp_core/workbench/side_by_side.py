@@ -1,4 +1,4 @@
-"""Several models on one prompt: their texts token by token in turns, and what each makes of the others' texts."""
+"""Several models on one prompt: they write in turns, a token each, and then each reads what the others wrote."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from trsp_core.data import special_tokens
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import generation
 from trsp_core.models import tokenizer_check
-from trsp_core.schema import messages as an
+from trsp_core.schema import messages
 from trsp_core.schema.messages import Answer, Generate, Trace, Variant
 from trsp_core.workbench import chat_template
-from trsp_core.workbench.model_cache import Model, Shelf
+from trsp_core.workbench.model_cache import Model, ModelCache
 
-Answers = Iterator[Answer | None]  # None: nothing to tell, but a good moment to stop
+Answers = Iterator[Answer | None]  # None: no answer, but a good moment to stop
 RUN = 4  # tokens of a run, for the repetition rate
 
 
 class Decoder:
-    """Text from tokens that come one by one: a letter of several tokens is told with its last one."""
+    """Text from tokens that come one by one: a letter of several tokens comes with its last one."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._told = 0  # of `_ids`, whose text has been told
+        self._done = 0  # of `_ids`, whose text has been given out
         self._from = 0  # of `_ids`, where decoding starts: far enough back for spaces to come out right
 
     def add(self, token: int) -> str:
         """The text that `token` completes; "" in the middle of a letter."""
         self._ids.append(token)
-        before = self._decode(self._ids[self._from : self._told])
+        before = self._decode(self._ids[self._from : self._done])
         after = self._decode(self._ids[self._from :])
         if len(after) <= len(before) or after.endswith("�"):
             return ""
-        self._from, self._told = self._told, len(self._ids)
+        self._from, self._done = self._done, len(self._ids)
         return after[len(before) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -60,9 +60,9 @@ class _Column:
     first: float = 0.0
     rest: float = 0.0
 
-    def finished(self) -> an.ColumnFinished:
+    def finished(self) -> messages.ColumnFinished:
         ended = bool(self.tokens) and self.tokens[-1] in self.stop
-        return an.ColumnFinished(
+        return messages.ColumnFinished(
             column=self.number,
             tokens=len(self.tokens),
             reason="end" if ended else "length",
@@ -72,16 +72,16 @@ class _Column:
         )
 
 
-def stream(request: Generate, shelf: Shelf) -> Answers:
-    """Answers to `request`: the models, then tokens in turns, then what each model makes of each text."""
+def stream(request: Generate, cache: ModelCache) -> Answers:
+    """The answers to `request`: the models, their tokens in turns, and how likely each text is to each model."""
     columns: list[_Column] = []
-    for number, answer in _models(request.columns, shelf):
-        yield answer.ready()
-        ids, chat = encode(answer, request.prompt, request.chat)
-        room(answer, ids.shape[1] + request.new_tokens)
-        columns.append(_Column(number, answer, ids, chat, ends(answer)))
+    for number, model in _models(request.columns, cache):
+        yield model.ready()
+        ids, chat = encode(model, request.prompt, request.chat)
+        refuse_length(model, ids.shape[1] + request.new_tokens)
+        columns.append(_Column(number, model, ids, chat, ends(model)))
     for column in columns:
-        yield an.PromptRead(column.number, column.prompt.shape[1], column.chat)
+        yield messages.PromptRead(column.number, column.prompt.shape[1], column.chat)
     yield from _turns(request, columns)
     if request.trace:
         readers = [(c.model, c.prompt) for c in columns]
@@ -90,10 +90,10 @@ def stream(request: Generate, shelf: Shelf) -> Answers:
                 yield from read_along(column.number, column.tokens, readers)
 
 
-def _models(variants: Sequence[Variant], shelf: Shelf) -> Iterator[tuple[int, Model]]:
+def _models(variants: Sequence[Variant], cache: ModelCache) -> Iterator[tuple[int, Model]]:
     beside = {v.model for v in variants} | {v.base for v in variants}
     for number, variant in enumerate(variants):
-        yield number, shelf.take(variant, beside)
+        yield number, cache.take(variant, beside)
 
 
 def _turns(request: Generate, columns: list[_Column]) -> Answers:
@@ -116,17 +116,19 @@ def _turns(request: Generate, columns: list[_Column]) -> Answers:
             else:
                 column.first = spent
             column.tokens.append(token)
-            yield an.TokenGenerated(column.number, token, decoder.add(token), round(time.perf_counter() - began, 3))
+            yield messages.TokenGenerated(
+                column.number, token, decoder.add(token), round(time.perf_counter() - began, 3)
+            )
 
 
 def _decoder(column: _Column) -> Decoder:
     return Decoder(column.model.tokenizer)
 
 
-def trace(request: Trace, shelf: Shelf) -> Answers:
+def trace(request: Trace, cache: ModelCache) -> Answers:
     """One `TextTraced` for each model, of one text."""
     readers = []
-    for _, model in _models(request.columns, shelf):
+    for _, model in _models(request.columns, cache):
         ids, _ = encode(model, request.prompt, request.chat)
         readers.append((model, ids))
     first = readers[0][0]
@@ -135,13 +137,13 @@ def trace(request: Trace, shelf: Shelf) -> Answers:
         raise TrspError("The text holds no token.", "Give a longer text.")
     tokenizer_check.refuse(tokens, first.stack.text_config.vocab_size, "The text")
     for model, ids in readers:
-        room(model, ids.shape[1] + len(tokens))
+        refuse_length(model, ids.shape[1] + len(tokens))
     yield from read_along(0, tokens, readers)
 
 
 def read_along(text: int, tokens: list[int], readers: list[tuple[Model, Tensor]]) -> Answers:
-    """What each model would have said at every place of `tokens`, after its own prompt; models of another vocabulary
-    than the text's are left out.
+    """How likely each of `tokens` is to each model after its own prompt, and what it would have written instead. Models
+    with another vocabulary than the text's are left out.
 
     Args:
         text: number of the column that wrote `tokens`.
@@ -159,18 +161,18 @@ def read_along(text: int, tokens: list[int], readers: list[tuple[Model, Tensor]]
             if column == 0:
                 reference = logs
             kl = [] if reference is None else (reference.exp() * (reference - logs)).sum(-1).clamp(min=0).tolist()
-            taken = logs.gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
-            best = logs.topk(min(an.ALTERNATIVES, logs.shape[1]), dim=-1)
-        yield an.TextTraced(
+            own_logs = logs.gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
+            best = logs.topk(min(messages.ALTERNATIVES, logs.shape[1]), dim=-1)
+        yield messages.TextTraced(
             text=text,
             column=column,
             tokens=tokens,
             pieces=pieces,
-            probabilities=_rounded(taken.exp()),
+            probabilities=_rounded(own_logs.exp()),
             alternatives=[[_piece(own.tokenizer, int(i)) for i in row] for row in best.indices],
             alternative_probabilities=[_rounded(row.exp()) for row in best.values],
             kl=[round(v, 6) for v in kl],
-            nats=float(-taken.mean()),
+            nats=float(-own_logs.mean()),
         )
 
 
@@ -190,8 +192,8 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
     tokenizer, device = model.tokenizer, next(model.stack.model.parameters()).device
     chat = chat and bool(getattr(tokenizer, "chat_template", None))
     if chat:
-        made = chat_template.render(tokenizer, [{"role": "user", "content": prompt}])
-        ids = tokenizer(made, add_special_tokens=False).input_ids
+        text = chat_template.render(tokenizer, [{"role": "user", "content": prompt}])
+        ids = tokenizer(text, add_special_tokens=False).input_ids
     else:
         ids = special_tokens.begun(tokenizer, prompt)
     if not ids:
@@ -200,7 +202,7 @@ def encode(model: Model, prompt: str, chat: bool) -> tuple[Tensor, bool]:
     return torch.tensor([ids], device=device), chat
 
 
-def room(model: Model, tokens: int) -> None:
+def refuse_length(model: Model, tokens: int) -> None:
     """Raise TrspError if `tokens` are more than the model can read."""
     most = model.stack.context
     if most and tokens > most:
@@ -214,8 +216,8 @@ def room(model: Model, tokens: int) -> None:
 def ends(model: Model) -> frozenset[int]:
     """Tokens that end a text, as the tokenizer and the model's generation config name them; what is no id ends none."""
     config = getattr(model.stack.model, "generation_config", None)
-    named = [getattr(config, "eos_token_id", None), getattr(model.tokenizer, "eos_token_id", None)]
-    flat = [i for entry in named for i in (entry if isinstance(entry, list | tuple) else [entry])]
+    entries = [getattr(config, "eos_token_id", None), getattr(model.tokenizer, "eos_token_id", None)]
+    flat = [i for entry in entries for i in (entry if isinstance(entry, list | tuple) else [entry])]
     return frozenset(i for i in flat if isinstance(i, int))
 
 
@@ -228,8 +230,8 @@ def repetition(tokens: Sequence[int]) -> float:
 def pieces_of(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
     """The text that each token completes, in its place; an end token by its name."""
     decoder, special = Decoder(tokenizer), set(tokenizer.all_special_ids)
-    told = [decoder.add(token) for token in tokens]
-    return [_piece(tokenizer, t) if t in special else piece for t, piece in zip(tokens, told, strict=True)]
+    pieces = [decoder.add(token) for token in tokens]
+    return [_piece(tokenizer, t) if t in special else piece for t, piece in zip(tokens, pieces, strict=True)]
 
 
 def same_vocabulary(one: Model, other: Model) -> bool:

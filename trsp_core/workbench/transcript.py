@@ -16,8 +16,7 @@ from trsp_core import escaping, formatting
 from trsp_core.errors import TrspError
 from trsp_core.files import write_atomic
 from trsp_core.runs.store import Run
-from trsp_core.schema import codec
-from trsp_core.schema import messages as an
+from trsp_core.schema import codec, messages
 from trsp_core.schema.messages import Answer, Generate
 
 MOST_KEPT = 100  # in one run folder
@@ -40,7 +39,7 @@ class Column:
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    finished: an.ColumnFinished | None = None
+    finished: messages.ColumnFinished | None = None
     prompt_tokens: int = 0
     chat: bool = False
 
@@ -63,7 +62,7 @@ class Comparison:
 
     request: Generate
     columns: list[Column]
-    traces: dict[tuple[int, int], an.TextTraced] = field(default_factory=dict)
+    traces: dict[tuple[int, int], messages.TextTraced] = field(default_factory=dict)
 
     @property
     def chat(self) -> bool:
@@ -91,22 +90,22 @@ class Comparison:
 def gather(request: Generate, answers: Sequence[Answer]) -> Comparison:
     """The comparison that `answers` tell so far."""
     columns = [Column(variant.label or f"Model {n + 1}") for n, variant in enumerate(request.columns)]
-    found = Comparison(request, columns)
+    comparison = Comparison(request, columns)
     for answer in answers:
         match answer:
-            case an.PromptRead():
+            case messages.PromptRead():
                 columns[answer.column].prompt_tokens = answer.tokens
                 columns[answer.column].chat = answer.chat
-            case an.TokenGenerated():
+            case messages.TokenGenerated():
                 column = columns[answer.column]
                 column.tokens.append(answer.token)
                 column.pieces.append(answer.piece)
                 column.seconds.append(answer.seconds)
-            case an.ColumnFinished():
+            case messages.ColumnFinished():
                 columns[answer.column].finished = answer
-            case an.TextTraced():
-                found.traces[answer.text, answer.column] = answer
-    return found
+            case messages.TextTraced():
+                comparison.traces[answer.text, answer.column] = answer
+    return comparison
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
@@ -123,11 +122,11 @@ def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
     folder = run.folder / "comparisons"
     if len(kept(run)) >= MOST_KEPT:
         raise TrspError(f"This run keeps {MOST_KEPT} comparisons already.", "Delete files in its comparisons folder.")
-    records = [an.to_values("", record) for record in (request, *answers)]
+    lines = [messages.to_values("", record) for record in (request, *answers)]
     name = secrets.token_hex(6)
     try:
         folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"{name}.json", codec.encode(records))
+        write_atomic(folder / f"{name}.json", codec.encode(lines))
     except OSError as error:
         raise TrspError(f"The comparison could not be kept: {error.strerror}.", "Free some space.") from error
     return name
@@ -150,13 +149,13 @@ def read(run: Run, name: str) -> tuple[Generate, list[Answer]]:
         raise gone
     try:
         text = (run.folder / "comparisons" / f"{name}.json").read_text("utf-8")
-        records = [an.from_values(codec.build(dict, values))[1] for values in codec.decode(text, list)]
+        records = [messages.from_values(codec.build(dict, values))[1] for values in codec.decode(text, list)]
     except (OSError, ValueError) as error:
         raise gone from error
     if not records or not isinstance(records[0], Generate):
         raise gone
     request, answers = records[0], [r for r in records[1:] if isinstance(r, Answer)]
-    an.check(request)
+    messages.check(request)
     if not all(_belongs(answer, len(request.columns)) for answer in answers):
         raise gone
     return request, answers
@@ -173,7 +172,7 @@ def _belongs(answer: Answer, columns: int) -> bool:
         return False
     if not 0 <= getattr(answer, "column", 0) < columns:
         return False
-    if not isinstance(answer, an.TextTraced):
+    if not isinstance(answer, messages.TextTraced):
         return True
     of_each = (answer.pieces, answer.probabilities, answer.alternatives, answer.alternative_probabilities, answer.kl)
     places = zip(answer.alternatives, answer.alternative_probabilities, strict=False)
@@ -184,23 +183,23 @@ def _belongs(answer: Answer, columns: int) -> bool:
     )
 
 
-def markdown(found: Comparison) -> str:
+def markdown(comparison: Comparison) -> str:
     """The comparison as Markdown, to paste elsewhere."""
-    ask = found.request
+    ask = comparison.request
     how = (
         f"temperature {formatting.setting(ask.temperature)}, top-p {formatting.setting(ask.top_p)}, seed {ask.seed}"
         if ask.temperature
         else "greedy"
     )
-    template = ", in the chat template" if found.chat else ""
+    template = ", in the chat template" if comparison.chat else ""
     parts = [f"**Prompt** ({how}{template}, at most {ask.new_tokens} tokens)", escaping.fenced(ask.prompt, "text")]
-    for n, column in enumerate(found.columns):
+    for n, column in enumerate(comparison.columns):
         facts = [f"{len(column.tokens)} tokens"]
         if column.rate:
             facts.append(f"{formatting.rate(column.rate)} tokens/s")
-        if n and (place := found.parting(n)) is not None:
-            facts.append(f"parts from {found.columns[0].label} at token {place + 1}")
-        if words := found.verdict(n):
+        if n and (place := comparison.parting(n)) is not None:
+            facts.append(f"parts from {comparison.columns[0].label} at token {place + 1}")
+        if words := comparison.verdict(n):
             facts.append(words)
         parts += [f"**{escaping.markdown(column.label)}** ({escaping.markdown('; '.join(facts))})"]
         parts += [escaping.fenced(column.text, "text")]

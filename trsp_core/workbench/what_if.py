@@ -1,5 +1,5 @@
-"""What a set of removed layers costs, computed from the lowest change upwards: states that were computed for earlier
-sets are kept as far as memory goes (`states`)."""
+"""What a set of removed layers costs. It is computed from the lowest change upwards, and states that were computed for
+earlier sets are kept as far as memory goes (`perf.activation_cache`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Iterator
 
-from trsp_core.data import blocks as data
+from trsp_core.data import blocks
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import generation, perplexity
 from trsp_core.evaluation.layer_removal import STATE_BYTES, Figures, Path
 from trsp_core.models import tokenizer_check
 from trsp_core.perf import parallel
 from trsp_core.perf.replicas import view
-from trsp_core.schema import messages as an
+from trsp_core.schema import messages
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.messages import Answer, Importance, Influence, WhatIf
@@ -35,10 +35,10 @@ class Study:
 
     def __init__(self, model: Model, config: RunConfig):
         self.model = model
-        texts = data.prepare(config, model.tokenizer)
-        for domain, blocks in texts.measure.items():
+        texts = blocks.prepare(config, model.tokenizer)
+        for domain, ids in texts.measure.items():
             tokenizer_check.refuse(
-                [int(blocks.max())], model.stack.text_config.vocab_size, f"The text {texts.names[domain]}"
+                [int(ids.max())], model.stack.text_config.vocab_size, f"The text {texts.names[domain]}"
             )
         self.device = next(model.stack.model.parameters()).device
         self.paths = {
@@ -50,7 +50,7 @@ class Study:
         self._samples: dict[tuple, str] = {}
 
     def measure(self, removed: list[int]) -> Answers:
-        """One `SetMeasured`; a moment to stop before it.
+        """One `SetMeasured`, after a moment at which it can be stopped.
 
         Raises:
             TrspError: a layer that does not exist, or all of them.
@@ -64,27 +64,27 @@ class Study:
         began = time.perf_counter()
         cached = self.known(off)
         yield None
-        found, dense = self.figures(off), self.figures(frozenset())
-        yield an.SetMeasured(
+        figures, dense = self.figures(off), self.figures(frozenset())
+        yield messages.SetMeasured(
             removed=sorted(off),
             n_layers=n_layers,
-            perplexity={d: perplexity.perplexity([f.loss]) for d, f in found.items()},
+            perplexity={d: perplexity.perplexity([f.loss]) for d, f in figures.items()},
             dense={d: perplexity.perplexity([f.loss]) for d, f in dense.items()},
-            kl={d: f.kl for d, f in found.items()},
+            kl={d: f.kl for d, f in figures.items()},
             tokens=self.paths[DOMAINS[0]].ids.shape[1] - 1,
             parameters=self._parameters - sum(self._sizes[i] for i in off),
             parameters_dense=self._parameters,
             ceiling=n_layers / (n_layers - len(off)),
-            layers_run=0 if cached else sum(f.layers_run for f in found.values()),
+            layers_run=0 if cached else sum(f.layers_run for f in figures.values()),
             cached=cached,
             seconds=round(time.perf_counter() - began, 4),
         )
 
     def sample(self, removed: list[int], prompt: str, new_tokens: int) -> Answers:
-        """The likeliest continuation of `prompt` without `removed`, a token at a time; a known one at once."""
+        """The likeliest continuation of `prompt` without the layers `removed`, token by token; a known one at once."""
         key = (frozenset(removed), prompt, new_tokens)
         if key in self._samples:
-            yield an.TokenGenerated(0, -1, self._samples[key], 0.0)
+            yield messages.TokenGenerated(0, -1, self._samples[key], 0.0)
             return
         thinned = without(self.model, removed) if removed else self.model
         ids, _ = encode(self.model, prompt, chat=False)
@@ -93,29 +93,31 @@ class Study:
         for token in generation.tokens(thinned.stack.model, ids[:, -read:], written, stop=ends(self.model)):
             piece = decoder.add(token)
             text += piece
-            yield an.TokenGenerated(0, token, piece, round(time.perf_counter() - began, 3))
+            yield messages.TokenGenerated(0, token, piece, round(time.perf_counter() - began, 3))
         self._samples[key] = text
 
     def importance(self) -> Answers:
-        """How much the loss rises when a layer alone is left out, in the mean of both domains; from the top down."""
+        """How much the loss rises when one layer is left out: the mean of both domains, from the last layer down."""
         for layer in reversed(range(len(self._sizes))):
             yield None
-            yield an.LayerRated(layer, self._loss(frozenset([layer])) - self._loss(frozenset()))
+            yield messages.LayerRated(layer, self._loss(frozenset([layer])) - self._loss(frozenset()))
 
     def influence(self) -> Answers:
-        """Block influence of each layer, in the mean of both domains."""
+        """Block influence of each layer: the mean of both domains."""
         for layer in range(len(self._sizes)):
-            yield an.LayerRated(layer, math.fsum(p.influence(layer) for p in self.paths.values()) / len(self.paths))
+            yield messages.LayerRated(
+                layer, math.fsum(p.influence(layer) for p in self.paths.values()) / len(self.paths)
+            )
             yield None
 
     def known(self, removed: frozenset[int]) -> bool:
         return all(path.known(removed) for path in self.paths.values())
 
     def figures(self, removed: frozenset[int]) -> dict[str, Figures]:
-        """Of each domain."""
+        """Loss and KL without the layers `removed`, by domain."""
         tasks = [functools.partial(path.figures, removed) for path in self.paths.values()]
-        found = [task() for task in tasks] if self.known(removed) else parallel.run(tasks, self.device)
-        return dict(zip(self.paths, found, strict=True))
+        figures = [task() for task in tasks] if self.known(removed) else parallel.run(tasks, self.device)
+        return dict(zip(self.paths, figures, strict=True))
 
     def _loss(self, removed: frozenset[int]) -> float:
         return math.fsum(f.loss for f in self.figures(removed).values()) / len(self.paths)
@@ -130,7 +132,7 @@ def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
             heldout=request.heldout,
             seed=request.seed,
             measure_blocks=1,
-            measure_length=min(an.QUICK_TOKENS, model.stack.context or an.QUICK_TOKENS),
+            measure_length=min(messages.QUICK_TOKENS, model.stack.context or messages.QUICK_TOKENS),
             calibration_blocks=1,
             block_length=8,
         )

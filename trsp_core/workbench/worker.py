@@ -16,14 +16,12 @@ from collections.abc import Iterator
 from functools import singledispatchmethod
 from typing import TextIO
 
-import psutil
-
-from trsp_core import machine
 from trsp_core.errors import TrspError, is_short_memory
-from trsp_core.schema import messages as an
+from trsp_core.schema import messages
 from trsp_core.schema.messages import Answer, Request, Variant
+from trsp_core.subprocesses import answer_pipe
 from trsp_core.workbench import side_by_side
-from trsp_core.workbench.model_cache import Model, Shelf
+from trsp_core.workbench.model_cache import Model, ModelCache
 from trsp_core.workbench.what_if import study_of
 
 Answers = Iterator[Answer | None]
@@ -32,11 +30,11 @@ REST, LONGEST_REST = 3.0, 12.0  # times the step, and seconds
 LAST_CALL = 8.0  # seconds to end by itself once nobody listens any more
 
 
-class Bench:
-    """Models on a shelf, and what may be asked of them."""
+class RequestHandler:
+    """Answers requests with the models of a cache."""
 
     def __init__(self) -> None:
-        self.shelf = Shelf()
+        self.cache = ModelCache()
 
     @singledispatchmethod
     def answer(self, request: Request) -> Answers:
@@ -45,18 +43,18 @@ class Bench:
         Raises:
             TrspError: it cannot be answered; message and remedy say why.
         """
-        raise TypeError(f"the bench does not know {type(request).__name__}")
+        raise TypeError(f"the workbench does not know {type(request).__name__}")
 
     @answer.register
-    def _(self, request: an.Generate) -> Answers:
-        return side_by_side.stream(request, self.shelf)
+    def _(self, request: messages.Generate) -> Answers:
+        return side_by_side.stream(request, self.cache)
 
     @answer.register
-    def _(self, request: an.Trace) -> Answers:
-        return side_by_side.trace(request, self.shelf)
+    def _(self, request: messages.Trace) -> Answers:
+        return side_by_side.trace(request, self.cache)
 
     @answer.register
-    def _(self, request: an.WhatIf) -> Answers:
+    def _(self, request: messages.WhatIf) -> Answers:
         model = yield from self._take(Variant(request.model))
         study = study_of(request, model)
         yield from study.measure(request.removed)
@@ -64,27 +62,22 @@ class Bench:
             yield from study.sample(request.removed, request.prompt, request.sample_tokens)
 
     @answer.register
-    def _(self, request: an.Importance) -> Answers:
+    def _(self, request: messages.Importance) -> Answers:
         model = yield from self._take(request.model)
         yield from study_of(request, model).importance()
 
     @answer.register
-    def _(self, request: an.Influence) -> Answers:
+    def _(self, request: messages.Influence) -> Answers:
         model = yield from self._take(request.model)
         yield from study_of(request, model).influence()
 
-    @answer.register
-    def _(self, request: an.Status) -> Answers:
-        held = {m.name: m.bytes - m.shared for m in self.shelf.models.values()}
-        yield an.WorkbenchHeld(held, psutil.Process().memory_info().rss, machine.available_memory())
-
     def forget(self) -> None:
         """Give all memory back."""
-        self.shelf.clear()
+        self.cache.clear()
 
     def _take(self, variant: Variant) -> Iterator[Answer | None]:
-        new = variant.model not in self.shelf.models
-        model: Model = self.shelf.take(variant)
+        new = variant.model not in self.cache.models
+        model: Model = self.cache.take(variant)
         if new:
             yield model.ready()
         return model
@@ -97,43 +90,45 @@ class Loop:
         second: others come first on this machine: a step that had to wait for the cores is followed by a rest.
     """
 
-    def __init__(self, bench: Bench, lines: TextIO, out: TextIO, second: bool = False):
-        self._bench, self._lines, self._out, self._second = bench, lines, out, second
-        self._asked: queue.Queue[tuple[str, Request] | None] = queue.Queue()
+    def __init__(self, handler: RequestHandler, lines: TextIO, out: TextIO, second: bool = False):
+        self._handler, self._lines, self._out, self._second = handler, lines, out, second
+        self._requests: queue.Queue[tuple[str, Request] | None] = queue.Queue()
         self._stopped: set[str] = set()
         self._alone = threading.Event()
 
     def run(self) -> None:
         """Answer until `lines` ends."""
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
-        while (asked := self._asked.get()) is not None:
-            ticket, request = asked
+        while (entry := self._requests.get()) is not None:
+            ticket, request = entry
             self._tell(ticket, self._ending(ticket, request))
             self._stopped.discard(ticket)
 
     def _ending(self, ticket: str, request: Request) -> Answer:
         began = time.perf_counter()
         try:
-            generator = self._bench.answer(request)
+            generator = self._handler.answer(request)
             for answer in self._rested(generator):
                 if answer is not None:
                     self._tell(ticket, answer)  # also one that nobody waits for any more: the work is done
                 if ticket in self._stopped or self._alone.is_set():
                     generator.close()  # type: ignore[attr-defined]
-                    return an.Stopped()
+                    return messages.Stopped()
         except TrspError as error:
-            return an.Refused(error.message, error.remedy)
+            return messages.Refused(error.message, error.remedy)
         except Exception as error:
             if is_short_memory(error):
-                self._bench.forget()
-                return an.Refused("The machine ran out of memory.", "Take fewer or smaller models, then ask again.")
+                self._handler.forget()
+                return messages.Refused(
+                    "The machine ran out of memory.", "Take fewer or smaller models, then ask again."
+                )
             trace = "".join(traceback.format_exception(error))[-20_000:]
-            return an.Broken(f"{type(error).__name__}: {error}", "This is a bug: please report it.", trace)
-        return an.Answered(round(time.perf_counter() - began, 3))
+            return messages.Broken(f"{type(error).__name__}: {error}", "This is a bug: please report it.", trace)
+        return messages.Answered(round(time.perf_counter() - began, 3))
 
     def _rested(self, answers: Answers) -> Answers:
-        """Each of `answers`; where others come first, with rests. Cores that are shared are slow for both: caches are
-        emptied, and a product waits for its slowest part."""
+        """Pass on `answers`; where others come first, rest after a step that had to wait. Two that share cores are both
+        slow: they empty each other's caches, and a product waits for its slowest part."""
         wall, cpu = time.monotonic(), time.process_time()
         for answer in answers:
             wall, cpu = time.monotonic() - wall, time.process_time() - cpu
@@ -144,30 +139,29 @@ class Loop:
 
     def _tell(self, ticket: str, answer: Answer) -> None:
         try:
-            self._out.write(an.pack(ticket, answer) + "\n")
+            self._out.write(messages.pack(ticket, answer) + "\n")
             self._out.flush()
         except OSError:
             self._alone.set()
 
     def _listen(self) -> None:
         for line in self._lines:
-            ticket, request = an.unpack(line)
-            if isinstance(request, an.Cancel):
+            ticket, request = messages.unpack(line)
+            if isinstance(request, messages.Cancel):
                 self._stopped.add(ticket)
             elif isinstance(request, Request):
-                self._asked.put((ticket, request))
+                self._requests.put((ticket, request))
         self._alone.set()
-        self._asked.put(None)
+        self._requests.put(None)
         time.sleep(LAST_CALL)
         os._exit(0)  # whatever still computes computes for nobody
 
 
 def serve(second: bool = False) -> int:
-    """Serve on this process's standard pipes, as `Loop` does; whatever a library prints goes to stderr instead."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Serve on this process's standard pipes, as `Loop` does."""
+    out = answer_pipe()
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    Loop(Bench(), sys.stdin, out, second).run()
+    Loop(RequestHandler(), sys.stdin, out, second).run()
     return 0
 
 

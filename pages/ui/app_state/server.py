@@ -23,11 +23,11 @@ from streamlit.runtime.pages_manager import PagesManager
 from pages.ui.app_state import session
 from trsp_core import malloc, paths
 from trsp_core.errors import TrspError, refuse
-from trsp_core.experiments.plan_queue import Agenda
+from trsp_core.experiments.plan_queue import PlanQueue
 from trsp_core.export.export_queue import ExportQueue
 from trsp_core.models import catalog, download
-from trsp_core.models.catalog import Card, Facts
-from trsp_core.models.download import Fetches
+from trsp_core.models.catalog import Facts, HubModel
+from trsp_core.models.download import Downloads
 from trsp_core.runs import limits, replay
 from trsp_core.runs.queue import RunQueue
 from trsp_core.runs.store import Run, Store
@@ -72,9 +72,9 @@ def run_queue() -> RunQueue:
 
 
 @st.cache_resource(show_spinner=False)
-def agenda() -> Agenda:
+def agenda() -> PlanQueue:
     """The plans that are worked through; it goes on with those that an earlier server left."""
-    return Agenda(store(), run_queue())
+    return PlanQueue(store(), run_queue())
 
 
 @st.cache_resource(show_spinner=False)
@@ -204,17 +204,17 @@ def forget_models() -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def fetches() -> Fetches:
+def fetches() -> Downloads:
     """The fetches of all tabs."""
-    return Fetches(limits.current(), ended=forget_models)
+    return Downloads(limits.current(), ended=forget_models)
 
 
 @st.cache_resource(show_spinner=False)
-def _cards() -> dict[str, tuple[float, Card | TrspError]]:
+def _cards() -> dict[str, tuple[float, HubModel | TrspError]]:
     return {}
 
 
-def card(hub_id: str) -> Card | TrspError | None:
+def card(hub_id: str) -> HubModel | TrspError | None:
     """What the hub said of a model within the last ten minutes, whoever asked; None where nobody did."""
     asked_at, answer = _cards().get(hub_id, (0.0, None))
     return answer if time.monotonic() - asked_at < 600 else None

@@ -8,7 +8,7 @@ from pages.ui.app_state import server, session
 from pages.ui.style import words
 from trsp_core import formatting
 from trsp_core.errors import TrspError
-from trsp_core.experiments.plan_queue import Standing
+from trsp_core.experiments.plan_queue import PlanStatus
 
 PERIOD = 2.0  # seconds between looks while a plan is at work
 
@@ -37,7 +37,7 @@ def _draw(plan: str, active: bool, done: int) -> None:
         _offer(plan, now)
 
 
-def _offer(plan: str, now: Standing) -> None:
+def _offer(plan: str, now: PlanStatus) -> None:
     missing = now.total - now.done
     label = f"Run all {now.total}" if not now.done else f"Run the {missing} that are missing" if missing > 1 else ""
     time = f"; the others take about {formatting.duration(now.seconds_left)}" if now.seconds_left else ""
@@ -52,7 +52,7 @@ def _offer(plan: str, now: Standing) -> None:
         st.markdown(f"{now.done} of {now.total} runs are on this machine{time}. They go on when this tab is closed.")
 
 
-def _progress(plan: str, now: Standing) -> None:
+def _progress(plan: str, now: PlanStatus) -> None:
     left = f" · about {formatting.duration(now.seconds_left)} left for all" if now.seconds_left else ""
     part = server.look(now.at_hand)[0].fraction if now.at_hand else 0.0
     st.progress((now.done + part) / now.total, text=f"{now.done} of {now.total} runs done{left}")

@@ -51,7 +51,7 @@ def _model(run: Run) -> None:
     for archive in checkpoint.archives(run):
         label = f"Download {archive.file.name} ({formatting.size(archive.size)})"
         st.link_button(label, file_routes.link(run, archive.file.name), icon=":material/download:")
-        st.caption(f":material/verified: {words.plain(archive.told)}")
+        st.caption(f":material/verified: {words.plain(archive.verdict)}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         formats = checkpoint.formats(run)
         dtype = st.selectbox("Number format", formats, key="export-dtype", width=160) if formats else ""

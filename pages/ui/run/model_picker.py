@@ -12,7 +12,7 @@ from pages.ui.style import words
 from trsp_core import formatting, machine
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog, download
-from trsp_core.models.catalog import Card, Found, Source
+from trsp_core.models.catalog import HubModel, SearchResult, Source
 from trsp_core.preparation import forecast
 from trsp_core.runs import limits
 from trsp_core.schema.config import RunConfig
@@ -39,7 +39,7 @@ def _progress(name: str) -> None:
     now = server.fetches().look(name)
     if now is None or not now.running:
         st.rerun()
-    st.progress(min(max(now.step.fraction, 0.0), 1.0), text=words.plain(now.step.message))
+    st.progress(min(max(now.progress.fraction, 0.0), 1.0), text=words.plain(now.progress.message))
     label = "Stopping" if now.stopping else "Stop"
     st.button(label, disabled=now.stopping, key="fetch-stop", on_click=server.fetches().stop, args=(name,))
 
@@ -58,7 +58,7 @@ def _offer_catalogued(source: Source) -> None:
 
 def _offer_from_hub(hub_id: str, config: RunConfig) -> None:
     card = server.card(hub_id)
-    if isinstance(card, Card):
+    if isinstance(card, HubModel):
         _describe(card, config)
         _button(f"Download {formatting.size(card.bytes)}", hub_id)
         return
@@ -73,7 +73,7 @@ def _offer_from_hub(hub_id: str, config: RunConfig) -> None:
         st.rerun()
 
 
-def _describe(card: Card, config: RunConfig) -> None:
+def _describe(card: HubModel, config: RunConfig) -> None:
     """What it is, and whether this machine can hold it."""
     facts, free = card.facts, machine.available_memory()
     needed = forecast.peak_bytes(config, facts)
@@ -127,7 +127,7 @@ def choose() -> None:
         _draw_found(session.get("search-found"))
 
 
-def _draw_found(hits: Sequence[Found] | None) -> None:
+def _draw_found(hits: Sequence[SearchResult] | None) -> None:
     if hits == []:
         st.caption("No model for text generation with safetensors has these words in its name.")
     for one in hits or ():

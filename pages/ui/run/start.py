@@ -12,7 +12,7 @@ from trsp_core import escaping, formatting
 from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.export import model_card
 from trsp_core.models import catalog, inspection
-from trsp_core.models.catalog import Card, Facts
+from trsp_core.models.catalog import Facts, HubModel
 from trsp_core.preparation import forecast, preflight
 from trsp_core.pruning import methods, validate
 from trsp_core.schema import config as configs
@@ -46,7 +46,7 @@ def read_form() -> Draft:
         draft.problems += refusal if draft.config is None else []
     elif fetchable(name):
         draft.missing, card = name, server.card(name)
-        draft.facts = card.facts if isinstance(card, Card) else None
+        draft.facts = card.facts if isinstance(card, HubModel) else None
     elif name.strip():
         facts = server.facts(name)
         if isinstance(facts, TrspError):

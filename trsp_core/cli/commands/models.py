@@ -10,7 +10,7 @@ from trsp_core import escaping, formatting, machine, paths
 from trsp_core.cli import output
 from trsp_core.cli.command import command
 from trsp_core.models import catalog, download
-from trsp_core.models.catalog import Card, Found
+from trsp_core.models.catalog import HubModel, SearchResult
 from trsp_core.preparation import forecast
 from trsp_core.pruning import validate
 from trsp_core.runs import limits
@@ -32,7 +32,7 @@ def main(words: tuple[str, ...], as_json: bool) -> None:
     output.show_either(values, text, as_json)
 
 
-def _card(card: Card) -> str:
+def _card(card: HubModel) -> str:
     """A model of the hub in lines."""
     facts = card.facts
     memory, free = forecast.peak_bytes(validate.from_values({}, "quick"), facts), machine.available_memory()
@@ -48,7 +48,7 @@ def _card(card: Card) -> str:
     return "\n".join(map(escaping.line, lines))
 
 
-def _search_cells(models: Iterable[Found]) -> list[list[str]]:
+def _search_cells(models: Iterable[SearchResult]) -> list[list[str]]:
     cells = [["model", "parameters", "downloads", "licence"]]
     for model in models:
         licence = f"{model.licence or 'not given'}{', gated' if model.gated else ''}"

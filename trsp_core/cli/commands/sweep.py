@@ -11,7 +11,7 @@ from trsp_core.cli import output, run_figures
 from trsp_core.cli.command import command
 from trsp_core.experiments import executors, grid_results, grids, runner
 from trsp_core.experiments.grids import Grid
-from trsp_core.experiments.runner import Told
+from trsp_core.experiments.runner import PlanEvent
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
@@ -29,7 +29,7 @@ def main(grid: Grid, scheduler: str | None, out: str | None, as_json: bool) -> i
     total = len(grid.plan.variations)
     files = [grid_results.local(store.root) / f"{grid.plan.name}.json"]
     files += [paths.writable(out, makes_folders=True)] if out else []
-    with executors.Cluster(scheduler) if scheduler else executors.Here() as workers:
+    with executors.DaskExecutor(scheduler) if scheduler else executors.LocalExecutor() as workers:
         finished, bad = _work(grid, store, workers, files)
     output.tell(f"{len(finished)} of {total} points are done" + (f", {bad} did not finish." if bad else "."))
     if finished:
@@ -40,18 +40,18 @@ def main(grid: Grid, scheduler: str | None, out: str | None, as_json: bool) -> i
 
 
 def _work(
-    grid: Grid, store: Store, workers: executors.Crew, files: Sequence[Path]
+    grid: Grid, store: Store, workers: executors.Executor, files: Sequence[Path]
 ) -> tuple[dict[str, tuple[Run, RunState]], int]:
     """Finished runs and their states by variation, and how many points did not finish."""
     total, line = len(grid.plan.variations), output.ProgressLine()
     finished: dict[str, tuple[Run, RunState]] = {}
     bad = 0
     for news in runner.work(grid.plan, store, workers):
-        line.tell(_point(news, total), passing=news.what == "going")
-        bad += news.what in runner.BAD
-        if news.what in ("found", "finished") and news.run and news.state:
+        line.tell(_point(news, total), passing=news.kind == "going")
+        bad += news.kind in runner.BAD
+        if news.kind in ("found", "finished") and news.run and news.state:
             finished[news.variation.name] = (news.run, news.state)
-            if news.what == "finished" or len(finished) == total:
+            if news.kind == "finished" or len(finished) == total:
                 _write(grid, finished, files)
     return finished, bad
 
@@ -63,12 +63,12 @@ def _write(grid: Grid, finished: dict[str, tuple[Run, RunState]], files: Sequenc
     return record
 
 
-def _point(news: Told, total: int) -> str:
+def _point(news: PlanEvent, total: int) -> str:
     """A point of a grid in one line: `[ 3/24] TRSP, steps 60: finished, perplexity 61.2 and 74.6; about 9:30 left`."""
-    line = f"[{news.number:>{len(str(total))}}/{total}] {news.variation.title}: {NEWS.get(news.what, news.what)}"
+    line = f"[{news.number:>{len(str(total))}}/{total}] {news.variation.title}: {NEWS.get(news.kind, news.kind)}"
     if news.state and news.state.failure:
         line += f". {news.state.failure.message} {news.state.failure.remedy}"
-    elif news.state and news.what == "going":
+    elif news.state and news.kind == "going":
         line += f" {run_figures.progress(news.state).partition(', about')[0]}"
     elif news.state and "pruned" in news.state.perplexity:
         perplexity = news.state.perplexity["pruned"]
@@ -77,7 +77,7 @@ def _point(news: Told, total: int) -> str:
         )
     left = (
         f"; about {formatting.clock(news.seconds_left)} left for all"
-        if news.seconds_left and news.what != "found"
+        if news.seconds_left and news.kind != "found"
         else ""
     )
     return escaping.line(line) + left
