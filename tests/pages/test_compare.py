@@ -372,7 +372,7 @@ def test_stage_2_can_be_run_on_the_set(script):
 
 def test_where_the_knowledge_went_is_told_in_numbers():
     text = importance.sentence([1.0, 0.4, 0.2], [1.5, 0.1, 0.1], [1, 2])
-    assert "chosen layers' importance **fell** from 0.300 to 0.100" in text
+    assert "chosen layers' importance **fell** from 0.30 to 0.10" in text
     assert "(2 of 2 fell)" in text
     assert "other layers' importance **rose** from 1.00 to 1.50" in text
 

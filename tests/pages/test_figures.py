@@ -111,7 +111,7 @@ def test_in_cycles_no_first_probe_passes_for_deletion_at_once():
 
 def test_a_report_says_it_as_the_page_does(store):
     text = html_report.html(story.write(store, "finished"))
-    assert "as a multiple of the dense model&#x27;s, on 2 of the 8 measured blocks" in text
+    assert "as a multiple of the dense model&#39;s, on 2 of the 8 measured blocks" in text
     assert "λ₂ acts in all 10 steps of stage 2" in text
     assert "as it was when it was the least of those left" in text
     assert "KL is of the first 2 of the blocks" in text
@@ -171,8 +171,8 @@ def test_no_figure_reads_nan():
     assert words.perplexity_or_wait({}, "dense", live=False) == "not measured"
     assert formatting.perplexity(math.nan) == formatting.perplexity(math.inf) == "not a number"
     assert records.with_interval(Interval(math.nan, math.nan, math.nan)).startswith("not a number [not a")
-    assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, 0.1], [1])
-    assert "nan" not in importance.sentence([0.1, None, 0.3], [0.2, 0.1, None], [0, 1])
+    assert "nan" not in importance.sentence([0.1, math.nan, 0.3], [0.2, 0.1, 0.1], [1])
+    assert "nan" not in importance.sentence([0.1, math.nan, 0.3], [0.2, 0.1, math.nan], [0, 1])
 
 
 # -- a layer at the moment of its choice

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from trsp_core.errors import TrspError
-from trsp_core.evaluation import generation, verification
+from trsp_core.evaluation import generation, measurements, verification
 from trsp_core.pruning import engine, validate
 from trsp_core.schema import events
 from trsp_core.schema import messages as an
@@ -99,7 +99,7 @@ def test_no_context_is_asked_for_more_than_it_holds(context, text, tmp_path):
     assert speed.prompt_tokens + speed.new_tokens <= context
     assert asked <= context
     if context >= 144:
-        assert (speed.prompt_tokens, speed.new_tokens) == (engine.SPEED_PROMPT, engine.SPEED_NEW)
+        assert (speed.prompt_tokens, speed.new_tokens) == (measurements.SPEED_PROMPT, measurements.SPEED_NEW)
     samples = {e.prompt for e in told if isinstance(e, events.TextGenerated)}
     assert len(samples) == 1
     whole, tokenizer = RunConfig().prompt, tiny.tokenizer()
@@ -158,4 +158,4 @@ def test_a_what_if_reads_no_more_than_the_context(text, tmp_path):
     assert measured.tokens == 19
     assert [a for a in study.sample([1], asked.prompt, asked.sample_tokens) if isinstance(a, an.TokenGenerated)]
     with pytest.raises(TrspError, match="reads 20"):
-        side_by_side.room(taken, 21)
+        side_by_side.refuse_length(taken, 21)

@@ -51,8 +51,9 @@ def _look_at_points(run: Run) -> list[str]:
 
 def _execute(run: Run, notes: Sequence[str]) -> Generator[Event, None, None]:
     malloc.share_heaps()
+    past = resume.find(run)  # as long as nothing new is told
     yield from map(Noted, notes)
-    yield from execution.execute(run.config(), run.folder, past=resume.find(run))
+    yield from execution.execute(run.config(), run.folder, past=past)
 
 
 def _stop(run: Run) -> None:
