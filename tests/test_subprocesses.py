@@ -51,7 +51,7 @@ def test_garbage_is_told_and_ends_the_child(line):
 
 def test_a_line_without_end_is_ended_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(subprocesses, "MOST_LINE_BYTES", 1_000_000)
-    with pytest.raises(ChildFailed, match="a line of more than 1 MB"):
+    with pytest.raises(ChildFailed, match=r"a line of more than 1\.0 MB"):
         ask("while True: sys.stdout.write('x' * 65536)")
 
 

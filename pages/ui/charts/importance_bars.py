@@ -7,6 +7,7 @@ from functools import lru_cache
 import altair as alt
 import pandas as pd
 
+from trsp_core import formatting
 from trsp_core.charts.frames import fates
 from trsp_core.charts.palette import PALETTES
 from trsp_core.charts.specs import BOXES, Spec, finish
@@ -54,7 +55,7 @@ def spec(theme_name: str) -> Spec:
         tooltip=[
             alt.Tooltip("layer:O", title="Layer"),
             "when:N",
-            alt.Tooltip("rise:Q", title="Rise, nats", format=".3f"),
+            alt.Tooltip("rise:Q", title="Rise, nats", format=formatting.D3_NATS),
             "fate:N",
         ],
     )

@@ -101,12 +101,13 @@ def sentence(contests: list[Duel], domain: str) -> str:
 
 
 def _who(difference: Interval) -> str:
-    ends = f"[{abs(difference.low):.1f}, {abs(difference.high):.1f}]"
+    ends = f"[{formatting.points(abs(difference.low))}, {formatting.points(abs(difference.high))}]"
     if difference.sign > 0:
-        return f"the control is better by **{difference.value:.1f} points** {ends}"
+        return f"the control is better by **{formatting.points(difference.value)} points** {ends}"
     if difference.sign < 0:
-        return f"TRSP is better by **{-difference.value:.1f} points** [{-difference.high:.1f}, {-difference.low:.1f}]"
-    signed = f"[{difference.low:+.1f}, {difference.high:+.1f}]".replace("-", "−")
+        ends = f"[{formatting.points(-difference.high)}, {formatting.points(-difference.low)}]"
+        return f"TRSP is better by **{formatting.points(-difference.value)} points** {ends}"
+    signed = f"[{formatting.signed_points(difference.low)}, {formatting.signed_points(difference.high)}]"
     return f"these blocks do not tell TRSP and the control apart {signed}"
 
 

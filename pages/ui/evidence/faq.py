@@ -195,7 +195,8 @@ def gates(evidence: Evidence) -> list[str]:
 
 
 def _times(factor: intervals.Interval) -> str:
-    return f"{factor.value:.1f} times as high [{factor.low:.1f}, {factor.high:.1f}]"
+    low, high = formatting.ratio(factor.low), formatting.ratio(factor.high)
+    return f"{formatting.ratio(factor.value)} times as high [{low}, {high}]"
 
 
 def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pages.ui.style import words
 from pages.ui.what_if.history import YOU
+from trsp_core import formatting
 from trsp_core.evaluation import intervals
 from trsp_core.pruning import methods
 from trsp_core.runs.store import Run
@@ -85,7 +86,10 @@ def verdict(field: Sequence[Rival], count: int) -> str:
     if best is None or second is None:
         return ""
     factors = {d: intervals.factor(best.losses[d], second.losses[d]) for d in DOMAINS}
-    parts = [f"{f.value:.2f} [{f.low:.2f}, {f.high:.2f}] in the {words.DOMAINS[d]}" for d, f in factors.items()]
+    parts = [
+        f"{formatting.interval(f.value, f.low, f.high, formatting.ratio)} in the {words.DOMAINS[d]}"
+        for d, f in factors.items()
+    ]
     whose = "yours" if second.who == YOU else f"{second.who}'s"
     sure = all(f.high < 1 for f in factors.values())
     doubt = "" if sure else " An interval reaches 1 or beyond, so this is no clear lead."
