@@ -15,7 +15,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from tests import tiny, zygote
+from tests import ROOT, tiny, zygote
 from tests.runs.test_resume import TINY
 from trsp_core.pruning import validate
 from trsp_core.runs import process as process_module
@@ -48,7 +48,7 @@ def where(tmp_path_factory):
     folder = tmp_path_factory.mktemp("z")
     place = str(folder / "z")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRSP_HOME": str(folder / "home")}
-    child = subprocess.Popen([sys.executable, "-m", "tests.zygote", place], cwd=zygote.ROOT, env=environment)
+    child = subprocess.Popen([sys.executable, "-m", "tests.zygote", place], cwd=ROOT, env=environment)
     end = time.monotonic() + 120
     while not os.path.exists(place):
         assert child.poll() is None
@@ -160,7 +160,7 @@ def test_the_server_is_killed_and_the_next_one_goes_on(where, config, whole, tmp
             (run.folder / "queued").touch()
             active.append(run)
         server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(tmp_path), where], cwd=zygote.ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-c", SERVER, str(tmp_path), where], cwd=ROOT, stdout=subprocess.PIPE
         )
         server.stdout.readline()
         written = sum(len(lines(run)) for run in active)

@@ -74,38 +74,38 @@ def stack(state: RunState) -> pd.DataFrame:
     fate, ends, shown = fates(state), chosen_at(state), len(state.weights) <= MOST_LABELS
     rows = [
         ("bar", i, round(abs(w), 4), fate[i], i in ends, choice(state, i) if i in ends and shown else "")
-        for i, w in enumerate(weights_told(state))
+        for i, w in enumerate(weights_at_choice(state))
     ]
     return pd.DataFrame([("frame", 0, 1.0, "kept", False, ""), *rows], columns=columns)
 
 
-def weights_told(state: RunState) -> list[float]:
+def weights_at_choice(state: RunState) -> list[float]:
     """The L layer weights: of a chosen layer when it was chosen, of the others after the latest step."""
-    told = list(state.weights)
+    weights = list(state.weights)
     for layer, n in chosen_at(state).items():
-        told[layer] = state.weight_steps[n - 1].weights[layer]
-    return told
+        weights[layer] = state.weight_steps[n - 1].weights[layer]
+    return weights
 
 
 def choice(state: RunState, layer: int) -> str:
     """Which choice a chosen layer was, and its weight at that moment: `no. 3 at 0.74`; "" of a layer that is kept."""
     if layer not in state.chosen:
         return ""
-    weight = weights_told(state)[layer] if layer in chosen_at(state) else math.nan
+    weight = weights_at_choice(state)[layer] if layer in chosen_at(state) else math.nan
     at = f" at {formatting.weight(abs(weight))}" if math.isfinite(weight) else ""
     return f"no. {state.chosen.index(layer) + 1}{at}"
 
 
 def scores(state: RunState) -> pd.DataFrame:
     """A bar a layer: a method's score, none for a protected layer."""
-    found, fate = state.scores.scores if state.scores else [], fates(state)
-    rows = [("bar", i, score, fate[i]) for i, score in enumerate(found) if i < len(fate)]
+    scored, fate = state.scores.scores if state.scores else [], fates(state)
+    rows = [("bar", i, score, fate[i]) for i, score in enumerate(scored) if i < len(fate)]
     return pd.DataFrame(rows, columns=["kind", "layer", "score", "fate"])
 
 
 def layer_table(state: RunState) -> pd.DataFrame:
     """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it."""
-    fate, told, shown, place = fates(state), weights_told(state), [], 0
+    fate, weights, rows, place = fates(state), weights_at_choice(state), [], 0
     order = {layer: n for n, layer in enumerate(state.chosen, start=1)}
     gaps_left = dict(zip(state.chosen, state.gap_steps[-1].gaps, strict=False)) if state.gap_steps else {}
     for i, what in enumerate(fate):
@@ -115,9 +115,9 @@ def layer_table(state: RunState) -> pd.DataFrame:
         else:
             text = f"{what} as no. {order.get(i, 0)}"
         size = state.model.layer_parameters[i] / 1e6 if state.model else None
-        shown.append((i, text, told[i] if state.weight_steps else None, size, gaps_left.get(i)))
+        rows.append((i, text, weights[i] if state.weight_steps else None, size, gaps_left.get(i)))
     columns = ["Layer", "Fate", "Weight", "Size, M", "Gap left"]
-    return pd.DataFrame(shown, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
+    return pd.DataFrame(rows, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
 
 
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
@@ -176,8 +176,8 @@ def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], l
     dense = first_blocks(state, "dense", blocks)
     if not dense:
         return {}, []
-    found = {name: first_blocks(state, name, blocks) for name in ("dense", "direct", "pruned")}
-    levels = {name: value / dense for name, value in found.items() if value}
+    perplexities = {name: first_blocks(state, name, blocks) for name in ("dense", "direct", "pruned")}
+    levels = {name: value / dense for name, value in perplexities.items() if value}
     return levels, [(p.step, p.perplexity / dense) for p in state.probes]
 
 

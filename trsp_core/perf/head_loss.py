@@ -214,13 +214,13 @@ class _Taught(torch.autograd.Function):
                 here, place = slice(begin, begin + part.shape[1]), wanted - begin
                 begin = here.stop
                 part.sub_(norm)
-                told = teacher[:, here] if teacher is not None else None
-                if told is not None:
-                    kl = kl + F.kl_div(part, told, reduction="none", log_target=True).sum(-1).double().sum()
+                log_p = teacher[:, here] if teacher is not None else None
+                if log_p is not None:
+                    kl = kl + F.kl_div(part, log_p, reduction="none", log_target=True).sum(-1).double().sum()
                 if any(ctx.needs_input_grad[:3]):
                     part.exp_()
-                    if told is not None:
-                        part.sub_(told.exp_(), alpha=share)
+                    if log_p is not None:
+                        part.sub_(log_p.exp_(), alpha=share)
                     less = ((place >= 0) & (place < part.shape[1])) * (share - 1.0 if says else -1.0)
                     part.scatter_add_(1, place.clamp(0, part.shape[1] - 1), less.float())
                     _add_gradients(ctx.grads, rows, here, part.to(states.dtype), states, weight, n)

@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from trsp_core import formatting
-from trsp_core.charts.frames import choice, chosen_at, fates, weights_told
+from trsp_core.charts.frames import choice, chosen_at, fates, weights_at_choice
 from trsp_core.charts.palette import PALETTES
 from trsp_core.charts.specs import BOXES, Spec, fate_colour, finish
 from trsp_core.schema.run_state import RunState
@@ -18,7 +18,7 @@ COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "path"]
 
 def before_after(state: RunState) -> pd.DataFrame:
     """The stack as it came and as it is left, a box a layer, input at the bottom, lines from old to new places."""
-    fate, weights = fates(state), weights_told(state)
+    fate, weights = fates(state), weights_at_choice(state)
     rows, place, right = [], 0, 1.6 + width_left(state)
     for i, what in enumerate(fate):
         note = choice(state, i)
