@@ -140,7 +140,7 @@ def progress(share: float) -> str:
 
 def setting(value: float) -> str:
     """A setting or a bound, as it may be typed again: `0.05`, `1e-05`, `20000`."""
-    return f"{value:g}"
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def table(rows: Sequence[Sequence[str]], width: int = 110) -> str:

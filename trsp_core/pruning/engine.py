@@ -133,7 +133,7 @@ def execute(
 def _prepared(
     config: RunConfig, folder: Path | None, loaded: tuple[nn.Module, Any] | None, past: Past, undo: ExitStack
 ) -> Generator[Event, None, Study]:
-    """The model with its stack of layers, the texts, and a lab of both."""
+    """The study: the model with its stack of layers, the texts, and a lab of both."""
     run, fresh = RunFolder(folder) if folder else None, not past.place
     waypoints = Waypoints(run, config)
     model, tokenizer, stack = yield from _told(fresh, _model(config, loaded))
@@ -202,7 +202,8 @@ def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, 
 
 
 def _remember_dense(study: Study) -> None:
-    """What is compared with later: what the dense model predicts, and a copy of it where it is to teach."""
+    """What is compared with later: what the dense model predicts (a run that goes on looks again; otherwise `measured`
+    has noted it), and a copy of it where it is to teach."""
     config, past, stack = study.config, study.past, study.stack
     if "dense" in past.done and "pruned" not in past.done:
         measurements.remember_dense(config, stack, study.texts, study.reference)
@@ -306,7 +307,8 @@ def _save(study: Study) -> Events:
 
 
 def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
-    """`story`; where it is not `fresh`, only what comes of it."""
+    """Run `story` and return its value. Its events are passed on if it is `fresh`: not told already by a run that broke
+    off."""
     with contextlib.closing(story):
         while True:
             try:

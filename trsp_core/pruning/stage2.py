@@ -34,7 +34,8 @@ def transfer(
     waypoints: Waypoints | None = None,
     trainer: type[PlainTrainer] = Trainer,
 ) -> Generator[Event, None, None]:
-    """One `StageTwoStepped` a step. The model's weights are changed when it ends, and when it is closed.
+    """One `StageTwoStepped` a step. It leaves the model's weights changed, also when it is closed: the caller puts them
+    back where it has to.
 
     Args:
         chosen: P.
@@ -105,7 +106,8 @@ class Equation:
 
     def joins(self) -> dict[int, int]:
         """The layer right behind each run of chosen ones, by its number in the dense model: its number in this one. L
-        stands for the end of a model with L layers."""
+        stands for the end of a model with L layers. For P = {3, 4} of 6 layers it is {5: 5}, and {5: 3} once they are
+        deleted."""
         dense = self.n_layers + (len(self.chosen) if self.deleted else 0)
         behind = sorted({i + 1 for i in self.chosen} - {i for i in self.chosen if i < dense})
         return {i: i - (sum(j < i for j in self.chosen) if self.deleted else 0) for i in behind}

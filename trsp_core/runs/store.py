@@ -391,7 +391,7 @@ class Store:
         """
         folder = self.root / run_id if _RUN_ID.fullmatch(run_id) else None
         if folder is None or folder.is_symlink() or not (folder / "config.json").is_file():
-            raise TrspError(f"There is no run {run_id[:80]!r} here.", "Open the list of runs, or start a new one.")
+            raise TrspError(f"There is no run {run_id[:80]!r} here.", "Look for it in the list of runs, or start a new one.")
         return Run(folder)
 
     def adopt(self, folder: Path, run_id: str) -> Run:

@@ -86,7 +86,7 @@ class Knob:
             return " or ".join(self.choices)
         if self.kind in (int, float):
             return f"{self.bounds}, for example {self.default}"
-        return f"for example {self.default!r}"
+        return "true or false" if self.kind is bool else f"for example {self.default!r}"
 
 
 def _read_bool(value: Any) -> bool:

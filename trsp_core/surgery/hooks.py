@@ -31,7 +31,7 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 
 @contextlib.contextmanager
 def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> Iterator[None]:
-    """Put weight s_i on layer i's output, for i in `layers` (design section 2; paper figure 2).
+    """Put weight s_i on layer i's output, for i in `layers` (paper, figure 2).
 
     `branch`: the next layer sees X_in + s_i (X_out - X_in), which is exactly X_out at s_i = 1 and X_in at 0.
     `output`: it sees s_i X_out.

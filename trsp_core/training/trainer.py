@@ -108,7 +108,7 @@ class PlainTrainer:
         self._gate[layers] = opening
 
     def loss(self, ids: Tensor) -> Tensor:
-        """What to go down on a batch (B, T)."""
+        """What a step minimises, of a batch (B, T); its gradient is computed by whoever calls `backward` on it."""
         self._taps.clear()
         terms = self.objective(self.passes, self._taps, ids)
         self.record = terms.record().tolist()
@@ -137,8 +137,8 @@ class Trainer(PlainTrainer):
 
     - A parameter is stepped as soon as its gradient is whole (`optimizer_in_backward`): a quarter less memory.
     - Adapters' gradients are small enough to add up, so a batch is split over the cores, a few rows in each pass.
-    - Layers whose gate is shut are skipped: half of an annealed stage 2 runs without them, and their weights, which
-      nothing reads any more, stay.
+    - Layers whose gate is shut are skipped: what follows the fade runs without them, and their weights, which nothing
+      reads any more, stay.
     - On a GPU the pass is recorded once and replayed (`cuda_graphs`).
     """
 
@@ -158,7 +158,7 @@ class Trainer(PlainTrainer):
             self._pass = self._recorded()
 
     def loss(self, ids: Tensor) -> Tensor:
-        """Of a batch (B, T), without a gradient: it has all gone back."""
+        """The value of what a step minimises, of a batch (B, T), without a graph: the backward pass has run."""
         value, *self.record = self._pass(ids).tolist()
         for taps in self._taps_of.values():
             taps.clear()
@@ -170,7 +170,8 @@ class Trainer(PlainTrainer):
     def _open(self, weights: list[nn.Parameter]) -> None:
         config, passes = self.config, self.passes
         self._weights, self._weight, self._shut = weights, torch.zeros((), device=passes.device), False
-        # Gradients of all weights are too much to add up; and what is no mean over tokens has no parts.
+        # Each lane has gradients of its own: too much memory for all weights. And a sum over tokens is not the mean of
+        # the sums over parts of a batch.
         splits = bool(config.adapter_rank) and config.penalty != "sum"
         self._lanes: Sequence[Passes] = passes.lanes(config.batch_blocks) if splits else [passes]
         narrow = len(self._lanes) > 1 and not quantization.is_packed(passes.model)

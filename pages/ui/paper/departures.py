@@ -16,7 +16,12 @@ ROWS = (  # what, knob, in the paper, why
     ("Gate", "gate", "on a layer's whole output", "it rescales all that came before, and not the layer alone"),
     ("What learns in stage 1", "learn_weights", "W too", "faster, less memory; the dense model stays the measure"),
     ("Reach of the penalty", "penalty_reach", "the whole model", "it would bend the layers that are to stay"),
-    ("Size of the penalty", "penalty", "a plain sum", "relative to the input, one λ₂ serves many models"),
+    (
+        "Size of the penalty",
+        "penalty",
+        "a plain sum (its preset: the mean)",
+        "relative to the input, one λ₂ serves many models",
+    ),
     ("λ₂ over the steps", "lambda_2_schedule", "constant", "the loss can settle before the pull is at its full"),
     ("Output projections", "output_rate", "as fast as the rest", "the gap closes sooner"),
     ("Beside the penalty", "anneal", "nothing", "a gate that fades the chosen layers out came out better"),

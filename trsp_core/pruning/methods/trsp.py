@@ -5,7 +5,7 @@
                       then the candidate with the smallest |s_i| joins P and is skipped from then on.
 
 Symbols as in the paper: L layers, s (L,) the layer weights, all 1 at the start, W the model's parameters, P the chosen
-layers, K how many are to go. Where s enters the forward pass is `surgery.gated`.
+layers, K how many are to go. Where s enters the forward pass is `surgery.hooks.gated`.
 """
 
 from __future__ import annotations
