@@ -2,7 +2,12 @@
 
 import sys
 
-from trsp_core.cli.main import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from trsp_core.cli.main import main
+
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        if (error.name or "trsp_core").startswith("trsp_core"):
+            raise
+        sys.exit(f"{error.name} is not installed for this Python. Run `make setup`, then `. .venv/bin/activate`.")

@@ -325,3 +325,11 @@ def test_what_transformers_cannot_read_is_refused_before_there_is_a_run(
     assert main.main(command) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_python_without_the_packages_says_what_to_do():
+    code = "import runpy, sys; sys.modules['psutil'] = None; sys.argv = ['trsp_core', 'list']; "
+    code += "runpy.run_module('trsp_core', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "psutil is not installed for this Python. Run `make setup`, then `. .venv/bin/activate`.\n"
