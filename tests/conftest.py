@@ -79,13 +79,11 @@ def _installed_packages_are_looked_through_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _cores_stay_as_they_were() -> Iterator[None]:
-    """A run takes all cores for its process; the next test has those that it would have had alone."""
-    torch = sys.modules.get("torch")
-    cores = torch and torch.get_num_threads()
-    yield
-    if torch and torch.get_num_threads() != cores:
-        torch.set_num_threads(cores)
+def _every_test_has_the_same_cores() -> None:
+    """A run takes all cores for its process, also one of a fixture that many tests share; sums over other parts are
+    other sums, to the last bit."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture
