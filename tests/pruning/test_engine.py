@@ -256,3 +256,12 @@ def test_importance_is_the_rise_of_the_loss_without_each_layer_alone(text):
     for layer, rise in enumerate(before.rises):
         assert rise == pytest.approx(lab.loss_without([layer], blocks) - lab.loss_without([], blocks), abs=1e-5)
     assert after.rises != before.rises
+
+
+def test_a_run_leaves_the_process_its_threads(text):
+    torch.set_num_threads(2)
+    story = engine.execute(config_of(text, threads=1), None, (tiny.build(), tiny.tokenizer()))
+    next(event for event in story if isinstance(event, events.ModelLoaded))
+    assert torch.get_num_threads() == 1
+    story.close()
+    assert torch.get_num_threads() == 2

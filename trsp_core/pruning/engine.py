@@ -135,6 +135,7 @@ def _prepared(
 ) -> Generator[Event, None, Study]:
     """The study: the model with its stack of layers, the texts, and a lab of both."""
     run, fresh = RunFolder(folder) if folder else None, not past.place
+    undo.callback(torch.set_num_threads, torch.get_num_threads())  # other threads, other sums to the last bit
     waypoints = Waypoints(run, config)
     model, tokenizer, stack = yield from _told(fresh, _model(config, loaded))
     if loaded and (config.learn_weights or config.stage2_steps):
