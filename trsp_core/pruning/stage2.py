@@ -69,9 +69,9 @@ def transfer(
 
         left, seed = span.done + span.steps - done, config.seed * 1009
         for step in lab.fit(steps.optimizer, steps.loss, left, seed, "stage 2", schedule, first=done + 1, skip=done):
-            lm, penalties, *gaps = steps.record
+            lm, penalty_sum, *gaps = steps.record
             rate = base_rate * rate_factor(step, config.stage2_steps, config.lr_schedule)
-            yield StageTwoStepped(step, lm, penalties, steps.lambda_2, rate, gaps)
+            yield StageTwoStepped(step, lm, penalty_sum, steps.lambda_2, rate, gaps)
             if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, steps.optimizer)):
                 yield Noted(refusal)
 

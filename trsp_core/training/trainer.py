@@ -146,7 +146,7 @@ class Trainer(PlainTrainer):
 
     def pace(self, lambda_2: float, rate: float) -> None:
         super().pace(lambda_2, rate)
-        self._weight.fill_(lambda_2)
+        self._lambda_2.fill_(lambda_2)
         self.optimizer.pace()
 
     def fade(self, layers: list[int], opening: float) -> None:
@@ -169,7 +169,7 @@ class Trainer(PlainTrainer):
 
     def _open(self, weights: list[nn.Parameter]) -> None:
         config, passes = self.config, self.passes
-        self._weights, self._weight, self._shut = weights, torch.zeros((), device=passes.device), False
+        self._learning_weights, self._lambda_2, self._shut = weights, torch.zeros((), device=passes.device), False
         # Each lane has gradients of its own: too much memory for all weights. And a sum over tokens is not the mean of
         # the sums over parts of a batch.
         splits = bool(config.adapter_rank) and config.penalty != "sum"
@@ -186,7 +186,7 @@ class Trainer(PlainTrainer):
         self._contexts.callback(lambda: delattr(self, "_pass"))  # what is recorded ends here, and its memory
 
     def _recorded(self) -> cuda_graphs.Recorded:
-        return cuda_graphs.Recorded(self._all_rows, self.passes.model, self._weights)
+        return cuda_graphs.Recorded(self._all_rows, self.passes.model, self._learning_weights)
 
     def _all_rows(self, ids: Tensor) -> Tensor:
         """Loss and record of a batch (B, T), (3 + K,); gradients have gone back."""
@@ -213,7 +213,7 @@ class Trainer(PlainTrainer):
     def _with_penalties(self, lane: Passes, terms: Terms, share: float) -> Tensor:
         if not self.config.lambda_2 or not self.chosen or self._shut:
             return terms.loss
-        weight = self._weight.to(terms.loss.device)
+        weight = self._lambda_2.to(terms.loss.device)
         if self.config.penalty_reach == "model":
             return terms.loss + weight * terms.penalty
         for layer, penalty in terms.penalties.items():
