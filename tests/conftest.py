@@ -40,7 +40,7 @@ def pytest_configure(config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-LONGEST = ("families", "hostile", "faults", "export", "quick_run", "grids", "resume", "hostile_pages")  # files of minutes
+LONGEST = ("families", "hostile", "faults", "export", "quick_run", "grids", "resume", "hostile_pages")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
