@@ -4,7 +4,8 @@
     python -m tests.sweep_families --write            all of them, into assets/families.json and the docs;
                                                       with MODEL_TYPE, those anew and the others as recorded
 
-Each is built and tried in a process of its own, with a limit on its memory and its time.
+Each is built and tried in a process of its own, with a limit on its memory and its time. What it keeps is loaded by
+stock transformers in another, forked from one that has loaded transformers already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import json
 import multiprocessing
 import resource
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,7 +29,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tests import ROOT, tiny, zoo
+from tests import ROOT, tiny, zoo, zygote
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import generation
 from trsp_core.models import architectures, libraries
@@ -219,14 +221,15 @@ def sweep(model_types: tuple[str, ...] = zoo.MODEL_TYPES) -> Iterator[Outcome]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     discovery.find(zoo.build("llama"))  # what all import is imported once
-    for model_type in model_types:
-        yield _apart(model_type)
+    with tempfile.TemporaryDirectory() as folder, zygote.started(Path(folder)) as where:
+        for model_type in model_types:
+            yield _apart(model_type, where)
 
 
-def _apart(model_type: str) -> Outcome:
+def _apart(model_type: str, where: str) -> Outcome:
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
-    child = fork.Process(target=_child, args=(model_type, theirs))
+    child = fork.Process(target=_child, args=(model_type, where, theirs))
     child.start()
     theirs.close()
     try:
@@ -240,7 +243,8 @@ def _apart(model_type: str) -> Outcome:
         child.join()
 
 
-def _child(model_type: str, told: Connection) -> None:
+def _child(model_type: str, where: str, told: Connection) -> None:
+    subprocess.Popen = zygote.proving(where, subprocess.Popen)  # type: ignore[misc, assignment]
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     told.send(outcome(model_type))
 

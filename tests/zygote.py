@@ -17,8 +17,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from tests import ROOT
 
 STOCK = "stock_process.py"
 
@@ -54,6 +59,26 @@ class Forked:
         self.send_signal(9)
 
 
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[str]:
+    """The socket of a zygote that lives in `folder`; with it everything that it forked has to be gone at the end."""
+    where = str(folder / "z")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRSP_HOME": str(folder / "home")}
+    child = subprocess.Popen([sys.executable, "-m", "tests.zygote", where], cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 120
+    while not os.path.exists(where):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield where
+    left = [p for p in psutil.Process(child.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    child.kill()
+    child.wait()
+    for process in left:
+        process.kill()
+    assert left == []
+
+
 def start_run(where: str, run: Any) -> Forked:
     """Instead of `process.start`."""
     null = os.open(os.devnull, os.O_RDWR)
@@ -75,7 +100,7 @@ def piped(where: str, words: list[str]) -> Forked:
     return child
 
 
-def _proving(where: str, real: Any) -> Any:
+def proving(where: str, real: Any) -> Any:
     """Instead of the core's `subprocess.Popen`: forks what is to run STOCK, and starts all else as ever."""
 
     def begin(command: list[str], **given: Any) -> Any:
@@ -91,7 +116,7 @@ def _main(words: list[str], where: str) -> int:
     from trsp_core.runs import worker
 
     if Path(words[0]).name != STOCK:
-        subprocess.Popen = _proving(where, subprocess.Popen)
+        subprocess.Popen = proving(where, subprocess.Popen)
         return worker.main(words[1]) if words[0] == "worker" else shell.main(words)
     for name in [name for name in sys.modules if name.partition(".")[0] == "trsp_core"]:
         del sys.modules[name]  # a stranger has none of ours

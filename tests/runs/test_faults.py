@@ -44,23 +44,9 @@ time.sleep(600)
 
 @pytest.fixture(scope="module")
 def where(tmp_path_factory):
-    """The socket of a zygote; with it everything that it forked has to be gone at the end."""
-    folder = tmp_path_factory.mktemp("z")
-    place = str(folder / "z")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRSP_HOME": str(folder / "home")}
-    child = subprocess.Popen([sys.executable, "-m", "tests.zygote", place], cwd=ROOT, env=environment)
-    end = time.monotonic() + 120
-    while not os.path.exists(place):
-        assert child.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    yield place
-    left = [p for p in psutil.Process(child.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
-    child.kill()
-    child.wait()
-    for process in left:
-        process.kill()
-    assert left == []
+    """The socket of a zygote."""
+    with zygote.started(tmp_path_factory.mktemp("z")) as socket:
+        yield socket
 
 
 @pytest.fixture(scope="module")
