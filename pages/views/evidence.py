@@ -10,7 +10,7 @@ from pages.ui.evidence import plan_runs, published, sentences, settings_tab
 from pages.ui.style import theme, words
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
-from trsp_core.experiments import plan_results
+from trsp_core.experiments import plan_results, plans
 from trsp_core.experiments.plan_results import Record
 from trsp_core.schema.events import DOMAINS
 
@@ -25,7 +25,9 @@ def records_of(plan: str) -> dict[str, Record]:
     if file.is_file():
         records[SHIPPED] = plan_results.load(file)
     with contextlib.suppress(TrspError):  # none has finished here, or not on the same blocks
-        records[HERE] = plan_results.gather(plan, server.runs())
+        runs, its_plan = server.runs(), plans.read(plan)
+        ends = plans.earlier_ends(its_plan, runs) | plans.ends(its_plan, runs)
+        records[HERE] = plan_results.gather(its_plan, ends)
     return records
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import tiny
+from tests import story, tiny
 from trsp_core.cli import main as shell_main
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
@@ -57,12 +57,12 @@ def plan_file(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "facts", lambda name: facts)
     ran = []
 
-    def finish(run):
+    def start(run):
         ran.append(run.id)
-        settings = run.config()
-        recorder.record(run, engine.execute(settings, None, (tiny.build(), tiny.tokenizer())))
+        recorder.record(run, engine.execute(run.config(), None, (tiny.build(), tiny.tokenizer())))
+        return story.no_child(run)
 
-    monkeypatch.setattr(process, "finish", finish)
+    monkeypatch.setattr(process, "start", start)
     base = TINY | {"text": str(text), "heldout": str(text)}
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"name": "small", "base": base, "variations": VARIATIONS}))
@@ -73,12 +73,12 @@ def test_a_plan_runs_each_variation_once_and_prints_one_table(plan_file, tmp_pat
     file, ran = plan_file
     out = tmp_path / "record.json"
     assert shell_main.main(["compare", "--plan", str(file), "--out", str(out)]) == 0
-    assert len(ran) == 3
+    assert len(ran) == 2, "the timed control gets as many steps as the other: one run serves both"
     shown = capsys.readouterr().out
     assert "TRSP" in shown
     assert "calibration domain" in shown
     assert shell_main.main(["compare", "--plan", str(file), "--json"]) == 0
-    assert len(ran) == 3, "a finished run is never run again"
+    assert len(ran) == 2, "a finished run is never run again"
     found = plan_results.load(out)
     assert [row.name for row in found.rows] == ["dense", "trsp", "control", "timed"]
     assert found.row("control").removed == found.row("trsp").removed
@@ -87,6 +87,42 @@ def test_a_plan_runs_each_variation_once_and_prints_one_table(plan_file, tmp_pat
     assert found.row("dense").parameters > found.row("trsp").parameters
     assert set(found.row("trsp").speed) == {"prefill", "decode"}
     assert set(found.row("trsp").kl) == set(events.DOMAINS)
+
+
+def test_one_run_serves_all_variations_of_equal_settings_and_each_has_its_row(plan_file, tmp_path, capsys):
+    file, ran = plan_file
+    assert shell_main.main(["compare", "--plan", str(file)]) == 0
+    document = json.loads(file.read_text())
+    other = [VARIATIONS[0] | {"name": name, "title": name.upper()} for name in ("a", "b")]
+    other += [VARIATIONS[1] | {"name": "c", "layers_of": "b"}]
+    twin, out = tmp_path / "twin.json", tmp_path / "record.json"
+    twin.write_text(json.dumps(document | {"name": "twin", "variations": other}))
+    assert shell_main.main(["compare", "--plan", str(twin), "--out", str(out)]) == 0
+    assert len(ran) == 2, "all that the second plan asks for has been run for the first"
+    assert capsys.readouterr().err.count("already there") == 4
+    record = plan_results.load(out)
+    assert [row.title for row in record.rows[1:]] == ["A", "B", "c"]
+    plan = plans.read(str(twin))
+    assert list(plans.ends(plan, Store().runs())) == ["a", "b", "c"]
+    assert plans.earlier_ends(plan, Store().runs()) == {}
+
+
+def test_a_run_that_fails_leaves_the_others_and_what_needed_it_out(plan_file, monkeypatch, capsys):
+    file, _ = plan_file
+    start = process.start
+
+    def failing(run):
+        if plans.belongs(run) == ("small", "control"):
+            recorder.record(run, story._failing())
+            return story.no_child(run)
+        return start(run)
+
+    monkeypatch.setattr(process, "start", failing)
+    assert shell_main.main(["compare", "--plan", str(file)]) == 3
+    said = capsys.readouterr()
+    assert "1 of 3 runs did not finish" in said.err
+    assert "Bring at least [384] tokens." in said.err
+    assert "timed" in said.out
 
 
 def test_a_run_that_did_not_finish_is_run_again(plan_file):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
 from trsp_core.experiments import records
 from trsp_core.experiments.grids import Grid
-from trsp_core.runs.store import Run
+from trsp_core.experiments.plans import Ends
 from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
@@ -89,7 +89,7 @@ class Sweep:
         return RunConfig(**self.shared, **point.settings).as_command()
 
 
-def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
+def gather(grid: Grid, finished: Ends) -> Sweep:
     """The record of the runs that have finished, by name of their variation.
 
     Raises:
