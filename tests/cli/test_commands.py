@@ -26,13 +26,6 @@ SMALL = shlex.split(
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return str(file)
-
-
-@pytest.fixture
 def here(tmp_path, monkeypatch):
     """Folders of our own for runs and cache."""
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))

@@ -23,20 +23,13 @@ from trsp_core.runs import process, recorder
 from trsp_core.runs.store import Store
 from trsp_core.schema import events
 
-TINY = {
-    "block_length": 16,
-    "measure_length": 24,
-    "measure_blocks": 3,
-    "calibration_blocks": 12,
+TINY = tiny.SETTINGS | {
     "probe_blocks": 1,
     "importance_blocks": 0,
     "kl_blocks": 1,
     "stage1_steps": 1,
     "stage2_steps": 4,
-    "ratio": 0.4,
-    "speed_repeats": 1,
     "sample_tokens": 0,
-    "threads": 1,
     "save_model": False,
 }
 VARIATIONS = [

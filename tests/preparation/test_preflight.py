@@ -13,15 +13,9 @@ from trsp_core.pruning import validate
 from trsp_core.runs import worker
 from trsp_core.runs.store import Store
 
-VALUES = {
-    "block_length": 16,
-    "measure_length": 24,
-    "measure_blocks": 3,
-    "calibration_blocks": 12,
-    "stage1_steps": 2,
+VALUES = tiny.SETTINGS | {
     "stage2_steps": 0,
     "probe_blocks": 0,
-    "ratio": 0.4,
     "speed_repeats": 0,
     "sample_tokens": 0,
     "kl_blocks": 2,
@@ -30,13 +24,11 @@ VALUES = {
 
 
 @pytest.fixture
-def values(tiny_model, tmp_path, monkeypatch) -> dict:
+def values(tiny_model, text, tmp_path, monkeypatch) -> dict:
     """Settings of a run in folders of its own."""
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("TRSP_HOME", str(tmp_path / "home"))
-    file = tmp_path / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return {"model": str(tiny_model), "text": str(file), "heldout": str(file), **VALUES}
+    return {"model": str(tiny_model), "text": text, "heldout": text, **VALUES}
 
 
 @pytest.fixture

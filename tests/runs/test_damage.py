@@ -31,13 +31,6 @@ def store(tmp_path):
     return Store(tmp_path / "runs")
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return str(file)
-
-
 def lines_of(run):
     return run.events_file.read_bytes().splitlines(keepends=True)
 

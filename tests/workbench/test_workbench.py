@@ -30,13 +30,6 @@ def deep(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "tiny.txt"
-    path.write_text(tiny.text(1200))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def workbench():
     bench = Workbench()
     yield bench
