@@ -183,6 +183,11 @@ def test_a_run_folder_that_is_taken_or_missing_is_refused(finished, tiny_model, 
     assert main.main(["show", "../x"]) == 2
 
 
+def test_a_folder_that_cannot_be_written_is_told_by_the_flag_that_named_it(here, tiny_model, text, capsys):
+    assert main.main([*pruning(tiny_model, text), "--out", "/proc/a-run"]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
 def test_a_model_too_large_for_memory_is_refused_with_the_numbers(here, tiny_model, text, monkeypatch, capsys):
     monkeypatch.setattr("trsp_core.machine.available_memory", lambda: 100_000_000)
     assert main.main([*pruning(tiny_model, text)]) == 2

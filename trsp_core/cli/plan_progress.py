@@ -32,7 +32,8 @@ def work(plan: Plan, store: Store, executor: Executor, write: Callable[[Ends], N
 
 def _line(news: PlanEvent, total: int) -> str:
     """A run of a plan in one line: `[ 3/24] TRSP, steps 60: finished, perplexity 61.2 and 74.6; about 9:30 left`."""
-    line = f"[{news.number:>{len(str(total))}}/{total}] {news.variation.title}: {NEWS.get(news.kind, news.kind)}"
+    kind = NEWS.get(news.kind, formatting.status(news.kind))
+    line = f"[{news.number:>{len(str(total))}}/{total}] {news.variation.title}: {kind}"
     if news.state and news.state.failure:
         line += f". {news.state.failure.message} {news.state.failure.remedy}"
     elif news.state and news.kind == "going":

@@ -103,7 +103,7 @@ def gather(grid: Grid, finished: Ends) -> Sweep:
         run, state = finished[variation.name]
         place = grid.places[variation.name]
         points.append(_point(variation.name, variation.title, place.arm, dict(place.at), run.config(), state))
-        for domain, losses in records.losses(state, "dense", records.DIGITS).items():
+        for domain, losses in records.losses(state, "dense").items():
             dense[points[-1].blocks[domain]] = losses
     first_run, first = finished[order[0].name]
     shared = {k: v for k, v in points[0].settings.items() if all(p.settings.get(k) == v for p in points)}
@@ -138,8 +138,8 @@ def _point(name: str, title: str, arm: str, at: dict[str, Any], config: RunConfi
         removed=state.removed.removed if state.removed else [],
         weights=_weights(state),
         blocks={domain: digest[:16] for domain, digest in records.fingerprints(state).items()},
-        losses=records.losses(state, "pruned", records.DIGITS),
-        direct=records.losses(state, "direct", records.DIGITS),
+        losses=records.losses(state, "pruned"),
+        direct=records.losses(state, "direct"),
         kl=records.divergence(state),
         seed=config.seed,
         steps=len(state.gap_steps),

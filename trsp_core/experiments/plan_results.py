@@ -18,8 +18,6 @@ from trsp_core.runs.store import Run
 from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
 
-DIGITS = 5  # of a loss
-
 
 @dataclass(frozen=True)
 class Row:
@@ -106,7 +104,7 @@ def gather(plan: Plan, ends: Ends) -> Record:
 def _dense(state: RunState) -> Row:
     model = state.model
     assert model is not None
-    losses = records.losses(state, "dense", DIGITS)
+    losses = records.losses(state, "dense")
     return Row("dense", "Dense, as it came", "", [], model.n_layers, model.parameters, losses, {})
 
 
@@ -120,7 +118,7 @@ def _row(name: str, title: str, run: Run, state: RunState) -> Row:
         removed=removed.removed,
         n_layers=len(removed.removed) + len(removed.kept),
         parameters=removed.parameters,
-        losses=records.losses(state, "pruned", DIGITS),
+        losses=records.losses(state, "pruned"),
         kl=records.divergence(state),
         steps=len(state.gap_steps),
         seconds=round(state.step_seconds or 0.0, 3),

@@ -184,8 +184,8 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
         if other != arm and any("control" in p.settings or "control" in sweep.shared for p in sweep.of(other))
     }
     for other, estimate in controls.items():
-        ends = f"[{formatting.perplexity(estimate.low)}, {formatting.perplexity(estimate.high)}]"
-        text += f" The control “{words.plain(sweep.arms[other])}”: {formatting.perplexity(estimate.value)} {ends}."
+        figure = formatting.interval(estimate.value, estimate.low, estimate.high, formatting.perplexity)
+        text += f" The control “{words.plain(sweep.arms[other])}”: {figure}."
     return text if controls else f"{text} This sweep has no control beside it."
 
 

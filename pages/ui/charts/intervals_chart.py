@@ -71,7 +71,8 @@ def both(record: Record) -> pd.DataFrame:
     heights = [math.log10(y) for y in frame["y"]]
     least = 0.05 * max(heights[-1] - heights[0], 0.1)
     frame["label_y"] = [10**height for height in apart(heights, least)]  # numbers stay legible where dots meet
-    frame["label_x"] = frame["x_high"].max() * (frame["x_high"].max() / frame["x_low"].min()) ** 0.08
+    least, most = frame[["x", "x_low"]].min().min(), frame[["x", "x_high"]].max().max()
+    frame["label_x"] = most * (most / least) ** 0.08
     return frame.round(2)
 
 
@@ -159,10 +160,7 @@ def role(row: Row) -> str:
 
 
 def _figure(estimate: intervals.Interval) -> str:
-    return (
-        f"{formatting.perplexity(estimate.value)}  [{formatting.perplexity(estimate.low)}, "
-        f"{formatting.perplexity(estimate.high)}]"
-    )
+    return formatting.interval(estimate.value, estimate.low, estimate.high, formatting.perplexity)
 
 
 def _roles(theme: str) -> alt.Color:

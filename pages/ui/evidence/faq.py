@@ -99,7 +99,7 @@ def _rivals(evidence: Evidence) -> list[str]:
         apart = sentences.change(intervals.factor(trsp.losses[domain], best.losses[domain]))
         lines.append(
             f"In the {words.DOMAINS[domain]}, deleted at once, TRSP's choice leaves {figures[0]} and the best of "
-            f"{len(rivals)} others, {words.plain(best.title)}, {figures[1]}: {apart}."
+            f"the {len(rivals)} others in the record, {words.plain(best.title)}, {figures[1]}: {apart}."
         )
     return lines
 
@@ -162,7 +162,7 @@ def _published(evidence: Evidence) -> list[str]:
             f"{words.plain(method)}: the paper's TRSP has {formatting.ratio(whole / by[method])} times its "
             "perplexity (LLaMA2-7B, "
             f"WikiText-2, calibrated there too), ours {formatting.ratio(here.value)} times "
-            f"[{formatting.ratio(here.low)}, {formatting.ratio(here.high)}]."
+            f"{formatting.ends(here.low, here.high, formatting.ratio)}."
         )
     return [
         *lines,
@@ -195,8 +195,8 @@ def gates(evidence: Evidence) -> list[str]:
 
 
 def _times(factor: intervals.Interval) -> str:
-    low, high = formatting.ratio(factor.low), formatting.ratio(factor.high)
-    return f"{formatting.ratio(factor.value)} times as high [{low}, {high}]"
+    ends = formatting.ends(factor.low, factor.high, formatting.ratio)
+    return f"{formatting.ratio(factor.value)} times as high {ends}"
 
 
 def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:
