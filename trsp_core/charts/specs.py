@@ -197,7 +197,7 @@ def _frame(base: alt.Chart) -> alt.Chart:
     return base.mark_point(opacity=0, tooltip=None).transform_filter("datum.kind == 'frame'")
 
 
-def finish(*layers: alt.Chart, height: int = HEIGHT) -> Spec:
+def finish(*layers: alt.Chart, height: int | alt.Step = HEIGHT) -> Spec:
     """The layers as one spec without data."""
     spec = alt.layer(*layers).properties(height=height).to_dict(validate=False)
     for name in ("$schema", "data", "datasets"):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
@@ -51,6 +52,7 @@ def visitor() -> str:
 def let_go(file: UploadedFile) -> None:
     """Free the memory of an uploaded file. Its control goes on showing it, as a `DeletedFile`."""
     if context := get_script_run_ctx():
+        assert isinstance(context.uploaded_file_mgr, MemoryUploadedFileManager)
         context.uploaded_file_mgr.remove_file(context.session_id, file.file_id)
 
 

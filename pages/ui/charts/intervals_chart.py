@@ -56,7 +56,7 @@ def ladder(theme: str) -> Spec:
     ]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, tooltip=tips)
     names = base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text="label:N")
-    return finish(reach, dots, names, height=alt.Step(38))  # type: ignore[arg-type]
+    return finish(reach, dots, names, height=alt.Step(38))
 
 
 def both(record: Record) -> pd.DataFrame:
@@ -107,7 +107,8 @@ def speeds(record: Record) -> pd.DataFrame:
     timed = [row for row in record.rows if row.speed and row.name != "dense" and not row.narrowed]
     row = next((r for r in timed if not r.steps), timed[0] if timed else None)
     rows = []
-    for kind, (middle, low, high) in (row.speed if row else {}).items():
+    for kind, (middle, low, high) in row.speed.items() if row else ():
+        assert row is not None
         base = row.dense_speed[kind][0]
         ceiling = row.n_layers / (row.n_layers - len(row.removed))
         what = f"{READS[kind]}, {row.n_layers - len(row.removed)} of {row.n_layers} layers"
@@ -133,7 +134,7 @@ def speed(theme: str) -> Spec:
     names = base.mark_text(align="left", dx=8, fontSize=14, fontWeight="bold", color=inside).encode(
         x=alt.value(0), text="label:N"
     )
-    return finish(bars, reach, top, names, height=alt.Step(44))  # type: ignore[arg-type]
+    return finish(bars, reach, top, names, height=alt.Step(44))
 
 
 def table(record: Record) -> pd.DataFrame:

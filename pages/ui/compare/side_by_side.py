@@ -81,14 +81,15 @@ def reading_along(comparison: Comparison) -> None:
     st.markdown("#### Token by token")
     shown = {n: words.plain(comparison.columns[n].label) for n in written}
     with st.container(horizontal=True):
+        title = shown.__getitem__
         text = st.segmented_control(
-            "Text of", written, format_func=shown.get, default=written[0], key="text-of", required=True
+            "Text of", written, format_func=title, default=written[0], key="text-of", required=True
         )
         others = [n for n in written if n and (text, n) in comparison.traces]
         reader = others[0] if others else 0
         if len(others) > 1:
             reader = st.segmented_control(
-                "Coloured by", others, format_func=shown.get, default=others[0], key="coloured-by", required=True
+                "Coloured by", others, format_func=title, default=others[0], key="coloured-by", required=True
             )
     if others:
         st.caption(

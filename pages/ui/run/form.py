@@ -114,7 +114,7 @@ def _number(knob: Knob, key: str) -> Any:
         return session.whole(
             st.number_input(_label(knob), step=1.0, format=formatting.C_WHOLE, key=key, help=_help(knob))
         )
-    step = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1
+    step = 10.0 ** math.floor(math.log10(float(knob.default))) if knob.default else 0.1
     return st.number_input(_label(knob), step=step, format=formatting.C_SETTING, key=key, help=_help(knob))
 
 
@@ -127,8 +127,10 @@ def _text(knob: Knob, key: str) -> str:
 
 
 def _choice(knob: Knob, key: str) -> str:
-    titles = {m.name: m.title for m in methods.all_methods().values()} if knob.name == "method" else {}
-    return st.selectbox(_label(knob), knob.choices, key=key, help=_help(knob), format_func=lambda v: titles.get(v, v))
+    titles = {choice: choice for choice in knob.choices}
+    if knob.name == "method":
+        titles |= {m.name: m.title for m in methods.all_methods().values()}
+    return st.selectbox(_label(knob), knob.choices, key=key, help=_help(knob), format_func=titles.__getitem__)
 
 
 def _name(knob: Knob, key: str) -> str:
