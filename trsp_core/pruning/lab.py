@@ -112,11 +112,8 @@ class Lab(Passes):
     def narrowed(self, layers: Sequence[nn.Module], entries: Mapping[str, int]) -> AbstractContextManager[nn.Module]:
         return removal.narrowed(self.stack, layers, entries)
 
-    def heard(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
+    def heard(self, module: nn.Module) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
         return hooks.heard(module)
-
-    def read(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
-        return hooks.read(module)
 
     def loss_without(self, layers: Collection[int], ids: Tensor) -> float:
         """L_LM on `ids` (B, T) with `layers` skipped."""
