@@ -174,5 +174,5 @@ TRANSFER = Transfer(
     r" + r\, \overline{\mathrm{diag}\,H}\, \lVert \Delta W \rVert^2",
     repair=repair,
     in_order=True,
-    cost=Cost(passes=2.0, squares=True, states=4),
+    cost=Cost(passes=1.7, squares=True, states=5),
 )
