@@ -174,6 +174,7 @@ D3_AXIS = "~g"
 D3_NATS = ".3f"
 D3_WEIGHT = ".2f"
 D3_MILLIONS = ",.1f"
+D3_PERCENT = ".0%"
 # And those of C, which controls and tables of Streamlit format with.
 C_FIGURE = "%.2f"
 C_WHOLE = "%.0f"

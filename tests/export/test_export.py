@@ -31,7 +31,7 @@ from starlette.applications import Starlette
 
 from pages.ui.app_state import file_routes
 from tests import ROOT, story, tiny
-from trsp_core import subprocesses
+from trsp_core import formatting, subprocesses
 from trsp_core.cli import main
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import stock_process, verification

@@ -147,7 +147,7 @@ def refits(theme: str) -> Spec:
     def bars(field: str, name: str, opacity: float) -> alt.Chart:
         colour = alt.Color("which:N", scale=scale, legend=BOXES)
         bar = base.transform_calculate(which=f"'{name}'").mark_bar(cornerRadiusEnd=2, opacity=opacity)
-        y = alt.Y(f"{field}:Q", title="Distance from the dense state", axis=alt.Axis(format=".0%"))
+        y = alt.Y(f"{field}:Q", title="Distance from the dense state", axis=alt.Axis(format=formatting.D3_PERCENT))
         return bar.encode(y=y, color=colour)
 
     return finish(
