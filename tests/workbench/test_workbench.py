@@ -38,7 +38,8 @@ def workbench():
 
 def children() -> list[psutil.Process]:
     """Processes of workbenches that this one has started."""
-    return [child for child in psutil.Process().children() if child.cmdline()[-1:] == ["workbench"]]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if child.cmdline()[-1:] == ["workbench"]]
 
 
 def endless(model, **more):
