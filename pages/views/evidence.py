@@ -60,8 +60,7 @@ def show(record: Record) -> None:
     protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in record.protocol.items())
     st.caption(
         f"Perplexity and KL: {intervals.direction('kl')}; KL is of the first few blocks alone. Brackets and bars: 95 % "
-        f"intervals, bootstrapped over blocks, from {intervals.LEAST_BLOCKS} blocks on; differences are taken block by "
-        "block. "
+        "t intervals over blocks; differences are taken block by block. "
         f"{words.plain(record.model)}, {protocol}. One seed. Made {words.plain(record.made)}."
     )
 

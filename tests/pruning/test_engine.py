@@ -39,7 +39,9 @@ def test_a_run_tells_its_whole_story_in_order(text, tmp_path, tiny_model):
     phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
     first = ["load", "text", "dense", "importance", "choose", "direct", "transfer", "trained"]
     assert phases == [*first, "importance after", "pruned", "speed", "save"]
-    assert {(m.state, m.domain) for m in folded.measured} == {(s, d) for s in events.STATES if s != "repaired" for d in events.DOMAINS}
+    assert {(m.state, m.domain) for m in folded.measured} == {
+        (s, d) for s in events.STATES if s != "repaired" for d in events.DOMAINS
+    }
     assert [p.step for p in folded.probes] == [0, 2, 3]
     assert folded.ended == "finished"
     assert sorted(folded.chosen) == folded.removed.removed

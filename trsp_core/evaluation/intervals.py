@@ -1,4 +1,5 @@
-"""How sure a figure is: paired bootstrap over blocks, Wilson's interval of a share, and what may be claimed from them.
+"""How sure a figure is: paired t intervals over blocks, Wilson's interval of a share, and what may be claimed from
+them.
 
 Imports no torch. Losses are mean nats a token of each measured block; runs are compared on the same blocks alone.
 """
@@ -9,12 +10,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-RESAMPLES = 4000
 LEVEL = 0.95
-# All n blocks lie on one side of the true median in 1 of 2^(n-1) draws, 1 of 16 for five: the whole range of fewer than
-# six misses it more often than a 95 % interval may, and an interval that is resampled from them lies within that range.
-LEAST_BLOCKS = 6
+LEAST_BLOCKS = 2  # one block has no spread
 
 # The direction of every metric, declared once: True where higher is better.
 HIGHER_IS_BETTER = {"perplexity": False, "kl": False, "accuracy": True, "speed": True}
@@ -40,21 +39,30 @@ class Interval:
 
 
 def mean(losses: Sequence[float]) -> Interval:
-    """Mean loss, resampled over blocks; of fewer than LEAST_BLOCKS without an interval.
+    """Mean loss with Student's t interval over blocks, mean ± t(n - 1) s / sqrt(n); of fewer than LEAST_BLOCKS without
+    one. A percentile bootstrap of 8 to 16 blocks holds the truth in 89 to 92 % of cases, not in 95: it takes the spread
+    that these few happen to have for known.
 
     Raises:
         ValueError: no losses.
     """
-    import numpy as np
-
     if not losses:
         raise ValueError("no losses")
+    value = statistics.fmean(losses)
     if len(losses) < LEAST_BLOCKS:
-        return Interval(statistics.fmean(losses), math.nan, math.nan)
-    values = np.asarray(losses, dtype=float)
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(statistics.fmean(losses), float(low), float(high))
+        return Interval(value, math.nan, math.nan)
+    if not all(map(math.isfinite, losses)):  # of a run that diverged
+        return Interval(value, -math.inf, math.inf)
+    reach = _student(len(losses) - 1) * statistics.stdev(losses) / math.sqrt(len(losses))
+    return Interval(value, value - reach, value + reach)
+
+
+@cache
+def _student(freedom: int) -> float:
+    """The upper quantile of Student's t at LEVEL."""
+    from scipy import special
+
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 def perplexity(losses: Sequence[float]) -> Interval:
@@ -79,25 +87,15 @@ def factor(one: Sequence[float], other: Sequence[float]) -> Interval:
 
 
 def points(one: Sequence[float], other: Sequence[float]) -> Interval:
-    """Perplexity of `one` minus that of `other`, in points, both resampled over the same blocks: below 0, `one` is
-    better.
+    """Perplexity of `one` minus that of `other`, in points, paired block by block: below 0, `one` is better. To first
+    order in the losses, what a block adds is each perplexity times its loss, and the interval is of those.
 
     Raises:
         ValueError: no losses, or not the same number of blocks.
     """
-    import numpy as np
-
-    if not one or len(one) != len(other):
-        raise ValueError("blocks that cannot be paired")
-    value = _exp(statistics.fmean(one)) - _exp(statistics.fmean(other))
-    if len(one) < LEAST_BLOCKS:
-        return Interval(value, math.nan, math.nan)
-    a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
-    draws = np.random.default_rng(0).integers(0, len(a), (RESAMPLES, len(a)))
-    with np.errstate(over="ignore", invalid="ignore"):
-        differences = np.exp(a[draws].mean(axis=1)) - np.exp(b[draws].mean(axis=1))
-        low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
+    left, right = _exp(statistics.fmean(one)), _exp(statistics.fmean(other))
+    parts = mean([left * a - right * b for a, b in zip(one, other, strict=True)])
+    return Interval(left - right, left - right + parts.low - parts.value, left - right + parts.high - parts.value)
 
 
 def share(right: int, total: int) -> Interval:

@@ -211,7 +211,7 @@ def protocol(config: RunConfig, state: RunState) -> str:
         )
     return (
         f"Lower is better. Measured in {'; '.join(parts)}. Each block is its own context, and none was trained on.{kl} "
-        f"Brackets are 95 % intervals, bootstrapped over blocks. One seed ({config.seed}).{packing}"
+        f"Brackets are 95 % t intervals over blocks. One seed ({config.seed}).{packing}"
     )
 
 
