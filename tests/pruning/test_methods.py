@@ -107,7 +107,7 @@ class TestContract:
         done = [e.done for e in told if isinstance(e, Progressed)]
         assert done == sorted(done)
         assert all(0 <= d <= methods.UNITS for d in done)
-        assert bool(done) == (methods.get(method).passes != methods.Passes())
+        assert bool(done) == (methods.get(method).pass_counts != methods.PassCounts())
 
     def test_a_protected_layer_has_no_score(self, method):
         told, _ = choose(method, 2, protect_first=2)

@@ -32,7 +32,7 @@ def execute(
     past = past or Past()
     if loaded is None:
         expected = preflight(config)
-        if not past.place:
+        if not past.next_event:
             yield RunPlanned(list(expected.phases), expected.peak_bytes)
     from trsp_core.pruning import engine  # torch comes in here
 

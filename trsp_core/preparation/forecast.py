@@ -133,8 +133,8 @@ class _Cost:
     def chosen(self) -> float:
         """Stage 1, or another method's choice."""
         c, method = self.config, methods.get(self.config.method)
-        sample = c.score_blocks * c.block_length * method.passes.over_sample(self.facts.n_layers, self.removed)
-        read = self.forward(sample + c.calibration_blocks * c.block_length * method.passes.pool, c.block_length)
+        sample = c.score_blocks * c.block_length * method.pass_counts.over_sample(self.facts.n_layers, self.removed)
+        read = self.forward(sample + c.calibration_blocks * c.block_length * method.pass_counts.pool, c.block_length)
         if not method.trains:
             return 0.05 + read
         rounds = [0] if c.one_shot else list(range(self.removed))
@@ -226,7 +226,7 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
         optimizer_bytes = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
     states = 0.0
-    if methods.get(config.method).passes.keeps:
+    if methods.get(config.method).pass_counts.keeps:
         scored = config.score_blocks * config.block_length * facts.width * size
         states = min(budget.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
     proof_bytes = PROCESS_BYTES if config.save_model or config.save_trained else 0

@@ -134,7 +134,7 @@ def _prepared(
     config: RunConfig, folder: Path | None, loaded: tuple[nn.Module, Any] | None, past: Past, undo: ExitStack
 ) -> Generator[Event, None, Study]:
     """The study: the model with its stack of layers, the texts, and a lab of both."""
-    run, fresh = RunFolder(folder) if folder else None, not past.place
+    run, fresh = RunFolder(folder) if folder else None, not past.next_event
     undo.callback(torch.set_num_threads, torch.get_num_threads())  # other threads, other sums to the last bit
     waypoints = Waypoints(run, config)
     model, tokenizer, stack = yield from _told(fresh, _model(config, loaded))
@@ -239,7 +239,7 @@ def _choose(study: Study, count: int, begun: bool) -> Events:
     method, lab, config = study.method, study.lab, study.config
     if not begun:
         steps = config.stage1_steps * (1 if config.one_shot else count)
-        units = methods.UNITS if method.passes != methods.Passes() else 0
+        units = methods.UNITS if method.pass_counts != methods.PassCounts() else 0
         yield ev.PhaseStarted("choose", steps if method.trains else units)
     with hooks.skipped(study.stack, lab.gone):
         study.chosen = [*lab.gone, *(yield from method.choose(lab, config, count))]
@@ -268,14 +268,14 @@ def _move(study: Study, cycle: int, span: Span) -> Events:
     if not resumed:
         yield ev.PhaseStarted("transfer", span.steps)
     with study.pruned() if study.deletes_first else contextlib.nullcontext():
-        penalised = [] if study.deletes_first else study.chosen
+        penalised_layers = [] if study.deletes_first else study.chosen
         if cycle == 1 and not resumed:
-            yield from measurements.probe(config, stack, texts, penalised, 0)
+            yield from measurements.probe(config, stack, texts, penalised_layers, 0)
         within = past if resumed else None
         for event in transfer(study.lab, config, study.chosen, span, study.deletes_first, within, study.waypoints):
             yield event
             if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
-                yield from measurements.probe(config, stack, texts, penalised, event.step)
+                yield from measurements.probe(config, stack, texts, penalised_layers, event.step)
 
 
 def _probe_due(config: RunConfig, step: int) -> bool:

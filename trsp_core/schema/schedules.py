@@ -27,12 +27,12 @@ def shared_out(steps: int, parts: int) -> list[Span]:
 def lambda_2(config: RunConfig, step: int, span: Span | None = None) -> float:
     """What the penalty is multiplied by at `step` of stage 2 (from 1), in the cycle that takes `span`; 0 where there is
     none."""
-    if not penalised(config, step, span):
+    if not penalty_acts(config, step, span):
         return 0.0
     return config.lambda_2 * ramp(step, config.stage2_steps, config.lambda_2_schedule)
 
 
-def penalised(config: RunConfig, step: int, span: Span | None = None) -> bool:
+def penalty_acts(config: RunConfig, step: int, span: Span | None = None) -> bool:
     """Whether the chosen layers still change anything at `step`: not behind a gate that is shut, nor once deleted."""
     spans = [span] if span else shared_out(config.stage2_steps, config.cycles)
     now = next((s for s in spans if step <= s.done + s.steps), spans[-1])
