@@ -207,3 +207,33 @@ def test_safe_loading_everywhere():
     assert "import pickle" not in code
     assert "torch.load" not in code
     assert "torch.save" not in code
+
+
+PATCHES = ("setattr", "delattr")
+THIRD_PARTY_PRIVATE = {
+    "_forward_hooks": "torch tells in no other way whether a hook was left on a module",
+    "_is_avx512_bf16_supported": "torch has no public question about bfloat16 in the processor",
+    "_is_amx_tile_supported": "the same",
+    "_exit": "of os: a forked child ends without running what its parent registered",
+}
+
+
+def private_uses(file: Path) -> list[str]:
+    """Names with one leading underscore that `file` takes from other modules: as attributes, in imports, and in the
+    strings that `monkeypatch` is given. Those of `self` are its own."""
+    tree, uses = ast.parse(file.read_text("utf-8")), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            uses.append(node.attr)
+        if isinstance(node, ast.ImportFrom):
+            uses += [alias.name for alias in node.names]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in PATCHES:
+            texts = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
+            uses += [str(text).rpartition(".")[2] for text in texts]
+    return [name for name in uses if name.startswith("_") and not name.startswith("__")]
+
+
+def test_tests_touch_no_private_names():
+    uses = {f"{file.name}: {name}" for file in (ROOT / "tests").rglob("*.py") for name in private_uses(file)
+            if name not in THIRD_PARTY_PRIVATE}  # fmt: skip
+    assert uses == set()

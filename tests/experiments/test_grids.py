@@ -72,7 +72,7 @@ class Told:
         if len(self.asked) == self.stop_after:
             raise KeyboardInterrupt
         self.asked.append(run.config())
-        recorder.record(run, story._failing() if self.fails(run.config()) else tell(run.config().seed))
+        recorder.record(run, story.failing() if self.fails(run.config()) else tell(run.config().seed))
         self.over.append(run)
 
     def ended(self, seconds):

@@ -48,7 +48,7 @@ def tell(run):
 
 
 def fail(run):
-    recorder.record(run, story._failing())
+    recorder.record(run, story.failing())
     return story.no_child(run)
 
 

@@ -1,7 +1,7 @@
 """Exports and reports that pages leave to child processes: a queue for each server, one job at a time.
 
 A job's request goes to its child on stdin, so a token stands in no list of processes and in no environment. The server
-itself imports no torch. RunQueue go on when their tab is closed.
+itself imports no torch. Jobs go on when their tab is closed.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def taught(
             hidden, other = _before_head(teacher, ids)
         says = lambda rows: F.linear(hidden[rows], other.weight, other.bias).float().log_softmax(-1)  # noqa: E731
     targets, learns = ids[:, 1:].flatten(), any(p.requires_grad for p in head.parameters())
-    if _whole(states):
+    if takes_whole(states):
         return _Whole.apply(states, head.weight, head.bias, targets, share, says, how or slopes)  # type: ignore[return-value]
     if says is None and not learns:
         loss = _Streamed.apply(states, head.weight, head.bias, targets)
@@ -119,7 +119,7 @@ def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
     rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     at_once = _rows(rows, head.weight, READ)
     for some, wanted in zip(rows.split(at_once), targets.split(at_once), strict=True):
-        if _whole(some):
+        if takes_whole(some):
             nats.append(-_log_probabilities(some, head.weight, head.bias).gather(1, wanted[:, None]).squeeze(1))
             continue
         norms = [part.logsumexp(-1) for part in _logits(some, head.weight, head.bias)]
@@ -377,14 +377,14 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | 
         yield part if whole is None or whole is out else whole.copy_(part)
 
 
-def _whole(table: Tensor) -> bool:
+def takes_whole(table: Tensor) -> bool:
     """Whether a device reads and writes so fast that logits are best taken whole; on a CPU slices stay near."""
     return table.device.type != "cpu"
 
 
 def _rows(states: Tensor, weight: Tensor, near: int) -> int:
     """How many of states (N, D) are projected by the weight (V, D) at once: `near` on a CPU, elsewhere equal parts."""
-    if not _whole(states):
+    if not takes_whole(states):
         return near
     parts = math.ceil(len(states) * 4 * len(weight) / ROOM)
     return math.ceil(len(states) / max(parts, 1)) or 1
@@ -413,4 +413,4 @@ def _sliced(table: Tensor) -> tuple[Tensor, ...]:
 
 def _size(table: Tensor, dim: int) -> int:
     """Tokens of the vocabulary in a slice: on a CPU as many as stay near, elsewhere all."""
-    return table.shape[dim] if _whole(table) else SLICE
+    return table.shape[dim] if takes_whole(table) else SLICE
