@@ -237,3 +237,22 @@ def test_tests_touch_no_private_names():
     uses = {f"{file.name}: {name}" for file in (ROOT / "tests").rglob("*.py") for name in private_uses(file)
             if name not in THIRD_PARTY_PRIVATE}  # fmt: skip
     assert uses == set()
+
+
+PARTICIPLES = {"found", "made", "told", "kept", "given", "asked", "seen", "written", "left", "drawn", "shown"}
+# Fields of records and recorded events, whose files stay readable; and the colour of the fate "kept".
+RECORDED = {"grid_results: made", "plan_results: made", "events: kept", "messages: kept", "run_state: kept",
+            "palette: kept"}  # fmt: skip
+
+
+def test_variables_are_nouns():
+    """Names that say that something was done, and not what it is."""
+    names = set()
+    for file in [*CORE, *PAGES]:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.arg):
+                names.add(f"{file.stem}: {node.arg.strip('_')}")
+            if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                name = node.id if isinstance(node, ast.Name) else node.attr
+                names.add(f"{file.stem}: {name.strip('_')}")
+    assert {name for name in names if name.partition(": ")[2] in PARTICIPLES} == RECORDED

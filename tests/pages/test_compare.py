@@ -223,7 +223,7 @@ def test_answers_that_are_gone_are_told(script):
 def test_a_comparison_is_kept_linked_and_copied(script):
     run = story.write(Store(), "finished")
     app = press(press(open_page("compare", run=run.id), "write"), "keep")
-    (name,) = transcript.kept(run)
+    (name,) = transcript.comparisons(run)
     assert query(app, "kept") == name
     again = open_page("compare", run=run.id, kept=name)
     assert "Kept comparison" in texts(again)

@@ -225,7 +225,7 @@ def test_a_search_that_reuses_what_holds_equals_whole_passes(monkeypatch, model_
         got = dict(looking.losses(free, removed))
         costs = {i: [lab.loss_without([*removed, i], ids) for ids in batches] for i in free}
         assert got == pytest.approx({i: (3 * a + b) / 4 for i, (a, b) in costs.items()}, rel=1e-6)
-        assert all(len(text.kept) <= (DEPTH if room == 1 else DEPTH**2) for text in looking.texts)
+        assert all(len(text.by_key) <= (DEPTH if room == 1 else DEPTH**2) for text in looking.texts)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi", "gemma2"])

@@ -182,7 +182,7 @@ def test_the_workbench_of_a_demo_refuses_the_same(case, demo, tmp_path, monkeypa
         bench.close()
 
 
-# Sweeping
+# Removing old runs
 
 
 def aged(run, days):
@@ -226,7 +226,7 @@ def test_the_open_mode_deletes_no_run(tmp_path):
     assert store.runs() == [run]
 
 
-def test_a_clock_that_jumps_back_sweeps_nothing(tmp_path):
+def test_a_clock_that_jumps_back_removes_nothing(tmp_path):
     store = Store(tmp_path)
     run = aged(story.write(store, "finished"), -400)
     assert retention.delete_due(store, DEMO) == []

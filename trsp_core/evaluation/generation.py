@@ -112,13 +112,13 @@ def choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generat
     return int(order[torch.multinomial(ranked / ranked.sum(), 1, generator=draw)])
 
 
-def fitted(context: int | None, read: int, written: int) -> tuple[int, int]:
-    """How many tokens to read and to write where `read` and `written` are wanted, so that both fit into `context`
+def fitted(context: int | None, read: int, new_tokens: int) -> tuple[int, int]:
+    """How many tokens to read and to write where `read` and `new_tokens` are wanted, so that both fit into `context`
     together: first fewer are written, down to half of it, then fewer are read. None is a context without end."""
     if context is None:
-        return read, written
-    written = min(written, max(context - read, context // 2))
-    return min(read, context - written), written
+        return read, new_tokens
+    new_tokens = min(new_tokens, max(context - read, context // 2))
+    return min(read, context - new_tokens), new_tokens
 
 
 def continuation(
@@ -131,9 +131,9 @@ def continuation(
         context: the most tokens that prompt and continuation may be together.
     """
     ids = torch.tensor([special_tokens.begun(tokenizer, prompt)], device=next(model.parameters()).device)
-    read, written = fitted(context, ids.shape[1], new_tokens)
+    read, most_tokens = fitted(context, ids.shape[1], new_tokens)
     if read < ids.shape[1]:
         opening = min(len(special_tokens.around(special_tokens.encoder(tokenizer))[0]), read - 1)
         prompt = tokenizer.decode(ids[0, opening - read :])
         ids = torch.cat([ids[:, :opening], ids[:, opening - read :]], dim=1)
-    return prompt, tokenizer.decode(list(tokens(model, ids, written)), skip_special_tokens=True)
+    return prompt, tokenizer.decode(list(tokens(model, ids, most_tokens)), skip_special_tokens=True)

@@ -101,8 +101,8 @@ def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
     points, dense = [], {}
     for variation in order:
         run, state = finished[variation.name]
-        place = grid.places[variation.name]
-        points.append(_point(variation.name, variation.title, place.arm, dict(place.at), run.config(), state))
+        point = grid.points[variation.name]
+        points.append(_point(variation.name, variation.title, point.arm, dict(point.at), run.config(), state))
         for domain, losses in records.losses(state, "dense", records.DIGITS).items():
             dense[points[-1].blocks[domain]] = losses
     first_run, first = finished[order[0].name]
@@ -242,13 +242,13 @@ def perplexity(points: list[Point], domain: str) -> Interval:
 def paired(ones: list[Point], others: list[Point], domain: str) -> tuple[list[float], list[float]]:
     """Losses of both on the blocks that they share: for each point of `ones`, that point of `others` which was
     measured on the same ones. Several seeds give several pairs, one after the other."""
-    left, right = [], []
+    losses, other_losses = [], []
     for one in ones:
         other = next((o for o in others if o.blocks[domain] == one.blocks[domain] and o.seed == one.seed), None)
         if other is not None:
-            left += one.losses[domain]
-            right += other.losses[domain]
-    return left, right
+            losses += one.losses[domain]
+            other_losses += other.losses[domain]
+    return losses, other_losses
 
 
 def cells(sweep: Sweep) -> list[list[str]]:

@@ -38,7 +38,7 @@ class ExportJob:
     name: str
     module: str
     request: dict[str, Any] = field(repr=False)
-    step: Progress = Progress("Waiting", 0.0)
+    progress: Progress = Progress("Waiting", 0.0)
     running: bool = True
     stopping: bool = False
     done: bool = False
@@ -138,10 +138,10 @@ class ExportQueue:
                 job.running = False
 
     def _work(self, job: ExportJob) -> None:
-        steps = subprocesses.run(job.module, self.limits.export_minutes * 60, **job.request)
+        news = subprocesses.run(job.module, self.limits.export_minutes * 60, **job.request)
         try:
-            with contextlib.closing(steps):
-                for job.step in steps:
+            with contextlib.closing(news):
+                for job.progress in news:
                     if job.stopping:
                         return
             job.done = True

@@ -48,7 +48,7 @@ class Recorded:
         self._calls = 0
         self._stream: torch.cuda.Stream | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
-        self._ids = self._told = torch.empty(0)
+        self._ids = self._output = torch.empty(0)
         self._grads: list[Tensor | None] = []
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Recorded:
         self.graph.replay()
         for parameter, grad in zip(self._learns, self._grads, strict=True):
             parameter.grad = grad
-        return self._told.clone()
+        return self._output.clone()
 
     def _beside(self, ids: Tensor) -> Tensor:
         """The work itself, on a stream beside the usual one: what the libraries set up at first is not recorded. Looks
@@ -112,13 +112,13 @@ class Recorded:
     def _recording(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream), one_sequence_a_block():
-            self._told = self.work(self._ids)
+            self._output = self.work(self._ids)
         return graph
 
 
 @contextlib.contextmanager
 def one_sequence_a_block() -> Iterator[None]:
-    """transformers asks of each pass whether several texts are packed into a row, which means to wait for the GPU;
+    """transformers asks of each pass whether several texts are packed into a sequence, which means to wait for the GPU;
     while it is recorded it takes that for granted, and other kernels. In a block there is one, so its answer is None.
     """
     from transformers import masking_utils

@@ -3,7 +3,7 @@ computed twice that still holds, and nothing that cannot change the choice; what
 `Lab.loss_without`.
 
 1. A state on the way up holds until a layer below it goes (`states`): a candidate shares its way with all others up to
-   its own place, and from round to round up to the layer that was chosen last.
+   its own layer, and from round to round up to the layer that was chosen last.
 2. The loss over a part of the vocabulary is too low, since fewer exponentials are summed. So it is raised part by part,
    the likeliest tokens first, and only for candidates that are among the lowest still.
 """
@@ -127,7 +127,7 @@ class Search:
             text.forget(lambda at: not key(at[0], removed)[1] <= at[1])
         dense = [self._climb(text, self._lab.stack, removed) for text in self.texts]
         if self._rounds > 1:
-            state = sum(next(reversed(text.kept.values())).nbytes for text in self.texts if text.kept)
+            state = sum(next(reversed(text.by_key.values())).nbytes for text in self.texts if text.by_key)
             # a candidate, a layer above it
             self._every = math.ceil(max(state, 1) * self._lab.n_layers**2 / 2 / SEARCH_ROOM)
         return dense[0]

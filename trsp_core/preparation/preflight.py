@@ -14,7 +14,7 @@ from trsp_core.schema.config import RunConfig
 
 def preflight(config: RunConfig) -> Forecast:
     """Whether the run can be done, how long it takes, and what memory it holds. The page, the shell and the run's own
-    process ask this one place. It imports no torch.
+    process ask this one function. It imports no torch.
 
     Raises:
         TrspError: the model or a text cannot be used, settings do not fit the model, or memory is short.

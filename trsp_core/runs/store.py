@@ -211,7 +211,7 @@ class Run(RunFolder):
         """Whether it waits or runs, or something of it is being exported."""
         return self.held() or (self.folder / "queued").exists() or self.exported()
 
-    def kept(self) -> bool:
+    def is_kept(self) -> bool:
         """Whether somebody wants it to stay, however old it gets."""
         return (self.folder / "keep").exists()
 

@@ -177,7 +177,7 @@ def read_along(text: int, tokens: list[int], readers: list[tuple[Model, Tensor]]
 
 
 def log_probabilities(model: Model, prompt: Tensor, tokens: list[int]) -> Tensor:
-    """(n, V) float32 on the CPU: log-probabilities at each of the n places of `tokens` after `prompt`."""
+    """(n, V) float32 on the CPU: log-probabilities at each of the n `tokens` after `prompt`."""
     ids = torch.cat([prompt, torch.tensor([tokens], device=prompt.device)], dim=1)
     logits = model.stack.model(input_ids=ids, use_cache=False).logits[0, prompt.shape[1] - 1 : -1]
     return torch.log_softmax(logits.float().cpu(), dim=-1)
