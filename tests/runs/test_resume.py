@@ -90,6 +90,8 @@ CASES = {
     "W learns in stage 1": {"resume_minutes": OFTEN, "learn_weights": True},
     "no stage 2": {"stage2_steps": 0, "method": "shortgpt"},
     "merged layers": {"resume_minutes": OFTEN, "method": "laco", "control": "delete_first"},
+    "refit, then trained": {"resume_minutes": OFTEN, "transfer": "refit"},
+    "refit, then adapters": {"resume_minutes": OFTEN, "transfer": "refit", "adapter_rank": 2},
     "narrow": {"method": "width", "stage2_steps": 0},
 }
 

@@ -218,7 +218,7 @@ def procedure(config: RunConfig) -> str:
     choice = f"Method {config.method}" + (f", {method.title}: {method.summary}" if method else ".")
     if not config.stage2_steps:
         return f"{choice} Nothing was trained."
-    when = "after the deletion" if config.control == "delete_first" else "before the deletion"
+    when = "after the deletion" if config.deletes_first else "before the deletion"
     return f"{choice} Then {config.stage2_steps} training steps {when}, on blocks of {config.block_length} tokens."
 
 

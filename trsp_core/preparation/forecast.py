@@ -15,7 +15,7 @@ from trsp_core.machine import read_rate, require_memory
 from trsp_core.models.inspection import BYTES, Facts, weight_bytes
 from trsp_core.perf import budget
 from trsp_core.perf.budget import PROCESS_BYTES, at_once
-from trsp_core.pruning import methods
+from trsp_core.pruning import methods, transfers
 from trsp_core.schema import config as configs
 from trsp_core.schema.config import PACKED, RunConfig
 
@@ -149,7 +149,7 @@ class _Cost:
         own = 2.2 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
         deep = self.step(own + local, 0, not c.adapter_rank)
         short = self.step(own, self.removed, not c.adapter_rank)
-        at_depth = 0.0 if c.control == "delete_first" else c.anneal or 1.0
+        at_depth = 0.0 if c.deletes_first else c.anneal or 1.0
         teacher = self.forward(c.batch_blocks * c.block_length, c.block_length) if c.distil else 0.0
         return at_depth * deep + (1 - at_depth) * short + teacher
 
@@ -160,19 +160,34 @@ class _Cost:
         probe = self.forward(2 * c.probe_blocks * c.measure_length, c.measure_length, self.removed)
         return c.stage2_steps * self.training_step() + probes * probe
 
+    def repaired(self) -> float:
+        """The closed form: passes, and for each layer the product of what its MLP reads with itself, and a solve in
+        double precision."""
+        c, f, cost = self.config, self.facts, transfers.get(self.config.transfer).cost
+        tokens, layers = c.calibration_blocks * c.block_length, f.n_layers - self.removed
+        seconds = cost.passes * self.forward(tokens, c.block_length, self.removed / 2)
+        hidden = mlp_width(f)
+        squares = 2 * tokens * hidden * (hidden + 2 * f.width) + 2 * (hidden**3 / 3 + 2 * hidden**2 * f.width)
+        return seconds + (layers * squares / self.speed if cost.squares else 0.0)
+
     def phases(self) -> dict[str, float]:
         c = self.config
-        trained, before = c.stage2_steps > 0, c.control != "delete_first"
+        trained, before = c.stage2_steps > 0, not c.deletes_first
+        repaired = transfers.get(c.transfer).repair is not None
         stored = self.facts.parameters * (2 if c.precision in PACKED else BYTES[c.precision])
         both = self.forward(256, 128, self.removed / 2) + self.decoding(32, self.removed // 2)
         seconds = {"load": 4 + self.facts.bytes / 0.5e9, "text": 1.5, "dense": self.measured()}
         if trained and before and c.importance_blocks:
             seconds["importance"] = self.weighed()
         seconds["choose"] = self.chosen()
-        if trained and c.cycles > 1:
+        if (trained or repaired) and c.cycles == 1:
+            seconds["direct"] = self.measured(self.removed)
+        if repaired:
+            seconds["repair"] = self.repaired()
+        if repaired and trained:
+            seconds["repaired"] = self.measured(self.removed, sample=False)
+        if trained:
             seconds["transfer"] = self.transferred()
-        elif trained:
-            seconds |= {"direct": self.measured(self.removed), "transfer": self.transferred()}
         if trained and before:
             seconds |= {"trained": self.measured(sample=False)}
             if c.importance_blocks:
@@ -229,11 +244,21 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     if methods.get(config.method).pass_counts.keeps:
         scored = config.score_blocks * config.block_length * facts.width * size
         states = min(budget.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
+    cost = transfers.get(config.transfer).cost
+    pool = config.calibration_blocks * config.block_length
+    hidden = mlp_width(facts)
+    repair_bytes = 4.0 * pool * (cost.states * facts.width + cost.squares * hidden) + cost.squares * 20.0 * hidden**2
     proof_bytes = PROCESS_BYTES if config.save_model or config.save_trained else 0
     if packed and proof_bytes:  # spelled out in bfloat16 beside the packed ones, or packed a second time
         proof_bytes += facts.parameters * 2 if config.save_as == "merged" else weights
-    peak = max(optimizer_bytes + activations + logits, states + logits, proof_bytes)
+    peak = max(optimizer_bytes + activations + logits, states + logits, repair_bytes, proof_bytes)
     return int(PROCESS_BYTES + weights + teacher + twins + peak)
+
+
+def mlp_width(facts: Facts) -> float:
+    """F, the numbers that an MLP's output projection reads, as far as a layer's size tells: three maps of D times F
+    beside attention's."""
+    return max((max(facts.layer_parameters) - 3 * facts.width**2) / (3 * facts.width), facts.width)
 
 
 def check_memory(expected: Forecast) -> None:

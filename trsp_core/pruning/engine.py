@@ -27,7 +27,7 @@ from trsp_core.data import blocks, special_tokens, text_check
 from trsp_core.errors import TrspError, refuse
 from trsp_core.evaluation import generation, measurements, perplexity, saving
 from trsp_core.models import loading, tokenizer_check
-from trsp_core.pruning import methods, validate
+from trsp_core.pruning import methods, transfers, validate
 from trsp_core.pruning.lab import Lab
 from trsp_core.pruning.stage2 import transfer
 from trsp_core.schema import events as ev
@@ -74,13 +74,22 @@ class Study:
         return methods.get(self.config.method)
 
     @property
+    def transfer(self) -> transfers.Transfer:
+        return transfers.get(self.config.transfer)
+
+    @property
     def trains(self) -> bool:
         return self.config.stage2_steps > 0
 
     @property
     def deletes_first(self) -> bool:
-        """The chosen layers go before stage 2: the control."""
-        return self.config.control == "delete_first"
+        """The chosen layers go before stage 2: a repair, or the control."""
+        return self.config.deletes_first
+
+    @property
+    def changes(self) -> bool:
+        """Deletion is not all that happens."""
+        return self.trains or self.transfer.repair is not None
 
     def measured(self, *states: str, sample: bool = True) -> Events:
         """Perplexity of the model as it stands, unless that was done before, and a sample of its text."""
@@ -227,6 +236,10 @@ def _choose_and_move(study: Study) -> Events:
         else:
             study.chosen = past.choices[cycle - 1]
         yield from _told(fresh, _ways_to_prune(study, count))
+        if study.changes and config.cycles == 1:  # with more, no model is dense and without all of them
+            with study.pruned():
+                yield from study.measured("direct")
+        yield from _repair(study)
         if not study.trains:
             return
         if past.step <= span.done + span.steps:  # else the file has the weights of a later cycle
@@ -256,12 +269,22 @@ def _ways_to_prune(study: Study, count: int) -> Events:
         study.pruned = partial(removal.narrowed, study.stack, *(yield from method.narrow(lab, config, count)))
 
 
+def _repair(study: Study) -> Events:
+    """The layers that stay get weights that were solved for; the dense ones come back when the run ends. A file to
+    resume from has the weights of a later moment, but for adapters, which it has alone."""
+    config, past, repair = study.config, study.past, study.transfer.repair
+    if not repair or (past.step and not config.adapter_rank):
+        return
+    edits = yield from _told("repair" not in past.done, repair(study.lab, config, study.chosen))
+    study.undo.enter_context(training.rewritten(edits))
+    if study.trains:
+        with study.pruned():
+            yield from study.measured("repaired", sample=False)
+
+
 def _move(study: Study, cycle: int, span: Span) -> Events:
     """Stage 2, or the part of it that is this cycle's; with a probe now and then of what deletion would cost."""
     config, past, stack, texts = study.config, study.past, study.stack, study.texts
-    if config.cycles == 1 and "direct" not in past.done:  # with more, no model is dense and without all of them
-        with study.pruned():
-            yield from study.measured("direct")
     if config.adapter_rank and quantization.is_packed(study.model) and not lora.of(stack):
         study.undo.enter_context(lora.adapted(stack, config.adapter_rank, config.seed))  # never merged, but kept
     resumed = past.step > span.done
@@ -290,7 +313,7 @@ def _delete(study: Study) -> Events:
         after = _size(study.stack)
         if not study.past.removed:
             yield ev.LayersRemoved(sorted(study.chosen), remaining, before[0], after[0], before[1], after[1])
-        yield from study.measured(*(("pruned",) if study.trains else ("pruned", "direct")))  # untrained: it is both
+        yield from study.measured(*(("pruned",) if study.changes else ("pruned", "direct")))  # it is both
 
 
 def _save(study: Study) -> Events:

@@ -81,6 +81,22 @@ class Lab(Passes):
             self.model(input_ids=ids, use_cache=False)
             return taps[top][1]
 
+    def entering(self, layer: int, ids: Tensor) -> Tensor:
+        """What enters layer `layer` (B, T, D) for `ids` (B, T)."""
+        above = range(layer, self.n_layers)
+        with torch.inference_mode(), self.withheld(self.model), self.skipped(above), self.tapped([layer]) as taps:
+            self.model(input_ids=ids, use_cache=False)
+            return taps[layer][0]
+
+    def leaving(self, layer: int, ids: Tensor, entering: Tensor) -> Tensor:
+        """What leaves layer `layer` (B, T, D) for `ids` (B, T), given the state (B, T, D) that enters it; no other
+        layer is computed."""
+        others = [i for i in range(self.n_layers) if i != layer]
+        alone = hooks.skipped(self.stack, others, {layer - 1: entering} if layer else {})
+        with torch.inference_mode(), self.withheld(self.model), alone, self.tapped([layer]) as taps:
+            self.model(input_ids=ids, use_cache=False)
+            return taps[layer][1]
+
     def matrices(self, layer: int) -> list[nn.Parameter]:
         """The weight matrices of a layer; biases and norms are left out."""
         return [p for p in self.stack.layers[layer].parameters() if p.dim() > 1]
@@ -98,6 +114,9 @@ class Lab(Passes):
 
     def heard(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
         return hooks.heard(module)
+
+    def read(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
+        return hooks.read(module)
 
     def loss_without(self, layers: Collection[int], ids: Tensor) -> float:
         """L_LM on `ids` (B, T) with `layers` skipped."""

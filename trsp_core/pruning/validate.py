@@ -7,7 +7,7 @@ from typing import Any
 
 from trsp_core import formatting
 from trsp_core.errors import Problem, TrspError, refuse
-from trsp_core.pruning import methods
+from trsp_core.pruning import methods, transfers
 from trsp_core.schema.config import KNOBS, PACKED, RunConfig, layers_to_remove, parse, parse_layers, settings_in
 
 
@@ -45,6 +45,7 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
         if not getattr(config, name).strip():
             wrong(name, f"{KNOBS[name].label}: nothing was given.", f"Set {KNOBS[name].flag}.")
     _check_method(config, wrong)
+    _check_transfer(config, wrong)
     if config.precision in PACKED:
         _check_packed(config, wrong)
     if config.probe_blocks > config.measure_blocks:
@@ -82,13 +83,13 @@ def _check_method(config: RunConfig, wrong: Any) -> None:
             f"The method {method.name} names all its layers at once, so there is nothing to choose again.",
             "Set --cycles 1, or choose another method.",
         )
-    elif config.cycles > 1 and (config.one_shot or config.control == "delete_first" or not config.stage2_steps):
+    elif config.cycles > 1 and (config.one_shot or config.deletes_first or not config.stage2_steps):
         wrong(
             "cycles",
             "Cycles take turns between choosing and stage 2: not with one shot, delete_first or no steps of stage 2.",
             "Set --cycles 1, or --one-shot false, --control none and --stage2-steps above 0.",
         )
-    if method.rewrite and config.stage2_steps and config.control != "delete_first":
+    if method.rewrite and config.stage2_steps and not config.deletes_first:
         wrong(
             "stage2_steps",
             f"The method {method.name} changes the weights that stay as it deletes, so nothing can be taught before.",
@@ -100,7 +101,7 @@ def _check_method(config: RunConfig, wrong: Any) -> None:
             f"The method {method.name} removes no layer, so there are no states behind removed ones to distil.",
             "Set --distil-from logits.",
         )
-    if method.narrow and config.stage2_steps and config.control != "delete_first":
+    if method.narrow and config.stage2_steps and not config.deletes_first:
         wrong(
             "stage2_steps",
             f"The method {method.name} removes no layer, so there is none whose knowledge could move before.",
@@ -113,6 +114,25 @@ def _check_method(config: RunConfig, wrong: Any) -> None:
                 f"The method {method.name} narrows every layer alike: none can be spared.",
                 f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
             )
+
+
+def _check_transfer(config: RunConfig, wrong: Any) -> None:
+    method, transfer = methods.get(config.method), transfers.get(config.transfer)
+    if not transfer.repair:
+        return
+    if method.rewrite or method.narrow:
+        what = "changes the weights that stay by itself" if method.rewrite else "removes no layer"
+        wrong(
+            "transfer",
+            f"The method {method.name} {what}, so there is nothing for {transfer.name} to solve.",
+            "Set --transfer none, or choose another method.",
+        )
+    if config.precision in PACKED:
+        wrong(
+            "transfer",
+            f"The transfer {transfer.name} changes the weights themselves, which are packed as {config.precision}.",
+            "Set --transfer penalty or none, or --precision float32.",
+        )
 
 
 def _check_packed(config: RunConfig, wrong: Any) -> None:

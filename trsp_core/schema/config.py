@@ -32,6 +32,11 @@ METHODS = (
     *sorted({file.stem for file in (paths.PACKAGE / "pruning" / "methods").glob("[a-z]*.py")} - {"trsp"}),
 )
 
+TRANSFERS = (
+    "penalty",
+    *sorted({file.stem for file in (paths.PACKAGE / "pruning" / "transfers").glob("[a-z]*.py")} - {"penalty"}),
+)
+
 PACKED = ("nf4", "int8")  # precisions of bitsandbytes
 
 TEXTS = {
@@ -200,6 +205,25 @@ class RunConfig:
         group="stage 1",
         help="When on, one round decides all K layers (the paper's ablation without the iteration).",
         paper="table 5, w/o W",
+    )
+    transfer: str = knob(
+        "penalty",
+        label="Transfer",
+        group="stage 2",
+        choices=TRANSFERS,
+        help="How the work of the chosen layers moves into the others. penalty: train with all layers there, then "
+        "delete (TRSP). Any other deletes first, and stage 2 trains what is left; refit and its kind solve for weights "
+        "of the kept layers before that, in closed form.",
+    )
+    ridge: float = knob(
+        1.0,
+        label="Ridge of a closed form",
+        group="stage 2",
+        low=1e-6,
+        high=1e4,
+        log=True,
+        help="For transfers that solve for weights: how strongly the old ones are held on to, over the mean energy of "
+        "what they read. Higher: the weights change less, and less of one text is learnt by heart.",
     )
     control: str = knob(
         "none",
@@ -536,6 +560,11 @@ class RunConfig:
         help="When on, the model after stage 2 with all its layers is stored too, so that Compare can show it. Takes "
         "as much room as the dense model; without a stage 2 there is nothing to keep.",
     )
+
+    @property
+    def deletes_first(self) -> bool:
+        """The chosen layers go before stage 2."""
+        return self.control == "delete_first" or self.transfer != "penalty"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -16,7 +16,8 @@ from typing import Any
 from trsp_core.errors import TrspError
 from trsp_core.schema import codec
 
-STATES = ("dense", "direct", "trained", "pruned")  # dense; layers deleted at once; after stage 2, all layers; deleted
+# dense; layers deleted at once; repaired, not yet trained; after stage 2, all layers; deleted
+STATES = ("dense", "direct", "repaired", "trained", "pruned")
 DOMAINS = ("calibration", "heldout")
 
 
@@ -196,6 +197,16 @@ class StageTwoStepped(Event):
     lambda_2: float
     learning_rate: float
     gaps: list[float]
+
+
+@dataclass(frozen=True)
+class LayerRefitted(Event):
+    """A kept layer was solved to hand on what the dense model had there. `before` and `after`: how far its output lies
+    from that state in the pruned model, the mean over calibration tokens of |T - x| / |T|."""
+
+    layer: int
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class RunState:
         weights: the L layer weights after the latest step of stage 1.
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
         rounds: one `LayerChosen` each choice.
+        refits: one `LayerRefitted` each layer that was solved.
         probes, probes_elsewhere: in the calibration and in the held-out domain.
         perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
@@ -63,6 +64,7 @@ class RunState:
     step_times: list[float] = field(default_factory=list)
     probes: list[events.DeletionProbed] = field(default_factory=list)
     probes_elsewhere: list[events.DeletionProbed] = field(default_factory=list)
+    refits: list[events.LayerRefitted] = field(default_factory=list)
     removed: events.LayersRemoved | None = None
     narrowed: events.LayersNarrowed | None = None
     measured: list[events.PerplexityMeasured] = field(default_factory=list)
@@ -340,6 +342,11 @@ def _(event: events.StageTwoStepped, state: RunState) -> None:
 @_add.register
 def _(event: events.DeletionProbed, state: RunState) -> None:
     (state.probes if event.domain == "calibration" else state.probes_elsewhere).append(event)
+
+
+@_add.register
+def _(event: events.LayerRefitted, state: RunState) -> None:
+    state.refits.append(event)
 
 
 @_add.register

@@ -36,12 +36,12 @@ def penalty_acts(config: RunConfig, step: int, span: Span | None = None) -> bool
     """Whether the chosen layers still change anything at `step`: not behind a gate that is shut, nor once deleted."""
     spans = [span] if span else shared_out(config.stage2_steps, config.cycles)
     now = next((s for s in spans if step <= s.done + s.steps), spans[-1])
-    return config.control != "delete_first" and opening(step - now.done, config.anneal * now.steps) > 0
+    return not config.deletes_first and opening(step - now.done, config.anneal * now.steps) > 0
 
 
 def acting(config: RunConfig) -> tuple[int, float]:
     """In how many steps of stage 2 lambda_2 acts, and the highest that it gets to."""
-    if config.control == "delete_first" or not config.lambda_2:
+    if config.deletes_first or not config.lambda_2:
         return 0, 0.0
     count, last = 0, 0
     for span in shared_out(config.stage2_steps, config.cycles):
@@ -59,7 +59,7 @@ def lambda_2_in_words(config: RunConfig) -> str:
         return "λ₂ does nothing: stage 2 has no steps."
     if not config.lambda_2:
         return "λ₂ is 0: stage 2 is plain training."
-    if config.control == "delete_first":
+    if config.deletes_first:
         return "λ₂ does nothing: the layers are deleted before stage 2."
     count, highest = acting(config)
     if not count:

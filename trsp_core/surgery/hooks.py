@@ -128,3 +128,14 @@ def heard(module: nn.Module) -> Iterator[list[Tensor]]:
         yield outputs
     finally:
         hook.remove()
+
+
+@contextlib.contextmanager
+def read(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that gets what `module` reads, (B, T, F), at each of its calls."""
+    inputs: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        hook.remove()

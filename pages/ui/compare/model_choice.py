@@ -70,6 +70,6 @@ def missing(run: Run, config: RunConfig, state: RunState) -> str:
 def _no_trained(config: RunConfig) -> str:
     if not config.stage2_steps:
         return "There was no stage 2, so there is no model before deletion but the dense one."
-    if config.control == "delete_first":
+    if config.deletes_first:
         return "This run deleted first, so it has no trained model with all layers."
     return "The model before deletion was measured, but not kept: turn on “Keep the model before deletion” for that."

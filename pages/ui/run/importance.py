@@ -39,7 +39,7 @@ def section(config: RunConfig, state: RunState) -> None:
 
 
 def _why_not(config: RunConfig, state: RunState) -> str:
-    if config.control == "delete_first":
+    if config.deletes_first:
         return "This run deleted first, with nothing left to weigh before and after. Open one without that control."
     if not config.stage2_steps:
         return (

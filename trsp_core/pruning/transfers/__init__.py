@@ -1,0 +1,87 @@
+"""The transfers, one file each, found by looking into this folder: to add one, add a file that defines `TRANSFER`.
+
+A transfer moves the work of the chosen layers into those that stay. The paper's trains the whole model under a penalty,
+and deletes afterwards. A repair deletes first and solves for weights of the layers that stay, in closed form; training
+may follow. Transfer files import no torch at module level: their names and texts are read by pages too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from trsp_core.errors import TrspError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trsp_core.pruning.lab import Lab
+    from trsp_core.schema.config import RunConfig
+    from trsp_core.schema.events import Event
+
+    Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a repair takes, for forecasts.
+
+    Attributes:
+        passes: forward passes of the whole model over all calibration blocks.
+        squares: it sums the products (F, F) of what each MLP's output projection reads, and solves with them.
+        states: hidden states (N, D) of all N calibration tokens that are held at once.
+    """
+
+    passes: float = 0.0
+    squares: bool = False
+    states: int = 0
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One way to move knowledge.
+
+    Attributes:
+        name: what `--transfer` takes.
+        title: for people.
+        paper: citation; "" for one of our own.
+        summary: one sentence: what it does to the layers that stay.
+        equation: what it minimises or solves, in LaTeX.
+        repair: generator of events over a `Lab`, the config and the chosen layers, returning new values for weights of
+            the layers that stay. It leaves the model bit-identical. None: nothing is solved.
+        cost: of `repair`.
+    """
+
+    name: str
+    title: str
+    paper: str
+    summary: str
+    equation: str
+    repair: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
+    cost: Cost = Cost()
+
+
+@cache
+def all_transfers() -> dict[str, Transfer]:
+    """Every transfer in this folder, by name, the paper's first."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return {t.name: t for t in sorted((m.TRANSFER for m in modules), key=lambda t: (t.name != "penalty", t.name))}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(all_transfers())
+
+
+def get(name: str) -> Transfer:
+    """The transfer called `name`.
+
+    Raises:
+        TrspError: there is none.
+    """
+    if name not in all_transfers():
+        raise TrspError(f"There is no transfer {name[:60]!r}.", f"Take one of {', '.join(names())}.")
+    return all_transfers()[name]

@@ -1,0 +1,115 @@
+r"""Magnitude compensation: what lies below a cut is scaled to the size that the deleted layers would have left
+(Prune&Comp, arXiv:2507.18212).
+
+    alpha_c = mean over k of  E |X_post[:, k]| / E |X_pre[:, k]|        for each run c of deleted layers
+    embedding * prod of all alpha_c,   writers of layer i * prod of those alpha_c whose run lies above i
+
+X_pre and X_post (N, D) enter and leave the run in the dense model. A layer reads its input through a norm, which undoes
+a scale: so layers below a cut compute what they did, alpha times as large. Where the head is the embedding, the final
+norm's weight is divided by the product. No solve, no gradient, no new parameter.
+"""
+
+from __future__ import annotations
+
+import math
+
+from trsp_core import formatting
+from trsp_core.errors import TrspError
+from trsp_core.pruning.transfers import Cost, Transfer
+from trsp_core.schema.events import Noted, PhaseStarted, Progressed
+
+CLOSE = 1e-2  # the small number inside a norm does not scale with the rest
+
+
+def repair(lab, config, chosen):
+    """The scaled embedding and output projections.
+
+    Raises:
+        TrspError: in this family a scale is not handed on from layer to layer.
+    """
+    cuts, batches = runs(chosen), lab.pool()
+    yield PhaseStarted("repair", len(batches))
+    if not cuts:
+        return {}
+    sums = {cut: [0.0, 0.0] for cut in cuts}  # of |X_pre| and |X_post| by channel (D,)
+    for done, ids in enumerate(batches, 1):
+        states = lab.states(ids)
+        for (first, last), pair in sums.items():
+            pair[0] = pair[0] + states[first].double().abs().flatten(0, 1).sum(0)
+            pair[1] = pair[1] + states[last + 1].double().abs().flatten(0, 1).sum(0)
+        yield Progressed(done)
+    alphas = {cut: (post / pre.clamp(min=1e-12)).mean().item() for cut, (pre, post) in sums.items()}
+    edits = scaled(lab, chosen, alphas)
+    require_handed_on(lab, cuts[0][0], edits, math.prod(alphas.values()))
+    for (first, last), alpha in alphas.items():
+        yield Noted(f"What lies below layers {first} to {last} is scaled by {formatting.figure(alpha)}.")
+    return edits
+
+
+def runs(chosen):
+    """The runs of neighbouring layers in `chosen`, each as (first, last), from the bottom up."""
+    ordered = sorted(chosen)
+    firsts = [i for i in ordered if i - 1 not in chosen]
+    lasts = [i for i in ordered if i + 1 not in chosen]
+    return list(zip(firsts, lasts, strict=True))
+
+
+def scaled(lab, chosen, alphas):
+    """New values for everything that writes into the residual stream below a cut."""
+    model = lab.model
+    whole = math.prod(alphas.values())
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    edits = {embedding: embedding.detach() * whole}
+    for layer in set(range(max(first for first, _ in alphas))) - set(chosen):
+        factor = math.prod(alpha for (first, _), alpha in alphas.items() if layer < first)
+        edits |= {p: p.detach() * factor for p in lab.stack.outputs(layer)}
+    if head is embedding:
+        edits |= {p: p.detach() / whole for p in final_norm(lab).parameters()}
+    return edits
+
+
+def final_norm(lab):
+    """The norm between the last layer and the head.
+
+    Raises:
+        TrspError: there is none.
+    """
+    ids = lab.pool()[0][:1]
+    inside = {id(m) for layer in lab.stack.layers for m in layer.modules()}
+    norms = [m for m in lab.model.modules() if id(m) not in inside and getattr(m, "weight", None) is not None]
+    for norm in (m for m in norms if m.weight.dim() == 1):
+        with lab.read(lab.model.get_output_embeddings()) as reads, lab.heard(norm) as outputs:
+            lab.states(ids)
+        if outputs and outputs[-1].shape == reads[-1].shape and (outputs[-1] == reads[-1]).all():
+            return norm
+    raise refusal()
+
+
+def require_handed_on(lab, layer, edits, factor):
+    """Raise TrspError unless the model with `edits` has its old state times `factor` where `layer` begins."""
+    ids = lab.pool()[0][:1]
+    expected = factor * lab.entering(layer, ids)
+    with lab.rewritten(edits):
+        state = lab.entering(layer, ids)
+    if not (state - expected).norm() <= CLOSE * expected.norm():
+        raise refusal()
+
+
+def refusal():
+    return TrspError(
+        "In this family a scale of the embedding is not handed on from layer to layer.",
+        "Set --transfer refit, none or penalty, or choose another model.",
+    )
+
+
+TRANSFER = Transfer(
+    name="magnitude",
+    title="Magnitude compensation (Prune&Comp)",
+    paper="Prune&Comp: Free Lunch for Layer-Pruned LLMs via Iterative Pruning with Magnitude Compensation, "
+    "arXiv:2507.18212",
+    summary="The embedding and what lies below each cut are scaled, so that the states have the size that the deleted "
+    "layers left.",
+    equation=r"\alpha = \tfrac{1}{D} \sum_k \frac{E\,|X_{post,k}|}{E\,|X_{pre,k}|}",
+    repair=repair,
+    cost=Cost(passes=1.0),
+)

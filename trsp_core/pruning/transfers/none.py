@@ -1,0 +1,18 @@
+"""Nothing moves: the chosen layers are deleted, and what is left may be trained.
+
+    minimise  L_LM(W without P; X)
+
+The control of every other transfer: delete, then train for the same steps, or the same seconds.
+"""
+
+from __future__ import annotations
+
+from trsp_core.pruning.transfers import Transfer
+
+TRANSFER = Transfer(
+    name="none",
+    title="None: delete, then train",
+    paper="",
+    summary="The chosen layers are deleted as they are; whatever training there is begins after that. The control.",
+    equation=r"\min_{W}\; \mathcal{L}_{LM}(W_{\setminus P}; X)",
+)

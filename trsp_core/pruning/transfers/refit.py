@@ -1,0 +1,177 @@
+r"""Refit in order: each kept layer learns in closed form what the dense model had at the next one's door.
+
+Kept layers k_1 < k_2 < ..., from the one right below the first cut upwards. T (N, D) is the dense model's state where
+the kept layer after k_j begins (behind the last one: what leaves the dense model's last layer), for N calibration
+tokens. x is the pruned model's own state, h (N, F) what the MLP's output projection of k_j reads for it, y the layer's
+output. Rows are weighted by w = 1 / |T|, since a few tokens have states a thousand times as long as the others.
+
+    minimise over dW:  sum of w^2 |y + h dW' - T|^2  +  r mean(diag H) |dW|^2,   H = h' w^2 h
+    (H + r mean(diag H) I) dW' = h' w^2 (T - y),   W <- W + dW,   x <- y + h dW'
+
+Order matters: a layer is fitted on what those below it, already refitted, really give it, so errors do not add up. No
+gradient and no new parameter: what is left is an ordinary checkpoint. Ours; near are ReplaceMe (arXiv:2505.02819),
+LLM-Streamline (arXiv:2403.19135), and layer-wise reconstruction as in GPTQ and SparseGPT.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trsp_core.errors import TrspError
+from trsp_core.pruning.transfers import Cost, Transfer
+from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AT_ONCE = 2048  # tokens of a pass
+CLOSE = 1e-3  # how far, in relation, a layer with its new weights may be from what was computed for it
+
+
+def repair(lab, config, chosen):
+    """New output projections for the kept layers from the first cut upwards."""
+    layers = fitted_layers(lab, chosen)
+    yield PhaseStarted("repair", len(layers))
+
+    def solve(module, inputs, errors, weights):
+        return solved(inputs, errors, weights, config.ridge)
+
+    return (yield from fitted_in_order(lab, chosen, layers, solve))
+
+
+def fitted_layers(lab, chosen):
+    """The kept layers from the one right below the first cut upwards."""
+    if not chosen:
+        return []
+    kept = [i for i in range(lab.n_layers) if i not in chosen]
+    below = [i for i in kept if i < min(chosen)]
+    return [i for i in kept if i >= (below[-1] if below else 0)]
+
+
+def fitted_in_order(lab, chosen, layers, solve):
+    """Go up through the kept layers with the dense model's states beside the pruned model's own, and fit those in
+    `layers`; tells each.
+
+    Args:
+        solve: `(module, inputs, errors, weights) -> (F, D)`, the change of the output projection `module`, transposed,
+            from batches of what it reads (B, T, F), of T - y (B, T, D), and of the rows' weights (B, T, 1).
+
+    Returns:
+        The new weights, by parameter.
+
+    Raises:
+        TrspError: a layer's MLP does not end in one linear map that is added to the residual stream.
+    """
+    if not layers:
+        return {}
+    kept = fitted_layers(lab, chosen)
+    batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
+    dense = [lab.entering(kept[0], ids) for ids in batches]
+    pruned, edits, there, done = dense, {}, kept[0], 0  # `there`: the layer that `dense` enters
+    for layer, following in zip(kept, [*kept[1:], lab.n_layers], strict=True):
+        for passed in range(there, following):
+            dense = [lab.leaving(passed, ids, x) for ids, x in zip(batches, dense, strict=True)]
+        there = following
+        if layer not in layers:
+            pruned = [lab.leaving(layer, ids, x) for ids, x in zip(batches, pruned, strict=True)]
+            continue
+        module = output_projection(lab, layer)
+        outputs, inputs = [], []
+        for ids, x in zip(batches, pruned, strict=True):
+            with lab.read(module) as reads:
+                outputs.append(lab.leaving(layer, ids, x))
+            if len(reads) != 1 or reads[0].numel() // reads[0].shape[-1] != ids.numel():
+                raise unfit(layer)  # an expert reads some of the tokens alone
+            inputs.append(reads[0].view(*ids.shape, -1))
+        weights = [1 / target.float().norm(dim=-1, keepdim=True).clamp(min=1e-6) for target in dense]
+        errors = [target.float() - y.float() for target, y in zip(dense, outputs, strict=True)]
+        change = solve(module, inputs, errors, weights)
+        entering = pruned[0]
+        pruned = [(y.float() + h.float() @ change).to(y.dtype) for h, y in zip(inputs, outputs, strict=True)]
+        new_weights = changed(module, change)
+        require_added(lab, layer, new_weights, batches[0], entering, pruned[0])
+        edits |= new_weights
+        errors_left = [target.float() - x.float() for target, x in zip(dense, pruned, strict=True)]
+        yield LayerRefitted(layer, distance(errors, weights), distance(errors_left, weights))
+        done += 1
+        yield Progressed(done)
+    return edits
+
+
+def solved(inputs, errors, weights, ridge):
+    """The map (F, D) from `inputs` to `errors` that solves the equation above. The products are summed in float32 and
+    solved in float64."""
+    import torch
+
+    gram = cross = torch.zeros((), device=inputs[0].device)
+    for h, error, w in zip(inputs, errors, weights, strict=True):
+        rows = (h.float() * w).flatten(0, 1)
+        gram = gram + rows.T @ rows
+        cross = cross + rows.T @ (error * w).flatten(0, 1)
+    gram, cross = gram.double(), cross.double()
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp(min=1e-12))
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).float()
+
+
+def output_projection(lab, layer):
+    """The linear map at the end of layer `layer`'s MLP.
+
+    Raises:
+        TrspError: it does not end in one.
+    """
+    writers = lab.stack.writers(layer)
+    weight = getattr(writers[-1], "weight", None) if writers else None
+    if weight is None or weight.dim() != 2:
+        raise unfit(layer)
+    return writers[-1]
+
+
+def unfit(layer):
+    """The refusal of a layer whose output is not linear in the last weights of its MLP."""
+    return TrspError(
+        f"Layer {layer} does not end in one linear map whose output is added to the residual stream, so it cannot be "
+        "solved in closed form.",
+        "Set --transfer none or penalty, or choose another model.",
+    )
+
+
+def transposed(module, matrix: Tensor):
+    """`matrix` from the shape of `module`'s weight to (F, D), or back."""
+    from torch import nn
+
+    return matrix.T if isinstance(module, nn.Linear) else matrix  # GPT-2's is (F, D)
+
+
+def changed(module, change: Tensor):
+    """New weights for `module`, whose transposed weight grows by `change` (F, D)."""
+    weight = module.weight.detach()
+    return {module.weight: (weight.float() + transposed(module, change)).to(weight.dtype)}
+
+
+def require_added(lab, layer, edits, ids, entering, expected):
+    """Raise TrspError unless layer `layer` with the new weights in `edits` gives what was computed for it."""
+    with lab.rewritten(edits):
+        leaving = lab.leaving(layer, ids, entering).float()
+    exact = next(iter(edits)).dtype.itemsize == 4
+    if not (leaving - expected.float()).norm() <= (CLOSE if exact else 30 * CLOSE) * expected.float().norm():
+        raise unfit(layer)
+
+
+def distance(errors, weights):
+    """The mean over tokens of |T - x| / |T|."""
+    pairs = zip(errors, weights, strict=True)
+    total = sum(float((error.norm(dim=-1, keepdim=True) * w).double().sum()) for error, w in pairs)
+    return total / sum(w.numel() for w in weights)
+
+
+TRANSFER = Transfer(
+    name="refit",
+    title="Refit in order",
+    paper="",
+    summary="From the first cut upwards, each kept layer's MLP is solved, by least squares, to hand on what the dense "
+    "model had there.",
+    equation=r"\min_{\Delta W}\; \sum_t \frac{\lVert y_t + \Delta W h_t - T_t \rVert^2}{\lVert T_t \rVert^2}"
+    r" + r\, \overline{\mathrm{diag}\,H}\, \lVert \Delta W \rVert^2",
+    repair=repair,
+    cost=Cost(passes=2.0, squares=True, states=4),
+)
