@@ -146,11 +146,11 @@ def _prepared(
     run, fresh = RunFolder(folder) if folder else None, not past.next_event
     undo.callback(torch.set_num_threads, torch.get_num_threads())  # other threads, other sums to the last bit
     waypoints = Waypoints(run, config)
-    model, tokenizer, stack = yield from _told(fresh, _model(config, loaded))
+    model, tokenizer, stack = yield from _fresh_events(fresh, _model(config, loaded))
     if loaded and (config.learn_weights or config.stage2_steps):
         undo.enter_context(training.restored(model))
     undo.enter_context(training.learning(model, []))
-    texts = yield from _told(fresh, _texts(config, tokenizer, stack))
+    texts = yield from _fresh_events(fresh, _texts(config, tokenizer, stack))
     lab = Lab(stack, texts.calibration, config)
     lab.rounds = Rounds(run, config, past)
     reference = perplexity.Reference(config.kl_blocks)
@@ -235,7 +235,7 @@ def _choose_and_move(study: Study) -> Events:
             yield from _choose(study, part.steps, begun=bool(begun))
         else:
             study.chosen = past.choices[cycle - 1]
-        yield from _told(fresh, _ways_to_prune(study, count))
+        yield from _fresh_events(fresh, _ways_to_prune(study, count))
         if study.changes and config.cycles == 1:  # with more, no model is dense and without all of them
             with study.pruned():
                 yield from study.measured("direct")
@@ -275,7 +275,7 @@ def _repair(study: Study) -> Events:
     config, past, repair = study.config, study.past, study.transfer.repair
     if not repair or (past.step and not config.adapter_rank):
         return
-    edits = yield from _told("repair" not in past.done, repair(study.lab, config, study.chosen))
+    edits = yield from _fresh_events("repair" not in past.done, repair(study.lab, config, study.chosen))
     study.undo.enter_context(training.rewritten(edits))
     if study.trains:
         with study.pruned():
@@ -330,7 +330,7 @@ def _save(study: Study) -> Events:
     yield ev.ModelSaved(size)
 
 
-def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
+def _fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
     """Run `story` and return its value. Its events are passed on if it is `fresh`: not told already by a run that broke
     off."""
     with contextlib.closing(story):

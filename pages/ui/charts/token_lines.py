@@ -47,7 +47,7 @@ def frame(comparison: Comparison, text: int, reader: int, width: int) -> pd.Data
 def in_words(trace: TextTraced, position: int) -> str:
     """`41 %; likeliest: the 41 %, a 20 %, ...`."""
     pairs = zip(trace.alternatives[position], trace.alternative_probabilities[position], strict=True)
-    likeliest = ", ".join(f"{_shown(piece)} {_percent(p)}" for piece, p in pairs)
+    likeliest = ", ".join(f"{_visible(piece)} {_percent(p)}" for piece, p in pairs)
     return f"{_percent(trace.probabilities[position])}; likeliest: {likeliest}"
 
 
@@ -58,7 +58,7 @@ def alternatives(comparison: Comparison, text: int, position: int) -> pd.DataFra
         trace = comparison.traces.get((text, n))
         if trace and position < len(trace.pieces):
             pairs = zip(trace.alternatives[position], trace.alternative_probabilities[position], strict=True)
-            likeliest = [f"{_shown(piece)}  {_percent(p)}" for piece, p in pairs]
+            likeliest = [f"{_visible(piece)}  {_percent(p)}" for piece, p in pairs]
             rows[column.label] = [_percent(trace.probabilities[position]), *likeliest]
     names = ["This token", *(f"Likeliest {n}" for n in range(1, 6))]
     width = max((len(row) for row in rows.values()), default=1)
@@ -68,7 +68,7 @@ def alternatives(comparison: Comparison, text: int, position: int) -> pd.DataFra
 def divergence(comparison: Comparison, text: int) -> pd.DataFrame:
     """KL to the first model along the text, a line a model."""
     rows = [
-        (i + 1, kl, comparison.columns[n].label, _shown(comparison.traces[text, n].pieces[i]))
+        (i + 1, kl, comparison.columns[n].label, _visible(comparison.traces[text, n].pieces[i]))
         for n in range(1, len(comparison.columns))
         if (text, n) in comparison.traces
         for i, kl in enumerate(comparison.traces[text, n].kl)
@@ -147,6 +147,6 @@ def _percent(p: float) -> str:
     return formatting.percent(p) if p >= 0.001 else "under 0.1 %"
 
 
-def _shown(piece: str) -> str:
+def _visible(piece: str) -> str:
     """A token so that its spaces can be seen."""
     return "“" + piece.replace("\n", "⏎").replace("\t", "→") + "”"

@@ -138,18 +138,18 @@ def draw(equation: PaperEquation, run_id: str | None) -> None:
 def knob(name: str) -> None:
     """A knob in words, to open: what it does, its default, its flag."""
     declared = KNOBS[name]
-    with st.popover(f"{words.plain(declared.label)}: {words.plain(_shown(declared.default))}"):
+    with st.popover(f"{words.plain(declared.label)}: {words.plain(_in_words(declared.default))}"):
         st.markdown(words.plain(declared.help))
         unit = f" {declared.unit}" if declared.unit else ""
         allowed = ", ".join(declared.choices) or ("on or off" if declared.kind is bool else declared.bounds)
         paper = f" In the paper: {declared.paper}." if declared.paper else ""
         st.caption(
-            f"Default: {words.plain(_shown(declared.default))}{unit}. Allowed: {words.plain(allowed)}."
+            f"Default: {words.plain(_in_words(declared.default))}{unit}. Allowed: {words.plain(allowed)}."
             f"{words.plain(paper)} Flag: {words.plain(declared.flag)}"
         )
 
 
-def _shown(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{formatting.setting(value)}" if isinstance(value, float) else str(value)
