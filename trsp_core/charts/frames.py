@@ -170,8 +170,8 @@ def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
 
 
 def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float]]]:
-    """What the pictures of stage 2 show: by state of the model, and by step if deleted then, perplexity as a multiple
-    of the dense model's, all on the blocks that `compared` counts. Nothing while the dense model is not measured."""
+    """Perplexity as a multiple of the dense model's: by state of the model, and by step, if layers were deleted then.
+    All on the blocks that `compared` counts; nothing while the dense model is not measured."""
     blocks, _ = compared(state, config)
     dense = first_blocks(state, "dense", blocks)
     if not dense:
@@ -182,8 +182,8 @@ def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], l
 
 
 def compared(state: RunState, config: RunConfig) -> tuple[int, int]:
-    """How many of the blocks measured in the calibration domain the pictures of stage 2 are of, and how many there are:
-    those that probes use, or all of them in a run without."""
+    """Of the measured blocks of the calibration domain: how many the pictures of stage 2 use, and how many there are.
+    They use those that the probes use, or all in a run without probes."""
     whole = next((m.blocks for m in state.measured if m.domain == "calibration"), config.measure_blocks)
     few = state.probes[0].blocks if state.probes else config.probe_blocks if config.stage2_steps else 0
     return (min(few, whole) or whole), whole

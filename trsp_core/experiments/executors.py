@@ -192,7 +192,7 @@ def _stop(run: Run) -> None:
 
 
 def attend(folder: str) -> None:
-    """On a worker: the run's process, from where the run is to its end."""
+    """On a worker: execute the run from where it is, in a process of its own, and wait for its end."""
     run = Run(Path(folder))
     while run.held():  # a worker died over it, and the scheduler asks another: its child may live on
         time.sleep(1)

@@ -204,7 +204,7 @@ def local(root: Path) -> Path:
 
 
 def joined(sweeps: Iterable[Sweep]) -> dict[str, Sweep]:
-    """Sweeps by name. One that continues another that is there becomes part of that one, and is none of its own."""
+    """Sweeps by name. One that continues another of them joins that one, and is not listed by itself."""
     by_name = {sweep.name: sweep for sweep in sweeps}
     whole = {name: s for name, s in by_name.items() if s.continues not in by_name or s.continues == name}
     for sweep in by_name.values():

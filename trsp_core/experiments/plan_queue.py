@@ -90,7 +90,7 @@ class PlanQueue:
                     self.run_queue.cancel(run[1].id)
 
     def standing(self, name: str) -> PlanStatus:
-        """Raises TrspError: no such plan."""
+        """How the plan `name` stands. Raises TrspError: no such plan."""
         plan = plans.read(name)
         done, run = self._look(plan)
         clock = runner.Clock(plan, 1)

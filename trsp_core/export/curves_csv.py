@@ -19,7 +19,7 @@ STAGE_1, STAGE_2 = "step of stage 1", "step of stage 2"
 
 
 def table(config: RunConfig, state: RunState) -> str:
-    """CSV with a head; `layer` is empty where a curve is the whole model's, a value where it was not a number."""
+    """CSV with a header line. `layer` is empty for a curve of the whole model, `value` for what was not a number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)

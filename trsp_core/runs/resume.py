@@ -23,11 +23,11 @@ from trsp_core.runs.store import Run
 
 
 def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
-    """What is settled of `run`, and where it goes on.
+    """Where `run` goes on, and what stands before that.
 
     Args:
         state: of the run, where the caller has it already.
-        anew: where it goes on is to be found by what is there now, though it was reopened already.
+        anew: go by the files that are there now, also where an earlier `reopen` has settled it.
 
     Raises:
         TrspError: its config cannot be read.
@@ -111,8 +111,7 @@ def reopen(run: Run, anew: bool = False) -> Past:
 
 
 def take_up(run: Run) -> bool:
-    """`reopen` a run that was stopped or lost, if it can be; False where it is to be begun anew: it failed, or what is
-    left of it cannot be gone on with."""
+    """`reopen` a run that was stopped or lost. False where it failed, or cannot go on: then it is to be begun anew."""
     if run.status() not in ("cancelled", "lost", "damaged"):
         return False
     try:

@@ -273,7 +273,7 @@ def to_values(ticket: str, record: Request | Answer) -> dict[str, Any]:
 
 
 def from_values(values: dict[str, Any]) -> tuple[str, Request | Answer]:
-    """`(ticket, record)` of what `to_values` gave.
+    """`(ticket, record)`, read from what `to_values` gave.
 
     Raises:
         ValueError: an unknown kind, or fields that do not fit.

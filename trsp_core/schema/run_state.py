@@ -22,8 +22,8 @@ class RunState:
     """The fold of a run's events; empty before the first one.
 
     Attributes:
-        count, at, between: events so far, those that cannot be read among them, so it is the number of the next one;
-            seconds at the last one; seconds between the last two.
+        count: events so far, those that cannot be read included: the number of the next one.
+        at, between: seconds at the last event, and between the last two.
         ended: `finished`, `cancelled`, `failed`, or "" while there is no ending; `damaged`: it had finished, but events
             before that cannot be read any more.
         missing: the stretches of events that cannot be read; a run that is resumed tells them again.
@@ -220,7 +220,7 @@ def summary(state: RunState) -> dict[str, Any]:
 
 
 def read_summary(text: str) -> dict[str, Any]:
-    """What `summary` gave of a run that has ended.
+    """The summary of a run that has ended, from the text of its `summary.json`.
 
     Raises:
         ValueError: it is damaged, or of a run that has not ended.

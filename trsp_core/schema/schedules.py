@@ -40,7 +40,7 @@ def penalty_acts(config: RunConfig, step: int, span: Span | None = None) -> bool
 
 
 def acting(config: RunConfig) -> tuple[int, float]:
-    """In how many steps of stage 2 lambda_2 acts, and the highest that it gets to."""
+    """The number of steps of stage 2 in which lambda_2 acts, and its highest value."""
     if config.deletes_first or not config.lambda_2:
         return 0, 0.0
     count, last = 0, 0
@@ -98,5 +98,5 @@ def rate_factor(step: int, steps: int, schedule: str) -> float:
 
 
 def ends(steps: int, parts: int) -> list[int]:
-    """Where `parts` spans of `steps` end, as equal as can be; 0 comes first."""
+    """0, and the last step of each of `parts` spans of `steps`, which are as equal as can be."""
     return [steps * n // parts for n in range(parts + 1)]

@@ -165,7 +165,7 @@ def share(stack: Stack, base: Stack, base_layers: list[int]) -> int:
 
 
 def _owners(stack: Stack, numbers: list[int]) -> dict[str, tuple[nn.Module, str]]:
-    """Each parameter's module and name in it, by its dense name: its path, with layer i counted as `numbers[i]`."""
+    """Each parameter's module and its name there, by dense name: its path, in which layer i is `numbers[i]`."""
     prefix = next(name for name, m in stack.model.named_modules() if m is stack.layers)
     owners: dict[str, tuple[nn.Module, str]] = {}
     for path, module in stack.model.named_modules(remove_duplicate=False):

@@ -228,7 +228,7 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 def pieces_of(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """The text that each token completes, in its place; an end token by its name."""
+    """The text that each token completes; an end token by its name."""
     decoder, special = Decoder(tokenizer), set(tokenizer.all_special_ids)
     pieces = [decoder.add(token) for token in tokens]
     return [_piece(tokenizer, t) if t in special else piece for t, piece in zip(tokens, pieces, strict=True)]

@@ -1,7 +1,7 @@
 """The whole idea in one figure: the stack of layers, and beside it what taking some of them out does to the model.
 
-It is drawn on a plane of 100 by 100, the stack on the left and perplexity on the right. The frame holds every place, so
-that the spec stays the same from the first event to the last.
+It is drawn on a plane of 100 by 100, the stack on the left and perplexity on the right. The frame holds every position,
+so that the spec stays the same from the first event to the last.
 """
 
 from __future__ import annotations
