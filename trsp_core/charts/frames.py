@@ -39,12 +39,12 @@ def chosen_at(state: RunState) -> dict[int, int]:
     return {c.layer: last[c.round] for c in state.rounds if c.round in last}
 
 
-def weights(state: RunState, planned: int) -> pd.DataFrame:
-    """A line a layer over the steps of stage 1, ending where it is chosen. `planned`: steps of the whole stage."""
+def weights(state: RunState, expected: int) -> pd.DataFrame:
+    """A line a layer over the steps of stage 1, ending where it is chosen. `expected`: steps of the whole stage."""
     columns = ["kind", "step", "weight", "layer", "fate"]
     steps, ends, fate = state.weight_steps, chosen_at(state), fates(state)
     frame = pd.DataFrame(
-        [("frame", 0, 0.0, 0, "kept"), ("frame", max(planned, len(steps), 1), 1.0, 0, "kept")], columns=columns
+        [("frame", 0, 0.0, 0, "kept"), ("frame", max(expected, len(steps), 1), 1.0, 0, "kept")], columns=columns
     )
     if not steps:
         return frame

@@ -172,7 +172,7 @@ class Limits:
         if own + size > self.visitor_bytes:
             raise TrspError("Your share of the space for uploaded texts is used up.", "Use one that you have brought.")
         if stored + size > self.stored_bytes:
-            wait = f"Try again in {formatting.setting(self.unread_hours)} hours, when what no run reads is swept."
+            wait = f"Try again in {formatting.setting(self.unread_hours)} hours, when what no run reads is deleted."
             raise TrspError("The space for uploaded texts is used up.", wait)
 
     def refuse_run(self, active: int) -> None:
