@@ -64,11 +64,11 @@ def fitted_in_order(lab, chosen, layers, solve):
     """
     if not layers:
         return {}
-    layers = fitted_layers(lab, chosen)
+    kept_layers = fitted_layers(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
-    dense = [lab.entering(layers[0], ids) for ids in batches]
-    pruned, edits, there, done = dense, {}, layers[0], 0  # `there`: the layer that `dense` enters
-    for layer, following in zip(layers, [*layers[1:], lab.n_layers], strict=True):
+    dense = [lab.entering(kept_layers[0], ids) for ids in batches]
+    pruned, edits, there, done = dense, {}, kept_layers[0], 0  # `there`: the layer that `dense` enters
+    for layer, following in zip(kept_layers, [*kept_layers[1:], lab.n_layers], strict=True):
         for passed in range(there, following):
             dense = [lab.leaving(passed, ids, x) for ids, x in zip(batches, dense, strict=True)]
         there = following
