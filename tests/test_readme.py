@@ -17,7 +17,7 @@ from pages.ui.tour import lessons
 from tests import ROOT
 from trsp_core.cli import main
 from trsp_core.experiments import grid_results, plan_results
-from trsp_core.pruning import methods
+from trsp_core.pruning import methods, transfers
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import config
 from trsp_core.schema.events import DOMAINS
@@ -162,8 +162,13 @@ def test_the_make_targets_and_files_they_name_exist():
 
 
 def test_the_table_of_methods_is_the_registry():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", PAGES["docs/methods.md"], re.MULTILINE))
+    chapter, rest = PAGES["docs/methods.md"].split("## Transfers")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", chapter, re.MULTILINE))
     assert set(rows) == set(methods.names())
+    moves = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", rest, re.MULTILINE))
+    assert set(moves) == set(transfers.names())
+    for transfer in transfers.all_transfers().values():
+        assert moves[transfer.name].lower() == transfer.summary.rstrip(".").lower()
     for method in methods.all_methods().values():
         assert rows[method.name].lower() == method.summary.rstrip(".").lower()
     assert f"{len(rows) - 1} other ways to choose layers" in PAGES["README.md"]

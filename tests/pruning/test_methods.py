@@ -303,7 +303,7 @@ class TestReplaceMe:
         T = torch.eye(tiny.D, dtype=torch.float64) + 0.1 * torch.randn(tiny.D, tiny.D, dtype=torch.float64)
         with lab.heard(module) as heard:
             states = lab.states(ids)
-        M = heard[0].view_as(states[3])  # OPT's comes as (B T, D)
+        M = heard[0][1].view_as(states[3])  # OPT's comes as (B T, D)
         expected = states[3] - M + M @ T.float()
         with lab.rewritten(replaceme.folded(module, T)):
             assert torch.allclose(lab.states(ids)[3], expected, atol=1e-3)

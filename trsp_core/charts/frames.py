@@ -150,6 +150,20 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     return pd.DataFrame(frame + rows + ends, columns=columns)
 
 
+def refits(state: RunState, config: RunConfig) -> pd.DataFrame:
+    """A bar a kept layer that was solved for: how far its output lay from the dense model's state there, and how far it
+    lies now."""
+    n_layers = state.model.n_layers if state.model else len(state.weights)
+    lowest = min(state.chosen, default=1) - 1
+    planned = [i for i in range(max(lowest, 0), n_layers) if i not in state.chosen]
+    rows: list[tuple] = [("frame", i, 0.0, 0.0, "") for i in planned]
+    for refit in state.refits:
+        before, after = abs(refit.before), abs(refit.after)
+        label = f"{formatting.percent(1 - after / before)} nearer" if before and math.isfinite(after / before) else ""
+        rows.append(("bar", refit.layer, before, after, label))
+    return pd.DataFrame(rows, columns=["kind", "layer", "before", "after", "label"])
+
+
 def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
     """Perplexity if the chosen layers were deleted now, and of the dense model and of deletion at once as level lines:
     all as multiples of the dense model's on the same blocks."""
@@ -255,6 +269,11 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
         )
     if name == "gaps":
         return "How much each chosen layer still changes what passes through it."
+    if name == "refits":
+        return (
+            "A bar a kept layer, from below: how far its output is from the dense model's state there, as a share of "
+            "that state. The whole bar: before it was solved for. Green: what is left."
+        )
     if name == "loss-1":
         return f"Stage 1: language-modelling loss, and {PULLS[1]}."
     if name == "loss-2":

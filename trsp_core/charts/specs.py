@@ -29,6 +29,7 @@ ALT = {
     "loss-1": "Lines of the two parts of the loss over the steps of stage 1.",
     "loss-2": "Lines of the two parts of the loss over the steps of stage 2.",
     "gaps": "Lines of the relative gap of each chosen layer over the steps of stage 2.",
+    "refits": "Bars of each kept layer's distance from the dense model's state, before and after it was solved for.",
     "probes": "Line of the perplexity if deleted now in stage 2, times the dense one, and a level of direct deletion.",
 }
 
@@ -132,6 +133,27 @@ def gaps(theme: str) -> Spec:
         _frame(base),
         lines.transform_filter("datum.kind == 'line'"),
         names.transform_filter("datum.kind == 'mark'"),
+    )
+
+
+@lru_cache
+def refits(theme: str) -> Spec:
+    """How far each kept layer's output is from the dense model's state, before and after it was solved for."""
+    palette = PALETTES[theme]
+    x = alt.X("layer:O", title="Kept layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    base = alt.Chart().encode(x=x, tooltip=_tips("layer:N", "before:Q", "after:Q", "label:N"))
+    scale = alt.Scale(domain=["as deletion left it", "solved for"], range=[palette.removed, palette.pruned])
+
+    def bars(field: str, name: str, opacity: float) -> alt.Chart:
+        colour = alt.Color("which:N", scale=scale, legend=BOXES)
+        bar = base.transform_calculate(which=f"'{name}'").mark_bar(cornerRadiusEnd=2, opacity=opacity)
+        y = alt.Y(f"{field}:Q", title="Distance from the dense state", axis=alt.Axis(format=".0%"))
+        return bar.encode(y=y, color=colour)
+
+    return finish(
+        _frame(base.encode(y="before:Q")),
+        bars("before", "as deletion left it", 0.45).transform_filter("datum.kind == 'bar'"),
+        bars("after", "solved for", 1.0).transform_filter("datum.kind == 'bar'"),
     )
 
 

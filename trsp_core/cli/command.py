@@ -15,6 +15,7 @@ SUMMARIES = {
     "list": "the runs, newest first",
     "show": "the figures of one run",
     "methods": "the ways to choose layers",
+    "transfers": "the ways to move the chosen layers' work into the kept ones",
     "families": "which architectures can be pruned, and the families with something particular to them",
     "compare": "run a plan: a base and its variations, each once, and print them in one table",
     "sweep": "run a grid: every point of it once, here or on a cluster, and write one small record of them",

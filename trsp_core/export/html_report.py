@@ -85,6 +85,8 @@ def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, str, spec
         drawings.append(("Stage 1: what was minimised", "loss-1", specs.losses(SHADE, frames.PULLS[1]), frame))
     elif state.scores:
         drawings.append(("The method's scores", "scores", specs.scores(SHADE), frames.scores(state)))
+    if state.refits:
+        drawings.append(("The kept layers, solved for", "refits", specs.refits(SHADE), frames.refits(state, config)))
     if state.gap_steps:
         drawings.append(("Stage 2: if deleted now", "probes", specs.probes(SHADE), frames.probes(state, config)))
         if any(step.gaps for step in state.gap_steps):

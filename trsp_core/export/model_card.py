@@ -17,7 +17,7 @@ from trsp_core.evaluation import intervals
 from trsp_core.evaluation.verification import Proof
 from trsp_core.export import gguf_layer_kinds
 from trsp_core.models import catalog
-from trsp_core.pruning import methods
+from trsp_core.pruning import methods, transfers
 from trsp_core.schema.config import KNOBS, PACKED, TEXTS, RunConfig
 from trsp_core.schema.events import DOMAINS, DivergenceMeasured, PerplexityMeasured
 from trsp_core.schema.run_state import RunState
@@ -25,6 +25,7 @@ from trsp_core.schema.run_state import RunState
 TITLES = {
     "dense": "Dense, as it came",
     "direct": "The same layers deleted at once, nothing trained",
+    "repaired": "Kept layers solved for, nothing trained",
     "trained": "Trained, all layers still there",
     "pruned": "This model",
 }
@@ -73,7 +74,9 @@ def is_direct(config: RunConfig, state: RunState) -> bool:
     """Whether this model is its base without some layers, and nothing else was changed."""
     method = methods.all_methods().get(config.method)
     learned = config.learn_weights and config.method == "trsp"
-    return bool(method and not method.rewrite and not state.narrowed and not config.stage2_steps and not learned)
+    plain = method and not method.rewrite and not state.narrowed and not state.refits
+    repair = getattr(transfers.all_transfers().get(config.transfer), "repair", None)
+    return bool(plain and not repair and not config.stage2_steps and not learned)
 
 
 def no_recipe(config: RunConfig, state: RunState, exported: dict[str, Any], dtype: str) -> str:
@@ -216,6 +219,9 @@ def procedure(config: RunConfig) -> str:
     """What was done, in a sentence or two."""
     method = methods.all_methods().get(config.method)
     choice = f"Method {config.method}" + (f", {method.title}: {method.summary}" if method else ".")
+    transfer = transfers.all_transfers().get(config.transfer)
+    if transfer and transfer.repair:
+        choice += f" Transfer {config.transfer}, {transfer.title}: {transfer.summary}"
     if not config.stage2_steps:
         return f"{choice} Nothing was trained."
     when = "after the deletion" if config.deletes_first else "before the deletion"

@@ -165,7 +165,7 @@ class _Cost:
         double precision."""
         c, f, cost = self.config, self.facts, transfers.get(self.config.transfer).cost
         tokens, layers = c.calibration_blocks * c.block_length, f.n_layers - self.removed
-        seconds = cost.passes * self.forward(tokens, c.block_length, self.removed / 2)
+        seconds = cost.passes * 2 * tokens * sum(f.layer_parameters) / self.speed  # no pass reaches the head
         hidden = mlp_width(f)
         squares = 2 * tokens * hidden * (hidden + 2 * f.width) + 2 * (hidden**3 / 3 + 2 * hidden**2 * f.width)
         return seconds + (layers * squares / self.speed if cost.squares else 0.0)

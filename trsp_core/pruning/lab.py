@@ -68,7 +68,7 @@ class Lab(Passes):
 
     def states(self, ids: Tensor) -> list[Tensor]:
         """The L + 1 hidden states (B, T, D) of `ids` (B, T): what enters each layer, and what leaves the last."""
-        with torch.inference_mode(), self.tapped(range(self.n_layers)) as taps:
+        with torch.inference_mode(), self.withheld(self.model), self.tapped(range(self.n_layers)) as taps:
             self.model(input_ids=ids, use_cache=False)
             return [taps[0][0], *(taps[i][1] for i in range(self.n_layers))]
 
@@ -77,7 +77,8 @@ class Lab(Passes):
         below = range(layer)
         instead = {layer - 1: entering} if layer else {}
         top = self.n_layers - 1
-        with torch.inference_mode(), hooks.skipped(self.stack, below, instead), self.tapped([top]) as taps:
+        above = hooks.skipped(self.stack, below, instead)
+        with torch.inference_mode(), self.withheld(self.model), above, self.tapped([top]) as taps:
             self.model(input_ids=ids, use_cache=False)
             return taps[top][1]
 
@@ -112,11 +113,8 @@ class Lab(Passes):
     def narrowed(self, layers: Sequence[nn.Module], entries: Mapping[str, int]) -> AbstractContextManager[nn.Module]:
         return removal.narrowed(self.stack, layers, entries)
 
-    def heard(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
+    def heard(self, module: nn.Module) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
         return hooks.heard(module)
-
-    def read(self, module: nn.Module) -> AbstractContextManager[list[Tensor]]:
-        return hooks.read(module)
 
     def loss_without(self, layers: Collection[int], ids: Tensor) -> float:
         """L_LM on `ids` (B, T) with `layers` skipped."""

@@ -44,8 +44,7 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
     for name in ("model", "text", "heldout"):
         if not getattr(config, name).strip():
             wrong(name, f"{KNOBS[name].label}: nothing was given.", f"Set {KNOBS[name].flag}.")
-    _check_method(config, wrong)
-    _check_transfer(config, wrong)
+    problems += methods.check(config) + transfers.check(config)
     if config.precision in PACKED:
         _check_packed(config, wrong)
     if config.probe_blocks > config.measure_blocks:
@@ -67,72 +66,6 @@ def check(config: RunConfig, n_layers: int | None = None, max_length: int | None
     if n_layers is not None and not problems:
         _check_depth(config, n_layers, manual_layers, wrong)
     return problems
-
-
-def _check_method(config: RunConfig, wrong: Any) -> None:
-    method = methods.get(config.method)
-    if method.contiguous and config.no_neighbours:
-        wrong(
-            "no_neighbours",
-            f"The method {method.name} chooses neighbouring layers, and no two neighbours are allowed.",
-            "Set --no-neighbours false, or choose another method.",
-        )
-    if config.cycles > 1 and (method.contiguous or method.rewrite or config.method == "manual"):
-        wrong(
-            "cycles",
-            f"The method {method.name} names all its layers at once, so there is nothing to choose again.",
-            "Set --cycles 1, or choose another method.",
-        )
-    elif config.cycles > 1 and (config.one_shot or config.deletes_first or not config.stage2_steps):
-        wrong(
-            "cycles",
-            "Cycles take turns between choosing and stage 2: not with one shot, delete_first or no steps of stage 2.",
-            "Set --cycles 1, or --one-shot false, --control none and --stage2-steps above 0.",
-        )
-    if method.rewrite and config.stage2_steps and not config.deletes_first:
-        wrong(
-            "stage2_steps",
-            f"The method {method.name} changes the weights that stay as it deletes, so nothing can be taught before.",
-            "Set --stage2-steps 0, or --control delete_first.",
-        )
-    if method.narrow and config.distil and config.distil_from == "states":
-        wrong(
-            "distil_from",
-            f"The method {method.name} removes no layer, so there are no states behind removed ones to distil.",
-            "Set --distil-from logits.",
-        )
-    if method.narrow and config.stage2_steps and not config.deletes_first:
-        wrong(
-            "stage2_steps",
-            f"The method {method.name} removes no layer, so there is none whose knowledge could move before.",
-            "Set --stage2-steps 0, or --control delete_first to train the narrowed model.",
-        )
-    for name in ("protect_first", "protect_last", "no_neighbours"):
-        if method.narrow and getattr(config, name):
-            wrong(
-                name,
-                f"The method {method.name} narrows every layer alike: none can be spared.",
-                f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
-            )
-
-
-def _check_transfer(config: RunConfig, wrong: Any) -> None:
-    method, transfer = methods.get(config.method), transfers.get(config.transfer)
-    if not transfer.repair:
-        return
-    if method.rewrite or method.narrow:
-        what = "changes the weights that stay by itself" if method.rewrite else "removes no layer"
-        wrong(
-            "transfer",
-            f"The method {method.name} {what}, so there is nothing for {transfer.name} to solve.",
-            "Set --transfer none, or choose another method.",
-        )
-    if config.precision in PACKED:
-        wrong(
-            "transfer",
-            f"The transfer {transfer.name} changes the weights themselves, which are packed as {config.precision}.",
-            "Set --transfer penalty or none, or --precision float32.",
-        )
 
 
 def _check_packed(config: RunConfig, wrong: Any) -> None:

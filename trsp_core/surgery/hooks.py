@@ -120,22 +120,11 @@ def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tens
 
 
 @contextlib.contextmanager
-def heard(module: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that gets what `module` puts out, (B, T, D), at each of its calls."""
-    outputs: list[Tensor] = []
-    hook = module.register_forward_hook(lambda _module, _args, output: outputs.append(hidden_of(output)))
+def heard(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """A list that gets what `module` reads, (B, T, F), and what it puts out, (B, T, D), at each of its calls."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    hook = module.register_forward_hook(lambda _module, args, output: calls.append((args[0], hidden_of(output))))
     try:
-        yield outputs
-    finally:
-        hook.remove()
-
-
-@contextlib.contextmanager
-def read(module: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that gets what `module` reads, (B, T, F), at each of its calls."""
-    inputs: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
-    try:
-        yield inputs
+        yield calls
     finally:
         hook.remove()

@@ -15,7 +15,7 @@ from pages.ui.style import words
 from trsp_core import formatting
 from trsp_core.errors import Problem, TrspError
 from trsp_core.models import catalog
-from trsp_core.pruning import methods
+from trsp_core.pruning import methods, transfers
 from trsp_core.runs import limits
 from trsp_core.schema.config import GROUPS, KNOBS, PRESETS, TEXTS
 from trsp_core.schema.knobs import Knob
@@ -127,7 +127,8 @@ def _text(knob: Knob, key: str) -> str:
 
 
 def _choice(knob: Knob, key: str) -> str:
-    titles = {m.name: m.title for m in methods.all_methods().values()} if knob.name == "method" else {}
+    registries = {"method": methods.all_methods, "transfer": transfers.all_transfers}
+    titles = {name: one.title for name, one in registries.get(knob.name, dict)().items()}
     return st.selectbox(_label(knob), knob.choices, key=key, help=_help(knob), format_func=lambda v: titles.get(v, v))
 
 

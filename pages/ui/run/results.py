@@ -91,7 +91,7 @@ def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> st
         return f"{where} the dense model's perplexity: {before}; the pruned model's: {after}."
     start = f"{where} perplexity went from {before} to **{after}**."
     direct, pruned = by.get("direct"), by.get("pruned")
-    if not config.stage2_steps:
+    if not config.stage2_steps and not state.refits and direct == pruned:
         return start + f" There was no stage 2: the layers were {'narrowed' if state.narrowed else 'deleted'} at once."
     if direct is None or not math.isfinite(direct - pruned):
         return start

@@ -9,7 +9,7 @@ from pages.ui.style import words
 from pages.ui.style.theme import mode
 from trsp_core import formatting
 from trsp_core.charts import frames, specs
-from trsp_core.pruning import methods
+from trsp_core.pruning import methods, transfers
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
 
@@ -24,10 +24,14 @@ def draw(state: RunState, config: RunConfig, live: bool) -> None:
     """
     first = bool(live or state.weight_steps or state.chosen) and not methods.get(config.method).narrow
     second = bool(config.stage2_steps and (live or state.gap_steps))
+    repaired = bool(state.refits or (live and transfers.get(config.transfer).in_order))
     above, middle, below, losses = (st.container() for _ in range(4))
     if first:
         with middle:
             stage_1(state, config)
+    if repaired:
+        with below:
+            refits(state, config)
     if second:
         with above if live and state.gap_steps else below:
             stage_2(state, config)
@@ -69,6 +73,13 @@ def winner(state: RunState) -> str:
     if last.margin is not None and last.runner_up is not None:
         text += f", {formatting.margin(last.margin)} below the runner-up, layer {last.runner_up}"
     return text + f". Chosen so far: {words.layers(state.chosen)}."
+
+
+def refits(state: RunState, config: RunConfig) -> None:
+    """How the kept layers take over, one after the other."""
+    st.markdown("#### Stage 2: the kept layers are solved for")
+    st.caption(frames.caption("refits", state, config))
+    drawing.of_run(specs.refits(mode()), state, lambda: frames.refits(state, config), "refits")
 
 
 def stage_2(state: RunState, config: RunConfig) -> None:

@@ -15,6 +15,8 @@ PHASES = {
     "importance": "Weighing each layer",
     "choose": "Stage 1: learning the layer weights",
     "direct": "Measuring direct deletion",
+    "repair": "Solving for the kept layers",
+    "repaired": "Measuring what was solved",
     "transfer": "Stage 2: moving the knowledge",
     "trained": "Measuring before deletion",
     "importance after": "Weighing each layer again",
@@ -30,6 +32,8 @@ SHORT_PHASES = {
     "importance": "Weigh",
     "choose": "Stage 1: choose",
     "direct": "Measure",
+    "repair": "Stage 2: solve",
+    "repaired": "Measure",
     "transfer": "Stage 2: transfer",
     "trained": "Measure",
     "importance after": "Weigh",
@@ -41,6 +45,7 @@ SHORT_PHASES = {
 MODEL_STATES = {
     "dense": "Dense (as it came)",
     "direct": "Layers deleted at once",
+    "repaired": "Kept layers solved for, not trained",
     "trained": "After stage 2, all layers still there",
     "pruned": "Pruned: after stage 2, layers deleted",
 }

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from trsp_core.errors import TrspError
+from trsp_core.errors import Problem, TrspError
+from trsp_core.schema.config import KNOBS
 from trsp_core.schema.events import LayerChosen, LayersScored, Progressed
 
 if TYPE_CHECKING:
@@ -107,6 +108,59 @@ def get(name: str) -> Method:
     if name not in all_methods():
         raise TrspError(f"There is no method {name[:60]!r}.", f"Take one of {', '.join(names())}.")
     return all_methods()[name]
+
+
+def check(config: RunConfig) -> list[Problem]:
+    """What does not go with the method that `config` names."""
+    method, problems = get(config.method), []
+
+    def wrong(name: str, message: str, remedy: str) -> None:
+        problems.append(Problem(name, message, remedy))
+
+    if method.contiguous and config.no_neighbours:
+        wrong(
+            "no_neighbours",
+            f"The method {method.name} chooses neighbouring layers, and no two neighbours are allowed.",
+            "Set --no-neighbours false, or choose another method.",
+        )
+    if config.cycles > 1 and (method.contiguous or method.rewrite or config.method == "manual"):
+        wrong(
+            "cycles",
+            f"The method {method.name} names all its layers at once, so there is nothing to choose again.",
+            "Set --cycles 1, or choose another method.",
+        )
+    elif config.cycles > 1 and (config.one_shot or config.deletes_first or not config.stage2_steps):
+        wrong(
+            "cycles",
+            "Cycles take turns between choosing and stage 2: not with one shot, delete_first or no steps of stage 2.",
+            "Set --cycles 1, or --one-shot false, --control none and --stage2-steps above 0.",
+        )
+    if method.rewrite and config.stage2_steps and not config.deletes_first:
+        wrong(
+            "stage2_steps",
+            f"The method {method.name} changes the weights that stay as it deletes, so nothing can be taught before.",
+            "Set --stage2-steps 0, or --control delete_first.",
+        )
+    if method.narrow and config.distil and config.distil_from == "states":
+        wrong(
+            "distil_from",
+            f"The method {method.name} removes no layer, so there are no states behind removed ones to distil.",
+            "Set --distil-from logits.",
+        )
+    if method.narrow and config.stage2_steps and not config.deletes_first:
+        wrong(
+            "stage2_steps",
+            f"The method {method.name} removes no layer, so there is none whose knowledge could move before.",
+            "Set --stage2-steps 0, or --control delete_first to train the narrowed model.",
+        )
+    for name in ("protect_first", "protect_last", "no_neighbours"):
+        if method.narrow and getattr(config, name):
+            wrong(
+                name,
+                f"The method {method.name} narrows every layer alike: none can be spared.",
+                f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
+            )
+    return problems
 
 
 def progressed(done: float, whole: float) -> Progressed:

@@ -48,7 +48,9 @@ def rewrite(lab, config, chosen):
     for n, ids in enumerate(batches, 1):
         with torch.no_grad(), lab.heard(module) as heard:
             states = lab.states(ids)
-            M, x_in, x_out = (x.double().reshape(-1, x.shape[-1]) for x in (heard[0], states[below + 1], states[above]))
+            M, x_in, x_out = (
+                x.double().reshape(-1, x.shape[-1]) for x in (heard[0][1], states[below + 1], states[above])
+            )
             gram = gram + M.T @ M
             cross = cross + M.T @ (x_out - (x_in - M))
         yield progressed(len(batches) + n, 2 * len(batches))
@@ -68,7 +70,7 @@ def require_added(lab, layer, module):
     with lab.rewritten({p: torch.zeros_like(p) for p in module.parameters()}):
         without = lab.states(ids)[layer + 1]
     with torch.inference_mode():
-        off = (states[layer + 1] - heard[0].view_as(without) - without).norm() / states[layer + 1].norm()
+        off = (states[layer + 1] - heard[0][1].view_as(without) - without).norm() / states[layer + 1].norm()
     if not off < 1e-3:
         raise TrspError(
             "In this family the MLP's output is changed before it joins the residual stream.",

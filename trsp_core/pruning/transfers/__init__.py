@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from trsp_core.errors import TrspError
+from trsp_core.errors import Problem, TrspError
+from trsp_core.pruning import methods
+from trsp_core.schema.config import PACKED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +55,7 @@ class Transfer:
         equation: what it minimises or solves, in LaTeX.
         repair: generator of events over a `Lab`, the config and the chosen layers, returning new values for weights of
             the layers that stay. It leaves the model bit-identical. None: nothing is solved.
+        in_order: the repair goes up layer by layer, and tells how near each comes to the dense model's state.
         cost: of `repair`.
     """
 
@@ -62,6 +65,7 @@ class Transfer:
     summary: str
     equation: str
     repair: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
+    in_order: bool = False
     cost: Cost = Cost()
 
 
@@ -85,3 +89,26 @@ def get(name: str) -> Transfer:
     if name not in all_transfers():
         raise TrspError(f"There is no transfer {name[:60]!r}.", f"Take one of {', '.join(names())}.")
     return all_transfers()[name]
+
+
+def check(config: RunConfig) -> list[Problem]:
+    """What does not go with the transfer that `config` names."""
+    method, transfer, problems = methods.get(config.method), get(config.transfer), []
+    if transfer.repair and (method.rewrite or method.narrow):
+        what = "changes the weights that stay by itself" if method.rewrite else "removes no layer"
+        problems.append(
+            Problem(
+                "transfer",
+                f"The method {method.name} {what}, so there is nothing for {transfer.name} to solve.",
+                "Set --transfer none, or choose another method.",
+            )
+        )
+    if transfer.repair and config.precision in PACKED:
+        problems.append(
+            Problem(
+                "transfer",
+                f"The transfer {transfer.name} changes the weights themselves, which are packed as {config.precision}.",
+                "Set --transfer penalty or none, or --precision float32.",
+            )
+        )
+    return problems

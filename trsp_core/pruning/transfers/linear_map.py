@@ -40,5 +40,6 @@ TRANSFER = Transfer(
     equation=r"\min_{E}\; \sum_t \frac{\lVert y_t + E^\top M_t - T_t \rVert^2}{\lVert T_t \rVert^2}"
     r" + r\, \overline{\mathrm{diag}\,G}\, \lVert E \rVert^2",
     repair=repair,
+    in_order=True,
     cost=Cost(passes=1.5, states=5),
 )

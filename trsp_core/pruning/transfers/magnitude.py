@@ -12,6 +12,7 @@ norm's weight is divided by the product. No solve, no gradient, no new parameter
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from trsp_core import formatting
 from trsp_core.errors import TrspError
@@ -31,14 +32,15 @@ def repair(lab, config, chosen):
     yield PhaseStarted("repair", len(batches))
     if not cuts:
         return {}
-    sums = {cut: [0.0, 0.0] for cut in cuts}  # of |X_pre| and |X_post| by channel (D,)
+    pre: dict[tuple[int, int], Any] = dict.fromkeys(cuts, 0.0)  # sums of |X_pre| by channel (D,)
+    post = pre.copy()
     for done, ids in enumerate(batches, 1):
         states = lab.states(ids)
-        for (first, last), pair in sums.items():
-            pair[0] = pair[0] + states[first].double().abs().flatten(0, 1).sum(0)
-            pair[1] = pair[1] + states[last + 1].double().abs().flatten(0, 1).sum(0)
+        for cut in cuts:
+            pre[cut] = pre[cut] + states[cut[0]].double().abs().flatten(0, 1).sum(0)
+            post[cut] = post[cut] + states[cut[1] + 1].double().abs().flatten(0, 1).sum(0)
         yield Progressed(done)
-    alphas = {cut: (post / pre.clamp(min=1e-12)).mean().item() for cut, (pre, post) in sums.items()}
+    alphas = {cut: (post[cut] / (pre[cut] + 1e-12)).mean().item() for cut in cuts}
     edits = scaled(lab, chosen, alphas)
     require_handed_on(lab, cuts[0][0], edits, math.prod(alphas.values()))
     for (first, last), alpha in alphas.items():
@@ -78,9 +80,9 @@ def final_norm(lab):
     inside = {id(m) for layer in lab.stack.layers for m in layer.modules()}
     norms = [m for m in lab.model.modules() if id(m) not in inside and getattr(m, "weight", None) is not None]
     for norm in (m for m in norms if m.weight.dim() == 1):
-        with lab.read(lab.model.get_output_embeddings()) as reads, lab.heard(norm) as outputs:
+        with lab.heard(lab.model.get_output_embeddings()) as head_calls, lab.heard(norm) as norm_calls:
             lab.states(ids)
-        if outputs and outputs[-1].shape == reads[-1].shape and (outputs[-1] == reads[-1]).all():
+        if norm_calls and norm_calls[-1][1].equal(head_calls[-1][0]):
             return norm
     raise refusal()
 

@@ -78,11 +78,11 @@ def fitted_in_order(lab, chosen, layers, solve):
         module = output_projection(lab, layer)
         outputs, inputs = [], []
         for ids, x in zip(batches, pruned, strict=True):
-            with lab.read(module) as reads:
+            with lab.heard(module) as calls:
                 outputs.append(lab.leaving(layer, ids, x))
-            if len(reads) != 1 or reads[0].numel() // reads[0].shape[-1] != ids.numel():
+            if len(calls) != 1 or calls[0][0].numel() // calls[0][0].shape[-1] != ids.numel():
                 raise unfit(layer)  # an expert reads some of the tokens alone
-            inputs.append(reads[0].view(*ids.shape, -1))
+            inputs.append(calls[0][0].view(*ids.shape, -1))
         weights = [1 / target.float().norm(dim=-1, keepdim=True).clamp(min=1e-6) for target in dense]
         errors = [target.float() - y.float() for target, y in zip(dense, outputs, strict=True)]
         change = solve(module, inputs, errors, weights)
@@ -173,5 +173,6 @@ TRANSFER = Transfer(
     equation=r"\min_{\Delta W}\; \sum_t \frac{\lVert y_t + \Delta W h_t - T_t \rVert^2}{\lVert T_t \rVert^2}"
     r" + r\, \overline{\mathrm{diag}\,H}\, \lVert \Delta W \rVert^2",
     repair=repair,
-    cost=Cost(passes=2.0, squares=True, states=4),
+    in_order=True,
+    cost=Cost(passes=1.7, squares=True, states=5),
 )
