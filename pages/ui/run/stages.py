@@ -44,20 +44,27 @@ def stage_1(state: RunState, config: RunConfig) -> None:
     """How the layers are chosen."""
     trains = bool(state.weight_steps) or _learns(config)
     st.markdown("#### Stage 1: which layers matter least" if trains else "#### Choosing the layers")
-    left_column, right_column = st.columns([2, 1], gap="medium")
-    with left_column:
-        if trains:
-            st.caption(frames.caption("weights", state, config))
-            expected_steps = frames.expected_steps(state, config, 1)
-            drawing.of_run(specs.weights(mode()), state, lambda: frames.weights(state, expected_steps), "weights")
-        else:
-            st.caption(words.plain(methods.get(config.method).summary))
-            drawing.of_run(specs.scores(mode()), state, lambda: frames.scores(state), "scores")
+    scored = trains or bool(state.scores) or not state.chosen  # layers that were named, or drawn, have no scores
+    left_column, right_column = st.columns([2, 1], gap="medium") if scored else (None, st.container())
+    if left_column is not None:
+        with left_column:
+            _choice(state, config, trains)
     with right_column:
         st.caption(frames.caption("stack", state, config))
         drawing.of_run(specs.stack(mode()), state, lambda: frames.stack(state), "stack")
     with st.container(key="winner"):
         st.markdown(winner(state))
+
+
+def _choice(state: RunState, config: RunConfig, trains: bool) -> None:
+    """By what the layers are chosen: their weights over the steps, or a method's scores."""
+    if trains:
+        st.caption(frames.caption("weights", state, config))
+        expected_steps = frames.expected_steps(state, config, 1)
+        drawing.of_run(specs.weights(mode()), state, lambda: frames.weights(state, expected_steps), "weights")
+    else:
+        st.caption(words.plain(methods.get(config.method).summary))
+        drawing.of_run(specs.scores(mode()), state, lambda: frames.scores(state), "scores")
 
 
 def winner(state: RunState) -> str:
@@ -85,10 +92,12 @@ def refits(state: RunState, config: RunConfig) -> None:
 def stage_2(state: RunState, config: RunConfig) -> None:
     """How the knowledge moves."""
     st.markdown("#### Stage 2: move the knowledge")
-    left_column, right_column = st.columns(2, gap="medium")
+    left_column, right_column = (st.container(), None) if config.deletes_first else st.columns(2, gap="medium")
     with left_column:
         st.caption(frames.caption("probes", state, config))
         drawing.of_run(specs.probes(mode()), state, lambda: frames.probes(state, config), "probes")
+    if right_column is None:  # no chosen layer is left whose gap could close
+        return
     with right_column:
         st.caption(frames.caption("gaps", state, config))
         drawing.of_run(specs.gaps(mode()), state, lambda: frames.gaps(state, config), "gaps")
