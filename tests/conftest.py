@@ -106,6 +106,16 @@ def tiny_model(tmp_path_factory) -> Path:
     return tiny.save(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> str:
+    """The path of a text of simple English, long enough for runs with `tiny.SETTINGS`."""
+    from tests import tiny
+
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(tiny.text(1200), "utf-8")
+    return str(file)
+
+
 @pytest.fixture
 def page_store(tmp_path, monkeypatch) -> Store:
     """A fresh folder of runs, and a server that has seen none and starts no children."""

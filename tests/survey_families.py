@@ -199,20 +199,14 @@ def outcome(model_type: str) -> Outcome:
     try:
         stack = discovery.find(model)
     except TrspError as refusal:
-        return Outcome(model_type, architecture, _refusal(model), refusal.message)
+        kind = "refused" if zoo.is_decoder(model) else "no decoder"
+        return Outcome(model_type, architecture, kind, refusal.message)
     for law in LAWS:
         try:
             law(stack)
         except Exception as error:
             return Outcome(model_type, architecture, "failed", f"{law.__name__}: {_brief(error)}")
     return Outcome(model_type, architecture, "supported", "")
-
-
-def _refusal(model: nn.Module) -> str:
-    try:
-        return "refused" if zoo.is_decoder(model) else "no decoder"
-    except Exception:
-        return "refused"  # it does not run on tokens alone
 
 
 def survey(model_types: tuple[str, ...] = zoo.MODEL_TYPES) -> Iterator[Outcome]:

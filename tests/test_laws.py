@@ -268,7 +268,7 @@ def test_variables_are_nouns():
 WORDS = {
     "card": (),
     "place": ("export_queue", "client", "exports", "run_status", "events"),
-    "plan": ("experiments/", "compare", "limits", "server", "evidence", "faq", "plan_runs"),
+    "plan": ("experiments/", "cli/", "compare", "limits", "server", "evidence", "faq", "plan_runs"),
     "sweep": ("experiments/", "charts/", "evidence/"),
 }
 

@@ -13,6 +13,7 @@ import click
 import pytest
 from streamlit.config import get_config_options
 
+from pages.ui.paper import departures
 from pages.ui.tour import lessons
 from tests import ROOT
 from trsp_core.cli import main
@@ -98,6 +99,13 @@ def test_what_the_product_says_of_the_docs_is_there():
 
 
 # -- commands, flags, files
+
+
+def test_the_departures_from_the_paper_are_those_of_its_page():
+    section = PAGES["docs/methods.md"].split("## Where we depart from the paper")[1].split("\n## ")[0]
+    assert departures.markdown() in section
+    sides = [config.PRESETS["paper"].get(name, config.KNOBS[name].default) for _, name, *_ in departures.ROWS]
+    assert sides == ["output", True, "model", "l2", "constant", 1.0, 0.0], "what `--preset paper` sets"
 
 
 def test_there_are_commands():

@@ -68,6 +68,23 @@ CONFIGS: dict[str, dict] = {
     "mamba": {"vocab_size": V, "hidden_size": D, "num_hidden_layers": L, "state_size": 8, "time_step_rank": 4},
 }  # fmt: skip
 
+# Settings of a run on such a model, a second or two in all.
+SETTINGS = {
+    "block_length": 16,
+    "measure_length": 24,
+    "measure_blocks": 3,
+    "calibration_blocks": 12,
+    "probe_every": 2,
+    "probe_blocks": 2,
+    "stage1_steps": 2,
+    "stage2_steps": 3,
+    "ratio": 0.4,
+    "speed_repeats": 1,
+    "sample_tokens": 3,
+    "stage2_lr": 1e-3,
+    "threads": 1,
+}
+
 
 def build(model_type: str = "llama", seed: int = 0, n_layers: int = L, **fields: object) -> torch.nn.Module:
     """A random model in float32, weights large enough that every layer matters, dropout off."""

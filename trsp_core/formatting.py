@@ -78,7 +78,17 @@ def _percentage(share: float) -> str:
 
 def interval(value: float, low: float, high: float, kind: Callable[[float], str]) -> str:
     """A figure with its 95 % interval: `61.2 [58.0, 64.9]`; `kind` is a function of this module, such as `ratio`."""
-    return f"{kind(value)} [{kind(low)}, {kind(high)}]"
+    return kind(value) if math.isnan(value) else f"{kind(value)} {ends(low, high, kind)}"
+
+
+def ends(low: float, high: float, kind: Callable[[float], str]) -> str:
+    """The interval alone: `[58.0, 64.9]`. Ends that are no numbers say that there were too few blocks for one."""
+    return "[too few blocks]" if math.isnan(low + high) else f"[{kind(low)}, {kind(high)}]"
+
+
+def status(name: str) -> str:
+    """How a run stands, as people are told: what a run folder calls `cancelled` is stopped."""
+    return "stopped" if name == "cancelled" else name
 
 
 def count(value: float) -> str:
@@ -164,6 +174,7 @@ D3_AXIS = "~g"
 D3_NATS = ".3f"
 D3_WEIGHT = ".2f"
 D3_MILLIONS = ",.1f"
+D3_PERCENT = ".0%"
 # And those of C, which controls and tables of Streamlit format with.
 C_FIGURE = "%.2f"
 C_WHOLE = "%.0f"

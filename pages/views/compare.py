@@ -8,6 +8,7 @@ from pages.ui.run import run_list, run_status
 from pages.ui.style import words
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
+from trsp_core.schema.messages import Generate
 from trsp_core.workbench import transcript
 from trsp_core.workbench.transcript import Comparison
 
@@ -21,6 +22,9 @@ def watch(run: Run, ticket: str, live: bool) -> None:
         return
     if live and reading.ending is not None:
         st.rerun()
+    if not isinstance(reading.request, Generate):
+        st.info("These answers belong to another page. Write again.", icon=":material/link_off:")
+        return
     workbench.standing(reading)
     comparison = transcript.gather(reading.request, reading.answers)
     if any(c.tokens for c in comparison.columns) or live:

@@ -10,7 +10,7 @@ from pages.ui.evidence import plan_runs, published, sentences, settings_tab
 from pages.ui.style import theme, words
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
-from trsp_core.experiments import plan_results
+from trsp_core.experiments import plan_results, plans
 from trsp_core.experiments.plan_results import Record
 from trsp_core.schema.events import DOMAINS
 
@@ -25,7 +25,9 @@ def records_of(plan: str) -> dict[str, Record]:
     if file.is_file():
         records[SHIPPED] = plan_results.load(file)
     with contextlib.suppress(TrspError):  # none has finished here, or not on the same blocks
-        records[HERE] = plan_results.gather(plan, server.runs())
+        runs, its_plan = server.runs(), plans.read(plan)
+        ends = plans.earlier_ends(its_plan, runs) | plans.ends(its_plan, runs)
+        records[HERE] = plan_results.gather(its_plan, ends)
     return records
 
 
@@ -58,7 +60,8 @@ def show(record: Record) -> None:
     protocol = "; ".join(f"{words.DOMAINS[d]}: {words.plain(text)}" for d, text in record.protocol.items())
     st.caption(
         f"Perplexity and KL: {intervals.direction('kl')}; KL is of the first few blocks alone. Brackets and bars: 95 % "
-        "intervals, bootstrapped over blocks; differences are taken block by block. "
+        f"intervals, bootstrapped over blocks, from {intervals.LEAST_BLOCKS} blocks on; differences are taken block by "
+        "block. "
         f"{words.plain(record.model)}, {protocol}. One seed. Made {words.plain(record.made)}."
     )
 
@@ -68,12 +71,12 @@ def draw(record: Record, spec, frame, name: str, more: str = "") -> None:
 
 
 url_state.title("Evidence")
-st.markdown("Every row is a run with the same seed, texts and order of blocks, measured on the same blocks.")
 names = [*PLANS.values(), "How the settings matter", "Published figures"]
 part = url_state.linked("evidence-part", names[0], url_state.one_of(names))
 *tabs, settings, others = st.tabs(names, key=part, on_change="rerun")
 for tab, plan in zip(tabs, PLANS, strict=True):
     with tab:
+        st.markdown("Every row is a run with the same seed, texts and order of blocks, measured on the same blocks.")
         records = records_of(plan)
         if len(records) > 1:
             key = url_state.linked(f"figures-{plan}", SHIPPED, url_state.one_of(list(records)))

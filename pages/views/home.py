@@ -30,7 +30,7 @@ if not touring:
             st.switch_page("pages/views/run.py")
 player.area(*player.run_to_replay())
 
-default = KNOBS["model"].default
+default = str(KNOBS["model"].default)
 if start.fetchable(default):
     model_picker.box(default)
 

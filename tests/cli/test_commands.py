@@ -26,13 +26,6 @@ SMALL = shlex.split(
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return str(file)
-
-
-@pytest.fixture
 def here(tmp_path, monkeypatch):
     """Folders of our own for runs and cache."""
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path / "runs"))
@@ -188,6 +181,11 @@ def test_a_run_folder_that_is_taken_or_missing_is_refused(finished, tiny_model, 
     assert main.main([*pruning(tiny_model, text), "--out", str(run)]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert main.main(["show", "../x"]) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_the_flag_that_named_it(here, tiny_model, text, capsys):
+    assert main.main([*pruning(tiny_model, text), "--out", "/proc/a-run"]) == 2
+    assert "choose another folder" in capsys.readouterr().err
 
 
 def test_a_model_too_large_for_memory_is_refused_with_the_numbers(here, tiny_model, text, monkeypatch, capsys):

@@ -138,7 +138,8 @@ def test_odd_families_are_kept_and_proved(model_type, fields, tmp_path, text):
 
 
 def children() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if any("stock_process.py" in word for word in c.cmdline())]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if any("stock_process.py" in word for word in child.cmdline())]
 
 
 def test_a_run_is_stopped_while_its_model_is_proved(run):

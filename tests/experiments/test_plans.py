@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import tiny
+from tests import ROOT, story, tiny
 from trsp_core.cli import main as shell_main
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
-from trsp_core.experiments import plan_results, plans
+from trsp_core.experiments import plan_results, plans, records
 from trsp_core.models import catalog
 from trsp_core.models.inspection import Facts
 from trsp_core.preparation import preflight
@@ -23,20 +23,13 @@ from trsp_core.runs import process, recorder
 from trsp_core.runs.store import Store
 from trsp_core.schema import events
 
-TINY = {
-    "block_length": 16,
-    "measure_length": 24,
-    "measure_blocks": 3,
-    "calibration_blocks": 12,
+TINY = tiny.SETTINGS | {
     "probe_blocks": 1,
     "importance_blocks": 0,
     "kl_blocks": 1,
     "stage1_steps": 1,
     "stage2_steps": 4,
-    "ratio": 0.4,
-    "speed_repeats": 1,
     "sample_tokens": 0,
-    "threads": 1,
     "save_model": False,
 }
 VARIATIONS = [
@@ -57,12 +50,12 @@ def plan_file(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "facts", lambda name: facts)
     ran = []
 
-    def finish(run):
+    def start(run):
         ran.append(run.id)
-        settings = run.config()
-        recorder.record(run, engine.execute(settings, None, (tiny.build(), tiny.tokenizer())))
+        recorder.record(run, engine.execute(run.config(), None, (tiny.build(), tiny.tokenizer())))
+        return story.no_child(run)
 
-    monkeypatch.setattr(process, "finish", finish)
+    monkeypatch.setattr(process, "start", start)
     base = TINY | {"text": str(text), "heldout": str(text)}
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"name": "small", "base": base, "variations": VARIATIONS}))
@@ -73,12 +66,12 @@ def test_a_plan_runs_each_variation_once_and_prints_one_table(plan_file, tmp_pat
     file, ran = plan_file
     out = tmp_path / "record.json"
     assert shell_main.main(["compare", "--plan", str(file), "--out", str(out)]) == 0
-    assert len(ran) == 3
+    assert len(ran) == 2, "the timed control gets as many steps as the other: one run serves both"
     shown = capsys.readouterr().out
     assert "TRSP" in shown
     assert "calibration domain" in shown
     assert shell_main.main(["compare", "--plan", str(file), "--json"]) == 0
-    assert len(ran) == 3, "a finished run is never run again"
+    assert len(ran) == 2, "a finished run is never run again"
     found = plan_results.load(out)
     assert [row.name for row in found.rows] == ["dense", "trsp", "control", "timed"]
     assert found.row("control").removed == found.row("trsp").removed
@@ -87,6 +80,62 @@ def test_a_plan_runs_each_variation_once_and_prints_one_table(plan_file, tmp_pat
     assert found.row("dense").parameters > found.row("trsp").parameters
     assert set(found.row("trsp").speed) == {"prefill", "decode"}
     assert set(found.row("trsp").kl) == set(events.DOMAINS)
+
+
+def test_one_run_serves_all_variations_of_equal_settings_and_each_has_its_row(plan_file, tmp_path, capsys):
+    file, ran = plan_file
+    assert shell_main.main(["compare", "--plan", str(file)]) == 0
+    document = json.loads(file.read_text())
+    other = [VARIATIONS[0] | {"name": name, "title": name.upper()} for name in ("a", "b")]
+    other += [VARIATIONS[1] | {"name": "c", "layers_of": "b"}]
+    twin, out = tmp_path / "twin.json", tmp_path / "record.json"
+    twin.write_text(json.dumps(document | {"name": "twin", "variations": other}))
+    assert shell_main.main(["compare", "--plan", str(twin), "--out", str(out)]) == 0
+    assert len(ran) == 2, "all that the second plan asks for has been run for the first"
+    assert capsys.readouterr().err.count("already there") == 4
+    record = plan_results.load(out)
+    assert [row.title for row in record.rows[1:]] == ["A", "B", "c"]
+    for row, title in zip(record.rows[1:3], ("A", "B"), strict=True):
+        state = Store().get(ran[0]).state()
+        assert row.title == title
+        for domain in events.DOMAINS:
+            figure = intervals.perplexity(row.losses[domain]).value
+            assert figure == pytest.approx(state.perplexity["pruned"][domain], rel=1e-7), "as `list` shows it"
+    plan = plans.read(str(twin))
+    assert list(plans.ends(plan, Store().runs())) == ["a", "b", "c"]
+    assert plans.earlier_ends(plan, Store().runs()) == {}
+
+
+def test_the_plan_in_the_docs_runs(plan_file, tmp_path, capsys):
+    section = (ROOT / "docs" / "cli.md").read_text("utf-8").split("## Plans")[1].split("\n## ")[0]
+    document = json.loads(section.split("```json")[1].split("```")[0])
+    assert plans.parse(document).title == "Does fading help?"
+    assert f"from {intervals.LEAST_BLOCKS} blocks on" in section
+    document["base"] |= json.loads(plan_file[0].read_text())["base"]  # a tiny model and text
+    file = tmp_path / "docs.json"
+    file.write_text(json.dumps(document))
+    assert shell_main.main(["compare", "--plan", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert [variation["title"] in shown for variation in document["variations"]] == [True] * 3
+    assert "[too few blocks]" in shown
+
+
+def test_a_run_that_fails_leaves_the_others_and_what_needed_it_out(plan_file, monkeypatch, capsys):
+    file, _ = plan_file
+    start = process.start
+
+    def failing(run):
+        if plans.belongs(run) == ("small", "control"):
+            recorder.record(run, story.failing())
+            return story.no_child(run)
+        return start(run)
+
+    monkeypatch.setattr(process, "start", failing)
+    assert shell_main.main(["compare", "--plan", str(file)]) == 3
+    said = capsys.readouterr()
+    assert "1 of 3 runs did not finish" in said.err
+    assert "Bring at least [384] tokens." in said.err
+    assert "timed" in said.out
 
 
 def test_a_run_that_did_not_finish_is_run_again(plan_file):
@@ -149,20 +198,30 @@ def test_a_damaged_record_is_refused(tmp_path):
 
 
 class TestIntervals:
-    @given(st.lists(st.floats(0, 10), min_size=1, max_size=30))
+    @given(st.lists(st.floats(0, 10), min_size=intervals.LEAST_BLOCKS, max_size=30))
     def test_the_interval_holds_the_mean_and_stays_within_the_values(self, losses):
         found = intervals.mean(losses)
         assert min(losses) - 1e-9 <= found.low <= found.high <= max(losses) + 1e-9
         assert found == intervals.mean(losses), "the same draw each time"
 
     def test_pairing_sees_what_the_spread_of_blocks_hides(self):
-        other = [2.0, 3.0, 4.0, 5.0, 6.0]
+        other = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
         one = [v - 0.1 for v in other]
         found = intervals.difference(one, other)
         assert found.value == pytest.approx(-0.1)
         assert found.sign == -1
         assert intervals.mean(one).high > intervals.mean(other).low
         assert intervals.factor(one, other).value == pytest.approx(math.exp(-0.1))
+
+    def test_too_few_blocks_have_a_mean_and_no_interval(self):
+        few = [1.0] * (intervals.LEAST_BLOCKS - 1)
+        assert 0.5 ** (len(few) - 1) > 1 - intervals.LEVEL >= 0.5 ** len(few), "all on one side of the median"
+        for interval in (intervals.mean(few), intervals.factor(few, few), intervals.points(few, few)):
+            assert math.isfinite(interval.value)
+            assert math.isnan(interval.low)
+            assert interval.sign == 0
+        perplexity = intervals.perplexity(few)
+        assert records.with_interval(perplexity) == "2.7 [too few blocks]"
 
     def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says(self):
         import random
@@ -182,8 +241,9 @@ class TestIntervals:
             assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
     def test_a_gain_in_the_calibration_domain_alone_is_called_so(self):
-        base = {"calibration": [3.0, 3.1, 3.2, 3.3], "heldout": [3.0, 3.1, 3.2, 3.3]}
-        home = {"calibration": [2.5, 2.6, 2.7, 2.8], "heldout": [3.2, 3.1, 3.3, 3.4]}
+        level = [3.0, 3.1, 3.2, 3.3, 3.4, 3.5]
+        base = {"calibration": level, "heldout": level}
+        home = {"calibration": [v - 0.5 for v in level], "heldout": [3.2, 3.1, 3.3, 3.4, 3.5, 3.6]}
         both = {"calibration": home["calibration"], "heldout": home["calibration"]}
         assert intervals.only_at_home(home, base)
         assert not intervals.only_at_home(both, base)

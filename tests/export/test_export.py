@@ -31,7 +31,7 @@ from starlette.applications import Starlette
 
 from pages.ui.app_state import file_routes
 from tests import ROOT, story, tiny
-from trsp_core import subprocesses
+from trsp_core import formatting, subprocesses
 from trsp_core.cli import main
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import stock_process, verification
@@ -456,7 +456,7 @@ def test_a_report_is_one_file_that_asks_for_nothing(tmp_path):
 @pytest.mark.parametrize("status", ["queued", "failed", "cancelled", "lost"])
 def test_there_is_a_report_of_any_run(status, tmp_path):
     written = html_report.html(story.write(Store(tmp_path), status))
-    assert status in written
+    assert f", {formatting.status(status)}." in written
     assert ("[384]" in written) == (status == "failed")
 
 

@@ -272,7 +272,7 @@ def test_a_full_disk_is_seen_before_the_download(home, monkeypatch):
 def test_preflight_says_what_is_wrong_before_any_model_is_loaded(folder, monkeypatch):
     base = {"model": str(folder), "block_length": 32, "measure_length": 32}
     expected = preflight.preflight(validate.from_values({**base, "text": "news", "heldout": "news"}))
-    assert expected.seconds > 0
+    assert expected.forecast.seconds > 0
     with pytest.raises(TrspError, match="reads at most 64"):
         preflight.preflight(validate.from_values({**base, "block_length": 65}))
     with pytest.raises(TrspError, match="rounds to none"):

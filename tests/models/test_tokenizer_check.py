@@ -191,7 +191,7 @@ BESIDE = {
 def test_a_token_that_is_added_beside_the_tokenizer_counts(place, model, text):
     rewrite(model / place.partition(",")[0], **BESIDE[place])
     assert libraries.load_tokenizer(model)("Zanzibar").input_ids == [tiny.V]
-    assert preflight.preflight(settings(model, text)).seconds > 0
+    assert preflight.preflight(settings(model, text)).forecast.seconds > 0
     with pytest.raises(TrspError, match=f"token id {tiny.V}"):
         preflight.preflight(settings(model, text, prompt="From Zanzibar to"))  # a text spells special tokens out
 
@@ -206,7 +206,7 @@ def with_the_word(text: Path) -> Path:
 @pytest.mark.usefixtures("unproved")
 def test_an_added_token_that_nothing_uses_is_no_matter(grown, text, tmp_path):
     asked = settings(grown, text)
-    assert preflight.preflight(asked).seconds > 0
+    assert preflight.preflight(asked).forecast.seconds > 0
     run = Store(tmp_path / "runs").create(asked)
     assert recorder.record(run, engine.execute(asked, run.folder)).ended == "finished"
 

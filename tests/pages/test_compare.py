@@ -220,6 +220,13 @@ def test_answers_that_are_gone_are_told(script):
     assert "no longer kept" in texts(app)
 
 
+def test_answers_of_another_page_are_told_apart(script):
+    script.asked["ticket0"] = an.Influence("a model", "a text")
+    app = open_page("compare", run=story.write(Store(), "finished").id, ask="ticket0")
+    assert "belong to another page" in texts(app)
+    assert not app.exception
+
+
 def test_a_comparison_is_kept_linked_and_copied(script):
     run = story.write(Store(), "finished")
     app = press(press(open_page("compare", run=run.id), "write"), "keep")

@@ -84,7 +84,7 @@ def test_a_page_without_any_run_says_what_to_do(name):
 def test_every_page_shows_every_status(store, name, status):
     run = story.write(store, status)
     shown = open_page(name, run=run.id)
-    assert words.STATUSES[status] in texts(shown)
+    assert formatting.status(status).capitalize() in texts(shown)
 
 
 def test_a_finished_run_is_told_in_words_with_protocol_and_ceiling(store):

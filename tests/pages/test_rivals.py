@@ -16,7 +16,7 @@ BY_HAND = dataclasses.replace(story.CONFIG, method="manual", layers="2,3")
 
 
 def rival(who, level, removed=(1, 2), spread=0.0):
-    losses = [math.log(level) + spread * n for n in (-1, 0, 1, 0)]
+    losses = [math.log(level) + spread * n for n in (-1, 0, 1, 0, -1, 1)]
     return Rival(who, f"run-{who}", list(removed), {"calibration": losses, "heldout": losses}, level)
 
 

@@ -61,7 +61,8 @@ def test_a_bad_value_is_told_and_nothing_else_is_lost(chosen, bad):
 
 
 def test_a_misspelt_setting_is_told_and_foreign_words_are_none_of_ours():
-    values, problems = session.read_settings({"stage2-steps": "5", "ratoi": "0.1", "utm_source": "x", "seed": "3"})
+    link = {"stage2-steps": "5", "ratoi": "0.1", "utm_source": "x", "__theme": "dark", "lesson": "own", "seed": "3"}
+    values, problems = session.read_settings(link)
     assert {p.knob: p.remedy for p in problems} == {
         "stage2-steps": "Did the link mean stage2_steps?",
         "ratoi": "Did the link mean ratio?",
@@ -77,6 +78,16 @@ def test_a_link_may_name_a_preset():
     values, problems = session.read_settings({"preset": "hasty"})
     assert values == session.START
     assert all(name in problems[0].remedy for name in PRESETS)
+
+
+def test_a_name_that_is_no_setting_is_told_on_the_form():
+    app = open_page("run", ratio="0.1", colour="red")
+    assert [w.value for w in app.warning] == [
+        "Left out of the address: There is no setting 'colour'\\. The rest of the link is used\\."
+    ]
+    assert app.session_state["form"]["ratio"] == 0.1
+    many = {f"name{n}": "1" for n in range(100)}
+    assert len(session.read_settings(many)[1]) == session.MOST_UNKNOWN
 
 
 def test_the_form_says_what_a_link_could_not_set():

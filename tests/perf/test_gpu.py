@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import gpu, steps
 from tests import tiny
-from tests.pruning.test_controls import TINY, text  # noqa: F401 - a fixture
+from tests.pruning.test_controls import TINY
 from tests.pruning.test_methods import ALL, drain, lab_of
 from tests.runs import test_resume
 from trsp_core.evaluation.layer_removal import Path
@@ -62,7 +62,7 @@ def test_a_block_is_one_sequence_for_every_family(family):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "nf4", "int8"])
-def test_a_whole_run_on_the_gpu(precision, text, tmp_path):  # noqa: F811
+def test_a_whole_run_on_the_gpu(precision, text, tmp_path):
     folder = tiny.save(tmp_path / "base")
     values = {**TINY, "model": str(folder), "text": text, "heldout": text, "device": "cuda", "precision": precision}
     config = validate.from_values(values | ({"adapter_rank": 2} if precision in configs.PACKED else {}))
@@ -215,7 +215,7 @@ def near(found, wanted):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", test_resume.CASES)
-def test_an_interrupted_run_ends_the_same_on_the_gpu(case, text, tmp_path, monkeypatch):  # noqa: F811
+def test_an_interrupted_run_ends_the_same_on_the_gpu(case, text, tmp_path, monkeypatch):
     plain = tiny.build
     monkeypatch.setattr(tiny, "build", lambda *args, **how: plain(*args, **how).to("cuda"))
     monkeypatch.setattr(checkpointing, "PATIENCE", 0.0)
@@ -238,7 +238,7 @@ def test_columns_on_the_gpu_equal_generate(removed, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "nf4"])
-def test_a_model_pruned_on_the_gpu_is_exported_with_proof(precision, text, tmp_path):  # noqa: F811
+def test_a_model_pruned_on_the_gpu_is_exported_with_proof(precision, text, tmp_path):
     values = {**TINY, "model": str(tiny.save(tmp_path / "base")), "text": text, "heldout": text, "save_model": True}
     packed = {"adapter_rank": 2} if precision == "nf4" else {}
     run = Store(tmp_path / "runs").create(validate.from_values(values | packed | {"precision": precision}))

@@ -59,13 +59,6 @@ def run(model, text, length, kept, **settings) -> tuple[list[events.Event], int]
     return told, asked[0]
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("texts") / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return str(file)
-
-
 @given(st.none() | st.integers(2, 4096), st.integers(1, 600), st.integers(1, 600))
 def test_reading_and_writing_fit_and_give_way_only_where_they_must(context, read, written):
     fits = generation.fitted(context, read, written)

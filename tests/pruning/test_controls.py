@@ -18,29 +18,7 @@ from trsp_core.runs.store import Store
 from trsp_core.schema import events, run_state
 from trsp_core.surgery import discovery, hooks, removal
 
-TINY = {
-    "block_length": 16,
-    "measure_length": 24,
-    "measure_blocks": 3,
-    "calibration_blocks": 12,
-    "probe_every": 2,
-    "probe_blocks": 2,
-    "kl_blocks": 2,
-    "stage1_steps": 2,
-    "stage2_steps": 3,
-    "ratio": 0.4,
-    "speed_repeats": 0,
-    "sample_tokens": 0,
-    "stage2_lr": 1e-3,
-    "threads": 1,
-}
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return str(file)
+TINY = tiny.SETTINGS | {"kl_blocks": 2, "speed_repeats": 0, "sample_tokens": 0}
 
 
 def run(text, model=None, **settings):

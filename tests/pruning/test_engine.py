@@ -18,32 +18,10 @@ from trsp_core.schema import events, run_state
 from trsp_core.surgery import discovery, removal
 
 pytestmark = pytest.mark.usefixtures("unproved")
-TINY = {
-    "block_length": 16,
-    "measure_length": 24,
-    "measure_blocks": 3,
-    "calibration_blocks": 12,
-    "probe_every": 2,
-    "probe_blocks": 2,
-    "stage1_steps": 2,
-    "stage2_steps": 3,
-    "ratio": 0.4,
-    "speed_repeats": 1,
-    "sample_tokens": 3,
-    "stage2_lr": 1e-3,
-    "threads": 1,
-}
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return str(file)
 
 
 def config_of(text, **settings):
-    return validate.from_values({**TINY, "text": text, "heldout": text, "model": "tiny", **settings})
+    return validate.from_values({**tiny.SETTINGS, "text": text, "heldout": text, "model": "tiny", **settings})
 
 
 def logits(model):
@@ -61,7 +39,9 @@ def test_a_run_tells_its_whole_story_in_order(text, tmp_path, tiny_model):
     phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
     first = ["load", "text", "dense", "importance", "choose", "direct", "transfer", "trained"]
     assert phases == [*first, "importance after", "pruned", "speed", "save"]
-    assert {(m.state, m.domain) for m in folded.measured} == {(s, d) for s in events.STATES for d in events.DOMAINS}
+    assert {(m.state, m.domain) for m in folded.measured} == {
+        (s, d) for s in events.STATES if s != "repaired" for d in events.DOMAINS
+    }
     assert [p.step for p in folded.probes] == [0, 2, 3]
     assert folded.ended == "finished"
     assert sorted(folded.chosen) == folded.removed.removed

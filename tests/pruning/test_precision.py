@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import tiny
-from tests.pruning.test_controls import TINY, text  # noqa: F401 - a fixture
+from tests.pruning.test_controls import TINY
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import losses, measurements, perplexity, saving
 from trsp_core.export import checkpoint as export
@@ -72,7 +72,7 @@ def test_gradients_of_the_layer_weights_are_those_of_the_unpacked_model(folder, 
 
 
 @pytest.mark.parametrize("precision", PACKED)
-def test_a_whole_run_trains_adapters_and_keeps_an_ordinary_model(folder, text, precision, tmp_path):  # noqa: F811
+def test_a_whole_run_trains_adapters_and_keeps_an_ordinary_model(folder, text, precision, tmp_path):
     values = {**TINY, "model": str(folder), "text": text, "heldout": text, "precision": precision, "adapter_rank": 2}
     config = validate.from_values(values | {"stage2_steps": 4, "adapter_lr": 1e-2, "save_model": True})
     told = list(engine.execute(config, tmp_path))
@@ -91,7 +91,7 @@ def test_a_whole_run_trains_adapters_and_keeps_an_ordinary_model(folder, text, p
 
 @pytest.mark.parametrize("precision", PACKED)
 @pytest.mark.parametrize("save_as", ["merged", "adapters"])
-def test_what_is_kept_says_what_the_model_in_memory_says(folder, text, precision, save_as, tmp_path):  # noqa: F811
+def test_what_is_kept_says_what_the_model_in_memory_says(folder, text, precision, save_as, tmp_path):
     values = {**TINY, "model": str(folder), "text": text, "heldout": text, "precision": precision, "save_as": save_as}
     config = validate.from_values(values | {"adapter_rank": 2, "adapter_lr": 1e-2, "stage2_steps": 4})
     stack, tokenizer = packed(folder, precision)
@@ -139,7 +139,7 @@ def test_a_packed_model_is_expected_to_take_less(folder):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt"])
-def test_layers_computed_again_give_the_same_gradients(family, text):  # noqa: F811
+def test_layers_computed_again_give_the_same_gradients(family, text):
     values = {"method": "manual", "layers": "1,3", "stage2_steps": 3, "anneal": 0.5, "lambda_2": 1.0}
     found = []
     for recompute in (False, True):
@@ -202,7 +202,7 @@ def test_fused_layers_give_the_same_gradients(family, settings, monkeypatch):
 
 
 @pytest.mark.parametrize("save_as", ["merged", "adapters"])
-def test_an_export_of_a_packed_run_is_proved(text, save_as, tmp_path):  # noqa: F811
+def test_an_export_of_a_packed_run_is_proved(text, save_as, tmp_path):
     """As wide as bitsandbytes' own layout for inference wants it, which the fresh process uses."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=tiny.V, **shape)).save_pretrained(tmp_path / "base")

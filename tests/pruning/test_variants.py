@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tests import tiny
-from tests.pruning.test_controls import TINY, run, text  # noqa: F401 - a fixture
+from tests.pruning.test_controls import TINY, run
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import losses as losses_module
 from trsp_core.pruning import engine, lab, stage2, validate
@@ -71,14 +71,14 @@ class TestAnneal:
         assert schedules.acting(config) == (sum(v > 0 for v in values), max(values))
 
     @pytest.mark.parametrize("how", [{}, {"cycles": 2, "ratio": 0.4}, {"control": "delete_first"}, {"anneal": 0.0}])
-    def test_a_run_tells_the_lambda_2_that_acted(self, text, how):  # noqa: F811
+    def test_a_run_tells_the_lambda_2_that_acted(self, text, how):
         """From the first step that it is 0 in, no gap is left to press on."""
         folded, _, config = run(text, **{"anneal": 0.5, "stage2_steps": 8, "importance_blocks": 0} | how)
         assert [s.lambda_2 for s in folded.gap_steps] == [schedules.lambda_2(config, n) for n in range(1, 9)]
         for step in folded.gap_steps:
             assert (step.lambda_2 == 0) == (not any(step.gaps)), step.step
 
-    def test_a_gate_that_is_shut_at_once_is_deletion_first(self, text):  # noqa: F811
+    def test_a_gate_that_is_shut_at_once_is_deletion_first(self, text):
         """The chosen layers do nothing and learn nothing: the same steps as without them."""
         given = {"method": "manual", "layers": "1,3"}
         annealed, _, _ = run(text, anneal=0.01, **given)
@@ -86,7 +86,7 @@ class TestAnneal:
         assert losses(annealed) == pytest.approx(losses(control), rel=1e-5)
         assert annealed.gap_steps[-1].gaps == [0.0, 0.0]
 
-    def test_the_loss_at_a_half_open_gate_by_hand(self, text):  # noqa: F811
+    def test_the_loss_at_a_half_open_gate_by_hand(self, text):
         """The second of four steps, at a rate of nearly nothing: the model with both branches at one half."""
         folded, _, config = run(text, method="manual", layers="1,3", anneal=1.0, stage2_steps=4, stage2_lr=1e-8)
         model = tiny.build()
@@ -98,7 +98,7 @@ class TestAnneal:
 
 
 class TestCycles:
-    def test_they_share_out_layers_and_steps(self, text, tiny_model):  # noqa: F811
+    def test_they_share_out_layers_and_steps(self, text, tiny_model):
         folded, told, config = run(text, cycles=2, ratio=0.6, stage2_steps=5, importance_blocks=0)
         phases = [e.name for e in told if isinstance(e, events.PhaseStarted)]
         assert phases == ["load", "text", "dense", *["choose", "transfer"] * 2, "trained", "pruned", "save"][:-1]
@@ -110,7 +110,7 @@ class TestCycles:
         assert set(folded.perplexity) == {"dense", "trained", "pruned"}
         assert folded.removed.removed == sorted(folded.chosen)
 
-    def test_a_later_cycle_sees_the_earlier_layers_skipped(self, text):  # noqa: F811
+    def test_a_later_cycle_sees_the_earlier_layers_skipped(self, text):
         folded, _, config = run(text, cycles=2, stage2_steps=2, stage2_lr=1e-8, stage1_lr=1e-6)
         first = folded.chosen[0]
         bench = lab.Lab(discovery.find(tiny.build()), _calibration(config), config)
@@ -155,14 +155,14 @@ class TestStates:
 
     @pytest.mark.parametrize("control", ["none", "delete_first"])
     @pytest.mark.parametrize("layers", ["1,2", "0,4"])
-    def test_both_ways_to_train_are_held_to_the_dense_states(self, control, layers, text):  # noqa: F811
+    def test_both_ways_to_train_are_held_to_the_dense_states(self, control, layers, text):
         """All of the loss distilled, many steps: the pruned model's states behind the run come nearer to the dense
         model's than plain deletion leaves them."""
         near = self.distance(text, control, layers, 30)
         plain = self.distance(text, control, layers, 0)
         assert near < plain
 
-    def distance(self, text, control, layers, steps) -> float:  # noqa: F811
+    def distance(self, text, control, layers, steps) -> float:
         model, chosen = tiny.build(), configs.parse_layers(layers)
         settings = {"control": control, "layers": layers, "distil": 1.0, "distil_from": "states", "anneal": 0.1}
         config = validate.from_values({**TINY, **settings, "method": "manual", "text": text, "stage2_lr": 3e-3})
@@ -205,14 +205,14 @@ class TestAdapters:
         assert not hasattr(model, "peft_config")
 
     @pytest.mark.parametrize("control", ["none", "delete_first"])
-    def test_a_run_trains_the_adapters_alone(self, control, text):  # noqa: F811
+    def test_a_run_trains_the_adapters_alone(self, control, text):
         folded, _, _ = run(text, control=control, stage2_steps=20, **LORA)
         assert losses(folded)
         first, last = folded.gap_steps[0].lm_loss, folded.gap_steps[-1].lm_loss
         assert last < first
         assert all(s.learning_rate == pytest.approx(1e-2) for s in folded.gap_steps)
 
-    def test_closing_at_every_event_leaves_the_model_bit_identical(self, text):  # noqa: F811
+    def test_closing_at_every_event_leaves_the_model_bit_identical(self, text):
         settings = {**TINY, **LORA, "text": text, "heldout": text, "model": "tiny", "distil": 0.5, "anneal": 0.5}
         config, model = validate.from_values(settings), tiny.build()
         with torch.no_grad():

@@ -31,13 +31,6 @@ def store(tmp_path):
     return Store(tmp_path / "runs")
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text(tiny.text(1200), "utf-8")
-    return str(file)
-
-
 def lines_of(run):
     return run.events_file.read_bytes().splitlines(keepends=True)
 
@@ -82,7 +75,7 @@ def test_a_finished_run_with_events_missing_is_finished_nowhere(harm, store):
     assert "damaged" in html_report.html(run)
     assert "\ncannot be read,,,12,number of the event," in curves_csv.table(run.config(), folded)
     assert "events cannot be read" in run_figures.account({"run": run.id, "status": run.status(), **run.summary()})
-    assert plans.finished(store) == {}
+    assert plans.finished(store.runs()) == {}
     assert resume.can(folded, run.status())
     with pytest.raises(TrspError, match="damaged"):
         list(checkpoint.export(run))
@@ -92,10 +85,11 @@ def test_a_damaged_run_is_no_evidence(store):
     name = "20260101-000000-ablation-trsp-12345678"
     run = store.create(story.CONFIG, store.root / name)
     recorder.record(run, story.tell())
-    assert plan_results.gather("ablation", store.runs()).rows
+    plan = plans.read("ablation")
+    assert plan_results.gather(plan, plans.earlier_ends(plan, store.runs())).rows
     flip(run, 12)
     with pytest.raises(TrspError, match="No run of the plan"):
-        plan_results.gather("ablation", store.runs())
+        plan_results.gather(plan, plans.earlier_ends(plan, store.runs()))
 
 
 def test_any_flipped_bit_of_a_line_is_seen():

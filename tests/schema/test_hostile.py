@@ -221,8 +221,8 @@ def run_folder(case: tuple[str, str, bytes], folder: Path) -> None:
             if answered := refused_or(lambda kept=kept, found=found: transcript.read(found, kept)):
                 transcript.markdown(transcript.gather(*answered)).encode()
     Store(folder).models()
-    plans.finished(Store(folder))
-    refused_or(lambda: plan_results.gather("ablation", Store(folder).runs()))
+    runs, plan = Store(folder).runs(), plans.read("ablation")
+    refused_or(lambda: plan_results.gather(plan, plans.earlier_ends(plan, runs) | plans.ends(plan, runs)))
 
 
 def upload(case: tuple[str, bytes], folder: Path) -> None:

@@ -30,13 +30,6 @@ def deep(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "tiny.txt"
-    path.write_text(tiny.text(1200))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def workbench():
     bench = Workbench()
     yield bench
@@ -45,7 +38,8 @@ def workbench():
 
 def children() -> list[psutil.Process]:
     """Processes of workbenches that this one has started."""
-    return [child for child in psutil.Process().children() if child.cmdline()[-1:] == ["workbench"]]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if child.cmdline()[-1:] == ["workbench"]]
 
 
 def endless(model, **more):

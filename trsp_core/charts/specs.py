@@ -147,7 +147,7 @@ def refits(theme: str) -> Spec:
     def bars(field: str, name: str, opacity: float) -> alt.Chart:
         colour = alt.Color("which:N", scale=scale, legend=BOXES)
         bar = base.transform_calculate(which=f"'{name}'").mark_bar(cornerRadiusEnd=2, opacity=opacity)
-        y = alt.Y(f"{field}:Q", title="Distance from the dense state", axis=alt.Axis(format=".0%"))
+        y = alt.Y(f"{field}:Q", title="Distance from the dense state", axis=alt.Axis(format=formatting.D3_PERCENT))
         return bar.encode(y=y, color=colour)
 
     return finish(
@@ -219,7 +219,7 @@ def _frame(base: alt.Chart) -> alt.Chart:
     return base.mark_point(opacity=0, tooltip=None).transform_filter("datum.kind == 'frame'")
 
 
-def finish(*layers: alt.Chart, height: int = HEIGHT) -> Spec:
+def finish(*layers: alt.Chart, height: int | alt.Step = HEIGHT) -> Spec:
     """The layers as one spec without data."""
     spec = alt.layer(*layers).properties(height=height).to_dict(validate=False)
     for name in ("$schema", "data", "datasets"):

@@ -8,7 +8,7 @@ import click
 from trsp_core import paths
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
-EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 cancelled."
+EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 stopped."
 SUMMARIES = {
     "run": "prune a model, and write all that happens into a run folder",
     "resume": "go on with a run that was stopped, lost or failed, to the end that it would have had",

@@ -38,7 +38,7 @@ click.version_option(__version__, message=f"trsp-explorer {__version__}")(shell)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0 done, 2 bad input, 3 failed, 130 cancelled."""
+    """Run one command; the exit code is 0 done, 2 bad input, 3 failed, 130 stopped."""
     try:
         with shell.make_context(PROGRAM, list(sys.argv[1:] if words is None else words)) as context:
             return shell.invoke(context) or 0

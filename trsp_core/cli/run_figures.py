@@ -30,7 +30,8 @@ def figures(run: Run) -> dict[str, Any]:
 
 def account(figures: dict[str, Any]) -> str:
     """The figures of a run (see `figures`; `status` may be missing) in lines for people."""
-    lines = [f"Run {figures['run']}: {figures.get('status') or figures['ended'] or 'unfinished'}"]
+    status = formatting.status(figures.get("status") or figures["ended"] or "unfinished")
+    lines = [f"Run {figures['run']}: {status}"]
     if figures["model"]:
         lines.append(f"model {figures['model']}, {figures['n_layers']} layers")
     if figures["parameters"]:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 RESAMPLES = 4000
 LEVEL = 0.95
+# All n blocks lie on one side of the true median in 1 of 2^(n-1) draws, 1 of 16 for five: the whole range of fewer than
+# six misses it more often than a 95 % interval may, and an interval that is resampled from them lies within that range.
+LEAST_BLOCKS = 6
 
 # The direction of every metric, declared once: True where higher is better.
 HIGHER_IS_BETTER = {"perplexity": False, "kl": False, "accuracy": True, "speed": True}
@@ -24,7 +27,7 @@ def direction(metric: str) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the ends of its 95 % interval."""
+    """A figure with the ends of its 95 % interval; they are no numbers where there are too few blocks for one."""
 
     value: float
     low: float
@@ -37,7 +40,7 @@ class Interval:
 
 
 def mean(losses: Sequence[float]) -> Interval:
-    """Mean loss, resampled over blocks.
+    """Mean loss, resampled over blocks; of fewer than LEAST_BLOCKS without an interval.
 
     Raises:
         ValueError: no losses.
@@ -46,6 +49,8 @@ def mean(losses: Sequence[float]) -> Interval:
 
     if not losses:
         raise ValueError("no losses")
+    if len(losses) < LEAST_BLOCKS:
+        return Interval(statistics.fmean(losses), math.nan, math.nan)
     values = np.asarray(losses, dtype=float)
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -84,12 +89,15 @@ def points(one: Sequence[float], other: Sequence[float]) -> Interval:
 
     if not one or len(one) != len(other):
         raise ValueError("blocks that cannot be paired")
+    value = _exp(statistics.fmean(one)) - _exp(statistics.fmean(other))
+    if len(one) < LEAST_BLOCKS:
+        return Interval(value, math.nan, math.nan)
     a, b = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     draws = np.random.default_rng(0).integers(0, len(a), (RESAMPLES, len(a)))
     with np.errstate(over="ignore", invalid="ignore"):
         differences = np.exp(a[draws].mean(axis=1)) - np.exp(b[draws].mean(axis=1))
         low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(_exp(statistics.fmean(one)) - _exp(statistics.fmean(other)), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def share(right: int, total: int) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
 from trsp_core.experiments import records
 from trsp_core.experiments.grids import Grid
-from trsp_core.runs.store import Run
+from trsp_core.experiments.plans import Ends
 from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
@@ -89,7 +89,7 @@ class Sweep:
         return RunConfig(**self.shared, **point.settings).as_command()
 
 
-def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
+def gather(grid: Grid, finished: Ends) -> Sweep:
     """The record of the runs that have finished, by name of their variation.
 
     Raises:
@@ -103,7 +103,7 @@ def gather(grid: Grid, finished: Mapping[str, tuple[Run, RunState]]) -> Sweep:
         run, state = finished[variation.name]
         point = grid.points[variation.name]
         points.append(_point(variation.name, variation.title, point.arm, dict(point.at), run.config(), state))
-        for domain, losses in records.losses(state, "dense", records.DIGITS).items():
+        for domain, losses in records.losses(state, "dense").items():
             dense[points[-1].blocks[domain]] = losses
     first_run, first = finished[order[0].name]
     shared = {k: v for k, v in points[0].settings.items() if all(p.settings.get(k) == v for p in points)}
@@ -138,8 +138,8 @@ def _point(name: str, title: str, arm: str, at: dict[str, Any], config: RunConfi
         removed=state.removed.removed if state.removed else [],
         weights=_weights(state),
         blocks={domain: digest[:16] for domain, digest in records.fingerprints(state).items()},
-        losses=records.losses(state, "pruned", records.DIGITS),
-        direct=records.losses(state, "direct", records.DIGITS),
+        losses=records.losses(state, "pruned"),
+        direct=records.losses(state, "direct"),
         kl=records.divergence(state),
         seed=config.seed,
         steps=len(state.gap_steps),

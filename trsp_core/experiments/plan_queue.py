@@ -160,22 +160,14 @@ class PlanQueue:
             self._write(name, {"active": False, "trouble": trouble})
 
     def _look(self, plan: Plan) -> tuple[dict[str, RunState], tuple[str, Run] | None]:
-        """Finished runs by variation, and the variation and run that is queued or running."""
-        done: dict[str, RunState] = {}
-        for variation in plan.variations:
-            if not plans.needs(plan, variation) <= set(done):
-                continue
-            try:
-                config = plans.config_of(plan, variation, done)
-            except TrspError:  # its model has gone since; `runner.work` tells it when its turn comes
-                continue
-            run = plans.find(self.store, plan, variation, config)
-            state = run.state() if run else None
-            status = run.status(state.ended) if run and state else ""
-            if status == "finished" and state:
-                done[variation.name] = state
-            elif status in ("queued", "running") and run:
-                return done, (variation.name, run)
+        """States of the finished runs by variation, and the variation and run that is queued or running."""
+        runs = self.store.runs()
+        done = {name: state for name, (_, state) in plans.ends(plan, runs).items()}
+        missing = {v.name for v in plan.variations} - set(done)
+        for run in runs:
+            name, variation = plans.belongs(run) or ("", "")
+            if name == plan.name and variation in missing and run.status() in runner.BUSY:
+                return done, (variation, run)
         return done, None
 
     def _active(self, name: str) -> bool:

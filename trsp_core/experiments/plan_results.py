@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,11 @@ from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
-from trsp_core.experiments import plans, records
-from trsp_core.experiments.plans import Plan
+from trsp_core.experiments import records
+from trsp_core.experiments.plans import Ends, Plan
 from trsp_core.runs.store import Run
-from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
-
-DIGITS = 5  # of a loss
 
 
 @dataclass(frozen=True)
@@ -77,42 +73,30 @@ class Record:
         return next((row for row in self.rows if row.name == name), None)
 
 
-def gather(name: str, runs: Iterable[Run], plan: Plan | None = None) -> Record:
-    """The newest finished run of each variation of the plan called `name`, in its order.
-
-    Args:
-        plan: the plan itself, for titles and order; a built-in one is found by its name.
+def gather(plan: Plan, ends: Ends) -> Record:
+    """The record of the runs that have finished, in the order of the plan.
 
     Raises:
         TrspError: there is none; or they were not measured on the same blocks.
     """
-    ends: dict[str, tuple[Run, RunConfig, RunState]] = {}
-    for run in runs:
-        its_plan, variation = plans.belongs(run) or ("", "")
-        if its_plan == name and variation not in ends:
-            state = run.state()
-            if state.ended == "finished":
-                ends[variation] = (run, run.config(), state)
-    if not ends:
+    order = [v for v in plan.variations if v.name in ends]
+    if not order:
         raise TrspError(
-            f"No run of the plan {name!r} has finished here.", f"Run it: python -m trsp_core compare --plan {name}"
+            f"No run of the plan {plan.name!r} has finished here.",
+            f"Run it: python -m trsp_core compare --plan {plan.name}",
         )
-    plan = plan or (plans.read(name) if name in plans.built_in() else None)
-    titles = {v.name: v.title for v in plan.variations} if plan else {}
-    order = [v for v in titles if v in ends] + sorted(set(ends) - set(titles))
-    first = ends[order[0]]
-    same = [v for v in order if records.fingerprints(ends[v][2]) == records.fingerprints(first[2])]
-    if len(same) < len(order):
+    first_run, first = ends[order[0].name]
+    if any(records.fingerprints(ends[v.name][1]) != records.fingerprints(first) for v in order):
         raise TrspError(
             "These runs were not measured on the same blocks.", "Run the plan again, with the same texts and seed."
         )
-    rows = [_dense(first[2]), *(_row(v, titles.get(v, v), *ends[v][1:]) for v in order)]
+    rows = [_dense(first), *(_row(v.name, v.title, *ends[v.name]) for v in order)]
     return Record(
-        plan=name,
-        title=plan.title if plan else name,
-        model=first[1].model,
-        made=records.day(run for run, _, _ in ends.values()),
-        protocol=records.protocol(first[2]),
+        plan=plan.name,
+        title=plan.title,
+        model=first_run.config().model,
+        made=records.day(ends[v.name][0] for v in order),
+        protocol=records.protocol(first),
         rows=rows,
     )
 
@@ -120,21 +104,21 @@ def gather(name: str, runs: Iterable[Run], plan: Plan | None = None) -> Record:
 def _dense(state: RunState) -> Row:
     model = state.model
     assert model is not None
-    losses = records.losses(state, "dense", DIGITS)
+    losses = records.losses(state, "dense")
     return Row("dense", "Dense, as it came", "", [], model.n_layers, model.parameters, losses, {})
 
 
-def _row(name: str, title: str, config: RunConfig, state: RunState) -> Row:
+def _row(name: str, title: str, run: Run, state: RunState) -> Row:
     removed = state.removed
     assert removed is not None
     return Row(
         name=name,
         title=title,
-        command=config.as_command(),
+        command=run.config().as_command(),
         removed=removed.removed,
         n_layers=len(removed.removed) + len(removed.kept),
         parameters=removed.parameters,
-        losses=records.losses(state, "pruned", DIGITS),
+        losses=records.losses(state, "pruned"),
         kl=records.divergence(state),
         steps=len(state.gap_steps),
         seconds=round(state.step_seconds or 0.0, 3),

@@ -6,10 +6,11 @@ run twice, and a changed one is another run. Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig, to_json
 from trsp_core.schema.run_state import RunState
 
+Ends = dict[str, tuple[Run, RunState]]  # variation to its finished run, and the state of that
 MOST = 1_000  # variations
 _NAME = re.compile(r"[a-z0-9_]{1,24}")
 _RUN = re.compile(r"\d{8}-\d{6}-([a-z0-9_]+)-([a-z0-9_]+)-([0-9a-f]{8})")
@@ -206,14 +208,51 @@ def find(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> R
     return next((run for run in store.runs() if belongs(run) == mine and _settings(run) == config), None)
 
 
-def finished(store: Store) -> dict[RunConfig, Run]:
-    """For each settings the newest run that has finished, whichever plan it belongs to."""
+def finished(runs: Sequence[Run]) -> dict[RunConfig, Run]:
+    """For each settings the newest run that has finished, whichever plan it belongs to.
+
+    Args:
+        runs: newest first.
+    """
     newest = {}
-    for run in reversed(store.runs()):
+    for run in reversed(runs):
         config = _settings(run)
         if config and run.summary()["ended"] == "finished":
             newest[config] = run
     return newest
+
+
+def ends(plan: Plan, runs: Sequence[Run]) -> Ends:
+    """The finished run of each variation, looked up by its settings: one run serves all variations and plans that ask
+    for the same.
+
+    Args:
+        runs: newest first.
+    """
+    by_settings, known = finished(runs), Ends()
+    for variation in plan.variations:
+        states = {name: state for name, (_, state) in known.items()}
+        if needs(plan, variation) <= set(states):
+            with contextlib.suppress(TrspError):  # its model has gone since; the driver tells it when its turn comes
+                run = by_settings.get(config_of(plan, variation, states))
+                if run and (state := run.state()).ended == "finished":
+                    known[variation.name] = run, state
+    return known
+
+
+def earlier_ends(plan: Plan, runs: Sequence[Run]) -> Ends:
+    """The newest finished run that was made for each variation, be it with settings that the plan does not have any
+    more.
+
+    Args:
+        runs: newest first.
+    """
+    known = Ends()
+    for run in runs:
+        name, variation = belongs(run) or ("", "")
+        if name == plan.name and variation not in known and (state := run.state()).ended == "finished":
+            known[variation] = run, state
+    return known
 
 
 def needs(plan: Plan, variation: Variation) -> set[str]:

@@ -21,6 +21,7 @@ from trsp_core.schema.run_state import RunState
 
 SCHEMA = 1
 DIGITS = 4  # of a KL divergence or a layer weight
+LOSS_DIGITS = 8  # of a loss: a perplexity made of them is the run's own in every place that is shown
 MOST_NATS = 1e6  # a token; more is no loss
 
 Record = TypeVar("Record")
@@ -61,13 +62,13 @@ def write(path: Path, content: str) -> None:
         raise TrspError(f"{path} cannot be written: {error.strerror}.", "Name another file with --out.") from error
 
 
-def losses(state: RunState, measured: str, digits: int) -> dict[str, list[float]]:
+def losses(state: RunState, measured: str) -> dict[str, list[float]]:
     """By domain, mean nats a token of each measured block.
 
     Args:
         measured: "dense", "direct" or "pruned".
     """
-    return {m.domain: [round(v, digits) for v in m.losses] for m in state.measured if m.state == measured}
+    return {m.domain: [round(v, LOSS_DIGITS) for v in m.losses] for m in state.measured if m.state == measured}
 
 
 def divergence(state: RunState) -> dict[str, float]:

@@ -61,7 +61,7 @@ def work(plan: Plan, store: Store, executor: Executor) -> Iterator[PlanEvent]:
             cluster that is gone.
     """
     waiting = {v.name: (n, v) for n, v in enumerate(plan.variations, 1)}
-    finished, states, missing = plans.finished(store), dict[str, RunState](), set[str]()
+    finished, states, missing = plans.finished(store.runs()), dict[str, RunState](), set[str]()
     at_work: dict[Run, Numbered] = {}
     elsewhere: set[Run] = set()  # those of `at_work` that another process has begun
     clock = Clock(plan, executor.slots)

@@ -42,7 +42,7 @@ def html(run: Run) -> str:
     public_config = model_card.public_config(config)
     failure = f"It failed: {state.failure.message} {state.failure.remedy}" if state.failure else ""
     summary = [
-        f"Run {run.id}, {status}. {model_card.procedure(config)}",
+        f"Run {run.id}, {formatting.status(status)}. {model_card.procedure(config)}",
         state.removed and model_card.removal(state),
         failure,
     ]

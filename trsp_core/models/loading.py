@@ -30,7 +30,13 @@ GENERATION = "Put that file right, or take it away: a run does not need it."
 BELONG = "Check that config.json and the weights belong together."
 
 
-def load(name: str, precision: str = "float32", device: str = "auto", compute: str = "float32") -> tuple[Any, Any]:
+def load(
+    name: str,
+    precision: str = "float32",
+    device: str = "auto",
+    compute: str = "float32",
+    facts: inspection.Facts | None = None,
+) -> tuple[Any, Any]:
     """The model called `name`, in evaluation mode, and its tokenizer. On several GPUs a model that is too large for one
     is spread over them.
 
@@ -39,13 +45,15 @@ def load(name: str, precision: str = "float32", device: str = "auto", compute: s
         precision: "float32" or "bfloat16", the number format in memory, or "nf4" or "int8" for packed weights.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         compute: number format of products on packed weights, and of what is not packed.
+        facts: of the model, where they have been read already.
 
     Raises:
         TrspError: no such model, not loadable, weights missing, no such device, or more bytes than memory.
     """
-    if catalog.is_hub_id(name) and not catalog.is_ready(name):
-        hub.download(hub.look(name))
-    facts = catalog.facts(name)
+    if facts is None:
+        if catalog.is_hub_id(name) and not catalog.is_ready(name):
+            hub.download(hub.look(name))
+        facts = catalog.facts(name)
     where = pick_device(device)
     if where == "cpu":
         machine.require_memory(inspection.weight_bytes(facts, precision, compute), f"The weights of {name}")

@@ -27,6 +27,7 @@ from trsp_core.data import blocks, special_tokens, text_check
 from trsp_core.errors import TrspError, refuse
 from trsp_core.evaluation import generation, measurements, perplexity, saving
 from trsp_core.models import loading, tokenizer_check
+from trsp_core.models.inspection import Facts
 from trsp_core.pruning import methods, transfers, validate
 from trsp_core.pruning.lab import Lab
 from trsp_core.pruning.stage2 import transfer
@@ -109,6 +110,7 @@ def execute(
     folder: Path | None = None,
     loaded: tuple[nn.Module, Any] | None = None,
     past: Past | None = None,
+    facts: Facts | None = None,
 ) -> Events:
     """Prune as `config` says and tell each event.
 
@@ -116,12 +118,13 @@ def execute(
         folder: the run folder, where the pruned model goes; None keeps nothing.
         loaded: a model and its tokenizer to work on, instead of loading `config.model`. It is left as it was.
         past: of a run that broke off: what is settled is not told again, and done again only where it has to be.
+        facts: of the model, if `config` has been checked against them.
 
     Raises:
         TrspError: the run cannot be done; the message says why and what to do.
     """
     with contextlib.ExitStack() as undo:
-        study = yield from _prepared(config, folder, loaded, past or Past(), undo)
+        study = yield from _prepared(config, folder, loaded, past or Past(), undo, facts)
         yield from study.measured("dense")
         _remember_dense(study)
         yield from study.importance("dense", "importance")
@@ -140,13 +143,18 @@ def execute(
 
 
 def _prepared(
-    config: RunConfig, folder: Path | None, loaded: tuple[nn.Module, Any] | None, past: Past, undo: ExitStack
+    config: RunConfig,
+    folder: Path | None,
+    loaded: tuple[nn.Module, Any] | None,
+    past: Past,
+    undo: ExitStack,
+    facts: Facts | None,
 ) -> Generator[Event, None, Study]:
     """The study: the model with its stack of layers, the texts, and a lab of both."""
     run, fresh = RunFolder(folder) if folder else None, not past.next_event
     undo.callback(torch.set_num_threads, torch.get_num_threads())  # other threads, other sums to the last bit
     waypoints = Waypoints(run, config)
-    model, tokenizer, stack = yield from _fresh_events(fresh, _model(config, loaded))
+    model, tokenizer, stack = yield from _fresh_events(fresh, _model(config, loaded, facts))
     if loaded and (config.learn_weights or config.stage2_steps):
         undo.enter_context(training.restored(model))
     undo.enter_context(training.learning(model, []))
@@ -158,7 +166,7 @@ def _prepared(
 
 
 def _model(
-    config: RunConfig, loaded: tuple[nn.Module, Any] | None
+    config: RunConfig, loaded: tuple[nn.Module, Any] | None, facts: Facts | None
 ) -> Generator[Event, None, tuple[nn.Module, Any, Stack]]:
     """The model with its tokenizer and its stack of layers.
 
@@ -170,11 +178,12 @@ def _model(
     if not config.threads:
         machine.write_rate(perplexity.matrix_rate())  # for the forecasts of later runs
     precision, note = loading.settle_precision(config.precision, config.device)
-    model, tokenizer = loaded or loading.load(config.model, precision, config.device, config.compute_dtype)
+    model, tokenizer = loaded or loading.load(config.model, precision, config.device, config.compute_dtype, facts)
     if note and not loaded:
         yield ev.Noted(note)
     stack = discovery.find(model)
-    refuse(validate.check(config, len(stack.layers), stack.context))
+    if facts is None or (facts.n_layers, facts.max_length) != (len(stack.layers), stack.context):
+        refuse(validate.check(config, len(stack.layers), stack.context))
     parameters, size = perplexity.parameter_bytes(model)
     yield ev.ModelLoaded(
         model=config.model,

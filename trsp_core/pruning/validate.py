@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -148,6 +149,7 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> RunConf
     return config
 
 
+@functools.lru_cache(maxsize=1024)
 def from_json(text: str) -> RunConfig:
     """The config in a run's `config.json`.
 

@@ -73,6 +73,7 @@ class RunQueue:
         """Queue a new run, in a folder of this name where one is given.
 
         Args:
+            config: which `preflight` has let pass.
             own_ids: ids of the runs of whoever asks.
             visitor: who asks, to the limits; "" for the server itself.
 

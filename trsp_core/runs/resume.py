@@ -32,7 +32,10 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
     Raises:
         TrspError: its config cannot be read.
     """
-    config, state = run.config(), run.state() if state is None else state
+    state = run.state() if state is None else state
+    if not state.count:
+        return Past()
+    config = run.config()
     step, round_ = saved_step(run.checkpoint_file), saved_round(run.rounds_file)
     lines = list(itertools.takewhile(lambda line: not isinstance(line[2], events.EventsMissing), state.lines))
     next_event = _next_event(config, lines, step, round_) if anew or state.reopened is None else state.reopened

@@ -370,6 +370,7 @@ class Store:
         Raises:
             TrspError: the folder holds a run already, or cannot be written.
         """
+        elsewhere = folder is not None and folder.parent != self.root
         folder = folder or self.root / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
         if (folder / "config.json").exists():
             raise TrspError(f"{folder} holds a run already.", "Choose a new folder.")
@@ -380,7 +381,7 @@ class Store:
         except OSError as error:
             raise TrspError(
                 f"The run folder {folder} cannot be written: {error.strerror}.",
-                "Free some space, or set TRSP_RUNS to a folder that can be written.",
+                f"Free some space, or {'choose another' if elsewhere else 'set TRSP_RUNS to a'} folder that can be written.",
             ) from error
         return Run(folder)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from trsp_core import malloc
-from trsp_core.preparation import execution
+from trsp_core.preparation import execution, preflight
+from trsp_core.preparation.preflight import RunSetup
 from trsp_core.runs import recorder, resume
 from trsp_core.errors import TrspError
 from trsp_core.schema.events import Event, Noted
@@ -18,9 +19,16 @@ from trsp_core.runs.store import Run
 CODES = {"finished": 0, "failed": 3, "damaged": 3, "cancelled": 130}  # exit codes by how a run ended; 2 is bad input
 
 
-def drive(run: Run, watch: Callable[[RunState, Event], None] = lambda state, event: None) -> RunState:
+def drive(
+    run: Run,
+    watch: Callable[[RunState, Event], None] = lambda state, event: None,
+    setup: RunSetup | None = None,
+) -> RunState:
     """Execute the config in a run folder and record it; what has broken off there goes on. A first signal stops it at
     the next event, a second one at once.
+
+    Args:
+        setup: of this config, where this process has asked `preflight` already.
 
     Raises:
         TrspError: the run has ended, or another process is at it.
@@ -33,7 +41,9 @@ def drive(run: Run, watch: Callable[[RunState, Event], None] = lambda state, eve
     notes = _look_at_points(run)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _stop(run))
-    return recorder.record(run, _execute(run, notes), watch)
+    # A server has asked `preflight` before it queued the run; one that goes on may have lain for days.
+    checked = (run.folder / "queued").exists() and not before.count
+    return recorder.record(run, _execute(run, notes, setup, checked), watch)
 
 
 def _look_at_points(run: Run) -> list[str]:
@@ -48,11 +58,13 @@ def _look_at_points(run: Run) -> list[str]:
     return []
 
 
-def _execute(run: Run, notes: Sequence[str]) -> Generator[Event, None, None]:
+def _execute(run: Run, notes: Sequence[str], setup: RunSetup | None, checked: bool) -> Generator[Event, None, None]:
     malloc.share_heaps()
     past = resume.find(run)  # as long as nothing new is told
     yield from map(Noted, notes)
-    yield from execution.execute(run.config(), run.folder, past=past)
+    config = setup.config if setup else run.config()
+    setup = preflight.recheck(config) if checked else setup
+    yield from execution.execute(config, run.folder, past=past, setup=setup)
 
 
 def _stop(run: Run) -> None:

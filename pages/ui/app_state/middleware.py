@@ -28,6 +28,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import runtime
 from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 
 from trsp_core.errors import TrspError
 from trsp_core.runs import limits
@@ -147,7 +148,9 @@ class Door:
 
     def _forget(self) -> None:
         """Drop the files that Streamlit no longer holds: their tab has gone, or another has come in their place."""
-        storage = runtime.get_instance().uploaded_file_mgr.file_storage
+        manager = runtime.get_instance().uploaded_file_mgr
+        assert isinstance(manager, MemoryUploadedFileManager)
+        storage = manager.file_storage
         newest = {key[:2]: key for key in self._files}
         for key, (_, _, coming) in list(self._files.items()):
             session, file, _ = key

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
@@ -24,7 +25,9 @@ START = {name: knob.default for name, knob in KNOBS.items()} | PRESETS["quick"] 
 KEPT_BY_PRESETS = ("model", "text", "heldout", "ratio", "prompt", "seed", "device", "threads")
 GUIDE = ("lesson", "step")  # in the address of whatever page a lesson leads to
 OF_FORM = (*KNOBS, "preset")
-OF_RUN = ("run", "ask", "kept", "off", "safe")
+OF_RUN = ("run", "replay", "ask", "kept", "off", "safe")
+FOREIGN = ("utm_", "_", "fbclid", "gclid")  # what names begin with that others attach to a link
+MOST_UNKNOWN = 5  # names that a link is told of
 
 
 def run_id() -> str | None:
@@ -49,6 +52,7 @@ def visitor() -> str:
 def let_go(file: UploadedFile) -> None:
     """Free the memory of an uploaded file. Its control goes on showing it, as a `DeletedFile`."""
     if context := get_script_run_ctx():
+        assert isinstance(context.uploaded_file_mgr, MemoryUploadedFileManager)
         context.uploaded_file_mgr.remove_file(context.session_id, file.file_id)
 
 
@@ -86,7 +90,9 @@ def form() -> dict[str, Any]:
     address = {k: v for k, v in st.query_params.items() if k in OF_FORM}
     entered = widget("model") not in st.session_state  # the controls were not drawn just before
     if "form" not in st.session_state or (address and (entered or address not in st.session_state["own"])):
-        values, st.session_state["left_out"] = read_settings(st.query_params.to_dict())
+        # what is in the session and no setting is the control of another page
+        names = [name for name in st.query_params if name in OF_FORM or name not in st.session_state]
+        values, st.session_state["left_out"] = read_settings({name: st.query_params[name] for name in names})
         st.session_state["form"] = values
         st.session_state.update({widget(name): value for name, value in values.items()})
         _note(address)
@@ -122,10 +128,11 @@ def read_settings(address: Mapping[str, str]) -> tuple[dict[str, Any], list[Prob
             problems.append(problem)
         else:
             values[name] = value
-    for name in set(address) - {*OF_FORM, *OF_RUN, *GUIDE}:
-        if meant := difflib.get_close_matches(name.replace("-", "_"), KNOBS, 1, 0.8):
-            message = f"There is no setting {name[:40]!r}."
-            problems.append(Problem(name, message, f"Did the link mean {meant[0]}?"))
+    unknown_names = [name for name in address if name not in (*OF_FORM, *OF_RUN, *GUIDE)]
+    for name in [name for name in unknown_names if not name.startswith(FOREIGN)][:MOST_UNKNOWN]:
+        meant = difflib.get_close_matches(name.replace("-", "_"), KNOBS, 1, 0.8)
+        remedy = f"Did the link mean {meant[0]}?" if meant else "The rest of the link is used."
+        problems.append(Problem(name, f"There is no setting {name[:40]!r}.", remedy))
     return values, problems
 
 

@@ -56,9 +56,11 @@ def cells(points: list[Point], across: str, up: str, domain: str) -> pd.DataFram
         value = grid_results.perplexity(several, domain)
         rows.append((x, y, value.value, value.low, value.high))
     frame = pd.DataFrame(rows, columns=["x", "y", "value", "low", "high"])
-    level = frame["value"].clip(upper=1e9).map(math.log)
-    spread = level.max() - level.min() if len(frame) else 0.0
-    frame["good"] = ((level.max() - level) / spread if spread else level * 0 + 1).round(4)
+    logs = [math.log(min(value, 1e9)) for value in frame["value"]]
+    numbers = [value for value in logs if not math.isnan(value)]
+    top = max(numbers, default=0.0)
+    spread = top - min(numbers, default=0.0)
+    frame["good"] = [round((top - value) / spread if spread else value * 0 + 1, 4) for value in logs]
     frame["best"] = frame["value"] == frame["value"].min()
     frame["label"] = [formatting.perplexity(v) for v in frame["value"]]
     return frame.round({"value": 2, "low": 2, "high": 2})
@@ -184,8 +186,8 @@ def caption(sweep: Sweep, arm: str, domain: str, frame: pd.DataFrame) -> str:
         if other != arm and any("control" in p.settings or "control" in sweep.shared for p in sweep.of(other))
     }
     for other, estimate in controls.items():
-        ends = f"[{formatting.perplexity(estimate.low)}, {formatting.perplexity(estimate.high)}]"
-        text += f" The control “{words.plain(sweep.arms[other])}”: {formatting.perplexity(estimate.value)} {ends}."
+        figure = formatting.interval(estimate.value, estimate.low, estimate.high, formatting.perplexity)
+        text += f" The control “{words.plain(sweep.arms[other])}”: {figure}."
     return text if controls else f"{text} This sweep has no control beside it."
 
 

@@ -56,7 +56,7 @@ def ladder(theme: str) -> Spec:
     ]
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, tooltip=tips)
     names = base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text="label:N")
-    return finish(reach, dots, names, height=alt.Step(38))  # type: ignore[arg-type]
+    return finish(reach, dots, names, height=alt.Step(38))
 
 
 def both(record: Record) -> pd.DataFrame:
@@ -71,7 +71,8 @@ def both(record: Record) -> pd.DataFrame:
     heights = [math.log10(y) for y in frame["y"]]
     least = 0.05 * max(heights[-1] - heights[0], 0.1)
     frame["label_y"] = [10**height for height in apart(heights, least)]  # numbers stay legible where dots meet
-    frame["label_x"] = frame["x_high"].max() * (frame["x_high"].max() / frame["x_low"].min()) ** 0.08
+    least, most = frame[["x", "x_low"]].min().min(), frame[["x", "x_high"]].max().max()
+    frame["label_x"] = most * (most / least) ** 0.08
     return frame.round(2)
 
 
@@ -106,7 +107,8 @@ def speeds(record: Record) -> pd.DataFrame:
     timed = [row for row in record.rows if row.speed and row.name != "dense" and not row.narrowed]
     row = next((r for r in timed if not r.steps), timed[0] if timed else None)
     rows = []
-    for kind, (middle, low, high) in (row.speed if row else {}).items():
+    for kind, (middle, low, high) in row.speed.items() if row else ():
+        assert row is not None
         base = row.dense_speed[kind][0]
         ceiling = row.n_layers / (row.n_layers - len(row.removed))
         what = f"{READS[kind]}, {row.n_layers - len(row.removed)} of {row.n_layers} layers"
@@ -132,7 +134,7 @@ def speed(theme: str) -> Spec:
     names = base.mark_text(align="left", dx=8, fontSize=14, fontWeight="bold", color=inside).encode(
         x=alt.value(0), text="label:N"
     )
-    return finish(bars, reach, top, names, height=alt.Step(44))  # type: ignore[arg-type]
+    return finish(bars, reach, top, names, height=alt.Step(44))
 
 
 def table(record: Record) -> pd.DataFrame:
@@ -159,10 +161,7 @@ def role(row: Row) -> str:
 
 
 def _figure(estimate: intervals.Interval) -> str:
-    return (
-        f"{formatting.perplexity(estimate.value)}  [{formatting.perplexity(estimate.low)}, "
-        f"{formatting.perplexity(estimate.high)}]"
-    )
+    return formatting.interval(estimate.value, estimate.low, estimate.high, formatting.perplexity)
 
 
 def _roles(theme: str) -> alt.Color:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Literal
 
 import altair as alt
 import pandas as pd
@@ -195,5 +196,5 @@ def spec(theme: str) -> Spec:
     return finish(*[c.transform_filter(f"datum.kind == '{kind}'") for kind, c in marks.items()], height=HEIGHT)
 
 
-def _text(base: alt.Chart, colour: str, size: int, weight: str = "bold", **how) -> alt.Chart:
+def _text(base: alt.Chart, colour: str, size: int, weight: Literal["bold", "normal"] = "bold", **how) -> alt.Chart:
     return base.mark_text(fontSize=size, fontWeight=weight, color=colour, **how)

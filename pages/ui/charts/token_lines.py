@@ -114,7 +114,7 @@ def divergence_spec(theme: str, labels: tuple[str, ...]) -> Spec:
 
 def height(rows: pd.DataFrame) -> int:
     """Pixels of the text chart."""
-    return LINE * (int(rows["y"].max()) + 1 if len(rows) else 1)
+    return LINE * (int(max(rows["y"], default=0)) + 1)
 
 
 def colour(palette: Palette, label: str) -> str:

@@ -101,13 +101,13 @@ def sentence(contests: list[Duel], domain: str) -> str:
 
 
 def _who(difference: Interval) -> str:
-    ends = f"[{formatting.points(abs(difference.low))}, {formatting.points(abs(difference.high))}]"
     if difference.sign > 0:
+        ends = formatting.ends(difference.low, difference.high, formatting.points)
         return f"the control is better by **{formatting.points(difference.value)} points** {ends}"
     if difference.sign < 0:
-        ends = f"[{formatting.points(-difference.high)}, {formatting.points(-difference.low)}]"
+        ends = formatting.ends(-difference.high, -difference.low, formatting.points)
         return f"TRSP is better by **{formatting.points(-difference.value)} points** {ends}"
-    signed = f"[{formatting.signed_points(difference.low)}, {formatting.signed_points(difference.high)}]"
+    signed = formatting.ends(difference.low, difference.high, formatting.signed_points)
     return f"these blocks do not tell TRSP and the control apart {signed}"
 
 

@@ -81,14 +81,15 @@ def reading_along(comparison: Comparison) -> None:
     st.markdown("#### Token by token")
     labels = {n: words.plain(comparison.columns[n].label) for n in columns}
     with st.container(horizontal=True):
+        title = labels.__getitem__
         text = st.segmented_control(
-            "Text of", columns, format_func=labels.get, default=columns[0], key="text-of", required=True
+            "Text of", columns, format_func=title, default=columns[0], key="text-of", required=True
         )
         others = [n for n in columns if n and (text, n) in comparison.traces]
         reader = others[0] if others else 0
         if len(others) > 1:
             reader = st.segmented_control(
-                "Coloured by", others, format_func=labels.get, default=others[0], key="coloured-by", required=True
+                "Coloured by", others, format_func=title, default=others[0], key="coloured-by", required=True
             )
     if others:
         st.caption(

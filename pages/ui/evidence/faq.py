@@ -99,7 +99,7 @@ def _rivals(evidence: Evidence) -> list[str]:
         apart = sentences.change(intervals.factor(trsp.losses[domain], best.losses[domain]))
         lines.append(
             f"In the {words.DOMAINS[domain]}, deleted at once, TRSP's choice leaves {figures[0]} and the best of "
-            f"{len(rivals)} others, {words.plain(best.title)}, {figures[1]}: {apart}."
+            f"the {len(rivals)} others in the record, {words.plain(best.title)}, {figures[1]}: {apart}."
         )
     return lines
 
@@ -109,8 +109,8 @@ def _seeds(evidence: Evidence) -> list[str]:
     fade, control = (sweep.of(arm) for arm in ("fade", "control"))
     lines = []
     for seed in sorted({p.seed for p in fade}):
-        pair = [[p for p in side if p.seed == seed] for side in (fade, control)]
-        parts = [f"{sentences.change(_factor(*pair, d))} in the {words.DOMAINS[d]}" for d in DOMAINS]
+        ours, theirs = ([p for p in side if p.seed == seed] for side in (fade, control))
+        parts = [f"{sentences.change(_factor(ours, theirs, d))} in the {words.DOMAINS[d]}" for d in DOMAINS]
         lines.append(f"Seed {seed}: {words.plain(sweep.arms['fade'])} is {' and '.join(parts)}, beside the control.")
     return [*lines, f"{len(lines)} seeds are few; another seed draws other blocks to train and to measure on."]
 
@@ -139,10 +139,9 @@ def _speed(evidence: Evidence) -> list[str]:
     times = intervals_chart.speeds(evidence.records["ablation"])
     ceiling = times["ceiling"].iloc[0]
     lines = [
-        f"{row.what}: {formatting.ratio(row.times)} times as fast as the dense model "
-        f"[{formatting.ratio(row.low)}, {formatting.ratio(row.high)}], of at most "
-        f"{formatting.ratio(ceiling)} times."
-        for row in times.itertuples()
+        f"{what}: {formatting.ratio(factor)} times as fast as the dense model "
+        f"{formatting.ends(low, high, formatting.ratio)}, of at most {formatting.ratio(ceiling)} times."
+        for what, factor, low, high in zip(*(times[name] for name in ("what", "times", "low", "high")), strict=True)
     ]
     if (times["times"] > ceiling).any():
         lines.append("A figure above its ceiling is the measurement's noise; brackets are the spread of the repeats.")
@@ -162,7 +161,7 @@ def _published(evidence: Evidence) -> list[str]:
             f"{words.plain(method)}: the paper's TRSP has {formatting.ratio(whole / by[method])} times its "
             "perplexity (LLaMA2-7B, "
             f"WikiText-2, calibrated there too), ours {formatting.ratio(here.value)} times "
-            f"[{formatting.ratio(here.low)}, {formatting.ratio(here.high)}]."
+            f"{formatting.ends(here.low, here.high, formatting.ratio)}."
         )
     return [
         *lines,
@@ -195,8 +194,8 @@ def gates(evidence: Evidence) -> list[str]:
 
 
 def _times(factor: intervals.Interval) -> str:
-    low, high = formatting.ratio(factor.low), formatting.ratio(factor.high)
-    return f"{formatting.ratio(factor.value)} times as high [{low}, {high}]"
+    ends = formatting.ends(factor.low, factor.high, formatting.ratio)
+    return f"{formatting.ratio(factor.value)} times as high {ends}"
 
 
 def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:

@@ -76,7 +76,7 @@ def change(factor: Interval) -> str:
     """`12 % lower (8 % to 16 %)`, or that the interval holds no difference."""
     ends = sorted(abs(v - 1) for v in (factor.low, factor.high))
     if _sign(factor) == 0:
-        return f"not certainly different ({_signed(factor.low - 1)} to {_signed(factor.high - 1)})"
+        return f"not certainly different {formatting.ends(factor.low - 1, factor.high - 1, _signed)}"
     if factor.low > 3:
         return f"**{formatting.count(factor.value)} times as high**"
     word = "lower" if factor.value < 1 else "higher"

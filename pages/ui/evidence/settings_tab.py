@@ -56,7 +56,7 @@ def tab() -> None:
     elif len(there) > 1:
         first, names = next(iter(there)), {sweep.name: title for title, sweep in there.items()}
         key = url_state.linked("sweep", there[first].name, url_state.one_of(list(names)))
-        choice = st.pills("Sweep", list(names), format_func=names.get, key=key)
+        choice = st.pills("Sweep", list(names), format_func=names.__getitem__, key=key)
         show(there[names.get(choice or "", first)])
     else:
         show(next(iter(there.values())))

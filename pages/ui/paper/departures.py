@@ -13,14 +13,19 @@ from trsp_core import formatting
 from trsp_core.schema.config import KNOBS, PRESETS
 
 ROWS = (  # what, knob, in the paper, why
-    ("Gate", "gate", "on a layer's whole output", "it rescales all that came before, and not the layer alone"),
+    (
+        "Gate",
+        "gate",
+        "on a layer's whole output",
+        "there it rescales all that came before; on the branch, 0 is exactly removal",
+    ),
     ("What learns in stage 1", "learn_weights", "W too", "faster, less memory; the dense model stays the measure"),
     ("Reach of the penalty", "penalty_reach", "the whole model", "it would bend the layers that are to stay"),
     (
         "Size of the penalty",
         "penalty",
         "a plain sum (its preset: the mean)",
-        "relative to the input, one λ₂ serves many models",
+        "relative to the input, one λ₂ serves many models and depths",
     ),
     ("λ₂ over the steps", "lambda_2_schedule", "constant", "the loss can settle before the pull is at its full"),
     ("Output projections", "output_rate", "as fast as the rest", "the gap closes sooner"),
@@ -53,6 +58,13 @@ def table() -> pd.DataFrame:
     rows = [(theirs, _ours(name), why) for _, name, theirs, why in ROWS]
     index = pd.Index([what for what, *_ in ROWS])
     return pd.DataFrame(rows, index=index, columns=["In the paper", "Here", "Why"])
+
+
+def markdown() -> str:
+    """The same table for the docs, with the flag of each knob."""
+    rows = [(what, f"`{KNOBS[name].flag}`", theirs, _ours(name), why) for what, name, theirs, why in ROWS]
+    head = ("", "flag", "the paper", "here", "why"), ("---",) * 5
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *rows))
 
 
 def _ours(name: str) -> str:

@@ -114,7 +114,7 @@ def _number(knob: Knob, key: str) -> Any:
         return session.whole(
             st.number_input(_label(knob), step=1.0, format=formatting.C_WHOLE, key=key, help=_help(knob))
         )
-    increment = 10.0 ** math.floor(math.log10(knob.default)) if knob.default else 0.1
+    increment = 10.0 ** math.floor(math.log10(float(knob.default))) if knob.default else 0.1
     return st.number_input(_label(knob), step=increment, format=formatting.C_SETTING, key=key, help=_help(knob))
 
 
@@ -128,8 +128,9 @@ def _text(knob: Knob, key: str) -> str:
 
 def _choice(knob: Knob, key: str) -> str:
     registries = {"method": methods.all_methods, "transfer": transfers.all_transfers}
-    titles = {name: one.title for name, one in registries.get(knob.name, dict)().items()}
-    return st.selectbox(_label(knob), knob.choices, key=key, help=_help(knob), format_func=lambda v: titles.get(v, v))
+    titles = {choice: choice for choice in knob.choices}
+    titles |= {name: one.title for name, one in registries.get(knob.name, dict)().items()}
+    return st.selectbox(_label(knob), knob.choices, key=key, help=_help(knob), format_func=titles.__getitem__)
 
 
 def _name(knob: Knob, key: str) -> str:

@@ -90,7 +90,7 @@ def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> st
     if "dense" not in by or "pruned" not in by:
         return f"{where} the dense model's perplexity: {before}; the pruned model's: {after}."
     start = f"{where} perplexity went from {before} to **{after}**."
-    direct, pruned = by.get("direct"), by.get("pruned")
+    direct, pruned = by.get("direct"), by["pruned"]
     if not config.stage2_steps and not state.refits and direct == pruned:
         return start + f" There was no stage 2: the layers were {'narrowed' if state.narrowed else 'deleted'} at once."
     if direct is None or not math.isfinite(direct - pruned):
@@ -118,7 +118,7 @@ def _speed(state: RunState, total: int) -> str:
     if not dense or not pruned:
         return ""
     reads, writes = pruned.prefill / dense.prefill, pruned.decode / dense.decode
-    if not state.ceiling:
+    if not state.ceiling or not state.removed:
         ceiling = "All layers still run one after the other, so there is no ceiling by their number to hold it against."
     else:
         ceiling = (

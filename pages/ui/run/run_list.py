@@ -43,7 +43,7 @@ def row(run: Run, more: bool = False) -> None:
     summary, status, config = figures(run)
     with st.container(border=True, key=f"row-{run.id}"):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.badge(words.STATUSES[status], icon=STATUS_ICONS[status], color=STATUS_COLOURS[status])
+            st.badge(formatting.status(status).capitalize(), icon=STATUS_ICONS[status], color=STATUS_COLOURS[status])
             st.markdown(f"**{words.plain(_name(config, summary))}**", width="stretch")
             st.page_link(
                 "pages/views/run.py", label="Open", icon=":material/open_in_full:", query_params={"run": run.id}
@@ -143,4 +143,4 @@ def choose(runs: list[Run], page: str) -> Run | None:
 
 def _title(run: Run) -> str:
     summary, status, config = figures(run)
-    return f"{_name(config, summary)} · {run_status.when(run)} · {words.STATUSES[status]}"
+    return f"{_name(config, summary)} · {run_status.when(run)} · {formatting.status(status).capitalize()}"

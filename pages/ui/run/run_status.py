@@ -24,7 +24,7 @@ from trsp_core.schema.run_state import RunState
 
 def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
     """Which run this is, and how it stands."""
-    badge = f":{STATUS_COLOURS[status]}-badge[{STATUS_ICONS[status]} {words.STATUSES[status]}]"
+    badge = f":{STATUS_COLOURS[status]}-badge[{STATUS_ICONS[status]} {formatting.status(status).capitalize()}]"
     with st.container():
         st.markdown(f"#### {words.plain(name_of(config, state.model.n_layers if state.model else None))} {badge}")
         text = words.TEXTS.get(config.text) or title_of(config.text)

@@ -60,17 +60,6 @@ DOMAINS = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
 TEXTS = {"wikipedia": "Wikipedia", "news": "news stories", "wikitext2": "WikiText-2", "c4": "C4"}
 
-STATUSES = {
-    "queued": "Queued",
-    "running": "Running",
-    "finished": "Finished",
-    "cancelled": "Stopped",
-    "failed": "Failed",
-    "lost": "Lost",
-    "damaged": "Damaged",
-}
-
-
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])")
 _JOINED = re.compile(r"(?<=:)(?=/|material|streamlit)|(?<=www)(?=\.)|(?=@)|(?<=[-<>=~])(?=[-<>=])", re.IGNORECASE)
 

@@ -139,7 +139,7 @@ def _controls(run_id: str, head: Playhead) -> None:
             "Speed",
             list(SPEEDS),
             default=head.speed,
-            format_func=SPEEDS.get,
+            format_func=SPEEDS.__getitem__,
             key=SPEED,
             on_change=change_speed,
             required=True,

@@ -68,7 +68,7 @@ def _answers(run: Run, config: RunConfig, state: RunState, live: tuple[bool, boo
     fates = [now.now.fate(i) for i in range(state.model.n_layers if state.model else 0)]
     rows = layer_rows.frame(state, fates, session.get(requests.key(run, "influence")) or {})
     drawing.show(layer_rows.spec(theme.mode()), rows, "what-if-strip", _description(now.now, len(rows)))
-    if rows["frozen"].any():
+    if any(rows["frozen"]):
         st.caption("Outlined bars: layers that the run chose, with their weight of that moment; the others sank on.")
     if measured:
         _sample(reading, config)

@@ -92,7 +92,7 @@ def verdict(field: Sequence[Rival], count: int) -> str:
     ]
     whose = "yours" if second.who == YOU else f"{second.who}'s"
     sure = all(f.high < 1 for f in factors.values())
-    doubt = "" if sure else " An interval reaches 1 or beyond, so this is no clear lead."
+    doubt = "" if sure else " An interval reaches 1 or beyond, or is missing, so this is no clear lead."
     return (
         f"**{best.subject} ahead** with {count} layers removed: perplexity {' and '.join(parts)} as a multiple of "
         f"{whose} (95 % intervals over blocks).{doubt}"

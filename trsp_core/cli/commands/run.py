@@ -7,13 +7,15 @@ from trsp_core.cli import output, run_figures
 from trsp_core.cli.command import command
 from trsp_core.cli.commands import fetch
 from trsp_core.data import special_tokens
+from trsp_core.errors import TrspError, refuse
 from trsp_core.models import catalog
 from trsp_core.preparation import preflight
+from trsp_core.preparation.preflight import RunSetup
 from trsp_core.pruning import validate
 from trsp_core.runs import worker
 from trsp_core.runs.store import Run, Store
-from trsp_core.schema import run_state
-from trsp_core.schema.config import GROUPS, KNOBS, PRESETS
+from trsp_core.schema import config, run_state
+from trsp_core.schema.config import GROUPS, KNOBS, PRESETS, RunConfig
 from trsp_core.schema.events import Event, PhaseStarted
 from trsp_core.schema.knobs import Knob
 from trsp_core.schema.run_state import RunState
@@ -31,7 +33,7 @@ class GroupedFlags(click.Command):
 
 
 def _flag(knob: Knob) -> click.Option:
-    """The flag of a knob. Its value stays text here: `validate.from_values` reads it, as it does for the page."""
+    """The flag of a knob. Its value stays text here: `config.parse` reads it, as it does for the page."""
     facts = [f"paper: {knob.paper}"] if knob.paper else []
     if knob.low is not None or knob.high is not None:
         facts.append(knob.bounds)
@@ -46,29 +48,42 @@ def _flag(knob: Knob) -> click.Option:
 @click.option("--preset", type=click.Choice(tuple(PRESETS)), help="start from these settings; flags change them")
 @click.option("--out", metavar="FOLDER", help="the run's folder; default a new one under runs/")
 def main(preset: str | None, out: str | None, as_json: bool, **flags: str | None) -> int:
-    config = validate.from_values({name: value for name, value in flags.items() if value is not None}, preset)
-    if not catalog.is_ready(config.model) and catalog.is_fetchable(config.model):
-        fetch.fetch(config.model)
-    forecast = preflight.preflight(config)
+    setup = _setup(config.parse({name: value for name, value in flags.items() if value is not None}, preset))
     from trsp_core.models import loading  # torch comes in here, which the run needs anyway
 
-    special_tokens.begun(loading.check(catalog.facts(config.model)), config.prompt)
-    run = Store().create(config, paths.named(out, "place") if out else None)
-    roughly = " (a rough figure: nothing was timed on this machine yet)" if forecast.rough else ""
+    special_tokens.begun(loading.check(setup.facts), setup.config.prompt)
+    run = Store().create(setup.config, paths.named(out, "place") if out else None)
+    roughly = " (a rough figure: nothing was timed on this machine yet)" if setup.forecast.rough else ""
     output.tell(f"Run {run.id} in {run.folder}")
-    seconds = formatting.clock(forecast.seconds)
-    output.tell(f"About {seconds}{roughly}, {formatting.size(forecast.peak_bytes)} of memory. Ctrl-C stops.")
-    return drive(run, as_json)
+    seconds, memory = formatting.clock(setup.forecast.seconds), formatting.size(setup.forecast.peak_bytes)
+    output.tell(f"About {seconds}{roughly}, {memory} of memory. Ctrl-C stops.")
+    return drive(run, as_json, setup)
 
 
-def drive(run: Run, as_json: bool) -> int:
-    """Execute and record the config in a run folder, from where it broke off; the exit code says how it ended."""
+def _setup(settings: RunConfig) -> RunSetup:
+    """The run as `preflight` lets it pass. A model that is not here is fetched first."""
+    try:
+        return preflight.preflight(settings)
+    except TrspError:
+        if not catalog.is_fetchable(settings.model) or catalog.is_ready(settings.model):
+            raise
+    refuse(validate.check(settings))
+    fetch.fetch(settings.model)
+    return preflight.preflight(settings)
+
+
+def drive(run: Run, as_json: bool, setup: RunSetup | None = None) -> int:
+    """Execute and record the config in a run folder, from where it broke off; the exit code says how it ended.
+
+    Args:
+        setup: of this config, where `preflight` has been asked already.
+    """
     line = output.ProgressLine()
 
     def watch(state: RunState, event: Event) -> None:
         line.tell(run_figures.progress(state), passing=line.live or not isinstance(event, PhaseStarted))
 
-    state = worker.drive(run, watch)
+    state = worker.drive(run, watch, setup)
     line.close()
     figures = {"run": run.id, "folder": str(run.folder), **run_state.summary(state)}
     output.show_either(figures, run_figures.account(figures), as_json)
