@@ -31,7 +31,7 @@ if __name__ == "__main__":  # run for a tab; the server, which looks for `app`, 
     st.logo("assets/logo.svg", size="large")
 
     theme.dress()
-    server.agenda()  # with the queue; takes over what an earlier server left, whichever page is opened first
+    server.plan_queue()  # with the queue; takes over what an earlier server left, whichever page is opened first
 
     page = st.navigation(
         [

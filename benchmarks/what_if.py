@@ -75,7 +75,7 @@ def operations(stack: Stack, path: layer_removal.Path, removed: frozenset[int]) 
     return 2.0 * tokens * (matrices + attention + head)
 
 
-def full(stack: Stack, study: what_if.Study, removed: frozenset[int]) -> float:
+def full(stack: Stack, study: what_if.LayerStudy, removed: frozenset[int]) -> float:
     """Seconds of a plain forward pass over both texts without `removed`, with loss and no reuse."""
     began = time.perf_counter()
     with hooks.skipped(stack, removed):

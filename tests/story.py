@@ -105,7 +105,7 @@ def write(store: Store, status: str, config: RunConfig = CONFIG) -> Run:
         append(run, 40)
         _held.enter_context(_holder(run))
     elif status == "failed":
-        record(run, _failing())
+        record(run, failing())
     elif status == "cancelled":
         record(run, tell(), lambda state, _: run.cancel() if len(state.gap_steps) == 4 else None)
     else:
@@ -122,7 +122,7 @@ def damage(run: Run, number: int) -> None:
     run.events_file.write_bytes(b"\n".join(lines))
 
 
-def _failing() -> Generator[Event, None, None]:
+def failing() -> Generator[Event, None, None]:
     yield ev.PhaseStarted("text")
     raise TrspError("The text `my_file.txt` has **0** words.", "Bring at least [384] tokens.")
 

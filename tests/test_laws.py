@@ -207,3 +207,81 @@ def test_safe_loading_everywhere():
     assert "import pickle" not in code
     assert "torch.load" not in code
     assert "torch.save" not in code
+
+
+PATCHES = ("setattr", "delattr")
+THIRD_PARTY_PRIVATE = {
+    "_forward_hooks": "torch tells in no other way whether a hook was left on a module",
+    "_is_avx512_bf16_supported": "torch has no public question about bfloat16 in the processor",
+    "_is_amx_tile_supported": "the same",
+    "_exit": "of os: a forked child ends without running what its parent registered",
+}
+
+
+def private_uses(file: Path) -> list[str]:
+    """Names with one leading underscore that `file` takes from other modules: as attributes, in imports, and in the
+    strings that `monkeypatch` is given. Those of `self` are its own."""
+    tree, uses = ast.parse(file.read_text("utf-8")), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            uses.append(node.attr)
+        if isinstance(node, ast.ImportFrom):
+            uses += [alias.name for alias in node.names]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in PATCHES:
+            texts = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
+            uses += [str(text).rpartition(".")[2] for text in texts]
+    return [name for name in uses if name.startswith("_") and not name.startswith("__")]
+
+
+def test_tests_touch_no_private_names():
+    uses = {f"{file.name}: {name}" for file in (ROOT / "tests").rglob("*.py") for name in private_uses(file)
+            if name not in THIRD_PARTY_PRIVATE}  # fmt: skip
+    assert uses == set()
+
+
+def names_in(file: Path) -> set[str]:
+    """What `file` defines or assigns: functions, classes, arguments, variables, attributes, fields."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, ast.arg):
+            names.add(node.arg)
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return names
+
+
+PARTICIPLES = {"found", "made", "told", "kept", "given", "asked", "seen", "written", "left", "drawn", "shown"}
+# Fields of records and recorded events, whose files stay readable; and the colour of the fate "kept".
+RECORDED = {"grid_results: made", "plan_results: made", "events: kept", "messages: kept", "run_state: kept",
+            "palette: kept"}  # fmt: skip
+
+
+def test_variables_are_nouns():
+    """Names that say that something was done, and not what it is."""
+    names = {(file.stem, name.strip("_")) for file in [*CORE, *PAGES] for name in names_in(file)}
+    assert {f"{stem}: {name}" for stem, name in names if name in PARTICIPLES} == RECORDED
+
+
+# Of the glossary in docs/architecture.md: where these words may stand in a name. `events` has a recorded field.
+WORDS = {
+    "card": (),
+    "place": ("export_queue", "client", "exports", "run_status", "events"),
+    "plan": ("experiments/", "cli/", "compare", "limits", "server", "evidence", "faq", "plan_runs"),
+    "sweep": ("experiments/", "charts/", "evidence/"),
+}
+
+
+def test_words_of_the_glossary_mean_one_thing():
+    for file in [*CORE, *PAGES]:
+        words = {word.removesuffix("s") for name in names_in(file) for word in name.lower().split("_")}
+        for word in words & set(WORDS):
+            where = f"{file.parent.name}/{file.stem}"
+            assert any(part in (file.stem, f"{file.parent.name}/") for part in WORDS[word]), f"{word} in {where}"
+
+
+def test_no_two_classes_have_one_name():
+    nodes = [node for file in [*CORE, *PAGES] for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    assert [name for name in set(names) if names.count(name) > 1] == []

@@ -1,4 +1,4 @@
-"""Text of strangers (names, prompts, titles, texts of events), made safe to show: a function for each place it goes to.
+"""Text of strangers (names, prompts, titles, texts of events), made safe to show: a function for each medium.
 
 A letter that steers instead of being seen (a terminal's escapes, marks that turn the direction of writing, what is
 invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. The markup of HTML is escaped by the

@@ -33,7 +33,7 @@ def available_memory() -> int:
     import psutil
 
     free = psutil.virtual_memory().available
-    for limit, used, stat in _CGROUPS:
+    for limit, used, stat in CGROUPS:
         with contextlib.suppress(OSError, ValueError):
             cached = [line.split()[1] for line in stat.read_text().splitlines() if line.startswith(_RECLAIMED)]
             used_bytes = int(used.read_text()) - sum(int(n) for n in cached)
@@ -43,7 +43,7 @@ def available_memory() -> int:
 
 _CGROUP = Path("/sys/fs/cgroup")
 _RECLAIMED = ("inactive_file ", "total_inactive_file ")
-_CGROUPS = (
+CGROUPS = (
     (_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat"),
     (
         _CGROUP / "memory/memory.limit_in_bytes",

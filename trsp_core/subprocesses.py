@@ -132,9 +132,9 @@ class Child:
         """
         deadline = time.monotonic() + seconds
         while not self._lines and self._listens():
-            left = deadline - time.monotonic()
-            if left > 0:
-                self._take(left)
+            seconds_left = deadline - time.monotonic()
+            if seconds_left > 0:
+                self._take(seconds_left)
             elif self.alive:
                 raise TimeoutError
             elif not self._take(0.0):  # it is dead, and what it had started holds its pipes
@@ -225,11 +225,11 @@ def answers(
     try:
         child.send(json.dumps(question))
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            seconds_left = deadline - time.monotonic()
+            if seconds_left <= 0:
                 raise ChildFailed(-signal.SIGKILL, late=True)
             try:
-                line = child.read(min(pause, left))
+                line = child.read(min(pause, seconds_left))
             except TimeoutError:
                 yield None
                 continue

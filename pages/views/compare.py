@@ -56,7 +56,7 @@ if run is None or config is None:
 state, status = server.look(run)
 run_status.title(run, config, state, status)
 
-ticket, kept = session.ticket(), session.kept_comparison()
+ticket, kept_name = session.ticket(), session.kept_comparison()
 live = False
 if ticket:
     try:
@@ -68,6 +68,6 @@ if ticket:
 generation_form.form(run, config, state, ticket if live else None)
 if ticket:
     st.fragment(watch, run_every=0.25 if live else None)(run, ticket, live)
-elif kept:
-    show_kept(run, kept)
-generation_form.kept_list(run, kept)
+elif kept_name:
+    show_kept(run, kept_name)
+generation_form.kept_list(run, kept_name)

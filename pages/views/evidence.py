@@ -39,13 +39,13 @@ def show(record: Record) -> None:
         with column:
             st.markdown(f"**{words.DOMAINS[domain].capitalize()}**")
             draw(record, intervals_chart.ladder, intervals_chart.rungs(record, domain), "ladder", domain)
-    left, right = st.columns(2, gap="large")
-    with left:
+    left_column, right_column = st.columns(2, gap="large")
+    with left_column:
         st.markdown("**The two domains against each other**")
         draw(record, intervals_chart.domains, intervals_chart.both(record), "domains")
         st.caption("The numbers are those of the rows above.")
     times = intervals_chart.speeds(record)
-    with right:
+    with right_column:
         if len(times):
             st.markdown("**Measured speed, and its ceiling**")
             draw(record, intervals_chart.speed, times, "speed")

@@ -1,4 +1,4 @@
-"""Paper: the equations, each with its knobs and its place in a run; where we depart from them; doubts, in numbers."""
+"""Paper: the equations, each with its knobs and where it is in a run; where we depart from them; doubts, in numbers."""
 
 import streamlit as st
 

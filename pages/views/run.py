@@ -59,7 +59,7 @@ def watch(run_id: str, last_status: str, beat: float | None) -> None:
     state, status = server.look(run)
     if status != last_status or (beat and not 0.7 < server.beat(state) / beat < 1.4):  # not for a little
         st.rerun()
-    # Each part has its place from the first moment on, filled or not: one that came later would push the charts below
+    # Each part has its area from the first moment on, filled or not: one that came later would push the charts below
     # it to other nodes, and a browser would draw them anew.
     standing, numbers, result, remarks = (st.container() for _ in range(4))
     with standing:

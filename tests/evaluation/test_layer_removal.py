@@ -43,7 +43,7 @@ def test_slices_of_the_vocabulary_give_the_same_figures(family, monkeypatch):
     monkeypatch.setattr(head_loss, "SLICE", 50)
     path = layer_removal.Path(stack, ids)
     assert path.figures(frozenset()).kl == pytest.approx(0, abs=1e-6)
-    assert path._dense.plain == (family != "gemma2")
+    assert head_loss.projects(stack.model, ids) == (family != "gemma2")
     for removed in SETS:
         found = path.figures(frozenset(removed))
         assert (found.loss, found.kl) == pytest.approx(full(stack, ids, removed), abs=1e-5)
@@ -66,8 +66,8 @@ def test_memory_of_kept_states_is_bounded_and_the_dense_ones_stay():
     for _ in range(30):
         removed = frozenset(draw.sample(range(tiny.L), draw.randint(0, 4)))
         assert path.figures(removed).loss == pytest.approx(full(stack, ids, removed)[0], abs=1e-5)
-        assert len(path.states.kept) <= 12
-    assert all((i, frozenset()) in path.states.kept for i in range(tiny.L + 1))
+        assert len(path.states.by_key) <= 12
+    assert all((i, frozenset()) in path.states.by_key for i in range(tiny.L + 1))
 
 
 def test_nothing_is_left_on_the_model():

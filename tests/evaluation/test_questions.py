@@ -114,7 +114,10 @@ def test_of_a_long_context_the_end_counts():
 
 
 def test_accuracy_counts_both_ways():
-    answers = [multiple_choice.Answered(0, 1, 0, (0.0, 0.0)), multiple_choice.Answered(1, 1, 1, (0.0, 0.0))]
+    answers = [
+        multiple_choice.AnsweredQuestion(0, 1, 0, (0.0, 0.0)),
+        multiple_choice.AnsweredQuestion(1, 1, 1, (0.0, 0.0)),
+    ]
     plain, by_bytes = multiple_choice.accuracy(answers)
     assert (plain.value, by_bytes.value) == (1.0, 0.5)
 

@@ -54,7 +54,7 @@ def tell(seed):
 class Told:
     """An executor that has the story of a run written at once, and remembers what it was asked for."""
 
-    places = 1
+    slots = 1
 
     def __init__(self, stop_after: int = 99, fails=lambda config: False):
         self.asked, self.over, self.stop_after, self.fails = [], [], stop_after, fails
@@ -72,7 +72,7 @@ class Told:
         if len(self.asked) == self.stop_after:
             raise KeyboardInterrupt
         self.asked.append(run.config())
-        recorder.record(run, story._failing() if self.fails(run.config()) else tell(run.config().seed))
+        recorder.record(run, story.failing() if self.fails(run.config()) else tell(run.config().seed))
         self.over.append(run)
 
     def ended(self, seconds):
@@ -130,16 +130,16 @@ def test_a_grid_is_the_product_of_its_axes_for_each_arm(document):
         expected += [
             (arm["name"], dict(zip(span, v, strict=True))) for v in itertools.product(*(axes[a] for a in span))
         ]
-    assert [(p.arm, p.at) for p in grid.places.values()] == expected
-    assert [v.name for v in grid.plan.variations] == list(grid.places)
+    assert [(p.arm, p.at) for p in grid.points.values()] == expected
+    assert [v.name for v in grid.plan.variations] == list(grid.points)
     for variation in grid.plan.variations:
-        place = grid.places[variation.name]
-        own = next(a.get("settings", {}) for a in arms if a["name"] == place.arm)
-        assert variation.settings == {**place.at, **own}
+        point = grid.points[variation.name]
+        own = next(a.get("settings", {}) for a in arms if a["name"] == point.arm)
+        assert variation.settings == {**point.at, **own}
         if variation.layers_of:
-            theirs = grid.places[variation.layers_of]
-            assert theirs.at.items() <= place.at.items()
-            assert theirs.arm == next(a["layers_of"] for a in arms if a["name"] == place.arm)
+            theirs = grid.points[variation.layers_of]
+            assert theirs.at.items() <= point.at.items()
+            assert theirs.arm == next(a["layers_of"] for a in arms if a["name"] == point.arm)
     assert grids.parse(json.loads(json.dumps(document))) == grid
 
 
@@ -148,8 +148,8 @@ def test_a_longer_axis_leaves_the_points_there_are_alone(document, more):
     before = grids.parse(document)
     longer = {name: [*values, more] if name == "seed" else values for name, values in document["axes"].items()}
     after = grids.parse(document | {"axes": longer})
-    assert {n: (p.arm, p.at) for n, p in before.places.items()}.items() <= {
-        n: (p.arm, p.at) for n, p in after.places.items()
+    assert {n: (p.arm, p.at) for n, p in before.points.items()}.items() <= {
+        n: (p.arm, p.at) for n, p in after.points.items()
     }.items()
 
 
@@ -303,7 +303,7 @@ def test_points_are_paired_by_the_blocks_they_were_measured_on(store):
 def test_the_clock_learns_from_what_points_took(tiny_model):
     plan = grids.parse(GRID | {"base": GRID["base"] | {"model": str(tiny_model)}}).plan
     clock = runner.Clock(plan, 1)
-    whole = clock.left()
+    whole = clock.seconds_left()
     state = story.long_state(1, 5)
     names = [v.name for v in plan.variations]
     state.at = 10 * whole
@@ -311,9 +311,9 @@ def test_the_clock_learns_from_what_points_took(tiny_model):
     assert clock.gone(names[0]) > 5 * whole
     for name in names[1:]:
         assert clock.gone(name) is not None
-    assert clock.left() == 0
+    assert clock.seconds_left() == 0
     unknown = grids.parse(GRID | {"base": {"model": "nobody/nothing"}}).plan
-    assert runner.Clock(unknown, 1).left() is None
+    assert runner.Clock(unknown, 1).seconds_left() is None
 
 
 def test_no_scheduler_is_refused_with_a_remedy():

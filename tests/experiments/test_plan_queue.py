@@ -48,7 +48,7 @@ def tell(run):
 
 
 def fail(run):
-    recorder.record(run, story._failing())
+    recorder.record(run, story.failing())
     return story.no_child(run)
 
 
@@ -164,7 +164,7 @@ def test_the_button_on_the_page_runs_the_plan_and_shows_how_it_stands(store, mon
     assert f"Run all {len(NAMES)}" in shown(app)
     app.get_by_key("run-plan-ablation").click().run()
     assert not app.exception
-    until(lambda: server.agenda().standing("ablation").at_hand)
+    until(lambda: server.plan_queue().standing("ablation").at_hand)
     app = open_page()
     assert app.get_by_key("stop-plan-ablation") is not None
     assert any("At hand: TRSP" in str(e.proto) for e in app.get("page_link"))
@@ -174,8 +174,8 @@ def test_the_button_on_the_page_runs_the_plan_and_shows_how_it_stands(store, mon
     assert f"0 of {len(NAMES)} runs are on this machine" in shown(app)
     monkeypatch.setattr(process, "start", tell)
     app.get_by_key("run-plan-ablation").click().run()
-    until(lambda: server.agenda().standing("ablation").done == len(NAMES))
-    until(lambda: not server.agenda().standing("ablation").active)
+    until(lambda: server.plan_queue().standing("ablation").done == len(NAMES))
+    until(lambda: not server.plan_queue().standing("ablation").active)
     assert f"All {len(NAMES)} runs of this plan are on this machine" in shown(open_page())
     assert sorted(ran(store)) == sorted(NAMES)
 

@@ -126,7 +126,7 @@ def test_a_run_that_fails_leaves_the_others_and_what_needed_it_out(plan_file, mo
 
     def failing(run):
         if plans.belongs(run) == ("small", "control"):
-            recorder.record(run, story._failing())
+            recorder.record(run, story.failing())
             return story.no_child(run)
         return start(run)
 

@@ -88,7 +88,7 @@ def test_one_at_a_time_in_the_order_in_which_they_were_asked_for(store, child):
     until(lambda: begun)
     mine = [errand for run in runs for errand in queue.of(run)]
     assert [queue.place(errand) for errand in mine] == [0, 2, 3, 4, 5, 6]
-    until(lambda: mine[0].step.message == "At it")
+    until(lambda: mine[0].progress.message == "At it")
     go.set()
     until(lambda: not any(errand.running for errand in mine))
     assert begun == ["report.html", "model.zip"] * 3

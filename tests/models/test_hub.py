@@ -81,14 +81,14 @@ def test_a_search_finds_ids_with_what_matters(hub):
 
 
 def test_a_look_says_all_before_a_byte_of_the_weights(hub, tiny_model):
-    card = look(ID)
+    model = look(ID)
     here = catalog.facts(str(tiny_model))
-    assert (card.facts.n_layers, card.facts.vocabulary) == (tiny.L, tiny.V)
-    assert (card.facts.parameters, card.facts.layer_parameters) == (here.parameters, list(here.layer_parameters))
-    assert card.facts.bytes == here.bytes
-    assert here.bytes < card.bytes < here.bytes + 200_000
-    assert card.licence == "apache-2.0"
-    assert "evil.py" not in card.small + card.weights
+    assert (model.facts.n_layers, model.facts.vocabulary) == (tiny.L, tiny.V)
+    assert (model.facts.parameters, model.facts.layer_parameters) == (here.parameters, list(here.layer_parameters))
+    assert model.facts.bytes == here.bytes
+    assert here.bytes < model.bytes < here.bytes + 200_000
+    assert model.licence == "apache-2.0"
+    assert "evil.py" not in model.small + model.weights
     assert hub.sent == 0
     assert not catalog.is_ready(ID)
     assert not catalog.hub_cache().exists()
@@ -99,9 +99,9 @@ def test_a_model_in_shards_is_looked_up_and_downloaded(hub, tiny_model):
     tiny.build().save_pretrained(hub.models[ID], max_shard_size="60KB")
     tiny.tokenizer().save_pretrained(hub.models[ID])
     (hub.models[ID] / "consolidated.safetensors").write_bytes(b"the same weights once more")
-    card = look(ID)
-    assert len(card.weights) > 1
-    assert card.facts.parameters == catalog.facts(str(tiny_model)).parameters
+    model = look(ID)
+    assert len(model.weights) > 1
+    assert model.facts.parameters == catalog.facts(str(tiny_model)).parameters
     list(fetch(ID))
     assert catalog.facts(ID).layer_parameters == catalog.facts(str(tiny_model)).layer_parameters
     assert not (catalog.locate(ID) / "consolidated.safetensors").exists()

@@ -230,7 +230,7 @@ def test_answers_of_another_page_are_told_apart(script):
 def test_a_comparison_is_kept_linked_and_copied(script):
     run = story.write(Store(), "finished")
     app = press(press(open_page("compare", run=run.id), "write"), "keep")
-    (name,) = transcript.kept(run)
+    (name,) = transcript.comparisons(run)
     assert query(app, "kept") == name
     again = open_page("compare", run=run.id, kept=name)
     assert "Kept comparison" in texts(again)

@@ -136,13 +136,13 @@ def test_a_finished_run_is_taken_away(store, monkeypatch):
         raise TrspError("The proof failed.", "Please report this.")
 
     def ended() -> bool:
-        return not any(errand.running for errand in server.errands().of(run))
+        return not any(errand.running for errand in server.export_queue().of(run))
 
     monkeypatch.setattr("trsp_core.subprocesses.run", child)
     app = open_page("run", run=run.id)
     app.get_by_key("export-dtype").set_value("bfloat16")
     app.get_by_key("export").click().run()
-    until(lambda: server.errands().of(run)[0].step.message == "Copying")
+    until(lambda: server.export_queue().of(run)[0].progress.message == "Copying")
     other = open_page("run", run=run.id)  # another tab, or this one come back
     assert [b.label for b in other.button if b.key.startswith("stop-")] == ["Stop"]
     assert [b.label for b in open_page("run", run=story.write(store, "finished").id).button if "stop-" in b.key] == []
@@ -610,7 +610,7 @@ def test_keep_is_offered_where_runs_are_swept(store, monkeypatch):
     st.cache_resource.clear()
     app = open_page("run", run=run.id)
     next(t for t in app.toggle if t.label == "Keep").set_value(True).run()
-    assert run.kept()
+    assert run.is_kept()
 
 
 def test_the_more_tabs_watch_the_less_often_each_is_drawn_again(monkeypatch):

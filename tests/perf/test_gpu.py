@@ -55,7 +55,7 @@ def test_a_block_is_one_sequence_for_every_family(family):
     model = tiny.build(family)
     with torch.no_grad():
         asked = model(input_ids=tiny.ids(), use_cache=False).logits
-        with cuda_graphs._one_sequence_a_row():
+        with cuda_graphs.one_sequence_a_block():
             told = model(input_ids=tiny.ids(), use_cache=False).logits
     assert torch.equal(asked, told)
 
@@ -144,8 +144,8 @@ def test_recorded_steps_are_those_that_are_asked_for_one_by_one(settings, monkey
     monkeypatch.setattr(cuda_graphs.Recorded, "__init__", noted)
     recorded = two_stages(tiny.build(n_layers=6).to("cuda"), settings)
     assert len(made) == (4 if settings.get("anneal") else 3)
-    assert all(one._graph is not None for one in made), [one.refusal for one in made]
-    monkeypatch.setattr(cuda_graphs.Recorded, "__call__", lambda self, ids: self._work(ids))
+    assert all(one.graph is not None for one in made), [one.refusal for one in made]
+    monkeypatch.setattr(cuda_graphs.Recorded, "__call__", lambda self, ids: self.work(ids))
     asked = two_stages(tiny.build(n_layers=6).to("cuda"), settings)
     assert recorded[0] == pytest.approx(asked[0], rel=1e-5, abs=1e-6)
     assert torch.allclose(recorded[1], asked[1], atol=1e-4)

@@ -44,7 +44,7 @@ def whole(request, monkeypatch) -> bool:
     monkeypatch.setattr(head_loss, "SLICE", 40)
     monkeypatch.setattr(head_loss, "READ", 16)
     if request.param:
-        monkeypatch.setattr(head_loss, "_whole", lambda table: True)
+        monkeypatch.setattr(head_loss, "takes_whole", lambda table: True)
         monkeypatch.setattr(head_loss, "ROOM", 9 * 4 * tiny.V)
     return request.param
 
@@ -170,7 +170,7 @@ def test_measuring_holds_no_logits_unless_somebody_watches_them():
 @pytest.mark.parametrize(("room", "passes"), [(100, 1), (39, 1), (20, 2), (13, 3), (1, 39)])
 def test_whole_rows_are_taken_as_many_at_once_as_there_is_room_for(monkeypatch, room, passes):
     """For a figure and for a gradient: 3 blocks of 14 tokens are 39 rows."""
-    monkeypatch.setattr(head_loss, "_whole", lambda table: True)
+    monkeypatch.setattr(head_loss, "takes_whole", lambda table: True)
     monkeypatch.setattr(head_loss, "ROOM", room * 4 * tiny.V)
     model, ids = built(torch.float32), tiny.ids(3, 14)
     asked, real = [], head_loss.F.linear
@@ -186,6 +186,5 @@ def test_whole_rows_are_taken_as_many_at_once_as_there_is_room_for(monkeypatch, 
         head_loss.nats_given(model, states.detach(), ids)
         assert (len(asked), sum(asked)) == (passes, 39)
         asked.clear()
-        rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-        head_loss._Whole.apply(rows, model.lm_head.weight, None, targets, 0.0, None, head_loss.slopes)
+        head_loss.taught(model, ids)
         assert (len(asked), sum(asked)) == (passes, 39)

@@ -113,7 +113,7 @@ def test_a_run_beyond_memory_is_refused_with_both_numbers(monkeypatch):
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
     for name, text in {"max": "4000000", "current": "3000000", "stat": "anon 5\ninactive_file 500000\n"}.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_CGROUPS", ((tmp_path / "max", tmp_path / "current", tmp_path / "stat"),))
+    monkeypatch.setattr(machine, "CGROUPS", ((tmp_path / "max", tmp_path / "current", tmp_path / "stat"),))
     assert machine.available_memory() == 1_500_000
     (tmp_path / "max").write_text("max")
     assert machine.available_memory() > 10_000_000

@@ -107,7 +107,7 @@ class TestContract:
         done = [e.done for e in told if isinstance(e, Progressed)]
         assert done == sorted(done)
         assert all(0 <= d <= methods.UNITS for d in done)
-        assert bool(done) == (methods.get(method).passes != methods.Passes())
+        assert bool(done) == (methods.get(method).pass_counts != methods.PassCounts())
 
     def test_a_protected_layer_has_no_score(self, method):
         told, _ = choose(method, 2, protect_first=2)
@@ -225,7 +225,7 @@ def test_a_search_that_reuses_what_holds_equals_whole_passes(monkeypatch, model_
         got = dict(looking.losses(free, removed))
         costs = {i: [lab.loss_without([*removed, i], ids) for ids in batches] for i in free}
         assert got == pytest.approx({i: (3 * a + b) / 4 for i, (a, b) in costs.items()}, rel=1e-6)
-        assert all(len(text.kept) <= (DEPTH if room == 1 else DEPTH**2) for text in looking._texts)
+        assert all(len(text.by_key) <= (DEPTH if room == 1 else DEPTH**2) for text in looking.texts)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi", "gemma2"])

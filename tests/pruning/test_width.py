@@ -187,7 +187,7 @@ def test_a_number_of_heads_that_the_config_refuses_is_not_taken():
     parts = width.heads(lab, lab.stack.layers[0]), width.channels(lab, lab.stack.layers[0])
     model.config.num_key_value_heads = 4  # as if each query head had its own
     layer, sizes = 10_000.0, tuple(sum(part.size() for part in half) for half in parts)
-    gone, entries, _ = width.plan(lab, layer, 0.3, (4, 480), sizes)
+    gone, entries, _ = width.cuts(lab, layer, 0.3, (4, 480), sizes)
     assert entries["num_attention_heads"] == 2
     assert gone == (2, math.ceil((3000 - 2 * sizes[0]) / sizes[1]))
 

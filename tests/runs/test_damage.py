@@ -207,7 +207,7 @@ def test_a_resume_goes_back_before_what_cannot_be_read(harm, share, ended, store
     assert run.status() == ("damaged" if ended else "lost")
     assert "It goes on" in resume.outlook(run)
     past = resume.reopen(run)
-    assert past.place <= number
+    assert past.next_event <= number
     assert run.state().missing == []
     go(run)
     assert same(run, whole)

@@ -1,10 +1,11 @@
-"""A demo's limits hold at the entries themselves, whatever a page would draw; the open mode limits nothing. Sweeping
-takes what is due and nothing that somebody needs."""
+"""A demo's limits hold at the entries themselves, whatever a page would draw; the open mode limits nothing. The
+removal of old runs takes what is due, and nothing that somebody needs."""
 
 import contextlib
 import dataclasses
 import io
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_the_workbench_of_a_demo_refuses_the_same(case, demo, tmp_path, monkeypa
         bench.close()
 
 
-# Sweeping
+# Removing old runs
 
 
 def aged(run, days):
@@ -225,7 +226,7 @@ def test_the_open_mode_deletes_no_run(tmp_path):
     assert store.runs() == [run]
 
 
-def test_a_clock_that_jumps_back_sweeps_nothing(tmp_path):
+def test_a_clock_that_jumps_back_removes_nothing(tmp_path):
     store = Store(tmp_path)
     run = aged(story.write(store, "finished"), -400)
     assert retention.delete_due(store, DEMO) == []
@@ -273,20 +274,21 @@ def test_a_run_goes_first_while_it_is_at_work(runs):  # noqa: F811
 
 
 @pytest.mark.parametrize(("second", "rests"), [(True, 1), (False, 0)])
-def test_a_step_that_had_to_wait_is_followed_by_a_rest(monkeypatch, second, rests):
+def test_an_answer_that_had_to_wait_is_followed_by_a_rest(monkeypatch, second, rests):
     rested: list[float] = []
     here, sleep = threading.get_ident(), time.sleep  # other threads of this process sleep on
     monkeypatch.setattr(worker.time, "sleep", lambda s: rested.append(s) if threading.get_ident() == here else sleep(s))
     waiting = threading.Event()
 
-    def steps():
-        sum(range(2_000_000))  # had the cores to itself
-        yield None
-        waiting.wait(0.3)  # had not
-        yield None
+    class Handler(worker.RequestHandler):
+        def answer(self, request):
+            sum(range(2_000_000))  # had the cores to itself
+            yield None
+            waiting.wait(0.3)  # had not
+            yield None
 
-    loop = worker.Loop(worker.RequestHandler(), io.StringIO(), io.StringIO(), second)
-    assert list(loop._rested(steps())) == [None, None]
+    loop = worker.Loop(Handler(), io.StringIO(), io.StringIO(), second)
+    assert isinstance(loop.respond("ticket", an.WhatIf("any", [])), an.Answered)
     assert len([s for s in rested if s > worker.REST * 0.25]) == rests
 
 
@@ -299,8 +301,8 @@ class OneStep(worker.RequestHandler):
 def test_what_was_done_when_the_cancel_came_is_told():
     out = io.StringIO()
     loop = worker.Loop(OneStep(), io.StringIO(), out)
-    loop._stopped.add("ticket")
-    assert isinstance(loop._ending("ticket", an.WhatIf("any", [])), an.Stopped)
+    loop.cancel("ticket")
+    assert isinstance(loop.respond("ticket", an.WhatIf("any", [])), an.Stopped)
     assert an.unpack(out.getvalue())[1] == an.TokenGenerated(0, 1, "done", 0.1)
 
 
@@ -355,26 +357,29 @@ def test_a_run_that_goes_on_counts_for_who_resumes_it(runs, demo):  # noqa: F811
 
 def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_path, monkeypatch):
     monkeypatch.setenv("TRSP_RUNS", str(tmp_path))
-    waiting = threading.Event()
-    monkeypatch.setattr("trsp_core.workbench.client.Workbench._work", lambda *_: waiting.wait(60))
-    bench_ = Workbench(command=("false",))
+    bench_ = Workbench(command=(sys.executable, "-c", "import sys; sys.stdin.read()"))  # answers nothing
     request = an.Generate([an.Variant(DEMO.models[0])], "a")
     try:
-        for _ in range(DEMO.requests_per_visitor + 1):  # one is worked on
+        first = bench_.ask(request, visitor="a")
+        until(lambda: bench_.read(first).place == 0)  # it is worked on
+        for _ in range(DEMO.requests_per_visitor):
             bench_.ask(request, visitor="a")
-            until(lambda: bench_._working is not None)
         with pytest.raises(TrspError, match="your network address"):
             bench_.ask(request, visitor="a")
         assert bench_.ask(request, visitor="b")
     finally:
-        waiting.set()
         bench_.close()
     held, run = threading.Event(), story.write(Store(tmp_path), "finished")
-    monkeypatch.setattr("trsp_core.export.export_queue.ExportQueue._work", lambda *_: held.wait(60))
+
+    def blocked(*_, **__):
+        held.wait(60)
+        yield from ()
+
+    monkeypatch.setattr("trsp_core.subprocesses.run", blocked)
     errands = ExportQueue()
     try:
         errands.start(run, "0.html", "report", "a")
-        until(lambda: not errands._waiting)
+        until(lambda: errands.place(errands.of(run)[0]) == 0)
         for n in range(1, DEMO.exports_per_visitor + 1):
             errands.start(run, f"{n}.html", "report", "a")
         with pytest.raises(TrspError, match="your network address"):

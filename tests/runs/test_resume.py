@@ -230,7 +230,7 @@ def test_a_damaged_point_is_done_without_before_the_run_goes_on(stage, text, tmp
     sentence = checkpointing.without_damage(past)
     assert file.name in sentence
     assert not file.exists()
-    assert resume.reopen(run, anew=True).place < past.place
+    assert resume.reopen(run, anew=True).next_event < past.next_event
     go(run)
     assert run.status() == "finished"
     assert told(run) == told(whole)

@@ -153,7 +153,7 @@ def test_a_folder_in_the_place_of_the_log_is_told(store, tmp_path, monkeypatch):
     assert "no model 'nowhere'" in second.state().failure.message
 
 
-def test_looks_at_runs_while_it_sweeps_stop_nothing(store, begin, monkeypatch):
+def test_looks_at_runs_while_old_ones_are_removed_stop_nothing(store, begin, monkeypatch):
     monkeypatch.setattr(run_queue, "RETENTION_EVERY", -1.0)
     monkeypatch.setattr(run_queue, "WATCHED_FOR", 0.0)
     queue, over = RunQueue(store), threading.Event()

@@ -217,7 +217,7 @@ def run_folder(case: tuple[str, str, bytes], folder: Path) -> None:
         assert found.hint()
         assert found.size() >= 0
         plans.belongs(found)
-        for kept in transcript.kept(found):
+        for kept in transcript.comparisons(found):
             if answered := refused_or(lambda kept=kept, found=found: transcript.read(found, kept)):
                 transcript.markdown(transcript.gather(*answered)).encode()
     Store(folder).models()
@@ -295,7 +295,7 @@ def kept_comparison(content: bytes, folder: Path) -> None:
     """A comparison that is kept with a run."""
     (folder / "comparisons").mkdir(exist_ok=True)
     (folder / KEPT).write_bytes(content)
-    for name in transcript.kept(Run(folder)):
+    for name in transcript.comparisons(Run(folder)):
         answered = refused_or(lambda name=name: transcript.read(Run(folder), name))
         if answered:
             found = transcript.gather(*answered)
@@ -320,7 +320,7 @@ def grid_file(content: bytes, folder: Path) -> None:
     grid = refused_or(lambda: grids.read(str(folder / "grid.json")))
     if grid is not None:
         assert 0 < len(grid.plan.variations) <= grids.MOST
-        assert set(grid.places) == {v.name for v in grid.plan.variations}
+        assert set(grid.points) == {v.name for v in grid.plan.variations}
 
 
 def record_file(content: bytes, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The recorded sweep over all causal language models: what the docs say of it, and that it is still so."""
+"""The recorded survey of all causal language models: what the docs say of it, and that it is still so."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import pytest
 import transformers
 
-from tests import ROOT, sweep_families, zoo
+from tests import ROOT, survey_families, zoo
 from trsp_core.models import architectures
 from trsp_core.surgery import families
 
@@ -44,9 +44,9 @@ AIM = [
 
 
 def test_the_docs_hold_what_was_recorded():
-    page = sweep_families.PAGE.read_text("utf-8")
-    told = page.split(sweep_families.BEGIN)[1].split(sweep_families.END)[0].strip()
-    assert told == sweep_families.markdown(architectures.recorded())
+    page = survey_families.PAGE.read_text("utf-8")
+    told = page.split(survey_families.BEGIN)[1].split(survey_families.END)[0].strip()
+    assert told == survey_families.markdown(architectures.recorded())
 
 
 def test_the_record_is_of_every_model_of_this_transformers():
@@ -73,11 +73,11 @@ def test_what_is_declared_refused_was_refused():
 
 
 @pytest.mark.slow
-def test_the_sweep_ends_as_recorded():
+def test_the_survey_ends_as_recorded():
     """Apart, since it forks: this process has threads."""
     code = (
-        "import dataclasses, json\nfrom tests import sweep_families\n"
-        "print(json.dumps([dataclasses.asdict(o) for o in sweep_families.sweep()]))"
+        "import dataclasses, json\nfrom tests import survey_families\n"
+        "print(json.dumps([dataclasses.asdict(o) for o in survey_families.survey()]))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

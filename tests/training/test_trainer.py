@@ -37,7 +37,7 @@ def steps(trainer: type[PlainTrainer], deleted: bool = False, **settings):
     if config.distil:
         lab.teacher = discovery.find(tiny.build(seed=1))
     with removal.removed(lab.stack, [1, 3]) if deleted else contextlib.nullcontext():
-        events, _ = drain(stage2.transfer(lab, config, [1, 3], deleted=deleted, trainer=trainer))
+        events, _ = drain(stage2.transfer(lab, config, [1, 3], deleted=deleted, trainer_class=trainer))
     figures = [[e.step, e.lm_loss, e.penalty, e.lambda_2, e.learning_rate, *e.gaps] for e in events]
     return torch.tensor(figures), dict(lab.model.named_parameters())
 
@@ -69,7 +69,7 @@ def test_the_trainer_takes_the_steps_of_its_plain_twin(variant, deleted):
 
 def test_a_part_of_the_steps_is_a_part_of_the_schedule():
     lab, config = lab_of(lambda_2=0.3)
-    events, _ = drain(stage2.transfer(lab, config, [1, 3], Span(2, 2), trainer=PlainTrainer))
+    events, _ = drain(stage2.transfer(lab, config, [1, 3], Span(2, 2), trainer_class=PlainTrainer))
     assert [e.step for e in events] == [3, 4]
     assert events[-1].lambda_2 == pytest.approx(0.3)
 
@@ -84,6 +84,6 @@ def test_a_trainer_that_cannot_begin_leaves_nothing_behind(trainer, monkeypatch)
 
     monkeypatch.setattr(type(lab), "tapped", fails)
     with pytest.raises(MemoryError):
-        drain(stage2.transfer(lab, config, [1, 3], trainer=trainer))
+        drain(stage2.transfer(lab, config, [1, 3], trainer_class=trainer))
     assert [name for name, _ in lab.model.named_parameters()] == names
     assert not any(module._forward_hooks for module in lab.model.modules())

@@ -141,7 +141,7 @@ def test_traces_are_the_models_probabilities(llama):
     whole = held.take(Variant(llama))
     ids, _ = side_by_side.encode(whole, PROMPT, False)
     thin = model_cache.without(whole, [1])
-    logs = [side_by_side._log_probabilities(m, ids, first.tokens).double() for m in (whole, thin)]
+    logs = [side_by_side.log_probabilities(m, ids, first.tokens).double() for m in (whole, thin)]
     kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
     assert traces[1].kl == pytest.approx(kl.tolist(), abs=1e-5)
 
@@ -185,12 +185,12 @@ def test_every_record_survives_the_pipe():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("outputs", [48, 50, 7])
 @pytest.mark.parametrize("large", [0, 2**21])
-def test_one_row_in_pieces_is_the_linear_map(monkeypatch, bias, outputs, large):
-    """Also where the rows of the matrix cannot be dealt out, where more than one row is read, and on all cores."""
+def test_one_token_through_pieces_is_the_linear_map(monkeypatch, bias, outputs, large):
+    """Also where the rows of the matrix cannot be dealt out, where more than one token is read, and on all cores."""
     monkeypatch.setattr(generation, "LARGE", large)
     cores = torch.get_num_threads()
     holder = torch.nn.Sequential(torch.nn.Linear(24, outputs, bias=bias))
-    found = generation._rows(holder)
+    found = generation.single_token_maps(holder)
     assert len(found) == (outputs != 7)
     for forward in found.values():
         for shape in [(1, 1, 24), (1, 24), (24,), (2, 3, 24), (0, 24)]:
@@ -205,6 +205,6 @@ def test_a_model_is_what_it_was_between_tokens():
     told = generation.tokens(model, tiny.ids(rows=1), 5)
     cores = torch.get_num_threads()
     next(told), next(told)
-    assert generation._rows(model)
+    assert generation.single_token_maps(model)
     assert torch.get_num_threads() == cores
     assert not any("forward" in vars(m) for m in model.modules())

@@ -39,12 +39,12 @@ def chosen_at(state: RunState) -> dict[int, int]:
     return {c.layer: last[c.round] for c in state.rounds if c.round in last}
 
 
-def weights(state: RunState, planned: int) -> pd.DataFrame:
-    """A line a layer over the steps of stage 1, ending where it is chosen. `planned`: steps of the whole stage."""
+def weights(state: RunState, expected: int) -> pd.DataFrame:
+    """A line a layer over the steps of stage 1, ending where it is chosen. `expected`: steps of the whole stage."""
     columns = ["kind", "step", "weight", "layer", "fate"]
     steps, ends, fate = state.weight_steps, chosen_at(state), fates(state)
     frame = pd.DataFrame(
-        [("frame", 0, 0.0, 0, "kept"), ("frame", max(planned, len(steps), 1), 1.0, 0, "kept")], columns=columns
+        [("frame", 0, 0.0, 0, "kept"), ("frame", max(expected, len(steps), 1), 1.0, 0, "kept")], columns=columns
     )
     if not steps:
         return frame
@@ -53,13 +53,13 @@ def weights(state: RunState, planned: int) -> pd.DataFrame:
     start = np.ones((1, table.shape[1]))
     table, at = np.vstack([start, table]), np.concatenate([[0], np.array(picked) + 1])
     layer = np.arange(table.shape[1])
-    shown = at[:, None] <= np.array([ends.get(i, np.inf) for i in layer])[None, :]
+    drawn_points = at[:, None] <= np.array([ends.get(i, np.inf) for i in layer])[None, :]
     rows = pd.DataFrame(
         {
             "kind": "line",
-            "step": np.repeat(at, len(layer))[shown.ravel()],
-            "weight": np.round(table.ravel()[shown.ravel()], 4),
-            "layer": np.tile(layer, len(at))[shown.ravel()],
+            "step": np.repeat(at, len(layer))[drawn_points.ravel()],
+            "weight": np.round(table.ravel()[drawn_points.ravel()], 4),
+            "layer": np.tile(layer, len(at))[drawn_points.ravel()],
         }
     )
     rows["fate"] = np.array(fate, dtype=object)[rows["layer"]]
@@ -71,9 +71,9 @@ def stack(state: RunState) -> pd.DataFrame:
     """A bar a layer: its weight now; of a chosen one as it was when it was chosen, with its number, since the others
     sink on after that (`frozen`)."""
     columns = ["kind", "layer", "weight", "fate", "frozen", "label"]
-    fate, ends, shown = fates(state), chosen_at(state), len(state.weights) <= MOST_LABELS
+    fate, ends, has_labels = fates(state), chosen_at(state), len(state.weights) <= MOST_LABELS
     rows = [
-        ("bar", i, round(abs(w), 4), fate[i], i in ends, choice(state, i) if i in ends and shown else "")
+        ("bar", i, round(abs(w), 4), fate[i], i in ends, choice(state, i) if i in ends and has_labels else "")
         for i, w in enumerate(weights_at_choice(state))
     ]
     return pd.DataFrame([("frame", 0, 1.0, "kept", False, ""), *rows], columns=columns)
@@ -105,13 +105,13 @@ def scores(state: RunState) -> pd.DataFrame:
 
 def layer_table(state: RunState) -> pd.DataFrame:
     """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it."""
-    fate, weights, rows, place = fates(state), weights_at_choice(state), [], 0
+    fate, weights, rows, new_number = fates(state), weights_at_choice(state), [], 0
     order = {layer: n for n, layer in enumerate(state.chosen, start=1)}
     gaps_left = dict(zip(state.chosen, state.gap_steps[-1].gaps, strict=False)) if state.gap_steps else {}
     for i, what in enumerate(fate):
         if what == "kept":
-            now = "narrower" if state.narrowed else f"now {place}"
-            text, place = (now if state.removed else "kept so far"), place + 1
+            now = "narrower" if state.narrowed else f"now {new_number}"
+            text, new_number = (now if state.removed else "kept so far"), new_number + 1
         else:
             text = f"{what} as no. {order.get(i, 0)}"
         size = state.model.layer_parameters[i] / 1e6 if state.model else None
@@ -126,7 +126,7 @@ def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
         parts = [(step.lm_loss, config.lambda_1 * abs(step.l1)) for step in state.weight_steps]
     else:
         parts = [(step.lm_loss, step.lambda_2 * abs(step.penalty)) for step in state.gap_steps]
-    rows: list[tuple] = [("frame", 0, 0.0, LANGUAGE), ("frame", planned_steps(state, config, stage), 1.0, LANGUAGE)]
+    rows: list[tuple] = [("frame", 0, 0.0, LANGUAGE), ("frame", expected_steps(state, config, stage), 1.0, LANGUAGE)]
     for i in thin(len(parts)):
         language, pull = parts[i]
         rows += [("line", i + 1, language, LANGUAGE), ("line", i + 1, pull, PULLS[stage])]
@@ -136,7 +136,7 @@ def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
 def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     """A line a chosen layer over the steps of stage 2: how much it still changes what passes through it."""
     columns = ["kind", "step", "gap", "layer", "fate"]
-    frame = [("frame", 0, 0.0, 0, "chosen"), ("frame", planned_steps(state, config, 2), 0.5, 0, "chosen")]
+    frame = [("frame", 0, 0.0, 0, "chosen"), ("frame", expected_steps(state, config, 2), 0.5, 0, "chosen")]
     picked, fate = thin(len(state.gap_steps)), fates(state)
     rows = [
         ("line", i + 1, abs(gap), layer, fate[layer])
@@ -145,8 +145,8 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     ]
     last = sorted((row for row in rows[-len(state.chosen) :] if math.isfinite(row[2])), key=lambda row: row[2])
     highest = max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
-    places = apart([row[2] for row in last], max(0.085 * highest, 0.032), 0.0)  # the axis reaches 0.5 at least
-    ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, places, strict=True)]
+    heights = apart([row[2] for row in last], max(0.085 * highest, 0.032), 0.0)  # the axis reaches 0.5 at least
+    ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, heights, strict=True)]
     return pd.DataFrame(frame + rows + ends, columns=columns)
 
 
@@ -168,9 +168,9 @@ def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
     """Perplexity if the chosen layers were deleted now, and of the dense model and of deletion at once as level lines:
     all as multiples of the dense model's on the same blocks."""
     columns = ["kind", "step", "times", "model", "label"]
-    last = planned_steps(state, config, 2)
-    levels, seen = times_dense(state, config)
-    if not seen:
+    last = expected_steps(state, config, 2)
+    levels, points = times_dense(state, config)
+    if not points:
         return pd.DataFrame(columns=columns).astype({"step": float, "times": float})
     rows: list[tuple] = []
     for name, title in (("dense", "dense"), ("direct", "deleted at once")):
@@ -179,13 +179,13 @@ def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
             rows.append(
                 ("name", last, level, title, title if name == "dense" else f"{title} {formatting.ratio(level)} ×")
             )
-    rows += [("line", *seen[i], "deleted now", "") for i in thin(len(seen))]
+    rows += [("line", *points[i], "deleted now", "") for i in thin(len(points))]
     return pd.DataFrame(rows, columns=columns)
 
 
 def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float]]]:
-    """What the pictures of stage 2 show: by state of the model, and by step if deleted then, perplexity as a multiple
-    of the dense model's, all on the blocks that `compared` counts. Nothing while the dense model is not measured."""
+    """Perplexity as a multiple of the dense model's: by state of the model, and by step, if layers were deleted then.
+    All on the blocks that `compared` counts; nothing while the dense model is not measured."""
     blocks, _ = compared(state, config)
     dense = first_blocks(state, "dense", blocks)
     if not dense:
@@ -196,8 +196,8 @@ def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], l
 
 
 def compared(state: RunState, config: RunConfig) -> tuple[int, int]:
-    """How many of the blocks measured in the calibration domain the pictures of stage 2 are of, and how many there are:
-    those that probes use, or all of them in a run without."""
+    """Of the measured blocks of the calibration domain: how many the pictures of stage 2 use, and how many there are.
+    They use those that the probes use, or all in a run without probes."""
     whole = next((m.blocks for m in state.measured if m.domain == "calibration"), config.measure_blocks)
     few = state.probes[0].blocks if state.probes else config.probe_blocks if config.stage2_steps else 0
     return (min(few, whole) or whole), whole
@@ -218,18 +218,18 @@ def first_blocks(state: RunState, model_state: str, blocks: int) -> float | None
     return None
 
 
-def planned_steps(state: RunState, config: RunConfig, stage: int) -> int:
+def expected_steps(state: RunState, config: RunConfig, stage: int) -> int:
     """Steps that a stage will take, as far as it is known."""
     if stage == 2:
         return max(config.stage2_steps, len(state.gap_steps), 1)
-    return max(planned_rounds(state, config) * config.stage1_steps, len(state.weight_steps), 1)
+    return max(expected_rounds(state, config) * config.stage1_steps, len(state.weight_steps), 1)
 
 
-def planned_rounds(state: RunState, config: RunConfig) -> int:
-    return 1 if config.one_shot else max(planned_removals(state, config), 1)
+def expected_rounds(state: RunState, config: RunConfig) -> int:
+    return 1 if config.one_shot else max(expected_removals(state, config), 1)
 
 
-def planned_removals(state: RunState, config: RunConfig) -> int:
+def expected_removals(state: RunState, config: RunConfig) -> int:
     """K of this run; 0 before the model is known."""
     return count_to_remove(config, state.model.n_layers) if state.model else 0
 
@@ -241,15 +241,15 @@ def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]
     return sorted({int(i) for i in np.linspace(0, count - 1, MOST)} | {i for i in also if 0 <= i < count})
 
 
-def apart(places: list[float], least: float, floor: float = -math.inf) -> list[float]:
-    """Ascending `places` moved until neighbours are `least` apart, for labels that stay legible near their lines; none
+def apart(heights: list[float], least: float, floor: float = -math.inf) -> list[float]:
+    """Ascending `heights` moved until neighbours are `least` apart, for labels that stay legible near their lines; none
     below `floor`."""
     moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + least) if moved else place)
-    excess = sum(moved) - sum(places)
+    for height in heights:
+        moved.append(max(height, moved[-1] + least) if moved else height)
+    excess = sum(moved) - sum(heights)
     down = min(excess / len(moved), moved[0] - floor) if moved else 0.0
-    return [place - down for place in moved]
+    return [height - down for height in moved]
 
 
 def caption(name: str, state: RunState, config: RunConfig) -> str:

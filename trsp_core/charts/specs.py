@@ -1,4 +1,4 @@
-"""The charts of a run as Vega-Lite specs, built once with Altair and cached; the frames come from `series`.
+"""The charts of a run as Vega-Lite specs, built once with Altair and cached; the data come from `frames`.
 
 A spec holds no data and nothing that depends on data: a browser that gets the byte-identical spec again swaps the rows
 in place, without flicker. Pages show them live, a report holds them as pictures.

@@ -48,7 +48,7 @@ def tell(*lines: str) -> None:
         print(escaping.line(line), file=sys.stderr, flush=True)
 
 
-def tell_step(message: str, fraction: float, as_json: bool) -> None:
+def tell_progress(message: str, fraction: float, as_json: bool) -> None:
     """Print how far the work is: an object on stdout, or a line on stderr."""
     if as_json:
         show_json({"message": message, "fraction": round(fraction, 3)}, indent=None)

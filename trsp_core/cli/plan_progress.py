@@ -43,9 +43,9 @@ def _line(news: PlanEvent, total: int) -> str:
         line += ", perplexity " + " and ".join(
             f"{formatting.perplexity(perplexity[d])} ({d})" for d in DOMAINS if d in perplexity
         )
-    left = (
+    remaining = (
         f"; about {formatting.clock(news.seconds_left)} left for all"
         if news.seconds_left and news.kind != "found"
         else ""
     )
-    return escaping.line(line) + left
+    return escaping.line(line) + remaining

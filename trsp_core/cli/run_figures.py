@@ -61,8 +61,8 @@ def account(figures: dict[str, Any]) -> str:
 
 def progress(state: RunState) -> str:
     """Where a run is, in one line: `[ 42%] choose 23/80, about 1:32 left`."""
-    left = state.seconds_left
+    seconds_left = state.seconds_left
     count = f" {state.done}/{state.units}" if state.units else ""
     return f"[{formatting.progress(state.fraction)}] {escaping.line(state.phase or 'start')}{count}" + (
-        f", about {formatting.clock(left)} left" if left is not None else ""
+        f", about {formatting.clock(seconds_left)} left" if seconds_left is not None else ""
     )

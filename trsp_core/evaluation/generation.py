@@ -1,4 +1,4 @@
-"""Text, token by token: one cached step at a time, so that whoever reads can stop after any token."""
+"""Text, token by token, with a cache: whoever reads can stop after any token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trsp_core.data import special_tokens
 from trsp_core.surgery import hooks
 
-PIECES = 16  # of a matrix, through which one row goes
+PIECES = 16  # of a matrix that one token goes through
 LARGE = 2**21  # numbers of a matrix that is worth waking other cores for
 
 CACHES = ("past_key_values", "cache_params", "state")  # what models call the memory of what they have read
@@ -39,10 +39,10 @@ def tokens(
         stop: ids that end the text; the one that did is yielded too.
     """
     draw = torch.Generator().manual_seed(seed)
-    ids, cache, rows = prompt, {}, _rows(model)
+    ids, cache, maps = prompt, {}, single_token_maps(model)
     for _ in range(new_tokens):
-        lone = bool(rows) and ids.shape[1] == 1
-        with torch.inference_mode(), hooks.forwarding(rows if lone else {}), _cores(1 if lone else None):
+        lone = bool(maps) and ids.shape[1] == 1
+        with torch.inference_mode(), hooks.forwarding(maps if lone else {}), _cores(1 if lone else None):
             output = model(input_ids=ids, use_cache=True, **cache)
             cache = {name: output[name] for name in CACHES if name in output}
             token = choose(output.logits[0, -1], temperature, top_p, draw)
@@ -53,26 +53,29 @@ def tokens(
             return
 
 
-def _rows(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """For the linear maps that can: how one row goes through them. A cached step is bound by reading the weights, and
-    torch's product of a float32 matrix and one row reads at half of a core's rate; that of a batch of its pieces at all
-    of it, and at that of all cores where the matrix is large. For smaller ones waking them costs more than it saves."""
-    maps = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m) and _splits(m.weight)]
+def single_token_maps(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """A faster forward for one token, of each linear map of the model that allows it. With a cache the time goes into
+    reading the weights. torch's product of a float32 matrix and one vector reads at half of a core's rate, that of a
+    batch of its pieces at the whole rate, and, where the matrix is large, at that of all cores. For smaller ones waking
+    the cores costs more than it saves."""
+    linear_maps = [
+        m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m) and _splits(m.weight)
+    ]
     cores = torch.get_num_threads()
     return {
         m: partial(
-            _row,
+            _single_token,
             m.weight.unflatten(0, (math.gcd(len(m.weight), PIECES), -1)),
             m.bias,
             cores if m.weight.numel() > LARGE else None,
         )
-        for m in maps
+        for m in linear_maps
     }
 
 
 @contextlib.contextmanager
 def _cores(count: int | None) -> Iterator[None]:
-    """Products are shared among so many cores inside; None changes nothing."""
+    """Inside, products are shared among `count` cores; None changes nothing."""
     before = torch.get_num_threads()
     if count in (None, before):
         yield
@@ -89,11 +92,11 @@ def _splits(weight: Tensor) -> bool:
     return plain and math.gcd(len(weight), PIECES) > 1
 
 
-def _row(pieces: Tensor, bias: Tensor | None, cores: int | None, x: Tensor) -> Tensor:
-    """x (..., D) through a map whose weight is in `pieces` (P, out / P, D), on so many cores."""
+def _single_token(pieces: Tensor, bias: Tensor | None, cores: int | None, x: Tensor) -> Tensor:
+    """x (..., D) through a map whose weight is in `pieces` (P, out / P, D), on `cores`."""
     if x.numel() != pieces.shape[-1]:
         return F.linear(x, pieces.flatten(0, 1), bias)
-    # the row has to stay one: with other strides torch takes a way that is five times slower
+    # the vector has to stay contiguous: with other strides torch takes a way that is five times slower
     with _cores(cores):
         out = torch.bmm(pieces, x.reshape(1, -1).T.expand(len(pieces), -1, 1)).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
@@ -109,13 +112,13 @@ def choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generat
     return int(order[torch.multinomial(ranked / ranked.sum(), 1, generator=draw)])
 
 
-def fitted(context: int | None, read: int, written: int) -> tuple[int, int]:
-    """How many tokens to read and to write where `read` and `written` are wanted, so that both fit into `context`
+def fitted(context: int | None, read: int, new_tokens: int) -> tuple[int, int]:
+    """How many tokens to read and to write where `read` and `new_tokens` are wanted, so that both fit into `context`
     together: first fewer are written, down to half of it, then fewer are read. None is a context without end."""
     if context is None:
-        return read, written
-    written = min(written, max(context - read, context // 2))
-    return min(read, context - written), written
+        return read, new_tokens
+    new_tokens = min(new_tokens, max(context - read, context // 2))
+    return min(read, context - new_tokens), new_tokens
 
 
 def continuation(
@@ -128,9 +131,9 @@ def continuation(
         context: the most tokens that prompt and continuation may be together.
     """
     ids = torch.tensor([special_tokens.begun(tokenizer, prompt)], device=next(model.parameters()).device)
-    read, written = fitted(context, ids.shape[1], new_tokens)
+    read, most_tokens = fitted(context, ids.shape[1], new_tokens)
     if read < ids.shape[1]:
         opening = min(len(special_tokens.around(special_tokens.encoder(tokenizer))[0]), read - 1)
         prompt = tokenizer.decode(ids[0, opening - read :])
         ids = torch.cat([ids[:, :opening], ids[:, opening - read :]], dim=1)
-    return prompt, tokenizer.decode(list(tokens(model, ids, written)), skip_special_tokens=True)
+    return prompt, tokenizer.decode(list(tokens(model, ids, most_tokens)), skip_special_tokens=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from trsp_core.perf import head_loss
 from trsp_core.perf.activation_cache import States, key
-from trsp_core.perf.head_loss import Reference
+from trsp_core.perf.head_loss import DenseLogits
 from trsp_core.surgery.stack import Stack
 
 STATE_BYTES = 600_000_000  # of kept hidden states, over both domains
@@ -37,7 +37,7 @@ class Path:
         self.stack, self.ids, self.most_bytes = stack, ids, most_bytes
         self.states = States(ids)
         self._tried: dict[frozenset[int], Figures] = {}
-        self._dense: Reference | None = None
+        self._dense: DenseLogits | None = None
 
     def figures(self, removed: frozenset[int]) -> Figures:
         """Loss and KL without `removed`; the first call measures the dense model too."""
@@ -45,13 +45,13 @@ class Path:
             self._dense, layers_run = self._refer()
             self._tried[frozenset()] = self._compared(self._dense, self._dense.dense, layers_run)
         if removed not in self._tried:
-            with head_loss.withheld(self.stack.model) if self._dense.plain else nullcontext() as given:
+            with head_loss.withheld(self.stack.model) if self._dense.plain else nullcontext() as head_inputs:
                 logits, layers_run = self._logits(removed)
-            states = logits if given is None else given[0][:, :-1].flatten(0, 1)
+            states = logits if head_inputs is None else head_inputs[0][:, :-1].flatten(0, 1)
             self._tried[removed] = self._compared(self._dense, states, layers_run)
         return self._tried[removed]
 
-    def _compared(self, dense: Reference, states: Tensor, layers_run: int) -> Figures:
+    def _compared(self, dense: DenseLogits, states: Tensor, layers_run: int) -> Figures:
         loss, kl = (x.mean().item() for x in dense.compare(states, self._targets))
         return Figures(loss, max(kl, 0.0), layers_run)
 
@@ -65,24 +65,26 @@ class Path:
     def influence(self, layer: int) -> float:
         """1 - mean cosine of X_in and X_out of `layer` in the dense model."""
         self.figures(frozenset())
-        states = [self.states.kept[key(i, frozenset())] for i in (layer, layer + 1)]
+        states = [self.states.by_key[key(i, frozenset())] for i in (layer, layer + 1)]
         return float(1 - F.cosine_similarity(states[0], states[1], dim=-1).mean())
 
     @property
     def _targets(self) -> Tensor:
         return self.ids[:, 1:].flatten()
 
-    def _refer(self) -> tuple[Reference, int]:
+    def _refer(self) -> tuple[DenseLogits, int]:
         """What the dense model says, and how many layers were computed for it."""
-        with head_loss.listening(self.stack.model) as given:
+        with head_loss.listening(self.stack.model) as head_inputs:
             logits, layers_run = self._logits(frozenset())
-        return Reference(self.stack.model, given[0][:, :-1].flatten(0, 1) if given else None, logits), layers_run
+        return DenseLogits(
+            self.stack.model, head_inputs[0][:, :-1].flatten(0, 1) if head_inputs else None, logits
+        ), layers_run
 
     def _logits(self, removed: frozenset[int]) -> tuple[Tensor, int]:
-        """What the model puts out at the N = B (T - 1) places that predict a token, (N, V) where its head is not
+        """What the model puts out at the N = B (T - 1) positions that predict a token, (N, V) where its head is not
         withheld, and how many layers were computed."""
-        given, layers_run = self.states.climb(self.stack, removed)
-        size = next(iter(self.states.kept.values())).nbytes
+        outputs, layers_run = self.states.climb(self.stack, removed)
+        size = next(iter(self.states.by_key.values())).nbytes
         dense = len(self.stack.layers) + 1  # states of the dense model, which always stay
         self.states.bound(max(self.most_bytes // size, dense + 2))
-        return given[:, :-1].flatten(0, 1), layers_run
+        return outputs[:, :-1].flatten(0, 1), layers_run

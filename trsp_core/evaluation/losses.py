@@ -22,16 +22,16 @@ def similarity(a: Tensor, b: Tensor) -> float:
         return F.cosine_similarity(a.float(), b.float(), dim=-1).double().mean().item()
 
 
-def states_at(stack: Stack, ids: Tensor, places: Collection[int]) -> dict[int, Tensor]:
-    """What enters each layer of `places` (B, T, D) on `ids` (B, T); L stands for what leaves the last layer."""
+def states_at(stack: Stack, ids: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+    """What enters each layer of `layers` (B, T, D) on `ids` (B, T); L stands for what leaves the last layer."""
     top = len(stack.layers) - 1
-    with hooks.tapped(stack, sorted({min(i, top) for i in places})) as taps:
+    with hooks.tapped(stack, sorted({min(i, top) for i in layers})) as taps:
         stack.model(input_ids=ids, use_cache=False)
-        return {i: taps[top][1] if i > top else taps[i][0] for i in places}
+        return {i: taps[top][1] if i > top else taps[i][0] for i in layers}
 
 
 def relative_distance(target: Tensor, states: Tensor) -> Tensor:
-    """Mean over tokens of |found - wanted| / |wanted|, from hidden states (B, T, D); `wanted` is detached."""
+    """Mean over tokens of |states - target| / |target|, from hidden states (B, T, D); `target` is detached."""
     target = target.detach().float()
     return ((states.float() - target).norm(dim=-1) / target.norm(dim=-1).clamp(min=1e-6)).mean()
 

@@ -118,21 +118,21 @@ def speeds(
         pruned: gives a context in which the model is the pruned one.
     """
     yield ev.PhaseStarted("speed", config.speed_repeats)
-    read, written = generation.fitted(stack.context, SPEED_PROMPT, SPEED_NEW)
+    read, new_tokens = generation.fitted(stack.context, SPEED_PROMPT, SPEED_NEW)
     prompt = texts.measure["calibration"].flatten()[:read].view(1, -1)
     prompt = prompt.to(next(stack.model.parameters()).device)
     timings: dict[str, list[tuple[float, float]]] = {"dense": [], "pruned": []}
     for repeat in range(config.speed_repeats + 1):
-        timings["dense"].append(perplexity.time_once(stack.model, prompt, written))
+        timings["dense"].append(perplexity.time_once(stack.model, prompt, new_tokens))
         with pruned():
-            timings["pruned"].append(perplexity.time_once(stack.model, prompt, written))
+            timings["pruned"].append(perplexity.time_once(stack.model, prompt, new_tokens))
         yield ev.Progressed(repeat)
     for state, (_, *timed) in timings.items():
         prefills, decodes = zip(*timed, strict=True)
         yield ev.SpeedMeasured(
             state,
             prompt.shape[1],
-            written,
+            new_tokens,
             config.speed_repeats,
             *perplexity.spread(prefills),
             *perplexity.spread(decodes),

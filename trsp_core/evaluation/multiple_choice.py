@@ -23,7 +23,7 @@ AT_ONCE = 8  # sequences
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredQuestion:
     """One question's outcome: chosen plainly and by bytes (numbers of choices; -1: the model would write another word),
     and the log-likelihood of each choice in nats."""
 
@@ -33,8 +33,8 @@ class Answered:
     nats: tuple[float, ...]
 
 
-def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], longest: int) -> Iterator[Answered]:
-    """One `Answered` a question, in order.
+def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], longest: int) -> Iterator[AnsweredQuestion]:
+    """One `AnsweredQuestion` a question, in order.
 
     Args:
         longest: tokens that the model reads; of a longer context the end counts.
@@ -52,7 +52,7 @@ def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], long
             sizes = [len(c.strip().encode()) for c in question.continuations]
             chosen = max(range(len(nats)), key=lambda i: nats[i])
             by_bytes = max(range(len(nats)), key=lambda i: nats[i] / max(sizes[i], 1))
-        yield Answered(chosen, by_bytes, question.gold, tuple(nats))
+        yield AnsweredQuestion(chosen, by_bytes, question.gold, tuple(nats))
 
 
 def refuse(tokenizer: Any, questions: Sequence[Question], rows: int) -> None:
@@ -73,23 +73,23 @@ def encode(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], 
 def _likelihoods(
     model: nn.Module, pairs: list[tuple[list[int], int]], longest: int, device: torch.device
 ) -> list[tuple[float, bool]]:
-    """Of each pair: log p of its last tokens in nats, and whether each of them is the likeliest. Rows are filled up on
-    the right, where a causal model does not look."""
+    """Of each pair: log p of its last tokens in nats, and whether each of them is the likeliest. Sequences are
+    filled up on the right, where a causal model does not look."""
     cut = [(ids[-longest:], min(n, longest - 1)) for ids, n in pairs]
     width = max(len(ids) for ids, _ in cut)
-    rows = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in cut], device=device)
+    sequences = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in cut], device=device)
     with torch.inference_mode():
-        logits: Tensor = model(input_ids=rows, use_cache=False).logits
+        logits: Tensor = model(input_ids=sequences, use_cache=False).logits
         likelihoods = []
-        for row, (ids, n) in enumerate(cut):
-            logs = logits[row, len(ids) - n - 1 : len(ids) - 1].float().log_softmax(-1)  # (n, V)
-            targets = rows[row, len(ids) - n : len(ids)]
+        for i, (ids, n) in enumerate(cut):
+            logs = logits[i, len(ids) - n - 1 : len(ids) - 1].float().log_softmax(-1)  # (n, V)
+            targets = sequences[i, len(ids) - n : len(ids)]
             value = logs.gather(1, targets[:, None]).double().sum().item()
             likelihoods.append((value, bool((logs.argmax(-1) == targets).all())))
         return likelihoods
 
 
-def accuracy(answers: Sequence[Answered]) -> tuple[Interval, Interval]:
+def accuracy(answers: Sequence[AnsweredQuestion]) -> tuple[Interval, Interval]:
     """Share of right answers with Wilson's interval, by the plain choice and by that per byte."""
     right = sum(a.chosen == a.gold for a in answers), sum(a.chosen_by_bytes == a.gold for a in answers)
     return intervals.share(right[0], len(answers)), intervals.share(right[1], len(answers))

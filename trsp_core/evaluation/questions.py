@@ -127,7 +127,7 @@ def _passage(article: str) -> Question | None:
             if len(words) > PASSAGE[1]:
                 break
             last = words[-1].rstrip(".!?\"'")
-            seen = {word.strip(".,;:!?\"'()") for word in words[:-1]}
-            if len(words) > PASSAGE[0] and _WORD.fullmatch(last) and last in seen:
+            earlier_words = {word.strip(".,;:!?\"'()") for word in words[:-1]}
+            if len(words) > PASSAGE[0] and _WORD.fullmatch(last) and last in earlier_words:
                 return Question((" ".join(words[:-1]),), (" " + last,), 0)
     return None

@@ -58,12 +58,12 @@ def keep(
 def _proved(run: RunFolder, unproved: Path, computed: Path, progress: ev.Progressed) -> Iterator[Event]:
     """Let a fresh process load the checkpoint in `unproved` and compare it with what `verification.keep` wrote to
     `computed`. Tells `progress` again where the run is to stop meanwhile."""
-    place = f"The files are in {unproved.name}, unproved."
+    where = f"The files are in {unproved.name}, unproved."
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
     if (free := machine.available_memory()) < PROCESS_BYTES:
         raise TrspError(
             f"The model is not proved: a fresh process to load it takes {formatting.size(PROCESS_BYTES)} of memory, "
-            f"{formatting.size(free)} are free. {place}",
+            f"{formatting.size(free)} are free. {where}",
             f"Free some memory. {again}",
         )
     with contextlib.closing(verification.checking(unproved, computed)) as waiting:
@@ -74,12 +74,12 @@ def _proved(run: RunFolder, unproved: Path, computed: Path, progress: ev.Progres
                 problems = end.value.problems
                 break
             except TrspError as error:
-                raise TrspError(f"{error.message} {place}", f"{error.remedy} {again}") from error
+                raise TrspError(f"{error.message} {where}", f"{error.remedy} {again}") from error
             if run.cancelled():
                 yield progress
     if problems:
         raise TrspError(
-            f"The model that stock transformers loads is not the one of this run: {'; '.join(problems)}. {place}",
+            f"The model that stock transformers loads is not the one of this run: {'; '.join(problems)}. {where}",
             f"Please report this. {again}",
         )
 

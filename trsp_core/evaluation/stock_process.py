@@ -44,12 +44,12 @@ def continuation(model, ids, count, cached):
 def tie(model, ids, one, other):
     """By how much the logits of `one` and `other`, two continuations of ids (1, T), differ where they first part; None
     where they are equal."""
-    place = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
-    if place is None:
+    position = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
+    if position is None:
         return None
-    before = torch.cat([ids, torch.tensor([one[:place]], dtype=ids.dtype)], dim=1)
+    before = torch.cat([ids, torch.tensor([one[:position]], dtype=ids.dtype)], dim=1)
     last = logits(model, before)[-1]
-    return abs(float(last[one[place]] - last[other[place]]))
+    return abs(float(last[one[position]] - last[other[position]]))
 
 
 def end_with_stdin():

@@ -88,7 +88,7 @@ class Proof:
             if self.largest_difference
             else "are bit for bit"
         )
-        written = "" if self.dtype == self.memory_dtype else f", written as {self.dtype},"
+        format_ = "" if self.dtype == self.memory_dtype else f", written as {self.dtype},"
         figures = [f"largest logit {formatting.ratio(self.largest_logit)}"]
         if self.largest_difference:
             figures.append(f"KL {formatting.figure(self.kl)} nats a token")
@@ -100,7 +100,7 @@ class Proof:
                 f"{formatting.figure(self.tie or 0)} apart."
             )
         return (
-            f"A fresh process with stock transformers loaded this checkpoint{written} and its logits on {self.tokens} "
+            f"A fresh process with stock transformers loaded this checkpoint{format_} and its logits on {self.tokens} "
             f"tokens {equal} those of the model that the run had in memory in {self.memory_dtype} "
             f"({'; '.join(figures)}). {self.new_tokens} tokens written greedily {ending}"
         )
@@ -115,14 +115,14 @@ def keep(model: Any, tokenizer: Any, target: Path) -> None:
     from trsp_core.evaluation import generation, stock_process
     from trsp_core.surgery import families
 
-    read, written = generation.fitted(
+    read, new_tokens = generation.fitted(
         families.context(model.config.get_text_config(decoder=True)), PROOF_TOKENS, NEW_TOKENS
     )
     ids = stock_process.tokens(tokenizer, PROOF_TEXT, read)
     answer = {
         "ids": ids[0],
         "logits": stock_process.logits(model, ids),
-        "text": torch.tensor(stock_process.continuation(model, ids, written, cached=True)),
+        "text": torch.tensor(stock_process.continuation(model, ids, new_tokens, cached=True)),
     }
     facts = {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),

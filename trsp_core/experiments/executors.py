@@ -27,7 +27,7 @@ class Executor(Protocol):
     def __exit__(self, *raised: object) -> None: ...
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many runs it takes at once."""
         ...
 
@@ -51,7 +51,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """One child process of this one at a time."""
 
-    places = 1
+    slots = 1
 
     def __init__(self) -> None:
         self._children: dict[Run, subprocess.Popen[bytes]] = {}
@@ -85,7 +85,7 @@ class LocalExecutor:
 class QueueExecutor:
     """The queue of a server, one run at a time, in turn with whatever else waits there. Leaving it stops nothing."""
 
-    places = 1
+    slots = 1
 
     def __init__(self, run_queue: RunQueue) -> None:
         self._run_queue = run_queue
@@ -156,7 +156,7 @@ class DaskExecutor:
         self._client.close()
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """One each thread of its workers, and one that waits for the next that is free."""
         threads: Any = self._client.nthreads()
         return max(1, sum(threads.values())) + 1
@@ -192,7 +192,7 @@ def _stop(run: Run) -> None:
 
 
 def attend(folder: str) -> None:
-    """On a worker: the run's process, from where the run is to its end."""
+    """On a worker: execute the run from where it is, in a process of its own, and wait for its end."""
     run = Run(Path(folder))
     while run.held():  # a worker died over it, and the scheduler asks another: its child may live on
         time.sleep(1)

@@ -101,8 +101,8 @@ def gather(grid: Grid, finished: Ends) -> Sweep:
     points, dense = [], {}
     for variation in order:
         run, state = finished[variation.name]
-        place = grid.places[variation.name]
-        points.append(_point(variation.name, variation.title, place.arm, dict(place.at), run.config(), state))
+        point = grid.points[variation.name]
+        points.append(_point(variation.name, variation.title, point.arm, dict(point.at), run.config(), state))
         for domain, losses in records.losses(state, "dense").items():
             dense[points[-1].blocks[domain]] = losses
     first_run, first = finished[order[0].name]
@@ -204,7 +204,7 @@ def local(root: Path) -> Path:
 
 
 def joined(sweeps: Iterable[Sweep]) -> dict[str, Sweep]:
-    """Sweeps by name. One that continues another that is there becomes part of that one, and is none of its own."""
+    """Sweeps by name. One that continues another of them joins that one, and is not listed by itself."""
     by_name = {sweep.name: sweep for sweep in sweeps}
     whole = {name: s for name, s in by_name.items() if s.continues not in by_name or s.continues == name}
     for sweep in by_name.values():
@@ -242,13 +242,13 @@ def perplexity(points: list[Point], domain: str) -> Interval:
 def paired(ones: list[Point], others: list[Point], domain: str) -> tuple[list[float], list[float]]:
     """Losses of both on the blocks that they share: for each point of `ones`, that point of `others` which was
     measured on the same ones. Several seeds give several pairs, one after the other."""
-    left, right = [], []
+    losses, other_losses = [], []
     for one in ones:
         other = next((o for o in others if o.blocks[domain] == one.blocks[domain] and o.seed == one.seed), None)
         if other is not None:
-            left += one.losses[domain]
-            right += other.losses[domain]
-    return left, right
+            losses += one.losses[domain]
+            other_losses += other.losses[domain]
+    return losses, other_losses
 
 
 def cells(sweep: Sweep) -> list[list[str]]:

@@ -8,8 +8,8 @@ nothing more: what is read here is a `Plan`, whose variations know where in the 
               {"name": "control", "settings": {"control": "delete_first"}, "layers_of": "choice"}]}
 
 An arm spans all axes, or those that it names; without arms there is one. `layers_of` and `as_long_as` name an earlier
-arm whose axes the arm has too, and mean its point at the same place. `"continues": NAME` says that the points belong to
-another grid's record as well: the same arms, further on along an axis. Imports no torch.
+arm whose axes the arm has too, and mean its point with the same values. `"continues": NAME` says that the points belong
+to another grid's record as well: the same arms, further on along an axis. Imports no torch.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _SHORT = {"lambda_1": "λ₁", "lambda_2": "λ₂", "stage2_steps": "steps", "st
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a variation stands: its arm, and its value on each axis of the arm."""
+class GridPoint:
+    """A point of a grid: its arm, and its value on each axis of the arm."""
 
     arm: str
     at: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Grid:
-    """A plan and the place of each of its variations, by name.
+    """A plan and the point of each of its variations, by name.
 
     Attributes:
         axes: knob to its values; `arms`: name to title.
@@ -55,7 +55,7 @@ class Grid:
     plan: Plan
     axes: Mapping[str, list[Any]]
     arms: Mapping[str, str]
-    places: Mapping[str, Place]
+    points: Mapping[str, GridPoint]
     continues: str = ""
 
 
@@ -95,7 +95,7 @@ def _parse(document: Any) -> Grid:
         raise ValueError("arms")
     spans: dict[str, list[str]] = {}
     variations: list[dict[str, Any]] = []
-    places: dict[str, Place] = {}
+    points: dict[str, GridPoint] = {}
     for arm in arms:
         _only(arm, _ARM_PARTS)
         span = [str(a) for a in arm.get("axes", axes)]
@@ -110,12 +110,12 @@ def _parse(document: Any) -> Grid:
             at = dict(zip(span, values, strict=True))
             variation = _variation(arm, at, spans)
             variations.append(variation)
-            places[variation["name"]] = Place(str(arm["name"]), at)
+            points[variation["name"]] = GridPoint(str(arm["name"]), at)
         spans[str(arm["name"])] = span
     body = {k: document[k] for k in ("name", "title", "preset", "base") if k in document}
     titles = {str(arm["name"]): str(arm.get("title") or arm["name"]) for arm in arms}
     plan = plans.parse(body | {"variations": variations})
-    return Grid(plan, axes, titles, places, str(document.get("continues", "")))
+    return Grid(plan, axes, titles, points, str(document.get("continues", "")))
 
 
 def _variation(arm: Any, at: Mapping[str, Any], spans: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -137,11 +137,11 @@ def label(knob: str) -> str:
 
 
 def _name(arm: Any, at: Mapping[str, Any]) -> str:
-    """The arm's name and 6 hex digits of the place: the same when an axis gets more values."""
+    """The arm's name and 6 hex digits of its values: the same when an axis gets more values."""
     if not isinstance(arm, str) or len(arm) > 16:
         raise ValueError(f"arm {str(arm)[:40]!r}: at most 16 letters")
-    place = json.dumps({k: at[k] for k in sorted(at)}, sort_keys=True)
-    return f"{arm}_{hashlib.sha256(place.encode()).hexdigest()[:6]}" if at else arm
+    values = json.dumps({k: at[k] for k in sorted(at)}, sort_keys=True)
+    return f"{arm}_{hashlib.sha256(values.encode()).hexdigest()[:6]}" if at else arm
 
 
 def _values(values: Any) -> list[Any]:

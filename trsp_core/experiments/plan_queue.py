@@ -90,15 +90,15 @@ class PlanQueue:
                     self.run_queue.cancel(run[1].id)
 
     def standing(self, name: str) -> PlanStatus:
-        """Raises TrspError: no such plan."""
+        """How the plan `name` stands. Raises TrspError: no such plan."""
         plan = plans.read(name)
         done, run = self._look(plan)
         clock = runner.Clock(plan, 1)
-        left: float | None = None
+        seconds_left: float | None = None
         for variation, state in done.items():
             clock.learn(variation, state)
-            left = clock.gone(variation)
-        left = clock.look(run[0], run[1].state()) if run else clock.left()
+            seconds_left = clock.gone(variation)
+        seconds_left = clock.look(run[0], run[1].state()) if run else clock.seconds_left()
         titles = {v.name: v.title for v in plan.variations}
         return PlanStatus(
             active=self._active(name),
@@ -106,7 +106,7 @@ class PlanQueue:
             total=len(plan.variations),
             at_hand=run[1] if run else None,
             title=titles[run[0]] if run else "",
-            seconds_left=left,
+            seconds_left=seconds_left,
             trouble=self._troubles.get(name) or str(self._read(name).get("trouble", "")),
         )
 

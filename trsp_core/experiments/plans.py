@@ -37,8 +37,8 @@ class Variation:
     Attributes:
         settings: knobs that differ from the plan's base.
         layers_of: the variation whose chosen layers this one removes, without choosing again; "" for its own choice.
-        as_long_as: the variation whose stage 2 takes the same time: so many steps does this one get. Times are the
-            forecast's, from counts of operations: clocks would give other steps at each busy moment of the machine.
+        as_long_as: the variation that this one's stage 2 takes as long as; that decides its number of steps. Times
+            are forecast from counts of operations, so that a busy machine does not change that number.
     """
 
     name: str
@@ -177,7 +177,7 @@ def parse(document: Any) -> Plan:
 
 
 def _titled(plan: Plan) -> Plan:
-    """`plan` with a name in place of each title that is missing."""
+    """`plan` with its name as title where one is missing."""
     variations = tuple(replace(v, title=v.title or v.name) for v in plan.variations)
     return replace(plan, title=plan.title or plan.name, variations=variations)
 

@@ -64,7 +64,7 @@ def work(plan: Plan, store: Store, executor: Executor) -> Iterator[PlanEvent]:
     finished, states, missing = plans.finished(store.runs()), dict[str, RunState](), set[str]()
     at_work: dict[Run, Numbered] = {}
     elsewhere: set[Run] = set()  # those of `at_work` that another process has begun
-    clock = Clock(plan, executor.places)
+    clock = Clock(plan, executor.slots)
     while waiting or at_work:
         for name, numbered in list(waiting.items()):
             needed = plans.needs(plan, numbered[1])
@@ -79,7 +79,7 @@ def work(plan: Plan, store: Store, executor: Executor) -> Iterator[PlanEvent]:
                     del waiting[name]
                     states[name] = state
                     yield PlanEvent("found", *numbered, finished[config], state, clock.gone(name))
-                elif len(at_work) < executor.places and config not in {r.config() for r in at_work}:  # a twin is found
+                elif len(at_work) < executor.slots and config not in {r.config() for r in at_work}:  # a twin is found
                     run = _claim(store, plan, numbered[1], config, executor)
                     del waiting[name]
                     at_work[run] = numbered
@@ -87,7 +87,7 @@ def work(plan: Plan, store: Store, executor: Executor) -> Iterator[PlanEvent]:
                         elsewhere.add(run)
                     else:
                         executor.start(run)
-                    yield PlanEvent("begun", *numbered, run, None, clock.left())
+                    yield PlanEvent("begun", *numbered, run, None, clock.seconds_left())
         for run in _ended(executor, at_work, elsewhere):
             numbered, state = at_work.pop(run), run.state()
             elsewhere.discard(run)
@@ -132,33 +132,33 @@ def _claim(store: Store, plan: Plan, variation: Variation, config: RunConfig, ex
 class Clock:
     """Time left for all variations: forecasts, corrected by what those that have run took."""
 
-    def __init__(self, plan: Plan, places: int):
+    def __init__(self, plan: Plan, slots: int):
         self._expected = {v.name: _expected(plan, v) for v in plan.variations}
         self._fractions: dict[str, float] = {}
-        self._took, self._planned, self._places = 0.0, 0.0, places
+        self._took, self._forecast_seconds, self._slots = 0.0, 0.0, slots
 
     def learn(self, name: str, state: RunState) -> None:
         """A variation has finished, and took so long."""
         self._took += state.at
-        self._planned += self._expected.get(name) or state.at
+        self._forecast_seconds += self._expected.get(name) or state.at
 
     def look(self, name: str, state: RunState) -> float | None:
-        """A variation has come so far; returns the seconds `left`."""
+        """A variation has come so far; returns `seconds_left`."""
         self._fractions[name] = state.fraction
-        return self.left()
+        return self.seconds_left()
 
     def gone(self, name: str) -> float | None:
-        """A variation takes no time any more; returns the seconds `left`."""
+        """A variation takes no time any more; returns `seconds_left`."""
         self._expected.pop(name, None)
-        return self.left()
+        return self.seconds_left()
 
-    def left(self) -> float | None:
-        """Seconds; None where nothing is known of the model on this machine."""
+    def seconds_left(self) -> float | None:
+        """Until all are done; None where nothing is known of the model on this machine."""
         if None in self._expected.values():
             return None
         parts = [(part or 0.0) * (1 - self._fractions.get(name, 0.0)) for name, part in self._expected.items()]
-        pace = self._took / self._planned if self._planned else 1.0
-        return pace * sum(parts) / max(1, min(self._places, len(parts)))
+        pace = self._took / self._forecast_seconds if self._forecast_seconds else 1.0
+        return pace * sum(parts) / max(1, min(self._slots, len(parts)))
 
 
 def _expected(plan: Plan, variation: Variation) -> float | None:

@@ -19,7 +19,7 @@ STAGE_1, STAGE_2 = "step of stage 1", "step of stage 2"
 
 
 def table(config: RunConfig, state: RunState) -> str:
-    """CSV with a head; `layer` is empty where a curve is the whole model's, a value where it was not a number."""
+    """CSV with a header line. `layer` is empty for a curve of the whole model, `value` for what was not a number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
@@ -38,7 +38,7 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
         yield "language-modelling loss", "calibration", "", step.step, STAGE_2, step.lm_loss, "nats per token"
         pull = step.lambda_2 * step.penalty
         yield "penalty times lambda_2", "calibration", "", step.step, STAGE_2, pull, "nats per token"
-        acts = schedules.penalised(config, step.step)  # older runs recorded lambda_2 where it did not
+        acts = schedules.penalty_acts(config, step.step)  # older runs recorded lambda_2 where it did not
         yield "lambda_2", "", "", step.step, STAGE_2, step.lambda_2 if acts else 0.0, "1"
         yield "learning rate", "", "", step.step, STAGE_2, step.learning_rate, "1"
         for layer, gap in zip(state.chosen, step.gaps, strict=False):

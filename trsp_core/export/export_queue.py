@@ -1,7 +1,7 @@
 """Exports and reports that pages leave to child processes: a queue for each server, one job at a time.
 
 A job's request goes to its child on stdin, so a token stands in no list of processes and in no environment. The server
-itself imports no torch. RunQueue go on when their tab is closed.
+itself imports no torch. Jobs go on when their tab is closed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ExportJob:
     name: str
     module: str
     request: dict[str, Any] = field(repr=False)
-    step: Progress = Progress("Waiting", 0.0)
+    progress: Progress = Progress("Waiting", 0.0)
     running: bool = True
     stopping: bool = False
     done: bool = False
@@ -138,10 +138,10 @@ class ExportQueue:
                 job.running = False
 
     def _work(self, job: ExportJob) -> None:
-        steps = subprocesses.run(job.module, self.limits.export_minutes * 60, **job.request)
+        news = subprocesses.run(job.module, self.limits.export_minutes * 60, **job.request)
         try:
-            with contextlib.closing(steps):
-                for job.step in steps:
+            with contextlib.closing(news):
+                for job.progress in news:
                     if job.stopping:
                         return
             job.done = True

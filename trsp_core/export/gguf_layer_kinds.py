@@ -1,7 +1,7 @@
 """What llama.cpp makes of a pruned model whose layers are of several kinds.
 
 A GGUF file has no word for the kind of each layer in these families: llama.cpp takes the kinds by a fixed pattern, as
-the whole model has them. After pruning the kept layers stand at other places of that pattern.
+the whole model has them. After pruning the kept layers stand elsewhere in that pattern.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ LISTS = ("layer_types", "no_rope_layers", "layers_block_type", "attention_layers
 
 @dataclass(frozen=True)
 class Pattern:
-    """Every `step`-th layer is of one kind, the others of another.
+    """Every `period`-th layer is of one kind, the others of another.
 
     Attributes:
         field: of the config, which says what each layer really is.
-        usual, other: values in it; `other` is every `step`-th layer.
+        usual, other: values in it; `other` is every `period`-th layer.
         depth: the pattern holds in a model of so many layers alone; None: in any.
         elsewhere: what all layers are in a model of another depth.
     """
 
-    step: int
+    period: int
     field: str = "layer_types"
     usual: Any = "sliding_attention"
     other: Any = "full_attention"
@@ -41,7 +41,7 @@ class Pattern:
         """What llama.cpp takes `layer`, counted from 0, for."""
         if self.depth not in (None, n_layers):
             return self.elsewhere
-        return _kind(self.other if (layer + 1) % self.step == 0 else self.usual)
+        return _kind(self.other if (layer + 1) % self.period == 0 else self.usual)
 
 
 ROPE = Pattern(4, "no_rope_layers", 1, 0)

@@ -78,7 +78,7 @@ def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, str, spec
     """Those charts of the run's page that have data: title, description, caption, spec, frame."""
     drawings = []
     if state.weight_steps:
-        frame = frames.weights(state, frames.planned_steps(state, config, 1))
+        frame = frames.weights(state, frames.expected_steps(state, config, 1))
         drawings.append(("Stage 1: the layer weights", "weights", specs.weights(SHADE), frame))
         drawings.append(("The stack in the end", "stack", specs.stack(SHADE), frames.stack(state)))
         frame = frames.losses(state, config, 1)

@@ -13,7 +13,7 @@ RECORD = paths.ASSETS / "families.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one architecture fared when a tiny model of it was pruned (`python -m tests.sweep_families`).
+    """How one architecture fared when a tiny model of it was pruned (`python -m tests.survey_families`).
 
     Attributes:
         outcome: "supported", "refused", "no decoder" (refused, and rightly), "not built" or "failed".

@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LicenceTerms:
     """Terms of use that must be accepted before a model is fetched."""
 
     title: str
@@ -60,7 +60,7 @@ class Source:
     note: str
     pieces: tuple[Piece, ...]
     sha256: str
-    terms: Terms | None = None
+    terms: LicenceTerms | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ CATALOGUE: dict[str, Source] = {
             for n in range(4)
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        terms=Terms(
+        terms=LicenceTerms(
             title="Gemma Terms of Use",
             link="https://ai.google.dev/gemma/terms",
             version="last modified April 1, 2026",

@@ -142,8 +142,8 @@ class Downloads:
 
     def _work(self, name: str, accepted: bool, download: Download) -> None:
         try:
-            with contextlib.closing(fetch(name, self._policy, accepted)) as steps:
-                for download.progress in steps:
+            with contextlib.closing(fetch(name, self._policy, accepted)) as news:
+                for download.progress in news:
                     if download.stopping:
                         break
         except TrspError as error:

@@ -74,7 +74,7 @@ def look(hub_id: str) -> HubModel:
     return HubModel(hub_id, _licence(info), info.downloads, bool(info.gated), weights, small, whole, facts)
 
 
-def download(card: HubModel) -> None:
+def download(model: HubModel) -> None:
     """Download a model that was looked up into the hub's own cache. The weights come last, so where they all are,
     everything is.
 
@@ -83,13 +83,13 @@ def download(card: HubModel) -> None:
     Raises:
         TrspError: the hub cannot be reached, or there is no room for it.
     """
-    needed = card.bytes - files.folder_size(catalog.repository(card.id))
+    needed = model.bytes - files.folder_size(catalog.repository(model.id))
     files.make_room(catalog.hub_cache(), needed, "Set HF_HOME to a folder on another disk, or free some space.")
-    with _refusing(card.id):
+    with _refusing(model.id):
         from huggingface_hub import snapshot_download
 
-        for names in (card.small, card.weights):
-            snapshot_download(card.id, allow_patterns=names)  # nosec B615 - the newest is asked for; read before use
+        for names in (model.small, model.weights):
+            snapshot_download(model.id, allow_patterns=names)  # nosec B615 - the newest is asked for; read before use
 
 
 def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Path) -> list[str]:
@@ -194,10 +194,10 @@ def _answer(action: str, subject: str) -> Iterator[dict[str, Any]]:
     if action == "search":
         yield {"answer": [asdict(model) for model in search(subject)]}
         return
-    card = look(subject)
-    yield {"answer": asdict(card)}
+    model = look(subject)
+    yield {"answer": asdict(model)}
     if action == "download":
-        download(card)
+        download(model)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
 
     Args:
         name: for `Facts.name` and for messages.
-        boundary: files may be links to places inside this folder; default `folder` itself.
+        boundary: files may be links to files inside this folder; default `folder` itself.
 
     Raises:
         TrspError: the folder is no model that this program may or can load; message and remedy say why.
@@ -273,9 +273,9 @@ def _layers(shapes: dict[str, tuple[int, ...]], n_layers: int, name: str) -> tup
     with as many members as there are layers, if there is one."""
     groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for tensor, shape in shapes.items():
-        place = _LAYER_NAME.match(tensor)
-        if place and "vision" not in place[1] and len(place[2]) <= 6:
-            groups[place[1]][int(place[2])] += math.prod(shape)
+        match = _LAYER_NAME.match(tensor)
+        if match and "vision" not in match[1] and len(match[2]) <= 6:
+            groups[match[1]][int(match[2])] += math.prod(shape)
 
     def is_whole(group: dict[int, int]) -> bool:
         return sorted(group) == list(range(n_layers))

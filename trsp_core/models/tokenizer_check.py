@@ -38,7 +38,7 @@ SAMPLE = (
 )
 REMEDY = "Choose another model, or save its tokenizer again from where it works."
 
-_places = threading.BoundedSemaphore(AT_ONCE)
+_slots = threading.BoundedSemaphore(AT_ONCE)
 
 
 def check(facts: Facts) -> None:
@@ -136,7 +136,7 @@ def _passed(module: str, question: str, identity: tuple) -> None:
     bounds = {"most_bytes": MOST_BYTES, "cpu_seconds": CPU_SECONDS, "variables": variables}
     values = json.loads(question)
     try:
-        with _places:
+        with _slots:
             deque(subprocesses.answers(subprocesses.module(module), values, SECONDS, **bounds), maxlen=0)
     except ChildFailed as failure:
         raise _judged(values["name"], failure) from failure

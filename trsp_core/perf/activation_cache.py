@@ -30,16 +30,16 @@ class States:
         wanted: whether a state is kept, by its key.
 
     Attributes:
-        kept: hidden states (B, T, D) by key, least used first.
+        by_key: hidden states (B, T, D) by key, least used first.
     """
 
     def __init__(self, ids: Tensor, wanted: Callable[[Key], bool] = lambda key: True):
         self.ids, self.wanted = ids, wanted
-        self.kept: OrderedDict[Key, Tensor] = OrderedDict()
+        self.by_key: OrderedDict[Key, Tensor] = OrderedDict()
 
     def start(self, removed: frozenset[int], n_layers: int) -> int:
         """The highest layer whose entering state for this set is kept, L for what leaves the last; 0 where none is."""
-        return next((i for i in range(n_layers, 0, -1) if key(i, removed) in self.kept), 0)
+        return next((i for i in range(n_layers, 0, -1) if key(i, removed) in self.by_key), 0)
 
     def climb(self, stack: Stack, removed: frozenset[int]) -> tuple[Tensor, int]:
         """What the model without `removed` puts out for all of the text, as it is when its head is not withheld
@@ -48,8 +48,8 @@ class States:
         first = self.start(removed, n_layers)
         instead: dict[int, Tensor] = {}
         if first:
-            self.kept.move_to_end(key(first, removed))
-            instead[first - 1] = self.kept[key(first, removed)]
+            self.by_key.move_to_end(key(first, removed))
+            instead[first - 1] = self.by_key[key(first, removed)]
         running = list(range(first, n_layers))
         skipped = hooks.skipped(stack, {*range(first), *removed}, instead)
         with torch.inference_mode(), skipped, hooks.tapped(stack, running) as taps:
@@ -61,15 +61,15 @@ class States:
 
     def bound(self, most: int) -> None:
         """Forget those least used, but never the dense model's, until no more than `most` are kept."""
-        while len(self.kept) > most:
-            del self.kept[next(k for k in self.kept if k[1])]
+        while len(self.by_key) > most:
+            del self.by_key[next(k for k in self.by_key if k[1])]
 
     def forget(self, gone: Callable[[Key], bool]) -> None:
-        for one in [k for k in self.kept if gone(k)]:
-            del self.kept[one]
+        for one in [k for k in self.by_key if gone(k)]:
+            del self.by_key[one]
 
     def _keep(self, at: Key, state: Tensor) -> None:
-        if at in self.kept:  # it stays where it is: another thread may be on its way from there
-            self.kept.move_to_end(at)
+        if at in self.by_key:  # it stays where it is: another thread may be on its way from there
+            self.by_key.move_to_end(at)
         elif self.wanted(at):
-            self.kept[at] = state
+            self.by_key[at] = state

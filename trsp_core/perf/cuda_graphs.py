@@ -33,6 +33,7 @@ class Recorded:
         learns: parameters whose `grad`, None before, it leaves behind.
 
     Attributes:
+        graph: the recording; None while there is none.
         refusal: why it is not recorded; "" where it is, or was not tried.
         spoiled: why nothing is recorded any more in this process: after a recording that failed torch gives no memory
             back.
@@ -41,31 +42,31 @@ class Recorded:
     spoiled = ""
 
     def __init__(self, work: Callable[[Tensor], Tensor], model: nn.Module, learns: Collection[nn.Parameter] = ()):
-        self._work, self._learns = work, list(learns)
+        self.work, self._learns = work, list(learns)
         devices = {p.device for p in model.parameters()}
         self.refusal = "" if len(devices) == 1 and next(iter(devices)).type == "cuda" else "no single CUDA device"
         self._calls = 0
         self._stream: torch.cuda.Stream | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._ids = self._told = torch.empty(0)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._ids = self._output = torch.empty(0)
         self._grads: list[Tensor | None] = []
 
     def __call__(self, ids: Tensor) -> Tensor:
-        if self._graph is None:
+        if self.graph is None:
             self.refusal = self.refusal or Recorded.spoiled
-        if self.refusal or (self._graph and ids.shape != self._ids.shape):
-            return self._work(ids)
+        if self.refusal or (self.graph and ids.shape != self._ids.shape):
+            return self.work(ids)
         self._calls += 1
         if self._calls == 1:
             return self._beside(ids)
-        if self._graph is None and not self._record(ids):
-            return self._work(ids)
-        assert self._graph is not None
+        if self.graph is None and not self._record(ids):
+            return self.work(ids)
+        assert self.graph is not None
         self._ids.copy_(ids)
-        self._graph.replay()
+        self.graph.replay()
         for parameter, grad in zip(self._learns, self._grads, strict=True):
             parameter.grad = grad
-        return self._told.clone()
+        return self._output.clone()
 
     def _beside(self, ids: Tensor) -> Tensor:
         """The work itself, on a stream beside the usual one: what the libraries set up at first is not recorded. Looks
@@ -77,8 +78,8 @@ class Recorded:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                with torch.cuda.stream(stream), _one_sequence_a_row():
-                    result = self._work(ids)
+                with torch.cuda.stream(stream), one_sequence_a_block():
+                    result = self.work(ids)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream(ids.device).wait_stream(stream)
@@ -93,7 +94,7 @@ class Recorded:
         """Whether it could be recorded; if not, all is as before."""
         stream, self._ids = torch.cuda.current_stream(ids.device), ids.clone()
         try:
-            self._graph = self._recording()
+            self.graph = self._recording()
         except (RuntimeError, TrspError) as error:  # torch's own are of the first, lack of memory too
             self.refusal = Recorded.spoiled = str(error).partition("\n")[0] or type(error).__name__
         self._grads = [parameter.grad for parameter in self._learns]
@@ -110,14 +111,14 @@ class Recorded:
 
     def _recording(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream), _one_sequence_a_row():
-            self._told = self._work(self._ids)
+        with torch.cuda.graph(graph, stream=self._stream), one_sequence_a_block():
+            self._output = self.work(self._ids)
         return graph
 
 
 @contextlib.contextmanager
-def _one_sequence_a_row() -> Iterator[None]:
-    """transformers asks of each pass whether several texts are packed into a row, which means to wait for the GPU;
+def one_sequence_a_block() -> Iterator[None]:
+    """transformers asks of each pass whether several texts are packed into a sequence, which means to wait for the GPU;
     while it is recorded it takes that for granted, and other kernels. In a block there is one, so its answer is None.
     """
     from transformers import masking_utils

@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SLICE = 1024  # tokens of the vocabulary at once, on a CPU
-ROWS = 256  # places in the text whose logits are held at once while a gradient is taken, on a CPU
+ROWS = 256  # rows of logits (a row a predicted token) that are held at once while a gradient is taken, on a CPU
 READ = 512  # and where a slice of them at a time will do
 ROOM = 2**29  # bytes of logits that are held at once elsewhere
-_asked: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_plain_heads: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:
@@ -69,11 +69,11 @@ def projects(model: nn.Module, ids: Tensor) -> bool:
     head = head_of(model)
     if head is None or "forward" in vars(head):  # somebody moves its weights about
         return False
-    if model not in _asked:
-        with torch.no_grad(), listening(model) as given:
+    if model not in _plain_heads:
+        with torch.no_grad(), listening(model) as head_inputs:
             logits = model(input_ids=ids, use_cache=False).logits
-            _asked[model] = _projects(head, given[0].flatten(0, -2), logits.flatten(0, -2))
-    return _asked[model]
+            _plain_heads[model] = _projects(head, head_inputs[0].flatten(0, -2), logits.flatten(0, -2))
+    return _plain_heads[model]
 
 
 Slopes = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor, Tensor]]
@@ -98,7 +98,7 @@ def taught(
             hidden, other = _before_head(teacher, ids)
         says = lambda rows: F.linear(hidden[rows], other.weight, other.bias).float().log_softmax(-1)  # noqa: E731
     targets, learns = ids[:, 1:].flatten(), any(p.requires_grad for p in head.parameters())
-    if _whole(states):
+    if takes_whole(states):
         return _Whole.apply(states, head.weight, head.bias, targets, share, says, how or slopes)  # type: ignore[return-value]
     if says is None and not learns:
         loss = _Streamed.apply(states, head.weight, head.bias, targets)
@@ -119,7 +119,7 @@ def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
     rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     at_once = _rows(rows, head.weight, READ)
     for some, wanted in zip(rows.split(at_once), targets.split(at_once), strict=True):
-        if _whole(some):
+        if takes_whole(some):
             nats.append(-_log_probabilities(some, head.weight, head.bias).gather(1, wanted[:, None]).squeeze(1))
             continue
         norms = [part.logsumexp(-1) for part in _logits(some, head.weight, head.bias)]
@@ -159,7 +159,7 @@ def likeliest(model: nn.Module, states: Tensor) -> Tensor:
 
 
 def _before_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, nn.Linear]:
-    """What the withheld head is given at all places but each block's last, (B * (T - 1), D), and the head."""
+    """What the withheld head is given at all positions but each block's last, (B * (T - 1), D), and the head."""
     head = head_of(model)
     assert head is not None
     return model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), head
@@ -211,7 +211,7 @@ class _Taught(torch.autograd.Function):
             lm = lm + (norm - logits.gather(1, wanted)).double().sum()
             begin = 0
             for part in logits.split(SLICE, dim=-1):  # of the loss's slope by the logits: probabilities less the wanted
-                here, place = slice(begin, begin + part.shape[1]), wanted - begin
+                here, index = slice(begin, begin + part.shape[1]), wanted - begin
                 begin = here.stop
                 part.sub_(norm)
                 log_p = teacher[:, here] if teacher is not None else None
@@ -221,8 +221,8 @@ class _Taught(torch.autograd.Function):
                     part.exp_()
                     if log_p is not None:
                         part.sub_(log_p.exp_(), alpha=share)
-                    less = ((place >= 0) & (place < part.shape[1])) * (share - 1.0 if says else -1.0)
-                    part.scatter_add_(1, place.clamp(0, part.shape[1] - 1), less.float())
+                    less = ((index >= 0) & (index < part.shape[1])) * (share - 1.0 if says else -1.0)
+                    part.scatter_add_(1, index.clamp(0, part.shape[1] - 1), less.float())
                     _add_gradients(ctx.grads, rows, here, part.to(states.dtype), states, weight, n)
         return _losses(ctx, states, lm, kl, share if says else 0.0, n)
 
@@ -282,8 +282,8 @@ def _room_for_gradients(ctx: Any, *inputs: Tensor | None) -> list[Tensor | None]
 def _add_gradients(
     grads: list[Tensor | None], rows: slice, here: slice, slope: Tensor, states: Tensor, weight: Tensor, n: int
 ) -> None:
-    """Those of states, weight and bias, where they are wanted, from the slope by some places' logits of a slice of the
-    vocabulary; the loss is the mean over n places."""
+    """Those of states, weight and bias, where they are wanted, from the slope by some rows of logits of a slice of the
+    vocabulary; the loss is the mean over n rows."""
     if grads[0] is not None:
         grads[0][rows].add_(slope @ weight[here], alpha=1 / n)
     if grads[1] is not None:
@@ -293,7 +293,7 @@ def _add_gradients(
 
 
 def _losses(ctx: Any, states: Tensor, lm: Tensor, kl: Tensor, share: float, n: int) -> tuple[Tensor, Tensor]:
-    """What `_Taught` and `_Whole` return, from sums over n places."""
+    """What `_Taught` and `_Whole` return, from sums over n rows."""
     if ctx.grads[0] is not None:
         ctx.grads[0] = ctx.grads[0].to(states.dtype)
     lm, kl = lm.float() / n, kl.float() / n
@@ -309,8 +309,8 @@ def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     return [g if g is None or same else g * upstream.to(g.dtype) for g in grads]
 
 
-class Reference:
-    """What a model says at N places: the probabilities that others are compared with.
+class DenseLogits:
+    """What a model says at N positions: the probabilities that others are compared with.
 
     Args:
         states: (N, D), what the head was given; None where the head is no plain projection.
@@ -334,7 +334,7 @@ class Reference:
             self._p = [part.contiguous() for part in _sliced(p)]
 
     def compare(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Nats of each of the `targets` (N,), and KL from the reference at each place (N,), of a model.
+        """Nats of each of the `targets` (N,), and KL from the reference at each position (N,), of a model.
 
         Args:
             states: what its head is given (N, D) where `plain`, else its logits (N, V).
@@ -377,14 +377,14 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | 
         yield part if whole is None or whole is out else whole.copy_(part)
 
 
-def _whole(table: Tensor) -> bool:
+def takes_whole(table: Tensor) -> bool:
     """Whether a device reads and writes so fast that logits are best taken whole; on a CPU slices stay near."""
     return table.device.type != "cpu"
 
 
 def _rows(states: Tensor, weight: Tensor, near: int) -> int:
     """How many of states (N, D) are projected by the weight (V, D) at once: `near` on a CPU, elsewhere equal parts."""
-    if not _whole(states):
+    if not takes_whole(states):
         return near
     parts = math.ceil(len(states) * 4 * len(weight) / ROOM)
     return math.ceil(len(states) / max(parts, 1)) or 1
@@ -413,4 +413,4 @@ def _sliced(table: Tensor) -> tuple[Tensor, ...]:
 
 def _size(table: Tensor, dim: int) -> int:
     """Tokens of the vocabulary in a slice: on a CPU as many as stay near, elsewhere all."""
-    return table.shape[dim] if _whole(table) else SLICE
+    return table.shape[dim] if takes_whole(table) else SLICE

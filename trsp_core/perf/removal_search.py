@@ -3,7 +3,7 @@ computed twice that still holds, and nothing that cannot change the choice; what
 `Lab.loss_without`.
 
 1. A state on the way up holds until a layer below it goes (`states`): a candidate shares its way with all others up to
-   its own place, and from round to round up to the layer that was chosen last.
+   its own layer, and from round to round up to the layer that was chosen last.
 2. The loss over a part of the vocabulary is too low, since fewer exponentials are summed. So it is raised part by part,
    the likeliest tokens first, and only for candidates that are among the lowest still.
 """
@@ -54,11 +54,14 @@ class Search:
     Args:
         batches: token ids (B, T); a loss is the mean over all of them.
         rounds: how many there will be. For one nothing is kept.
+
+    Attributes:
+        texts: hidden states that still hold, of each batch.
     """
 
     def __init__(self, lab: Scorer, batches: Sequence[Tensor], rounds: int):
         self._lab, self._rounds = lab, rounds
-        self._texts = [States(ids, self._wanted) for ids in batches]
+        self.texts = [States(ids, self._wanted) for ids in batches]
         self._removed: frozenset[int] = frozenset()
         self._every = lab.n_layers  # of a candidate's own states one in so many layers is kept
         self._vocabulary: Sequence[Tensor] = ()  # the likeliest tokens first
@@ -85,8 +88,8 @@ class Search:
 
         @torch.inference_mode()
         def without(i: int, stack: Stack) -> float:
-            states = [self._climb(text, stack, self._removed | {i}) for text in self._texts]
-            pairs = [(x, text.ids) for x, text in zip(states, self._texts, strict=True)]
+            states = [self._climb(text, stack, self._removed | {i}) for text in self.texts]
+            pairs = [(x, text.ids) for x, text in zip(states, self.texts, strict=True)]
             if not parts:
                 return self._mean([lab.loss_given(x, ids) for x, ids in pairs])
             rising[i] = [head_loss.Bound(lab.model, x, ids) for x, ids in pairs]
@@ -120,11 +123,11 @@ class Search:
         """A round without `removed`: what no longer holds is forgotten, the way that all candidates share is computed.
         What the head is given of the first text (B, T, D)."""
         self._removed = removed
-        for text in self._texts:
+        for text in self.texts:
             text.forget(lambda at: not key(at[0], removed)[1] <= at[1])
-        dense = [self._climb(text, self._lab.stack, removed) for text in self._texts]
+        dense = [self._climb(text, self._lab.stack, removed) for text in self.texts]
         if self._rounds > 1:
-            state = sum(next(reversed(text.kept.values())).nbytes for text in self._texts if text.kept)
+            state = sum(next(reversed(text.by_key.values())).nbytes for text in self.texts if text.by_key)
             # a candidate, a layer above it
             self._every = math.ceil(max(state, 1) * self._lab.n_layers**2 / 2 / SEARCH_ROOM)
         return dense[0]

@@ -34,7 +34,7 @@ def execute(
     past = past or Past()
     if loaded is None:
         setup = setup or preflight(config)
-        if not past.place:
+        if not past.next_event:
             yield RunPlanned(list(setup.forecast.phases), setup.forecast.peak_bytes)
     from trsp_core.pruning import engine  # torch comes in here
 

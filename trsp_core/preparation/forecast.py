@@ -114,7 +114,7 @@ class _Cost:
         c = self.config
         tokens = 2 * c.measure_blocks * c.measure_length
         return self.forward(tokens, c.measure_length, skipped) + (
-            self.written(c.sample_tokens, skipped) if sample else 0
+            self.decoding(c.sample_tokens, skipped) if sample else 0
         )
 
     def weighed(self) -> float:
@@ -124,7 +124,7 @@ class _Cost:
         tokens, n_layers = blocks * c.measure_length, self.facts.n_layers
         return n_layers * self.forward(tokens, c.measure_length, n_layers / 2)
 
-    def written(self, tokens: int, skipped: int = 0) -> float:
+    def decoding(self, tokens: int, skipped: int = 0) -> float:
         """Decoding: every token reads all weights, and each layer has its overhead."""
         share = 1 - skipped / self.facts.n_layers
         read = 4 * self.facts.parameters / (2 * self.bandwidth)  # one stream alone is twice as fast
@@ -133,8 +133,8 @@ class _Cost:
     def chosen(self) -> float:
         """Stage 1, or another method's choice."""
         c, method = self.config, methods.get(self.config.method)
-        sample = c.score_blocks * c.block_length * method.passes.over_sample(self.facts.n_layers, self.removed)
-        read = self.forward(sample + c.calibration_blocks * c.block_length * method.passes.pool, c.block_length)
+        sample = c.score_blocks * c.block_length * method.pass_counts.over_sample(self.facts.n_layers, self.removed)
+        read = self.forward(sample + c.calibration_blocks * c.block_length * method.pass_counts.pool, c.block_length)
         if not method.trains:
             return 0.05 + read
         rounds = [0] if c.one_shot else list(range(self.removed))
@@ -175,7 +175,7 @@ class _Cost:
         trained, before = c.stage2_steps > 0, not c.deletes_first
         repaired = transfers.get(c.transfer).repair is not None
         stored = self.facts.parameters * (2 if c.precision in PACKED else BYTES[c.precision])
-        both = self.forward(256, 128, self.removed / 2) + self.written(32, self.removed // 2)
+        both = self.forward(256, 128, self.removed / 2) + self.decoding(32, self.removed // 2)
         seconds = {"load": 4 + self.facts.bytes / 0.5e9, "text": 1.5, "dense": self.measured()}
         if trained and before and c.importance_blocks:
             seconds["importance"] = self.weighed()
@@ -195,9 +195,9 @@ class _Cost:
         seconds["pruned"] = self.measured(self.removed)
         if c.speed_repeats:
             seconds["speed"] = (c.speed_repeats + 1) * both
-        if kept := c.save_model + (c.save_trained and trained and before):
-            proved = 5 + self.forward(32, 32) + self.written(48)  # by a fresh process that loads it
-            seconds["save"] = kept * (0.5 + stored / 0.4e9 + proved)
+        if models := c.save_model + (c.save_trained and trained and before):
+            proved = 5 + self.forward(32, 32) + self.decoding(48)  # by a fresh process that loads it
+            seconds["save"] = models * (0.5 + stored / 0.4e9 + proved)
         return seconds
 
     def in_order(self) -> list[tuple[str, float]]:
@@ -241,7 +241,7 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
         optimizer_bytes = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
     states = 0.0
-    if methods.get(config.method).passes.keeps:
+    if methods.get(config.method).pass_counts.keeps:
         scored = config.score_blocks * config.block_length * facts.width * size
         states = min(budget.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
     cost = transfers.get(config.transfer).cost

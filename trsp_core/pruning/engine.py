@@ -151,14 +151,14 @@ def _prepared(
     facts: Facts | None,
 ) -> Generator[Event, None, Study]:
     """The study: the model with its stack of layers, the texts, and a lab of both."""
-    run, fresh = RunFolder(folder) if folder else None, not past.place
+    run, fresh = RunFolder(folder) if folder else None, not past.next_event
     undo.callback(torch.set_num_threads, torch.get_num_threads())  # other threads, other sums to the last bit
     waypoints = Waypoints(run, config)
-    model, tokenizer, stack = yield from _told(fresh, _model(config, loaded, facts))
+    model, tokenizer, stack = yield from _fresh_events(fresh, _model(config, loaded, facts))
     if loaded and (config.learn_weights or config.stage2_steps):
         undo.enter_context(training.restored(model))
     undo.enter_context(training.learning(model, []))
-    texts = yield from _told(fresh, _texts(config, tokenizer, stack))
+    texts = yield from _fresh_events(fresh, _texts(config, tokenizer, stack))
     lab = Lab(stack, texts.calibration, config)
     lab.rounds = Rounds(run, config, past)
     reference = perplexity.Reference(config.kl_blocks)
@@ -244,7 +244,7 @@ def _choose_and_move(study: Study) -> Events:
             yield from _choose(study, part.steps, begun=bool(begun))
         else:
             study.chosen = past.choices[cycle - 1]
-        yield from _told(fresh, _ways_to_prune(study, count))
+        yield from _fresh_events(fresh, _ways_to_prune(study, count))
         if study.changes and config.cycles == 1:  # with more, no model is dense and without all of them
             with study.pruned():
                 yield from study.measured("direct")
@@ -261,7 +261,7 @@ def _choose(study: Study, count: int, begun: bool) -> Events:
     method, lab, config = study.method, study.lab, study.config
     if not begun:
         steps = config.stage1_steps * (1 if config.one_shot else count)
-        units = methods.UNITS if method.passes != methods.Passes() else 0
+        units = methods.UNITS if method.pass_counts != methods.PassCounts() else 0
         yield ev.PhaseStarted("choose", steps if method.trains else units)
     with hooks.skipped(study.stack, lab.gone):
         study.chosen = [*lab.gone, *(yield from method.choose(lab, config, count))]
@@ -284,7 +284,7 @@ def _repair(study: Study) -> Events:
     config, past, repair = study.config, study.past, study.transfer.repair
     if not repair or (past.step and not config.adapter_rank):
         return
-    edits = yield from _told("repair" not in past.done, repair(study.lab, config, study.chosen))
+    edits = yield from _fresh_events("repair" not in past.done, repair(study.lab, config, study.chosen))
     study.undo.enter_context(training.rewritten(edits))
     if study.trains:
         with study.pruned():
@@ -300,14 +300,14 @@ def _move(study: Study, cycle: int, span: Span) -> Events:
     if not resumed:
         yield ev.PhaseStarted("transfer", span.steps)
     with study.pruned() if study.deletes_first else contextlib.nullcontext():
-        penalised = [] if study.deletes_first else study.chosen
+        penalised_layers = [] if study.deletes_first else study.chosen
         if cycle == 1 and not resumed:
-            yield from measurements.probe(config, stack, texts, penalised, 0)
+            yield from measurements.probe(config, stack, texts, penalised_layers, 0)
         within = past if resumed else None
         for event in transfer(study.lab, config, study.chosen, span, study.deletes_first, within, study.waypoints):
             yield event
             if isinstance(event, ev.StageTwoStepped) and _probe_due(config, event.step):
-                yield from measurements.probe(config, stack, texts, penalised, event.step)
+                yield from measurements.probe(config, stack, texts, penalised_layers, event.step)
 
 
 def _probe_due(config: RunConfig, step: int) -> bool:
@@ -339,7 +339,7 @@ def _save(study: Study) -> Events:
     yield ev.ModelSaved(size)
 
 
-def _told(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
+def _fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
     """Run `story` and return its value. Its events are passed on if it is `fresh`: not told already by a run that broke
     off."""
     with contextlib.closing(story):

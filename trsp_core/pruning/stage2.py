@@ -32,7 +32,7 @@ def transfer(
     deleted: bool = False,
     past: Past | None = None,
     waypoints: Waypoints | None = None,
-    trainer: type[PlainTrainer] = Trainer,
+    trainer_class: type[PlainTrainer] = Trainer,
 ) -> Generator[Event, None, None]:
     """One `StageTwoStepped` a step. It leaves the model's weights changed, also when it is closed: the caller puts them
     back where it has to.
@@ -40,10 +40,10 @@ def transfer(
     Args:
         chosen: P.
         span: which of the steps; None for all of them.
-        deleted: P is gone from the model already, and what is left learns from L_LM alone.
+        deleted: P is gone from the model already, and what remains learns from L_LM alone.
         past: go on after its step, from its file.
         waypoints: where points to resume from are kept.
-        trainer: `PlainTrainer` takes the same steps in the plain way.
+        trainer_class: `PlainTrainer` takes the same steps in the plain way.
 
     Raises:
         TrspError: the file of `past` does not fit.
@@ -51,28 +51,30 @@ def transfer(
     span = span or Span(0, config.stage2_steps)
     waypoints = waypoints or Waypoints(None, config)
     equation = Equation(config, chosen, lab.n_layers, deleted)
-    penalised = equation.penalised
-    closing = [i for i in penalised if i not in lab.gone]
+    penalised_layers = equation.penalised_layers
+    closing = [i for i in penalised_layers if i not in lab.gone]
     base_rate = config.adapter_lr if config.adapter_rank else config.stage2_lr
 
-    with trainer(lab, config, equation, equation.tapped(), penalised) as steps:
+    with trainer_class(lab, config, equation, equation.tapped(), penalised_layers) as trainer:
         done = span.done
         if past and past.checkpoint:
-            waypoints.restore(past.checkpoint, lab.stack, steps.optimizer)
+            waypoints.restore(past.checkpoint, lab.stack, trainer.optimizer)
             done = past.step
 
         def schedule(step: int) -> None:
-            weight = lambda_2(config, step, span) if penalised else 0.0
-            steps.pace(weight, rate_factor(step, config.stage2_steps, config.lr_schedule))
+            weight = lambda_2(config, step, span) if penalised_layers else 0.0
+            trainer.pace(weight, rate_factor(step, config.stage2_steps, config.lr_schedule))
             if config.anneal:
-                steps.fade(closing, opening(step - span.done, config.anneal * span.steps))
+                trainer.fade(closing, opening(step - span.done, config.anneal * span.steps))
 
-        left, seed = span.done + span.steps - done, config.seed * 1009
-        for step in lab.fit(steps.optimizer, steps.loss, left, seed, "stage 2", schedule, first=done + 1, skip=done):
-            lm, penalty_sum, *gaps = steps.record
+        remaining_steps, seed = span.done + span.steps - done, config.seed * 1009
+        for step in lab.fit(
+            trainer.optimizer, trainer.loss, remaining_steps, seed, "stage 2", schedule, first=done + 1, skip=done
+        ):
+            lm, penalty_sum, *gaps = trainer.record
             rate = base_rate * rate_factor(step, config.stage2_steps, config.lr_schedule)
-            yield StageTwoStepped(step, lm, penalty_sum, steps.lambda_2, rate, gaps)
-            if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, steps.optimizer)):
+            yield StageTwoStepped(step, lm, penalty_sum, trainer.lambda_2, rate, gaps)
+            if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, trainer.optimizer)):
                 yield Noted(refusal)
 
 
@@ -86,7 +88,7 @@ class Equation:
     deleted: bool
 
     @property
-    def penalised(self) -> list[int]:
+    def penalised_layers(self) -> list[int]:
         return [] if self.deleted else self.chosen
 
     def __call__(self, passes: Passes, taps: Taps, ids: Tensor) -> Terms:
@@ -99,9 +101,9 @@ class Equation:
             }
 
         lm, loss = passes.taught_loss(ids, self.config.distil, states if self.config.distil_from == "states" else None)
-        penalties = {i: penalty(*taps[i], self.config.penalty).to(loss.device) for i in self.penalised}
+        penalties = {i: penalty(*taps[i], self.config.penalty).to(loss.device) for i in self.penalised_layers}
         with torch.no_grad():
-            gaps = [penalty(*taps[i], "relative").to(loss.device) for i in self.penalised]
+            gaps = [penalty(*taps[i], "relative").to(loss.device) for i in self.penalised_layers]
         return Terms(lm, loss, penalties, gaps)
 
     def joins(self) -> dict[int, int]:
@@ -115,7 +117,7 @@ class Equation:
     def tapped(self) -> list[int]:
         """The layers whose X_in and X_out it reads."""
         ends = {min(i, self.n_layers - 1) for i in self.joins().values()} if self.config.distil else set()
-        return sorted({*self.penalised, *ends})
+        return sorted({*self.penalised_layers, *ends})
 
 
 def penalty(x_in: Tensor, x_out: Tensor, kind: str) -> Tensor:

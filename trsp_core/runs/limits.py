@@ -119,7 +119,7 @@ class Limits:
         return problems
 
     def check_model(self, name: str) -> list[Problem]:
-        """Whether a model may be used by its name alone: asked before the disk, which would tell what is there."""
+        """What forbids a model, by its name alone. It is asked before the disk, whose answer would tell what is there."""
         if not self.demo or name in self.models:
             return []
         return [Problem("model", "A demo does not use this model.", f"Take {' or '.join(self.models)}. {HOW}")]
@@ -172,7 +172,7 @@ class Limits:
         if own + size > self.visitor_bytes:
             raise TrspError("Your share of the space for uploaded texts is used up.", "Use one that you have brought.")
         if stored + size > self.stored_bytes:
-            wait = f"Try again in {formatting.setting(self.unread_hours)} hours, when what no run reads is swept."
+            wait = f"Try again in {formatting.setting(self.unread_hours)} hours, when what no run reads is deleted."
             raise TrspError("The space for uploaded texts is used up.", wait)
 
     def refuse_run(self, active: int) -> None:
@@ -206,7 +206,7 @@ class Limits:
         )
 
     def _may_read(self, text: str, root: Path) -> bool:
-        """The disk is asked last, and only for what is by its name among the uploaded texts."""
+        """Whether a text may be read. The disk is asked only about a name that is among the uploaded texts."""
         return text in self.texts or (Path(text).parent == root / "uploads" and _is_inside(text, root / "uploads"))
 
 

@@ -122,7 +122,7 @@ class RunQueue:
         return self._marks.get(run_id) == _mark(run_id, visitor)
 
     def goes_first(self) -> bool:
-        """Whether a run is at work that the workbench stands back for."""
+        """Whether the workbench has to yield to a run that is at work."""
         return self.limits.workbench_yields and bool(self.children)
 
     def start_failure(self, run_id: str) -> str:
@@ -368,5 +368,5 @@ def _settle(run: Run, code: int | None) -> None:
 
 
 def _mark(run_id: str, visitor: str) -> str:
-    """Tells whether a run is of a visitor, who is not named by it."""
+    """A digest by which a run is known to be a visitor's, and which does not name him."""
     return hashlib.sha256(f"{run_id} {visitor}".encode()).hexdigest() if visitor else ""

@@ -38,8 +38,8 @@ def record(
 
     A `cancel` file or KeyboardInterrupt closes the generator and ends the run with `RunCancelled`; a `TrspError` or any
     other exception ends it with `RunFailed`. A full disk stops the run; what was written before stays readable. A run
-    that has events already, resumed, goes on behind them. What was told before a phase begins is on the disk by then,
-    whatever becomes of the power.
+    that has events already, resumed, goes on behind them. When a phase begins, all events before it have been synced to the
+    disk: a power cut does not lose them.
 
     Args:
         watch: called after each event with the state so far, for a progress line.

@@ -1,9 +1,9 @@
 """Where a run that broke off can go on: read from its events, and from the head of the file that stage 2 left.
 
-Nothing recorded is rewritten. `reopen` appends `Resumed`, which names a place, the number of an event: the events from
-there on do not count any more, and the run tells them again. The place is the beginning of the phase that broke off, or behind the last round of stage
-1, or, in stage 2 and behind it, wherever the weights can still be had. It is never behind an event that cannot be read.
-Imports no torch.
+Nothing recorded is rewritten. `reopen` appends `Resumed`, which has the number of an event: the events from there on do
+not count any more, and the run tells them again. That event begins the phase that broke off, or comes right after the
+last round of stage 1, or, from stage 2 on, after the last step whose weights a file still holds. It never comes after an
+event that cannot be read. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from trsp_core.runs.store import Run
 
 
 def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
-    """What is settled of `run`, and where it goes on.
+    """Where `run` goes on, and what stands before that.
 
     Args:
         state: of the run, where the caller has it already.
-        anew: where it goes on is to be found by what is there now, though it was reopened already.
+        anew: go by the files that are there now, also where an earlier `reopen` has settled it.
 
     Raises:
         TrspError: its config cannot be read.
@@ -38,12 +38,12 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
     config = run.config()
     step, round_ = saved_step(run.checkpoint_file), saved_round(run.rounds_file)
     lines = list(itertools.takewhile(lambda line: not isinstance(line[2], events.EventsMissing), state.lines))
-    place = _place(config, lines, step, round_) if anew or state.reopened is None else state.reopened
-    earlier = [line for line in lines if line[0] < place]
+    next_event = _next_event(config, lines, step, round_) if anew or state.reopened is None else state.reopened
+    earlier = [line for line in lines if line[0] < next_event]
     restart_step = step if step and _behind(earlier, step) is not None else 0
     round_counts = bool(earlier) and _behind_round(earlier, round_) == earlier[-1][0] + 1
     return Past(
-        place,
+        next_event,
         frozenset(name for _, name in _phases(earlier)),
         tuple(e.layers for _, _, e in earlier if isinstance(e, events.LayersChosen)),
         any(isinstance(e, events.LayersRemoved) for _, _, e in earlier),
@@ -65,7 +65,7 @@ def outlook(run: Run, state: RunState | None = None) -> str:
     """
     state = run.state() if state is None else state
     past = find(run, state)
-    again = [event for n, _, event in state.lines if n >= past.place]
+    again = [event for n, _, event in state.lines if n >= past.next_event]
     if past.step:
         where = f"behind step {past.step} of stage 2"
     elif past.round:
@@ -73,7 +73,7 @@ def outlook(run: Run, state: RunState | None = None) -> str:
     else:
         first = again[0].name if again and isinstance(again[0], events.PhaseStarted) else ""
         phase = {"choose": "the choice of layers", "transfer": "stage 2"}.get(first, "the phase that broke off")
-        where = f"at the beginning of {phase if past.place else 'the run'}"
+        where = f"at the beginning of {phase if past.next_event else 'the run'}"
     counts = {
         "steps of stage 1": sum(isinstance(e, events.StageOneStepped) for e in again),
         "chosen layers": sum(isinstance(e, events.LayerChosen) for e in again),
@@ -87,7 +87,7 @@ def outlook(run: Run, state: RunState | None = None) -> str:
 
 def reopen(run: Run, anew: bool = False) -> Past:
     """Let a run that was stopped, lost or failed go on: from here on it has not ended. Whoever starts it next finds
-    its place.
+    where it goes on.
 
     Args:
         anew: as in `find`.
@@ -104,7 +104,7 @@ def reopen(run: Run, anew: bool = False) -> Past:
             run.tidy()
             for stale in ("cancel", "exit.json", "summary.json"):
                 (run.folder / stale).unlink(missing_ok=True)
-            recorder.add(run, events.Resumed(past.place))
+            recorder.add(run, events.Resumed(past.next_event))
     except OSError as error:
         raise TrspError(
             f"The folder of run {run.id} cannot be written: {error.strerror}.",
@@ -114,8 +114,7 @@ def reopen(run: Run, anew: bool = False) -> Past:
 
 
 def take_up(run: Run) -> bool:
-    """`reopen` a run that was stopped or lost, if it can be; False where it is to be begun anew: it failed, or what is
-    left of it cannot be gone on with."""
+    """`reopen` a run that was stopped or lost. False where it failed, or cannot go on: then it is to be begun anew."""
     if run.status() not in ("cancelled", "lost", "damaged"):
         return False
     try:
@@ -153,12 +152,12 @@ def _saved(file: Path, what: str) -> int:
 _MEASUREMENTS = (events.PerplexityMeasured, events.DivergenceMeasured, events.ImportanceMeasured, events.SpeedMeasured)
 
 
-def _place(config: RunConfig, lines: Sequence[Line], step: int, round_: int) -> int:
+def _next_event(config: RunConfig, lines: Sequence[Line], step: int, round_: int) -> int:
     """The number of the first event that the run tells again; `step` and `round_` are what the files hold, 0 for none."""
     phases = _phases(lines)
     if not phases or phases[-1][1] in ("load", "text"):
         return 0
-    (place, name), before = phases[-1], [phase for _, phase in phases[:-1]]
+    (next_event, name), before = phases[-1], [phase for _, phase in phases[:-1]]
     behind = _behind(lines, step) if step else None
     step = step if behind is not None else 0
     cycle = before.count("transfer")
@@ -174,8 +173,8 @@ def _place(config: RunConfig, lines: Sequence[Line], step: int, round_: int) -> 
     if config.learn_weights and name != "choose" and before.count("choose") > cycle:  # the choice has moved W
         return [n for n, phase in phases if phase == "choose"][-1]
     if name == "choose":
-        return max(place, _behind_round(lines, round_) or 0)
-    return place
+        return max(next_event, _behind_round(lines, round_) or 0)
+    return next_event
 
 
 def _phases(lines: Sequence[Line]) -> list[tuple[int, str]]:

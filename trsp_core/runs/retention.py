@@ -29,7 +29,7 @@ def delete_due(store: Store, limits: Limits, watched: Collection[str] = (), now:
     clear_uploads(store, limits.unread_hours * HOUR, now)
     if not limits.deletes_runs:
         return []
-    free = [run for run in store.runs() if run.id not in watched and not run.kept() and not run.busy()]
+    free = [run for run in store.runs() if run.id not in watched and not run.is_kept() and not run.busy()]
     oldest = sorted(free, key=lambda run: (run.touched(), run.id))
     deleted = [run for run in oldest if now - run.touched() > limits.days * DAY and _delete(store, run)]
     total = sum(run.size() for run in store.runs())

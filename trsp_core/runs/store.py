@@ -123,10 +123,11 @@ class Run(RunFolder):
         return validate.from_json(text)
 
     def read(self, offset: int = 0, number: int | None = None) -> tuple[list[Line], int]:
-        """The events from byte `offset` on, and the offset to go on from: the same one where they cannot be read now,
-        0 where the file is shorter than that, so that it is another one. A torn last line waits for its end. A line
-        that is no event, or beyond the length or number of any, is left out; so is one that was told before. Where
-        numbers are left out, `EventsMissing` stands for them.
+        """The events from byte `offset` on, and the offset to read on from.
+
+        A torn last line waits for its end. Lines that are no events, too long, out of range, or told before are left
+        out; an `EventsMissing` stands for numbers that are missing. The new offset is the old one where the file
+        cannot be read now, and 0 where the file is shorter than that: it is another file then.
 
         Args:
             number: of the first event to come, `RunState.count` of who has read up to `offset`; None takes any.
@@ -211,12 +212,12 @@ class Run(RunFolder):
         """Whether it waits or runs, or something of it is being exported."""
         return self.held() or (self.folder / "queued").exists() or self.exported()
 
-    def kept(self) -> bool:
+    def is_kept(self) -> bool:
         """Whether somebody wants it to stay, however old it gets."""
         return (self.folder / "keep").exists()
 
     def keep(self, on: bool) -> None:
-        """Let it stay, or let it go when its time has come."""
+        """Protect it from being deleted for its age; with `on` False, no longer."""
         if on:
             (self.folder / "keep").touch()
         else:

@@ -1,5 +1,5 @@
-"""A process that has loaded what runs need before it is told its run: half of the time until a first step is that torch
-and transformers load. There is one at most, made while somebody has the form open, and it ends with its server.
+"""A process that loads torch and transformers before it is told its run: that takes half of the time to a first step.
+There is one at most, made while somebody has the form open, and it ends with its server.
 
     python -m trsp_core.runs.warm_worker      waits for the folder of a run on stdin, and runs it
 """

@@ -47,8 +47,7 @@ def drive(
 
 
 def _look_at_points(run: Run) -> list[str]:
-    """Do without what a run that broke off would resume from, where it is damaged: its stage starts over. What is to
-    be told of it, in sentences."""
+    """Drop damaged files that a run would resume from, so that their stage starts over; sentences that say so."""
     past = resume.find(run)
     if past.checkpoint or past.rounds:
         from trsp_core.training import checkpointing  # torch comes in here
@@ -69,7 +68,7 @@ def _execute(run: Run, notes: Sequence[str], setup: RunSetup | None, checked: bo
 
 
 def _stop(run: Run) -> None:
-    """First at the next event, so that the step at hand is whole; when asked again, at once."""
+    """A signal handler: end the run at its next event, so that the step at hand is whole; at a second signal, now."""
     if run.cancelled():
         raise KeyboardInterrupt
     try:

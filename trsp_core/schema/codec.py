@@ -28,7 +28,7 @@ def encode(value: Any, indent: int | None = None) -> str:
 
 
 def decode(text: str | bytes, kind: type[T]) -> T:
-    """The `kind` in JSON text: a dataclass, or `dict` or `list` for one that the caller looks into himself.
+    """A `kind` read from JSON text. With `dict` or `list` nothing inside is checked: the caller does that.
 
     Raises:
         ValueError: no JSON, or it does not fit.
@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
 
 
 def build(kind: type[T], value: Any) -> T:
-    """The `kind` that `plain` gave `value` of; a field with a default may be missing.
+    """A `kind` made of `value`, in the form that `plain` gives it; a field with a default may be missing.
 
     Raises:
         ValueError: fields that are missing, unknown, or of another type; text that no file can hold; numbers beyond
@@ -69,7 +69,7 @@ def encode_document(record: Any, schema: int, indent: int | None = None) -> str:
 
 
 def decode_document(text: str | bytes, schema: int, kind: type[T]) -> T:
-    """The `kind` that `encode_document` gave `text` of, in format `schema` or an older one.
+    """A `kind` read from what `encode_document` wrote, in format `schema` or an older one.
 
     Raises:
         TrspError: a newer version of this program wrote it.

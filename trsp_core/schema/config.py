@@ -336,7 +336,7 @@ class RunConfig:
         low=1e-8,
         high=0.1,
         log=True,
-        help="AdamW's rate for LoRA adapters, in place of the rate of stage 2. Higher: they learn faster; about ten "
+        help="AdamW's rate for LoRA adapters, instead of the rate of stage 2. Higher: they learn faster; about ten "
         "times the rate of W suits them.",
     )
     lambda_2_schedule: str = knob(

@@ -40,7 +40,7 @@ class RunPlanned(Event):
 
 @dataclass(frozen=True)
 class PhaseStarted(Event):
-    """A phase of the plan began; `units` is how many `Progressed` steps it has, 0 if it is not counted."""
+    """A phase of the run began; `units` is what its `Progressed` events count up to, 0 if it is not counted."""
 
     name: str
     units: int = 0
@@ -322,7 +322,7 @@ _SUM = ', "crc": "'  # before the eight digits and `"}` that end a line
 
 
 @dataclass(frozen=True)
-class _Head:
+class _EventHead:
     """What a line says besides the fields of its event."""
 
     n: int
@@ -332,7 +332,7 @@ class _Head:
 
 def to_line(event: Event, n: int, at: float) -> str:
     """One JSON line, without the newline."""
-    head, fields = codec.encode(_Head(n, round(at, 3), type(event).__name__))[:-1], codec.encode(event)[1:-1]
+    head, fields = codec.encode(_EventHead(n, round(at, 3), type(event).__name__))[:-1], codec.encode(event)[1:-1]
     body = f"{head}, {fields}" if fields else head
     return f'{body}{_SUM}{zlib.crc32(body.encode()):08x}"}}'
 
@@ -349,7 +349,7 @@ def from_line(line: str) -> tuple[int, float, Event]:
         if "crc" in fields and (not mark or rest != f'{zlib.crc32(body.encode()):08x}"}}'):
             raise ValueError("another checksum than its own")
         fields.pop("crc", None)
-        head = codec.build(_Head, {name: fields.pop(name, None) for name in ("n", "at", "event")})
+        head = codec.build(_EventHead, {name: fields.pop(name, None) for name in ("n", "at", "event")})
         if head.event not in KINDS or math.isnan(head.at):
             raise ValueError("an unknown event, or no time")
         return head.n, head.at, codec.build(KINDS[head.event], fields)

@@ -78,7 +78,7 @@ class Knob:
 
     def _problem(self, value: Any, expected: str) -> Problem:
         return Problem(
-            self.name, f"{self.label}: {_given(value)} was given, {expected}.", f"Set {self.flag} to {self._remedy()}."
+            self.name, f"{self.label}: {_short(value)} was given, {expected}.", f"Set {self.flag} to {self._remedy()}."
         )
 
     def _remedy(self) -> str:
@@ -144,10 +144,10 @@ def _number(name: str, value: Any, reader: Callable[[Any], Any], kind: str) -> A
     try:
         return reader(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TrspError(f"{name}: {_given(value)} was given, expected {kind}.", "Give another value.") from error
+        raise TrspError(f"{name}: {_short(value)} was given, expected {kind}.", "Give another value.") from error
 
 
-def _given(value: Any) -> str:
+def _short(value: Any) -> str:
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**70 else "a number of more than 70 digits"
     return text if len(text) <= 80 else text[:77] + "..."
 

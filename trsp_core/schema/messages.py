@@ -175,7 +175,7 @@ class TextTraced(Answer):
     Attributes:
         pieces: the tokens as text.
         probabilities: of the token that stands there.
-        alternatives, alternative_probabilities: the likeliest tokens at its place.
+        alternatives, alternative_probabilities: the likeliest tokens at its position.
         kl: KL divergence from the first column's model to this one, in nats.
         nats: mean of -log of the probabilities.
     """
@@ -260,7 +260,7 @@ ENDINGS = (Answered, Stopped, Refused, Broken)
 
 
 @dataclass(frozen=True)
-class _Head:
+class _MessageHead:
     """What a line says besides the fields of its record; `ticket` is the request that it belongs to."""
 
     ticket: str
@@ -269,17 +269,17 @@ class _Head:
 
 def to_values(ticket: str, record: Request | Answer) -> dict[str, Any]:
     """`record` in the types of JSON, with its ticket and its kind in front."""
-    return {**codec.plain(_Head(ticket, type(record).__name__)), **codec.plain(record)}
+    return {**codec.plain(_MessageHead(ticket, type(record).__name__)), **codec.plain(record)}
 
 
 def from_values(values: dict[str, Any]) -> tuple[str, Request | Answer]:
-    """`(ticket, record)` of what `to_values` gave.
+    """`(ticket, record)`, read from what `to_values` gave.
 
     Raises:
         ValueError: an unknown kind, or fields that do not fit.
     """
     fields = dict(values)
-    head = codec.build(_Head, {name: fields.pop(name, None) for name in ("ticket", "kind")})
+    head = codec.build(_MessageHead, {name: fields.pop(name, None) for name in ("ticket", "kind")})
     if head.kind not in RECORDS:
         raise ValueError(f"an unknown kind, {head.kind[:40]!r}")
     return head.ticket, codec.build(RECORDS[head.kind], fields)

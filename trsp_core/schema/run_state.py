@@ -22,12 +22,12 @@ class RunState:
     """The fold of a run's events; empty before the first one.
 
     Attributes:
-        count, at, between: events so far, those that cannot be read among them, so it is the number of the next one;
-            seconds at the last one; seconds between the last two.
+        count: events so far, those that cannot be read included: the number of the next one.
+        at, between: seconds at the last event, and between the last two.
         ended: `finished`, `cancelled`, `failed`, or "" while there is no ending; `damaged`: it had finished, but events
             before that cannot be read any more.
         missing: the stretches of events that cannot be read; a run that is resumed tells them again.
-        phase, done, units: where the run is; `phases` is the plan, `phase_number` the place in it, -1 outside it.
+        phase, done, units: where the run is; `phases` is the forecast of all, `phase_number` the index in it, or -1.
         weights: the L layer weights after the latest step of stage 1.
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
         rounds: one `LayerChosen` each choice.
@@ -91,7 +91,7 @@ class RunState:
 
     @property
     def fraction(self) -> float:
-        """Share of the planned seconds that is done, 0 to 1."""
+        """Share of the forecast seconds that is done, 0 to 1."""
         total = sum(p["seconds"] for p in self.phases)
         if self.ended == "finished":
             return 1.0
@@ -99,7 +99,7 @@ class RunState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left, from the plan's shares and the speed so far; None before the plan or after the end."""
+        """Time left, from the forecast of each phase and the speed so far; None before that, and after the end."""
         total = sum(p["seconds"] for p in self.phases)
         if self.ended or not total:
             return None
@@ -109,7 +109,7 @@ class RunState:
 
     @property
     def _seconds_done(self) -> float:
-        """Planned seconds of all that is done."""
+        """Forecast seconds of all that is done."""
         if self.phase_number < 0:
             return 0.0
         before, now = self.phases[: self.phase_number], self.phases[self.phase_number]
@@ -220,7 +220,7 @@ def summary(state: RunState) -> dict[str, Any]:
 
 
 def read_summary(text: str) -> dict[str, Any]:
-    """What `summary` gave of a run that has ended.
+    """The summary of a run that has ended, from the text of its `summary.json`.
 
     Raises:
         ValueError: it is damaged, or of a run that has not ended.

@@ -27,12 +27,12 @@ def shared_out(steps: int, parts: int) -> list[Span]:
 def lambda_2(config: RunConfig, step: int, span: Span | None = None) -> float:
     """What the penalty is multiplied by at `step` of stage 2 (from 1), in the cycle that takes `span`; 0 where there is
     none."""
-    if not penalised(config, step, span):
+    if not penalty_acts(config, step, span):
         return 0.0
     return config.lambda_2 * ramp(step, config.stage2_steps, config.lambda_2_schedule)
 
 
-def penalised(config: RunConfig, step: int, span: Span | None = None) -> bool:
+def penalty_acts(config: RunConfig, step: int, span: Span | None = None) -> bool:
     """Whether the chosen layers still change anything at `step`: not behind a gate that is shut, nor once deleted."""
     spans = [span] if span else shared_out(config.stage2_steps, config.cycles)
     now = next((s for s in spans if step <= s.done + s.steps), spans[-1])
@@ -40,7 +40,7 @@ def penalised(config: RunConfig, step: int, span: Span | None = None) -> bool:
 
 
 def acting(config: RunConfig) -> tuple[int, float]:
-    """In how many steps of stage 2 lambda_2 acts, and the highest that it gets to."""
+    """The number of steps of stage 2 in which lambda_2 acts, and its highest value."""
     if config.deletes_first or not config.lambda_2:
         return 0, 0.0
     count, last = 0, 0
@@ -98,5 +98,5 @@ def rate_factor(step: int, steps: int, schedule: str) -> float:
 
 
 def ends(steps: int, parts: int) -> list[int]:
-    """Where `parts` spans of `steps` end, as equal as can be; 0 comes first."""
+    """0, and the last step of each of `parts` spans of `steps`, which are as equal as can be."""
     return [steps * n // parts for n in range(parts + 1)]

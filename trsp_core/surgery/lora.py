@@ -59,7 +59,7 @@ def _in_one_step(kind: type) -> type:
 
 
 def _through(adapter: Any, x: Tensor) -> Tensor:
-    """What peft's forward gives, as one step: see `_Adapted`."""
+    """What peft's forward gives, as one operation: see `_Adapted`."""
     base, down, up = adapter.get_base_layer(), adapter.lora_A["default"], adapter.lora_B["default"]
     return _Adapted.apply(x, base.weight, base.bias, down.weight, up.weight)  # type: ignore[return-value]
 

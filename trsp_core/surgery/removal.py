@@ -77,11 +77,11 @@ def remove(stack: Stack, layers: Collection[int]) -> Callable[[], None]:
 
 
 def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:
-    """Layer `old` is layer `new` now: in what `module` calls its number, or its place in the cache."""
-    places = {old: new} | {caches * old + k: caches * new + k for k in range(caches)}
+    """Layer `old` is layer `new` now: in what `module` calls its number, or its index in the cache."""
+    new_numbers = {old: new} | {caches * old + k: caches * new + k for k in range(caches)}
     for name in families.NUMBERS:
-        if vars(module).get(name) in places:
-            setattr(module, name, places[vars(module)[name]])
+        if vars(module).get(name) in new_numbers:
+            setattr(module, name, new_numbers[vars(module)[name]])
 
 
 def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int) -> None:

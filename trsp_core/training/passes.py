@@ -80,23 +80,23 @@ class Passes:
 
     def gate_loss(self, weights: Tensor, ids: Tensor) -> Tensor:
         """L_LM on `ids` (B, T), with a gradient for the layer `weights` (L,) of `gated` alone: `lm_loss`, computed for
-        a few rows of the batch at a time, side by side on a CPU, recorded on a GPU."""
+        a few blocks of the batch at a time, side by side on a CPU, recorded on a GPU."""
         wide = parallel.lanes(self.device, len(ids))
 
-        def part(rows: Tensor) -> Tensor:
-            """These rows' part of the loss and of its gradient, in one tensor (1 + L,)."""
+        def part(blocks: Tensor) -> Tensor:
+            """These blocks' part of the loss and of its gradient, in one tensor (1 + L,)."""
             with torch.enable_grad():
-                loss = self._lm_loss(rows)
+                loss = self._lm_loss(blocks)
                 (gradient,) = torch.autograd.grad(loss, weights)
-            return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(rows) / len(ids))
+            return torch.cat([loss.detach().view(1), gradient.flatten()]) * (len(blocks) / len(ids))
 
-        def lane(rows: Tensor) -> Tensor:
-            count = budget.at_once(self.config) if self.config.recompute else len(rows)
-            return torch.stack([part(few) for few in rows.split(count)]).sum(0)
+        def lane(blocks: Tensor) -> Tensor:
+            count = budget.at_once(self.config) if self.config.recompute else len(blocks)
+            return torch.stack([part(few) for few in blocks.split(count)]).sum(0)
 
         with self.withheld(self.model):
             if wide > 1:
-                parts = parallel.run([functools.partial(lane, rows) for rows in ids.chunk(wide)], self.device)
+                parts = parallel.run([functools.partial(lane, blocks) for blocks in ids.chunk(wide)], self.device)
                 whole = torch.stack(parts).sum(0)
             else:
                 whole = self._replay([*self._open, weights], part)(ids)
@@ -116,7 +116,7 @@ class Passes:
 
         Args:
             share: 0 to 1; above 0 there has to be a teacher.
-            joins: gives, after this model's forward pass, its hidden states (B, T, D) at some places: by layer of the
+            joins: gives, after this model's forward pass, its hidden states (B, T, D) between layers: by layer of the
                 dense model what enters it, under L what leaves the last. The distance is then their mean relative
                 distance from the teacher's; without it, KL(teacher, model) in nats a predicted token.
         """
@@ -183,10 +183,10 @@ class Passes:
                 if self._recorded and mark in self._recorded[0][:-1]:
                     self._recorded = None
 
-    def lanes(self, rows: int) -> list[Passes]:
-        """This model as several over the same values, whose passes may go side by side for a batch of `rows` blocks.
+    def lanes(self, batch_blocks: int) -> list[Passes]:
+        """This model as several over the same values, whose passes may go side by side for a batch of `batch_blocks`.
         Each has gradients of its own, which `gather` adds up. `[self]` where one pass at a time is best."""
-        wide = parallel.lanes(self.device, rows)
+        wide = parallel.lanes(self.device, batch_blocks)
         return [self._lane() for _ in range(wide)] if wide > 1 else [self]
 
     def _lane(self) -> Passes:

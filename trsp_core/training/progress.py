@@ -13,7 +13,7 @@ class Past:
     """What need not be done again.
 
     Attributes:
-        place: number of the first event that is to be told; 0 begins anew.
+        next_event: number of the first event that is to be told; 0 begins anew.
         done: names of the phases before it; all of them are complete, but for the transfer that `step` is in.
         choices: P as it was after each cycle's choice.
         removed: `LayersRemoved` is told.
@@ -22,7 +22,7 @@ class Past:
             is to be made anew.
     """
 
-    place: int = 0
+    next_event: int = 0
     done: frozenset[str] = frozenset()
     choices: tuple[list[int], ...] = ()
     removed: bool = False

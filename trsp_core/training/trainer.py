@@ -25,7 +25,7 @@ class Terms:
 
     Attributes:
         lm: L_LM, without a gradient.
-        loss: L_LM, or what stands in its place where a teacher is distilled.
+        loss: L_LM, or what replaces it where a teacher is distilled.
         penalties: R of each chosen layer, by layer.
         gaps: the relative gap of each chosen layer, without a gradient; for the record.
     """
@@ -136,7 +136,7 @@ class Trainer(PlainTrainer):
     """The same steps, faster and in less memory.
 
     - A parameter is stepped as soon as its gradient is whole (`optimizer_in_backward`): a quarter less memory.
-    - Adapters' gradients are small enough to add up, so a batch is split over the cores, a few rows in each pass.
+    - Adapters' gradients are small enough to add up, so a batch is split over the cores, a few blocks in each pass.
     - Layers whose gate is shut are skipped: what follows the fade runs without them, and their weights, which nothing
       reads any more, stay.
     - On a GPU the pass is recorded once and replayed (`cuda_graphs`).
@@ -175,7 +175,7 @@ class Trainer(PlainTrainer):
         splits = bool(config.adapter_rank) and config.penalty != "sum"
         self._lanes: Sequence[Passes] = passes.lanes(config.batch_blocks) if splits else [passes]
         narrow = len(self._lanes) > 1 and not quantization.is_packed(passes.model)
-        self._rows = budget.at_once(config) if narrow else config.batch_blocks
+        self._blocks_at_once = budget.at_once(config) if narrow else config.batch_blocks
         for lane in self._lanes if config.anneal else ():
             self._contexts.enter_context(lane.gated(self._gate, "branch", self.chosen))
         self._taps_of = {lane: self._contexts.enter_context(lane.tapped(self._tapped)) for lane in self._lanes}
@@ -186,20 +186,21 @@ class Trainer(PlainTrainer):
         self._contexts.callback(lambda: delattr(self, "_pass"))  # what is recorded ends here, and its memory
 
     def _recorded(self) -> cuda_graphs.Recorded:
-        return cuda_graphs.Recorded(self._all_rows, self.passes.model, self._learning_weights)
+        return cuda_graphs.Recorded(self._all_blocks, self.passes.model, self._learning_weights)
 
-    def _all_rows(self, ids: Tensor) -> Tensor:
+    def _all_blocks(self, ids: Tensor) -> Tensor:
         """Loss and record of a batch (B, T), (3 + K,); gradients have gone back."""
         chunks = zip(self._lanes, ids.chunk(len(self._lanes)), strict=False)
-        tasks = [functools.partial(self._lane_rows, lane, rows, len(ids)) for lane, rows in chunks]
+        tasks = [functools.partial(self._lane_blocks, lane, blocks, len(ids)) for lane, blocks in chunks]
         parts = parallel.run(tasks, self.passes.device)
         self.passes.gather(self._lanes)
         return torch.stack(parts).sum(0)
 
-    def _lane_rows(self, lane: Passes, rows: Tensor, whole: int) -> Tensor:
-        return torch.stack([self._few_rows(lane, few, len(few) / whole) for few in rows.split(self._rows)]).sum(0)
+    def _lane_blocks(self, lane: Passes, blocks: Tensor, whole: int) -> Tensor:
+        parts = [self._few_blocks(lane, few, len(few) / whole) for few in blocks.split(self._blocks_at_once)]
+        return torch.stack(parts).sum(0)
 
-    def _few_rows(self, lane: Passes, ids: Tensor, share: float) -> Tensor:
+    def _few_blocks(self, lane: Passes, ids: Tensor, share: float) -> Tensor:
         """`share` of the batch, there and back."""
         with torch.enable_grad():
             taps = self._taps_of[lane]

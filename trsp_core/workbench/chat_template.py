@@ -53,7 +53,7 @@ def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
 
 
 class _Overdue(BaseException):
-    """Its time is over. No `Exception`, which jinja takes for a sum that it cannot do beforehand."""
+    """Time is up. No `Exception`: jinja swallows those while it computes constants in advance."""
 
 
 @contextlib.contextmanager

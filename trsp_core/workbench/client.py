@@ -131,12 +131,12 @@ class Workbench:
                 self._changed.wait_for(lambda: enquiry.ended is not None, timeout)
         return self.read(ticket)
 
-    def follow(self, ticket: str, seen: int, timeout: float) -> Reading:
-        """`read`, once there are more than `seen` answers, or after `timeout` seconds."""
+    def follow(self, ticket: str, count: int, timeout: float) -> Reading:
+        """`read`, once there are more than `count` answers, or after `timeout` seconds."""
         with self._changed:
             enquiry = self._enquiries.get(ticket)
             if enquiry is not None:
-                self._changed.wait_for(lambda: len(enquiry.answers) > seen, timeout)
+                self._changed.wait_for(lambda: len(enquiry.answers) > count, timeout)
         return self.read(ticket)
 
     def cancel(self, ticket: str) -> None:

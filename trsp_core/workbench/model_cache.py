@@ -142,20 +142,20 @@ def without(model: Model, removed: Collection[int]) -> Model:
     return Model(model.name, stack, model.tokenizer, size, size, 0.0)
 
 
-def share(stack: Stack, base: Stack, kept: list[int]) -> int:
+def share(stack: Stack, base: Stack, base_layers: list[int]) -> int:
     """Let parameters of `stack` that equal those of `base` be the same tensors; returns their bytes.
 
     Args:
-        kept: the layer of `base` that each layer of `stack` was.
+        base_layers: the layer of `base` that each layer of `stack` was.
     """
-    if len(kept) != len(stack.layers) or max(kept, default=0) >= len(base.layers):
+    if len(base_layers) != len(stack.layers) or max(base_layers, default=0) >= len(base.layers):
         return 0
-    tensors = {name: p for name, p in _by_place(base, list(range(len(base.layers))))}
+    tensors = {name: p for name, p in _by_dense_name(base, list(range(len(base.layers))))}
     shared: dict[int, int] = {}
     for module in stack.model.modules():
         module._parameters = dict(module._parameters)
-    for place, (module, leaf) in _owners(stack, kept).items():
-        mine, other = module._parameters[leaf], tensors.get(place)
+    for dense_name, (module, leaf) in _owners(stack, base_layers).items():
+        mine, other = module._parameters[leaf], tensors.get(dense_name)
         if mine is None or other is None or mine is other or mine.shape != other.shape or mine.dtype != other.dtype:
             continue
         if torch.equal(mine, other):
@@ -165,21 +165,21 @@ def share(stack: Stack, base: Stack, kept: list[int]) -> int:
 
 
 def _owners(stack: Stack, numbers: list[int]) -> dict[str, tuple[nn.Module, str]]:
-    """Each parameter's module and name in it, by its place: its path, with layer i counted as `numbers[i]`."""
+    """Each parameter's module and its name there, by dense name: its path, in which layer i is `numbers[i]`."""
     prefix = next(name for name, m in stack.model.named_modules() if m is stack.layers)
     owners: dict[str, tuple[nn.Module, str]] = {}
     for path, module in stack.model.named_modules(remove_duplicate=False):
-        place = path
+        dense_name = path
         if path.startswith(prefix + "."):
             number, _, rest = path[len(prefix) + 1 :].partition(".")
-            place = f"{prefix}.{numbers[int(number)]}.{rest}"
+            dense_name = f"{prefix}.{numbers[int(number)]}.{rest}"
         for leaf in module._parameters:
-            owners[f"{place}|{leaf}"] = (module, leaf)
+            owners[f"{dense_name}|{leaf}"] = (module, leaf)
     return owners
 
 
-def _by_place(stack: Stack, numbers: list[int]) -> Iterator[tuple[str, nn.Parameter]]:
-    for place, (module, leaf) in _owners(stack, numbers).items():
+def _by_dense_name(stack: Stack, numbers: list[int]) -> Iterator[tuple[str, nn.Parameter]]:
+    for dense_name, (module, leaf) in _owners(stack, numbers).items():
         parameter = module._parameters[leaf]
         if parameter is not None:
-            yield place, parameter
+            yield dense_name, parameter

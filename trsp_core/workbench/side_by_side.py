@@ -157,7 +157,7 @@ def read_along(text: int, tokens: list[int], readers: list[tuple[Model, Tensor]]
         if not same_vocabulary(model, own) or max(tokens) >= model.stack.text_config.vocab_size:
             continue
         with torch.inference_mode():
-            logs = _log_probabilities(model, prompt, tokens)
+            logs = log_probabilities(model, prompt, tokens)
             if column == 0:
                 reference = logs
             kl = [] if reference is None else (reference.exp() * (reference - logs)).sum(-1).clamp(min=0).tolist()
@@ -176,8 +176,8 @@ def read_along(text: int, tokens: list[int], readers: list[tuple[Model, Tensor]]
         )
 
 
-def _log_probabilities(model: Model, prompt: Tensor, tokens: list[int]) -> Tensor:
-    """(n, V) float32 on the CPU: log-probabilities at each of the n places of `tokens` after `prompt`."""
+def log_probabilities(model: Model, prompt: Tensor, tokens: list[int]) -> Tensor:
+    """(n, V) float32 on the CPU: log-probabilities at each of the n `tokens` after `prompt`."""
     ids = torch.cat([prompt, torch.tensor([tokens], device=prompt.device)], dim=1)
     logits = model.stack.model(input_ids=ids, use_cache=False).logits[0, prompt.shape[1] - 1 : -1]
     return torch.log_softmax(logits.float().cpu(), dim=-1)
@@ -228,7 +228,7 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 def pieces_of(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
-    """The text that each token completes, in its place; an end token by its name."""
+    """The text that each token completes; an end token by its name."""
     decoder, special = Decoder(tokenizer), set(tokenizer.all_special_ids)
     pieces = [decoder.add(token) for token in tokens]
     return [_piece(tokenizer, t) if t in special else piece for t, piece in zip(tokens, pieces, strict=True)]

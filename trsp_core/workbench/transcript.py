@@ -70,7 +70,7 @@ class Comparison:
         return any(column.chat for column in self.columns)
 
     def parting(self, column: int) -> int | None:
-        """Place of the first token at which `column` differs from the first column; None while they agree."""
+        """Index of the first token at which `column` differs from the first column; None while they agree."""
         return first_difference(self.columns[0].tokens, self.columns[column].tokens)
 
     def verdict(self, column: int) -> str:
@@ -109,7 +109,7 @@ def gather(request: Generate, answers: Sequence[Answer]) -> Comparison:
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """First place at which two texts differ, as far as both go; None where there is none."""
+    """First index at which two texts differ, as far as both go; None where there is none."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
 
 
@@ -120,7 +120,7 @@ def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
         TrspError: there are many already, or the folder cannot be written.
     """
     folder = run.folder / "comparisons"
-    if len(kept(run)) >= MOST_KEPT:
+    if len(comparisons(run)) >= MOST_KEPT:
         raise TrspError(f"This run keeps {MOST_KEPT} comparisons already.", "Delete files in its comparisons folder.")
     lines = [messages.to_values("", record) for record in (request, *answers)]
     name = secrets.token_hex(6)
@@ -132,7 +132,7 @@ def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
     return name
 
 
-def kept(run: Run) -> list[str]:
+def comparisons(run: Run) -> list[str]:
     """Ids of the comparisons kept with `run`, newest first."""
     files = [p for p in (run.folder / "comparisons").glob("*.json") if _ID.fullmatch(p.stem) and p.is_file()]
     return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
@@ -175,11 +175,11 @@ def _belongs(answer: Answer, columns: int) -> bool:
     if not isinstance(answer, messages.TextTraced):
         return True
     of_each = (answer.pieces, answer.probabilities, answer.alternatives, answer.alternative_probabilities, answer.kl)
-    places = zip(answer.alternatives, answer.alternative_probabilities, strict=False)
+    pairs = zip(answer.alternatives, answer.alternative_probabilities, strict=False)
     return (
         0 <= answer.text < columns
         and all(len(entries) == len(answer.tokens) for entries in of_each)
-        and all(len(words) == len(chances) for words, chances in places)
+        and all(len(words) == len(chances) for words, chances in pairs)
     )
 
 
@@ -197,8 +197,8 @@ def markdown(comparison: Comparison) -> str:
         facts = [f"{len(column.tokens)} tokens"]
         if column.rate:
             facts.append(f"{formatting.rate(column.rate)} tokens/s")
-        if n and (place := comparison.parting(n)) is not None:
-            facts.append(f"parts from {comparison.columns[0].label} at token {place + 1}")
+        if n and (position := comparison.parting(n)) is not None:
+            facts.append(f"parts from {comparison.columns[0].label} at token {position + 1}")
         if words := comparison.verdict(n):
             facts.append(words)
         parts += [f"**{escaping.markdown(column.label)}** ({escaping.markdown('; '.join(facts))})"]

@@ -26,7 +26,7 @@ MOST_STUDIES = 2  # pairs of texts for each model
 Answers = Iterator[Answer | None]
 
 
-class Study:
+class LayerStudy:
     """One model on both domains' quick texts, a block of each, and the sets tried on it.
 
     Attributes:
@@ -88,9 +88,9 @@ class Study:
             return
         thinned = without(self.model, removed) if removed else self.model
         ids, _ = encode(self.model, prompt, chat=False)
-        read, written = generation.fitted(self.model.stack.context, ids.shape[1], new_tokens)
+        read, most_tokens = generation.fitted(self.model.stack.context, ids.shape[1], new_tokens)
         decoder, text, began = Decoder(self.model.tokenizer), "", time.perf_counter()
-        for token in generation.tokens(thinned.stack.model, ids[:, -read:], written, stop=ends(self.model)):
+        for token in generation.tokens(thinned.stack.model, ids[:, -read:], most_tokens, stop=ends(self.model)):
             piece = decoder.add(token)
             text += piece
             yield messages.TokenGenerated(0, token, piece, round(time.perf_counter() - began, 3))
@@ -123,7 +123,7 @@ class Study:
         return math.fsum(f.loss for f in self.figures(removed).values()) / len(self.paths)
 
 
-def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
+def study_of(request: WhatIf | Importance | Influence, model: Model) -> LayerStudy:
     """The study of `model` on the texts of `request`, in blocks that it can read; kept with the model."""
     key = (request.text, request.heldout, request.seed)
     if key not in model.studies:
@@ -138,6 +138,6 @@ def study_of(request: WhatIf | Importance | Influence, model: Model) -> Study:
         )
         while len(model.studies) >= MOST_STUDIES:
             model.studies.popitem(last=False)
-        model.studies[key] = Study(model, config)
+        model.studies[key] = LayerStudy(model, config)
     model.studies.move_to_end(key)
     return model.studies[key]

@@ -1,7 +1,7 @@
 """The child's end of the workbench: requests in on one pipe, answers out on the other, one request at a time.
 
-A request is answered by a generator. After each of its steps the loop looks whether the request was cancelled, and
-closes it if so; a step is a token, or one text through the model.
+A request is answered by a generator. After each answer (a token, or one text through the model) the loop looks whether
+the request was cancelled, and closes the generator if so.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from trsp_core.workbench.model_cache import Model, ModelCache
 from trsp_core.workbench.what_if import study_of
 
 Answers = Iterator[Answer | None]
-WAITED = 1.5  # wall clock over its own time of a step that had to wait for the cores
-REST, LONGEST_REST = 3.0, 12.0  # times the step, and seconds
+WAITED = 1.5  # wall clock over processor time of an answer that had to wait for the cores
+REST, LONGEST_REST = 3.0, 12.0  # times the time of that answer, and seconds
 LAST_CALL = 8.0  # seconds to end by itself once nobody listens any more
 
 
@@ -87,7 +87,7 @@ class Loop:
     """Reads requests from `lines` in a thread of its own, so that a cancel is seen while another is being answered.
 
     Args:
-        second: others come first on this machine: a step that had to wait for the cores is followed by a rest.
+        second: others come first on this machine, see `rested`.
     """
 
     def __init__(self, handler: RequestHandler, lines: TextIO, out: TextIO, second: bool = False):
@@ -101,14 +101,19 @@ class Loop:
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
         while (entry := self._requests.get()) is not None:
             ticket, request = entry
-            self._tell(ticket, self._ending(ticket, request))
+            self._tell(ticket, self.respond(ticket, request))
             self._stopped.discard(ticket)
 
-    def _ending(self, ticket: str, request: Request) -> Answer:
+    def cancel(self, ticket: str) -> None:
+        """Stop the request with `ticket` after its next answer."""
+        self._stopped.add(ticket)
+
+    def respond(self, ticket: str, request: Request) -> Answer:
+        """Write the answers to `request`, and return its ending."""
         began = time.perf_counter()
         try:
             generator = self._handler.answer(request)
-            for answer in self._rested(generator):
+            for answer in rested(generator) if self._second else generator:
                 if answer is not None:
                     self._tell(ticket, answer)  # also one that nobody waits for any more: the work is done
                 if ticket in self._stopped or self._alone.is_set():
@@ -126,17 +131,6 @@ class Loop:
             return messages.Broken(f"{type(error).__name__}: {error}", "This is a bug: please report it.", trace)
         return messages.Answered(round(time.perf_counter() - began, 3))
 
-    def _rested(self, answers: Answers) -> Answers:
-        """Pass on `answers`; where others come first, rest after a step that had to wait. Two that share cores are both
-        slow: they empty each other's caches, and a product waits for its slowest part."""
-        wall, cpu = time.monotonic(), time.process_time()
-        for answer in answers:
-            wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-            yield answer
-            if self._second and wall > WAITED * cpu:
-                time.sleep(min(REST * wall, LONGEST_REST))
-            wall, cpu = time.monotonic(), time.process_time()
-
     def _tell(self, ticket: str, answer: Answer) -> None:
         try:
             self._out.write(messages.pack(ticket, answer) + "\n")
@@ -148,13 +142,25 @@ class Loop:
         for line in self._lines:
             ticket, request = messages.unpack(line)
             if isinstance(request, messages.Cancel):
-                self._stopped.add(ticket)
+                self.cancel(ticket)
             elif isinstance(request, Request):
                 self._requests.put((ticket, request))
         self._alone.set()
         self._requests.put(None)
         time.sleep(LAST_CALL)
         os._exit(0)  # whatever still computes computes for nobody
+
+
+def rested(answers: Answers) -> Answers:
+    """Pass on `answers`, with a rest after each that had to wait for the cores. Two processes that share cores are both
+    slow: they empty each other's caches, and a product waits for its slowest part."""
+    wall, cpu = time.monotonic(), time.process_time()
+    for answer in answers:
+        wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+        yield answer
+        if wall > WAITED * cpu:
+            time.sleep(min(REST * wall, LONGEST_REST))
+        wall, cpu = time.monotonic(), time.process_time()
 
 
 def serve(second: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""What a run gives away, streamed from disk by a route of its own beside the pages. Streamlit's download button would
+"""A run's exports, streamed from disk by a route of their own beside the pages. Streamlit's download button would
 hold the whole file in the server's memory, for as long as a tab is open."""
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Follower:
 
     def __init__(self, run: Run):
         self._run, self._offset, self._state = run, 0, RunState()
-        self._shown: RunState | None = None
+        self._snapshot: RunState | None = None
         self._lock = threading.Lock()
 
     def look(self) -> RunState:
@@ -50,14 +50,14 @@ class Follower:
         with self._lock:
             lines, offset = self._run.read(self._offset, self._state.count)
             if offset < self._offset or (self._offset and any(isinstance(e, EventsMissing) for _, _, e in lines)):
-                self._state, self._shown = RunState(), None
+                self._state, self._snapshot = RunState(), None
                 lines, offset = self._run.read()
             self._offset = offset
-            if lines or self._shown is None:
+            if lines or self._snapshot is None:
                 fold(self._state, lines)
                 parts = {f.name: copy.copy(getattr(self._state, f.name)) for f in dataclasses.fields(RunState)}
-                self._shown = RunState(**parts)
-            return self._shown
+                self._snapshot = RunState(**parts)
+            return self._snapshot
 
 
 @st.cache_resource(show_spinner=False)
@@ -72,14 +72,14 @@ def run_queue() -> RunQueue:
 
 
 @st.cache_resource(show_spinner=False)
-def agenda() -> PlanQueue:
+def plan_queue() -> PlanQueue:
     """The plans that are worked through; it goes on with those that an earlier server left."""
     return PlanQueue(store(), run_queue())
 
 
 @st.cache_resource(show_spinner=False)
-def errands() -> ExportQueue:
-    """What is being made to be taken away, for all tabs."""
+def export_queue() -> ExportQueue:
+    """The exports and reports of all tabs."""
     return ExportQueue(run_queue().limits)
 
 
@@ -89,7 +89,7 @@ async def life(app: Any) -> AsyncIterator[None]:
     safe point, and the next server resumes them. After Ctrl-C they run on by themselves."""
     PagesManager.uses_pages_directory = False  # else the first visitor of a page by its address would be told of none
     malloc.hold_steady()
-    agenda()  # with the queue; takes over what an earlier server left
+    plan_queue()  # with the queue; takes over what an earlier server left
     usual, stopping = (
         signal.getsignal(signal.SIGTERM),
         threading.Thread(target=run_queue().interrupt, name="last words"),
@@ -132,12 +132,12 @@ def beat(state: RunState | None = None) -> float:
     For a page that watches the run of `state` it is at least the time from one of its events to the next, up to 3 s.
     If the browser is on this machine, it is so long that drawing takes only a small part of the cores.
     """
-    seen, now = tabs(), time.monotonic()
-    seen[session.tab()] = now
-    late = [tab for tab, moment in list(seen.items()) if now - moment > 10]
+    last_drawn, now = tabs(), time.monotonic()
+    last_drawn[session.tab()] = now
+    late = [tab for tab, moment in list(last_drawn.items()) if now - moment > 10]
     for tab in late:
-        seen.pop(tab, None)
-    crowd = min(math.ceil(len(seen) / CROWD), LONGEST_BEAT)
+        last_drawn.pop(tab, None)
+    crowd = min(math.ceil(len(last_drawn) / CROWD), LONGEST_BEAT)
     times = [at for _, at, _ in state.lines[-LAST:]] if state else []
     if len(times) < LAST:
         return float(max(crowd, 1))
@@ -210,20 +210,20 @@ def fetches() -> Downloads:
 
 
 @st.cache_resource(show_spinner=False)
-def _cards() -> dict[str, tuple[float, HubModel | TrspError]]:
+def _hub_models() -> dict[str, tuple[float, HubModel | TrspError]]:
     return {}
 
 
-def card(hub_id: str) -> HubModel | TrspError | None:
+def hub_model(hub_id: str) -> HubModel | TrspError | None:
     """What the hub said of a model within the last ten minutes, whoever asked; None where nobody did."""
-    asked_at, answer = _cards().get(hub_id, (0.0, None))
+    asked_at, answer = _hub_models().get(hub_id, (0.0, None))
     return answer if time.monotonic() - asked_at < 600 else None
 
 
 def look_up(hub_id: str) -> None:
-    """Ask the hub, so that `card` knows."""
+    """Ask the hub, so that `hub_model` knows."""
     try:
         answer = download.look(hub_id, limits.current())
     except TrspError as error:
         answer = error
-    _cards()[hub_id] = (time.monotonic(), answer)
+    _hub_models()[hub_id] = (time.monotonic(), answer)

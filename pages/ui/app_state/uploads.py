@@ -1,5 +1,5 @@
 """Texts that visitors bring: stored once under a name made from their content, beside the runs that read them. What no
-run reads is swept after a while (`retention`)."""
+run reads is removed after a while (`retention`)."""
 
 from __future__ import annotations
 

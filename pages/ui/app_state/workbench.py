@@ -46,7 +46,7 @@ def standing(reading: Reading) -> None:
 
 
 def ended_badly(reading: Reading) -> None:
-    """Say so where it was refused, stopped, or broke off."""
+    """Show why a request was refused, stopped or broke off; nothing where it was not."""
     ending = reading.ending
     if isinstance(ending, an.Broken):
         st.error(f"{words.plain(ending.message)} {words.plain(ending.remedy)}", icon=":material/error:")

@@ -126,9 +126,9 @@ def path(points: list[Point]) -> pd.DataFrame:
     last = points[-1]
     ends = sorted((i for i in range(depth) if often[i] or i in last.removed), key=lambda i: last.weights[i])
     reach = max(max(p.weights) for p in points)
-    places = apart([last.weights[i] for i in ends], 0.05 * reach, floor=0.0)
-    for i, place in zip(ends, places, strict=True):
-        rows.append(("name", last.at[PATH_AXIS], place, i, "chosen" if often[i] else "kept"))
+    heights = apart([last.weights[i] for i in ends], 0.05 * reach, floor=0.0)
+    for i, height in zip(ends, heights, strict=True):
+        rows.append(("name", last.at[PATH_AXIS], height, i, "chosen" if often[i] else "kept"))
     return pd.DataFrame(rows, columns=["kind", "lambda_1", "weight", "layer", "fate"]).round({"weight": 4})
 
 

@@ -1,4 +1,4 @@
-"""All layers in a row: what a run, ShortGPT and a person make of each. Pure; a frame and a spec."""
+"""All layers, a row each: what a run, ShortGPT and a person make of each. Pure; a frame and a spec."""
 
 from __future__ import annotations
 

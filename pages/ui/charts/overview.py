@@ -1,7 +1,7 @@
 """The whole idea in one figure: the stack of layers, and beside it what taking some of them out does to the model.
 
-It is drawn on a plane of 100 by 100, the stack on the left and perplexity on the right. The frame holds every place, so
-that the spec stays the same from the first event to the last.
+It is drawn on a plane of 100 by 100, the stack on the left and perplexity on the right. The frame holds every position,
+so that the spec stays the same from the first event to the last.
 """
 
 from __future__ import annotations
@@ -60,34 +60,34 @@ def leaving(state: RunState) -> float:
 
 
 def _row(kind: str, x: float, y: float, label: str = "", fate: str = "kept", **more: float) -> tuple:
-    places = {"x2": x, "y2": y, "opacity": 1.0, "path": 0} | more
-    return (kind, x, places["x2"], y, places["y2"], fate, label, places["opacity"], places["path"])
+    values = {"x2": x, "y2": y, "opacity": 1.0, "path": 0} | more
+    return (kind, x, values["x2"], y, values["y2"], fate, label, values["opacity"], values["path"])
 
 
 def _heads(state: RunState) -> list[tuple]:
     now = stage(state)
     rows = [_row("head" if n == now else "other", LEFT + 31 * (n - 1), 96, name) for n, name in enumerate(HEADS, 1)]
     depth = state.model.n_layers if state.model else 0
-    left = ["The model's layers", "A weight for each layer", "What each still does", "What is left"][now]
+    heading = ["The model's layers", "A weight for each layer", "What each still does", "What is left"][now]
     if now == 1 and frames.chosen_at(state):
-        left = "Faded: weight when chosen"
+        heading = "Faded: weight when chosen"
     if state.narrowed:
-        left = "Every layer is narrower"
-    return [*rows, _row("note", LEFT, 87, left if now or not depth else f"{depth} layers, input at the bottom")]
+        heading = "Every layer is narrower"
+    return [*rows, _row("note", LEFT, 87, heading if now or not depth else f"{depth} layers, input at the bottom")]
 
 
 def _stack(state: RunState) -> list[tuple]:
-    fates, left, rows, place = frames.fates(state), leaving(state), [], 0
-    out, down = min(2 * left, 1.0), max(2 * left - 1, 0.0)  # first the layers leave, then the others close up
-    step = (HIGH - LOW) / max(len(fates), 1)
+    fates, departure, rows, new_number = frames.fates(state), leaving(state), [], 0
+    out, down = min(2 * departure, 1.0), max(2 * departure - 1, 0.0)  # first the layers leave, then the others close up
+    spacing = (HIGH - LOW) / max(len(fates), 1)
     wide = RIGHT - LEFT
     frozen = frames.chosen_at(state) if stage(state) < 2 else {}
     for i, (fate, length) in enumerate(zip(fates, _lengths(state), strict=True)):
         gone = fate == "removed"
-        low = LOW + step * (i if gone else i + (place - i) * down)
-        place += not gone
+        low = LOW + spacing * (i if gone else i + (new_number - i) * down)
+        new_number += not gone
         aside, opacity = (FLIGHT * out, 1 - out) if gone else (0.0, 1.0)
-        y, y2 = low + 0.12 * step, low + 0.88 * step
+        y, y2 = low + 0.12 * spacing, low + 0.88 * spacing
         start = LEFT + aside
         rows.append(_row("slot", start, y, x2=start + wide, y2=y2, opacity=0.0 if i in frozen else opacity))
         faded = FADED if i in frozen else 1.0
@@ -97,9 +97,9 @@ def _stack(state: RunState) -> list[tuple]:
         if fate != "kept":
             label = f"{i} · {words.ordinal(state.chosen.index(i) + 1)}" if i in frozen else str(i)
             rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, label, opacity=opacity))
-    if (count := len(fates) - place) and down:
-        top = LOW + step * place
-        rows.append(_row("gone", LEFT, top + 0.3 * step, fate="removed", x2=RIGHT, y2=HIGH, opacity=down))
+    if (count := len(fates) - new_number) and down:
+        top = LOW + spacing * new_number
+        rows.append(_row("gone", LEFT, top + 0.3 * spacing, fate="removed", x2=RIGHT, y2=HIGH, opacity=down))
         fewer = f"{count} layers fewer" if count > 1 else "1 layer fewer"
         rows.append(_row("fewer", (LEFT + RIGHT) / 2, (top + HIGH) / 2, fewer, opacity=down))
     return rows
@@ -134,7 +134,7 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
     levels, probes = frames.times_dense(state, config)
     direct, pruned = levels.get("direct"), levels.get("pruned")
     now = [(step, value) for step, value in probes if math.isfinite(value)]
-    last = frames.planned_steps(state, config, 2)
+    last = frames.expected_steps(state, config, 2)
     if pruned:
         now = [*now[:-1], (last, pruned)] if config.stage2_steps else [(last, pruned)]
     if not levels:

@@ -17,9 +17,9 @@ COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "path"]
 
 
 def before_after(state: RunState) -> pd.DataFrame:
-    """The stack as it came and as it is left, a box a layer, input at the bottom, lines from old to new places."""
+    """The stack as it came and as it is left, a box a layer, input at the bottom, lines from old to new numbers."""
     fate, weights = fates(state), weights_at_choice(state)
-    rows, place, right = [], 0, 1.6 + width_left(state)
+    rows, new_number, right = [], 0, 1.6 + width_left(state)
     for i, what in enumerate(fate):
         note = choice(state, i)
         if not note and state.weight_steps and weights[i] is not None:
@@ -29,12 +29,21 @@ def before_after(state: RunState) -> pd.DataFrame:
         rows.append(("name", 0.5, 0, i + 0.5, 0, what, f"{i}{weight}", i))
         if what == "removed" or (what == "chosen" and not state.removed):
             continue
-        rows += [("link", 1.0, 0, i + 0.5, 0, what, "", i), ("link", 1.6, 0, place + 0.5, 0, what, "", i)]
-        rows.append(("box", 1.6, right, place + 0.08, place + 0.92, what, "", i))
+        rows += [("link", 1.0, 0, i + 0.5, 0, what, "", i), ("link", 1.6, 0, new_number + 0.5, 0, what, "", i)]
+        rows.append(("box", 1.6, right, new_number + 0.08, new_number + 0.92, what, "", i))
         rows.append(
-            ("name", (1.6 + right) / 2, 0, place + 0.5, 0, what, f"{place}" if place == i else f"{place}  (was {i})", i)
+            (
+                "name",
+                (1.6 + right) / 2,
+                0,
+                new_number + 0.5,
+                0,
+                what,
+                f"{new_number}" if new_number == i else f"{new_number}  (was {i})",
+                i,
+            )
         )
-        place += 1
+        new_number += 1
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -176,9 +176,9 @@ def _apart(ends: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
     """Names moved up and down, on the log axis, until they are legible beside each other."""
     ends = sorted((end for end in ends if 0 < end[0] < math.inf), key=lambda end: end[0])
     logs = [math.log(value) for value, *_ in ends]
-    step = (logs[-1] - logs[0]) / 17 if ends else 0.0
-    places = apart(logs, step)
-    return [(math.exp(place), role, title) for place, (_, role, title) in zip(places, ends, strict=True)]
+    spacing = (logs[-1] - logs[0]) / 17 if ends else 0.0
+    heights = apart(logs, spacing)
+    return [(math.exp(height), role, title) for height, (_, role, title) in zip(heights, ends, strict=True)]
 
 
 def ticks(frame: pd.DataFrame, by: str) -> tuple[float, ...]:

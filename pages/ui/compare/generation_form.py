@@ -46,13 +46,13 @@ def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None
     url_state.linked("compare-models", usual, url_state.some_of(list(offered), an.MAX_COLUMNS))
     chosen = [m for m in session.get("compare-models") if m in offered][: an.MAX_COLUMNS]
     session.put("compare-models", chosen or ["Dense"])
-    left, right = st.columns([3, 2], gap="large")
-    with left:
+    left_column, right_column = st.columns([3, 2], gap="large")
+    with left_column:
         st.pills("Prompt", list(PROMPTS), key="compare-kind", on_change=_fill_prompt, persist_state="session")
         st.text_area(
             "Prompt text", key="compare-prompt", height=110, max_chars=an.MAX_PROMPT, label_visibility="collapsed"
         )
-    with right:
+    with right_column:
         st.multiselect("Models, up to three", list(offered), key="compare-models", max_selections=an.MAX_COLUMNS)
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.toggle(
@@ -73,8 +73,8 @@ def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None
 
 
 def _sampling() -> None:
-    drawn = session.get("compare-drawn")
-    with st.popover(f"{drawn}, {session.get('compare-length')} tokens", icon=":material/tune:"):
+    how = session.get("compare-drawn")
+    with st.popover(f"{how}, {session.get('compare-length')} tokens", icon=":material/tune:"):
         st.segmented_control("Each token is", HOW, key="compare-drawn", required=True)
         off = session.get("compare-drawn") != "Drawn"
         st.slider("Temperature", 0.1, 2.0, step=0.1, key="compare-temperature", disabled=off)
@@ -150,7 +150,7 @@ def copy(comparison: Comparison) -> None:
 
 def kept_list(run: Run, now: str | None) -> None:
     """Links to what was kept with the run."""
-    names = transcript.kept(run)
+    names = transcript.comparisons(run)
     if not names:
         return
     st.markdown("#### Kept with this run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.ui.charts import drawing, token_rows
+from pages.ui.charts import drawing, token_lines
 from pages.ui.style import theme, words
 from trsp_core import formatting
 from trsp_core.workbench.client import Reading
@@ -35,9 +35,9 @@ def _parting(comparison: Comparison, n: int) -> str:
         return ":material/flag: The text that the others are compared with."
     if not comparison.columns[n].tokens:
         return f":material/flag: Compared with {words.plain(first.label)}."
-    place = comparison.parting(n)
-    if place is not None:
-        return f":material/call_split: Leaves {words.plain(first.label)} at token {place + 1}, marked."
+    position = comparison.parting(n)
+    if position is not None:
+        return f":material/call_split: Leaves {words.plain(first.label)} at token {position + 1}, marked."
     if comparison.columns[n].finished and first.finished:
         return f":material/equal: Word for word the text of {words.plain(first.label)}."
     return f":material/equal: As {words.plain(first.label)} so far."
@@ -75,17 +75,17 @@ def _marked(pieces: list[str], parting: int | None) -> str:
 
 def reading_along(comparison: Comparison) -> None:
     """One text, read by every model: token by token, and the divergence along it."""
-    written = [n for n in range(len(comparison.columns)) if (n, n) in comparison.traces]
-    if not written:
+    columns = [n for n in range(len(comparison.columns)) if (n, n) in comparison.traces]
+    if not columns:
         return
     st.markdown("#### Token by token")
-    shown = {n: words.plain(comparison.columns[n].label) for n in written}
+    labels = {n: words.plain(comparison.columns[n].label) for n in columns}
     with st.container(horizontal=True):
-        title = shown.__getitem__
+        title = labels.__getitem__
         text = st.segmented_control(
-            "Text of", written, format_func=title, default=written[0], key="text-of", required=True
+            "Text of", columns, format_func=title, default=columns[0], key="text-of", required=True
         )
-        others = [n for n in written if n and (text, n) in comparison.traces]
+        others = [n for n in columns if n and (text, n) in comparison.traces]
         reader = others[0] if others else 0
         if len(others) > 1:
             reader = st.segmented_control(
@@ -93,40 +93,42 @@ def reading_along(comparison: Comparison) -> None:
             )
     if others:
         st.caption(
-            f"The same text put before every model. The stronger the colour, the further {shown[reader]} "
+            f"The same text put before every model. The stronger the colour, the further {labels[reader]} "
             "is from the first model there (KL). Hover or tap a token for its probability and the likeliest five. "
             "Framed: the first token at which the texts part."
         )
-    width = token_rows.NARROW if "Mobi" in (st.context.headers.get("User-Agent") or "") else token_rows.WIDE
-    rows = token_rows.frame(comparison, text, reader, width)
+    width = token_lines.NARROW if "Mobi" in (st.context.headers.get("User-Agent") or "") else token_lines.WIDE
+    rows = token_lines.frame(comparison, text, reader, width)
     spec = {
-        **token_rows.spec(theme.mode(), tuple(c.label for c in comparison.columns), width),
-        "height": token_rows.height(rows),
+        **token_lines.spec(theme.mode(), tuple(c.label for c in comparison.columns), width),
+        "height": token_lines.height(rows),
     }
     drawing.show(spec, rows, "chart-tokens", f"The {len(rows)} tokens of a text, coloured by divergence.")
-    place = _place(comparison, text, reader, len(rows))
+    position = _position(comparison, text, reader, len(rows))
     st.dataframe(
-        token_rows.alternatives(comparison, text, place), key="alternatives", alt="Probabilities at the chosen token"
+        token_lines.alternatives(comparison, text, position),
+        key="alternatives",
+        alt="Probabilities at the chosen token",
     )
     if others:
-        spec = token_rows.divergence_spec(
+        spec = token_lines.divergence_spec(
             theme.mode(), tuple(comparison.columns[n].label for n in range(1, len(comparison.columns)))
         )
         drawing.show(
             spec,
-            token_rows.divergence(comparison, text),
+            token_lines.divergence(comparison, text),
             "chart-divergence",
-            token_rows.summary(comparison, text, others),
+            token_lines.summary(comparison, text, others),
         )
 
 
-def _place(comparison: Comparison, text: int, reader: int, count: int) -> int:
+def _position(comparison: Comparison, text: int, reader: int, count: int) -> int:
     """The token whose alternatives the table shows; the parting one at first. Works by keyboard and touch."""
     if count < 2:
         return 0
     start = comparison.parting(reader) if reader else None
     pieces = comparison.traces[text, text].pieces
-    place = st.slider(
+    position = st.slider(
         "Token in the table",
         1,
         count,
@@ -134,8 +136,8 @@ def _place(comparison: Comparison, text: int, reader: int, count: int) -> int:
         key=f"place-{text}-{reader}",
         help="Or hover above.",
     )
-    st.caption(f"Token {place}: {words.plain(repr(pieces[place - 1])[1:-1])}")
-    return place - 1
+    st.caption(f"Token {position}: {words.plain(repr(pieces[position - 1])[1:-1])}")
+    return position - 1
 
 
 def is_live(reading: Reading) -> bool:

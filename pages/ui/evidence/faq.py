@@ -200,8 +200,8 @@ def _times(factor: intervals.Interval) -> str:
 
 def _factor(ones: list[Point], others: list[Point], domain: str) -> intervals.Interval:
     """Perplexity of `ones` as a multiple of that of `others`, on the blocks that they share."""
-    left, right = grid_results.paired(ones, others, domain)
-    return intervals.factor(left, right)
+    losses, other_losses = grid_results.paired(ones, others, domain)
+    return intervals.factor(losses, other_losses)
 
 
 QUESTIONS: dict[str, Callable[[Evidence], list[str]]] = {

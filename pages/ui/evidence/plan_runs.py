@@ -16,14 +16,14 @@ PERIOD = 2.0  # seconds between looks while a plan is at work
 def panel(plan: str) -> None:
     """Button, progress and command of a built-in plan; drawn again by itself while it is at work."""
     with st.container(border=True, key=f"plan-{plan}"):
-        now = server.agenda().standing(plan)
+        now = server.plan_queue().standing(plan)
         st.fragment(_draw, run_every=PERIOD if now.active else None)(plan, now.active, now.done)
         st.caption("The same from a shell; a stopped plan goes on where it was:")
         st.code(f"python -m trsp_core compare --plan {plan}", language="bash")
 
 
 def _draw(plan: str, active: bool, done: int) -> None:
-    now = server.agenda().standing(plan)
+    now = server.plan_queue().standing(plan)
     if (now.active, now.done) != (active, done):
         st.rerun()  # the pictures above have something new to show
     trouble = session.get(f"trouble-{plan}") or now.trouble
@@ -53,9 +53,9 @@ def _offer(plan: str, now: PlanStatus) -> None:
 
 
 def _progress(plan: str, now: PlanStatus) -> None:
-    left = f" · about {formatting.duration(now.seconds_left)} left for all" if now.seconds_left else ""
+    remaining = f" · about {formatting.duration(now.seconds_left)} left for all" if now.seconds_left else ""
     part = server.look(now.at_hand)[0].fraction if now.at_hand else 0.0
-    st.progress((now.done + part) / now.total, text=f"{now.done} of {now.total} runs done{left}")
+    st.progress((now.done + part) / now.total, text=f"{now.done} of {now.total} runs done{remaining}")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Stop", icon=":material/stop:", key=f"stop-plan-{plan}", on_click=_stop, args=(plan,))
         if now.at_hand:
@@ -73,7 +73,7 @@ def _start(plan: str) -> None:
     """A callback; pressed twice it does nothing more."""
     session.put(f"trouble-{plan}", "")
     try:
-        server.agenda().start(plan)
+        server.plan_queue().start(plan)
     except TrspError as error:
         session.put(f"trouble-{plan}", str(error))
 
@@ -81,6 +81,6 @@ def _start(plan: str) -> None:
 def _stop(plan: str) -> None:
     """A callback."""
     try:
-        server.agenda().stop(plan)
+        server.plan_queue().stop(plan)
     except TrspError as error:  # the folder of runs cannot be written
         session.put(f"trouble-{plan}", str(error))

@@ -40,14 +40,14 @@ def _methods(record: Record) -> list[str]:
     lines = []
     for domain in DOMAINS:
         ranked = sorted(rows, key=lambda row: sum(row.losses[domain]))
-        best, place = ranked[0], ranked.index(trsp) + 1
+        best, rank = ranked[0], ranked.index(trsp) + 1
         start = f"In the {words.DOMAINS[domain]}, {words.plain(best.title)} leaves the lowest perplexity"
         if best is trsp:
             second = intervals.factor(trsp.losses[domain], ranked[1].losses[domain])
             lines.append(f"{start}; the next, {words.plain(ranked[1].title)}, {_tie(second)}.")
         else:
             factor = intervals.factor(trsp.losses[domain], best.losses[domain])
-            lines.append(f"{start} of {len(rows)}; TRSP comes {_place(place)}, {change(factor)}.")
+            lines.append(f"{start} of {len(rows)}; TRSP comes {_ordinal(rank)}, {change(factor)}.")
     return lines
 
 
@@ -99,5 +99,5 @@ def _signed(share: float) -> str:
     return ("−" if share < 0 else "+") + formatting.percent(abs(share))
 
 
-def _place(place: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
+def _ordinal(rank: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(rank, f"{rank}th")

@@ -24,13 +24,13 @@ SYMBOLS = (
 
 
 @dataclass(frozen=True)
-class Equation:
+class PaperEquation:
     """One equation.
 
     Attributes:
         latex: its lines. `text`: what it says, in plain words.
         knobs: names in `KNOBS`.
-        shown: where a run's page shows it.
+        on_page: where a run's page shows it.
         code: files of the core, each with a function or class in it.
     """
 
@@ -38,12 +38,12 @@ class Equation:
     latex: tuple[str, ...]
     text: str
     knobs: tuple[str, ...]
-    shown: str
+    on_page: str
     code: tuple[tuple[str, str], ...]
 
 
 EQUATIONS = (
-    Equation(
+    PaperEquation(
         "How many layers go",
         (r"K = \lfloor \rho L + \tfrac{1}{2} \rfloor",),
         "The share ρ of the L layers, rounded to whole ones.",
@@ -51,7 +51,7 @@ EQUATIONS = (
         "“Layers chosen”, among the figures at the top",
         (("schema/config.py", "layers_to_remove"),),
     ),
-    Equation(
+    PaperEquation(
         "The gate: where a layer's weight enters",
         (
             r"\text{here: } X_{in}^{i+1} = X_{in}^i + s_i \,(X_{out}^i - X_{in}^i)",
@@ -63,7 +63,7 @@ EQUATIONS = (
         "“Stage 1”: the stack beside the weights",
         (("surgery/hooks.py", "gated"),),
     ),
-    Equation(
+    PaperEquation(
         "Stage 1: learn the layer weights",
         (r"\min_{W,\, s}\; \mathcal{L}_{LM}(W, s) + \lambda_1 \sum_{i \notin P} |s_i|",),
         "The penalty pulls every weight to 0, and the text pulls back where it needs the layer. Here only s learns, "
@@ -72,7 +72,7 @@ EQUATIONS = (
         "“Stage 1”: a line a layer; and “What is being minimised”, on the left",
         (("pruning/methods/trsp.py", "choose"), ("pruning/methods/trsp.py", "soft_threshold")),
     ),
-    Equation(
+    PaperEquation(
         "Choose, again and again",
         (r"P \leftarrow P \cup \{\arg\min_{i \notin P} |s_i|\} \qquad K \text{ times}",),
         "After some steps the layer of the smallest weight of those left is chosen and skipped from then on, so that "
@@ -82,7 +82,7 @@ EQUATIONS = (
         "“Stage 1”: the dots, and the sentence with the margin to the runner-up",
         (("pruning/methods/trsp.py", "_take_smallest"),),
     ),
-    Equation(
+    PaperEquation(
         "Stage 2: move the knowledge",
         (r"\min_{W}\; \mathcal{L}_{LM}(W) + \lambda_2 \sum_{i \in P} R(X_{out}^i - X_{in}^i)",),
         "All layers run again, with weight 1. The chosen ones are taught to change nothing, while the loss teaches the "
@@ -94,7 +94,7 @@ EQUATIONS = (
         "“Stage 2”: the gap of each chosen layer, and the perplexity if they were deleted now",
         (("pruning/stage2.py", "Equation"), ("pruning/stage2.py", "penalty"), ("training/trainer.py", "PlainTrainer")),
     ),
-    Equation(
+    PaperEquation(
         "Delete",
         (r"L \;\rightarrow\; L - K \text{ layers}", r"\text{speed} \le \frac{L}{L-K} \text{ times}"),
         "The chosen layers are taken out for real. What stays keeps its weights; no training follows. Reading and "
@@ -113,14 +113,14 @@ def symbols() -> None:
             st.markdown(f"${letter}$ : {meaning}")
 
 
-def draw(equation: Equation, run_id: str | None) -> None:
-    """One equation with its knobs, its place on a run's page and its code."""
+def draw(equation: PaperEquation, run_id: str | None) -> None:
+    """One equation with its knobs, where it is on a run's page and its code."""
     with st.container(border=True, key=f"equation-{EQUATIONS.index(equation)}"):
-        left, right = st.columns([2, 3], gap="small", vertical_alignment="center")
-        with left:
+        left_column, right_column = st.columns([2, 3], gap="small", vertical_alignment="center")
+        with left_column:
             st.markdown(f"#### {equation.title}")
             st.markdown(equation.text)
-        with right:
+        with right_column:
             for line in equation.latex:
                 st.markdown(f"$\\displaystyle {line}$", text_alignment="center")
         with st.container(horizontal=True, gap="xsmall"):
@@ -129,7 +129,7 @@ def draw(equation: Equation, run_id: str | None) -> None:
         code = words.plain(", ".join(f"{call} in trsp_core/{file}" for file, call in equation.code))
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(
-                f":material/visibility: On a run's page: {equation.shown}  \n:material/code: In the code: {code}",
+                f":material/visibility: On a run's page: {equation.on_page}  \n:material/code: In the code: {code}",
                 width="stretch",
             )
             _way(run_id)
@@ -138,18 +138,18 @@ def draw(equation: Equation, run_id: str | None) -> None:
 def knob(name: str) -> None:
     """A knob in words, to open: what it does, its default, its flag."""
     declared = KNOBS[name]
-    with st.popover(f"{words.plain(declared.label)}: {words.plain(_shown(declared.default))}"):
+    with st.popover(f"{words.plain(declared.label)}: {words.plain(_in_words(declared.default))}"):
         st.markdown(words.plain(declared.help))
         unit = f" {declared.unit}" if declared.unit else ""
         allowed = ", ".join(declared.choices) or ("on or off" if declared.kind is bool else declared.bounds)
-        place = f" In the paper: {declared.paper}." if declared.paper else ""
+        paper = f" In the paper: {declared.paper}." if declared.paper else ""
         st.caption(
-            f"Default: {words.plain(_shown(declared.default))}{unit}. Allowed: {words.plain(allowed)}."
-            f"{words.plain(place)} Flag: {words.plain(declared.flag)}"
+            f"Default: {words.plain(_in_words(declared.default))}{unit}. Allowed: {words.plain(allowed)}."
+            f"{words.plain(paper)} Flag: {words.plain(declared.flag)}"
         )
 
 
-def _shown(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{formatting.setting(value)}" if isinstance(value, float) else str(value)

@@ -37,13 +37,13 @@ def area(run: Run, config: RunConfig, state: RunState) -> None:
                 REPORT,
                 "HTML report",
                 "One file, charts inside, opens offline.",
-                lambda: server.errands().start(
+                lambda: server.export_queue().start(
                     run, REPORT, "trsp_core.export.html_report", session.visitor(), target=target
                 ),
             )
             _file(run, CURVES, "Curves, CSV", "Every curve, a row a point.", lambda: _curves(run, config, state))
-        for errand in server.errands().of(run):
-            _standing(errand)
+        for job in server.export_queue().of(run):
+            _standing(job)
 
 
 def _model(run: Run) -> None:
@@ -71,7 +71,9 @@ def _model(run: Run) -> None:
         target = checkpoint.archive(run, dtype)
         request: dict[str, Any] = {"target": str(target), "dtype": dtype, "push": repository, "token": token}
         name = f"{target.name} to {repository}" if push else target.name
-        _try(lambda: server.errands().start(run, name, "trsp_core.export.checkpoint", session.visitor(), **request))
+        _try(
+            lambda: server.export_queue().start(run, name, "trsp_core.export.checkpoint", session.visitor(), **request)
+        )
 
 
 def _push_form() -> tuple[str, str] | None:
@@ -116,25 +118,25 @@ def _try(make: Callable[[], None]) -> None:
     st.rerun()
 
 
-def _standing(errand: ExportJob) -> None:
-    """How far an errand is; why it ended, or what a push came to. What was made stands above, with its link."""
-    if errand.running:
-        st.fragment(_progress, run_every=1.0)(errand)
-    elif errand.refusal:
-        message = f"{words.plain(errand.refusal.message)} {words.plain(errand.refusal.remedy)}"
-        st.error(f"{words.plain(errand.name)}: {message}", icon=":material/error:")
-    elif errand.done and " to " in errand.name:
-        st.success(f"Uploaded: {words.plain(errand.name)}.", icon=":material/cloud_done:")
+def _standing(job: ExportJob) -> None:
+    """How far a job is; why it ended, or what a push came to. What was made stands above, with its link."""
+    if job.running:
+        st.fragment(_progress, run_every=1.0)(job)
+    elif job.refusal:
+        message = f"{words.plain(job.refusal.message)} {words.plain(job.refusal.remedy)}"
+        st.error(f"{words.plain(job.name)}: {message}", icon=":material/error:")
+    elif job.done and " to " in job.name:
+        st.success(f"Uploaded: {words.plain(job.name)}.", icon=":material/cloud_done:")
 
 
-def _progress(errand: ExportJob) -> None:
+def _progress(job: ExportJob) -> None:
     """Its place in the queue or its progress, with a way to stop it; drawn again each second."""
-    if not errand.running:
+    if not job.running:
         st.rerun()
-    place = server.errands().place(errand)
-    doing = f"place {place} in the queue" if place else errand.step.message
-    share = min(max(errand.step.fraction, 0.0), 1.0)
+    place = server.export_queue().place(job)
+    doing = f"place {place} in the queue" if place else job.progress.message
+    share = min(max(job.progress.fraction, 0.0), 1.0)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.progress(share, text=f"{words.plain(errand.name)}: {words.plain(doing)}")
-        label, key = "Stopping" if errand.stopping else "Stop", f"stop-{errand.name}"
-        st.button(label, disabled=errand.stopping, key=key, on_click=server.errands().stop, args=(errand,))
+        st.progress(share, text=f"{words.plain(job.name)}: {words.plain(doing)}")
+        label, key = "Stopping" if job.stopping else "Stop", f"stop-{job.name}"
+        st.button(label, disabled=job.stopping, key=key, on_click=server.export_queue().stop, args=(job,))

@@ -49,13 +49,13 @@ def _preset_chosen() -> None:
 def first(problems: Sequence[Problem], below_model: Callable[[], None], below_ratio: str, below_lambda_2: str) -> None:
     """The five knobs that matter first; `below_model` draws what helps to find one, `below_ratio` says in words what
     the ratio comes to, `below_lambda_2` in how many steps it acts."""
-    left, right = st.columns(2, gap="large")
-    with left:
+    left_column, right_column = st.columns(2, gap="large")
+    with left_column:
         _control(KNOBS["model"], problems)
         below_model()
         _control(KNOBS["text"], problems)
         _upload()
-    with right:
+    with right_column:
         _control(KNOBS["ratio"], problems)
         st.markdown(below_ratio)
         for name in ("lambda_1", "lambda_2"):
@@ -114,8 +114,8 @@ def _number(knob: Knob, key: str) -> Any:
         return session.whole(
             st.number_input(_label(knob), step=1.0, format=formatting.C_WHOLE, key=key, help=_help(knob))
         )
-    step = 10.0 ** math.floor(math.log10(float(knob.default))) if knob.default else 0.1
-    return st.number_input(_label(knob), step=step, format=formatting.C_SETTING, key=key, help=_help(knob))
+    increment = 10.0 ** math.floor(math.log10(float(knob.default))) if knob.default else 0.1
+    return st.number_input(_label(knob), step=increment, format=formatting.C_SETTING, key=key, help=_help(knob))
 
 
 def _ratio(knob: Knob, key: str) -> float:
@@ -138,10 +138,8 @@ def _name(knob: Knob, key: str) -> str:
     known = list(dict.fromkeys([*catalog.CATALOGUE, *server.models_here()])) if knob.name == "model" else list(TEXTS)
     value = session.form()[knob.name]
     options = known if value in known else [*known, value]
-    shown = st.selectbox(
-        _label(knob), options, key=key, help=_help(knob), format_func=title_of, accept_new_options=True
-    )
-    return shown or ""
+    name = st.selectbox(_label(knob), options, key=key, help=_help(knob), format_func=title_of, accept_new_options=True)
+    return name or ""
 
 
 def title_of(name: str) -> str:

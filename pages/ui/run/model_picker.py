@@ -57,13 +57,13 @@ def _offer_catalogued(source: Source) -> None:
 
 
 def _offer_from_hub(hub_id: str, config: RunConfig) -> None:
-    card = server.card(hub_id)
-    if isinstance(card, HubModel):
-        _describe(card, config)
-        _button(f"Download {formatting.size(card.bytes)}", hub_id)
+    model = server.hub_model(hub_id)
+    if isinstance(model, HubModel):
+        _describe(model, config)
+        _button(f"Download {formatting.size(model.bytes)}", hub_id)
         return
-    if card:
-        _show_refusal(card)
+    if model:
+        _show_refusal(model)
     else:
         st.caption("The hub is asked first for size, licence and form. No weights are downloaded by that.")
     icon = ":material/manage_search:"
@@ -73,15 +73,15 @@ def _offer_from_hub(hub_id: str, config: RunConfig) -> None:
         st.rerun()
 
 
-def _describe(card: HubModel, config: RunConfig) -> None:
+def _describe(model: HubModel, config: RunConfig) -> None:
     """What it is, and whether this machine can hold it."""
-    facts, free = card.facts, machine.available_memory()
+    facts, free = model.facts, machine.available_memory()
     needed = forecast.peak_bytes(config, facts)
-    gated = ", gated, and open to you" if card.gated else ""
+    gated = ", gated, and open to you" if model.gated else ""
     size = f"{facts.n_layers} layers, {formatting.parameters(facts.parameters)} parameters"
     st.markdown(
-        f"{words.plain(facts.architecture)}, **{size}**, safetensors, download {formatting.size(card.bytes)}. "
-        f"Licence: {words.plain(card.licence or 'not given')}{gated}."
+        f"{words.plain(facts.architecture)}, **{size}**, safetensors, download {formatting.size(model.bytes)}. "
+        f"Licence: {words.plain(model.licence or 'not given')}{gated}."
     )
     fits = (
         f"A run with these settings needs about {formatting.size(needed)} of memory, {formatting.size(free)} are free."

@@ -61,12 +61,12 @@ def progress(run: Run, state: RunState, status: str) -> None:
         ahead = f"place {place} in the queue" if place > 1 else "next in the queue"
         st.progress(0.0, text=f"Waiting: {ahead}. It starts by itself; this page may be closed.")
         return
-    left = state.seconds_left
+    seconds_left = state.seconds_left
     text = words.phase(state.phase) if state.phase else "Starting its process"
     if run.cancelled():
         text = "Stopping after the step at hand"
-    elif left is not None:
-        text += f" · about {formatting.duration(left)} left"
+    elif seconds_left is not None:
+        text += f" · about {formatting.duration(seconds_left)} left"
     st.progress(state.fraction, text=text)
     strip(state)
 
@@ -80,7 +80,7 @@ def strip(state: RunState) -> None:
             marks.append(f":gray-badge[:material/check: {label}]")
         else:
             marks.append(f":blue-badge[**{label}**]" if i == now else f":gray[:small[· {label}]]")
-    st.markdown(" ".join(marks) or ":gray[The plan follows in a moment]")
+    st.markdown(" ".join(marks) or ":gray[The phases follow in a moment]")
 
 
 def figures(state: RunState, config: RunConfig, live: bool) -> None:
@@ -90,7 +90,7 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
     def level(name: str) -> str:
         return words.perplexity_or_wait(by, name, live) if name in by or state.phase == name else "–"
 
-    total = frames.planned_removals(state, config)
+    total = frames.expected_removals(state, config)
     with st.container(horizontal=True, key="figures"):
         if methods.get(config.method).narrow:
             depth = state.model.n_layers if state.model else 0
@@ -135,7 +135,7 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
                 "when the "
                 "disk gets short."
             )
-            st.toggle("Keep", run.kept(), key=f"keep-{run.id}", help=tip, on_change=keep, args=(run,))
+            st.toggle("Keep", run.is_kept(), key=f"keep-{run.id}", help=tip, on_change=keep, args=(run,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
         start.command(config)
         url_state.copy("Link")

@@ -13,13 +13,13 @@ from trsp_core.pruning import methods, transfers
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
 
-SAMPLE = 200  # pixels: the height of a text's place
+SAMPLE = 200  # pixels: the height that is reserved for a text
 
 
 def draw(state: RunState, config: RunConfig, live: bool) -> None:
     """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data.
 
-    What moves is on top: stage 2 of a live run, from its first step on, above stage 1. It goes to a place of its own,
+    What moves is on top: stage 2 of a live run, from its first step on, above stage 1. It has an area of its own,
     so that no other chart is drawn anew for it.
     """
     first = bool(live or state.weight_steps or state.chosen) and not methods.get(config.method).narrow
@@ -45,11 +45,11 @@ def stage_1(state: RunState, config: RunConfig) -> None:
     trains = bool(state.weight_steps) or _learns(config)
     st.markdown("#### Stage 1: which layers matter least" if trains else "#### Choosing the layers")
     scored = trains or bool(state.scores) or not state.chosen  # layers that were named, or drawn, have no scores
-    left, right = st.columns([2, 1], gap="medium") if scored else (None, st.container())
-    if left is not None:
-        with left:
+    left_column, right_column = st.columns([2, 1], gap="medium") if scored else (None, st.container())
+    if left_column is not None:
+        with left_column:
             _choice(state, config, trains)
-    with right:
+    with right_column:
         st.caption(frames.caption("stack", state, config))
         drawing.of_run(specs.stack(mode()), state, lambda: frames.stack(state), "stack")
     with st.container(key="winner"):
@@ -60,8 +60,8 @@ def _choice(state: RunState, config: RunConfig, trains: bool) -> None:
     """By what the layers are chosen: their weights over the steps, or a method's scores."""
     if trains:
         st.caption(frames.caption("weights", state, config))
-        planned = frames.planned_steps(state, config, 1)
-        drawing.of_run(specs.weights(mode()), state, lambda: frames.weights(state, planned), "weights")
+        expected_steps = frames.expected_steps(state, config, 1)
+        drawing.of_run(specs.weights(mode()), state, lambda: frames.weights(state, expected_steps), "weights")
     else:
         st.caption(words.plain(methods.get(config.method).summary))
         drawing.of_run(specs.scores(mode()), state, lambda: frames.scores(state), "scores")
@@ -92,13 +92,13 @@ def refits(state: RunState, config: RunConfig) -> None:
 def stage_2(state: RunState, config: RunConfig) -> None:
     """How the knowledge moves."""
     st.markdown("#### Stage 2: move the knowledge")
-    left, right = (st.container(), None) if config.deletes_first else st.columns(2, gap="medium")
-    with left:
+    left_column, right_column = (st.container(), None) if config.deletes_first else st.columns(2, gap="medium")
+    with left_column:
         st.caption(frames.caption("probes", state, config))
         drawing.of_run(specs.probes(mode()), state, lambda: frames.probes(state, config), "probes")
-    if right is None:  # no chosen layer is left whose gap could close
+    if right_column is None:  # no chosen layer is left whose gap could close
         return
-    with right:
+    with right_column:
         st.caption(frames.caption("gaps", state, config))
         drawing.of_run(specs.gaps(mode()), state, lambda: frames.gaps(state, config), "gaps")
 
@@ -121,16 +121,16 @@ def _learns(config: RunConfig) -> bool:
     return bool(method and method.trains)
 
 
-def samples(state: RunState, places: bool = False) -> None:
-    """What the models write, side by side; with `places` from the start, so that nothing below moves as they come."""
-    if not (state.samples or places):
+def samples(state: RunState, reserve: bool = False) -> None:
+    """What the models write, side by side. `reserve`: with boxes from the start, so that nothing below moves."""
+    if not (state.samples or reserve):
         return
     st.markdown("#### The same prompt, continued")
-    states = [s for s in ("dense", "direct", "pruned") if s in state.samples or places]
-    if state.samples.get("direct") == state.samples.get("pruned") and not places:
+    states = [s for s in ("dense", "direct", "pruned") if s in state.samples or reserve]
+    if state.samples.get("direct") == state.samples.get("pruned") and not reserve:
         states = [s for s in states if s != "direct"]
     for column, name in zip(st.columns(len(states), gap="medium"), states, strict=True):
-        with column, st.container(border=True, height=SAMPLE if places else "content"):
+        with column, st.container(border=True, height=SAMPLE if reserve else "content"):
             st.markdown(f"**{words.MODEL_STATES[name]}**")
             sample = state.samples.get(name)
             st.caption(words.plain(sample.prompt) if sample else "Not yet written")

@@ -45,8 +45,8 @@ def read_form() -> Draft:
     if refusal := limits.check_model(name):
         draft.problems += refusal if draft.config is None else []
     elif fetchable(name):
-        draft.missing, card = name, server.card(name)
-        draft.facts = card.facts if isinstance(card, HubModel) else None
+        draft.missing, model = name, server.hub_model(name)
+        draft.facts = model.facts if isinstance(model, HubModel) else None
     elif name.strip():
         facts = server.facts(name)
         if isinstance(facts, TrspError):

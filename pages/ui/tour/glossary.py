@@ -11,7 +11,7 @@ TERMS = {
     ),
     "Token": "A word or a piece of one: what a model reads and writes, one by one.",  # nosec B105 - no password
     "Perplexity": (
-        "How many tokens the model wavers between on average, at each place of a text. Lower is better; 1 would be "
+        "How many tokens the model wavers between on average, at each token of a text. Lower is better; 1 would be "
         "certainty. It is e to the power of the mean loss per token."
     ),
     "Calibration": "The text that a method may learn from, to choose layers and to train. No measured block is in it.",

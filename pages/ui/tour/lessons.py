@@ -128,8 +128,8 @@ class _Reader:
     problems: list[Problem]
 
     def wrong(self, name: str, message: str, remedy: str) -> None:
-        place = f"{self.where}{name}"
-        self.problems.append(Problem(place, f"{place[:1].upper()}{place[1:]}: {message}", remedy))
+        where = f"{self.where}{name}"
+        self.problems.append(Problem(where, f"{where[:1].upper()}{where[1:]}: {message}", remedy))
 
     def text(self, name: str, needed: bool = True) -> str:
         value, most = self.document.get(name, ""), MOST_LETTERS[name]

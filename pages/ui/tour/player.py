@@ -88,7 +88,7 @@ def _put(run_id: str, head: Playhead) -> None:
 
 
 def _draw(run_id: str, config: RunConfig, tape: Timeline, source: str, was_playing: bool) -> None:
-    """One frame. Every part has its place from the first one on."""
+    """One frame. Every part has its area from the first one on."""
     head = session.get(KEY)[1].look(clock())
     _put(run_id, head)
     if head.playing != was_playing:
@@ -104,7 +104,7 @@ def _draw(run_id: str, config: RunConfig, tape: Timeline, source: str, was_playi
         stages.stage_1(state, config)
     if config.stage2_steps:
         stages.stage_2(state, config)
-    stages.samples(state, places=True)
+    stages.samples(state, reserve=True)
 
 
 def _controls(run_id: str, head: Playhead) -> None:

@@ -25,8 +25,8 @@ class Choice:
 
     def preset(self, removed: frozenset[int], who: str) -> Choice:
         """Remove what `who` would, but no protected layer; where that makes a difference, the choice is yours."""
-        left = removed - self.protected
-        return Choice(left, self.protected, who if left == removed else YOU)
+        unprotected = removed - self.protected
+        return Choice(unprotected, self.protected, who if unprotected == removed else YOU)
 
     def toggled(self, layer: int, protecting: bool) -> Choice:
         """Remove or restore `layer`; with `protecting`, protect it or lift that. A removed layer is restored first."""

@@ -81,8 +81,8 @@ def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
     def put(removed: frozenset[int], who: str) -> None:
         requests.choose(run, config, requests.trials_of(run).choose(requests.trials_of(run).now.preset(removed, who)))
 
-    def go(step: str) -> None:
-        requests.choose(run, config, getattr(requests.trials_of(run), step)())
+    def go(move: str) -> None:
+        requests.choose(run, config, getattr(requests.trials_of(run), move)())
 
     def influence() -> None:
         if scores := session.get(requests.key(run, "influence")):
@@ -95,10 +95,10 @@ def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
         modes = ["Removes", "Protects"]
         key = url_state.linked("what-if-mode", modes[0], url_state.one_of(modes))
         st.segmented_control("A click", modes, key=key, required=True)
-        for step, some, keys in (("undo", now.past, "Ctrl+Z"), ("redo", now.future, "Ctrl+Shift+Z")):
-            icon = f":material/{step}:"
+        for move, some, keys in (("undo", now.past, "Ctrl+Z"), ("redo", now.future, "Ctrl+Shift+Z")):
+            icon = f":material/{move}:"
             st.button(
-                step.capitalize(), icon=icon, disabled=not some, key=step, on_click=go, args=(step,), shortcut=keys
+                move.capitalize(), icon=icon, disabled=not some, key=move, on_click=go, args=(move,), shortcut=keys
             )
         name = words.plain(_chooser(config))
         chosen = frozenset(state.chosen)

@@ -25,8 +25,8 @@ def main(run: Run, out: str | None, dtype: str | None, push: str, as_json: bool)
     token = hub_upload.own_token() if push else ""
     target = paths.named(out, "place") if out else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for step in checkpoint.export(run, target, dtype or "", push, token):
-        if as_json or step.fraction < 1:
-            output.tell_step(step.message, step.fraction, as_json)
+    for progress in checkpoint.export(run, target, dtype or "", push, token):
+        if as_json or progress.fraction < 1:
+            output.tell_progress(progress.message, progress.fraction, as_json)
         else:
-            output.show(step.message)
+            output.show(progress.message)

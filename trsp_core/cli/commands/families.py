@@ -11,10 +11,10 @@ from trsp_core.surgery import families
 def main(as_json: bool) -> None:
     fields = ("name", "model_types", "refused", "note")
     rows = [{field: getattr(family, field) for field in fields} for family in families.all_families().values()]
-    sweep = architectures.recorded()
-    outcomes = [vars(outcome) for outcome in sweep.outcomes]
-    values = {"families": rows, "sweep": {"transformers": sweep.transformers, "outcomes": outcomes}}
-    cells = [["supported", ", ".join(outcome.model_type for outcome in sweep.of("supported"))]]
+    survey = architectures.recorded()
+    outcomes = [vars(outcome) for outcome in survey.outcomes]
+    values = {"families": rows, "sweep": {"transformers": survey.transformers, "outcomes": outcomes}}
+    cells = [["supported", ", ".join(outcome.model_type for outcome in survey.of("supported"))]]
     for kind in ("refused", "no decoder", "not built", "failed"):
-        cells += [[kind, f"{', '.join(types)}: {reason}."] for reason, types in sweep.groups(kind).items()]
+        cells += [[kind, f"{', '.join(types)}: {reason}."] for reason, types in survey.groups(kind).items()]
     output.show_either(values, f"{formatting.table(cells)}\n\n{output.sentences(rows)}", as_json)

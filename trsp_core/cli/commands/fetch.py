@@ -9,16 +9,16 @@ from trsp_core.runs import limits
 
 
 def fetch(model: str, accept_terms: bool = False, as_json: bool = False) -> None:
-    """Get a model, each new step of it printed once.
+    """Get a model, all news of it printed once.
 
     Raises:
         TrspError: it cannot be had, or its terms have to be accepted first.
     """
-    last_step = None
-    for step in download.fetch(model, limits.current(), accept_terms):
-        if step != last_step:
-            output.tell_step(step.message, step.fraction, as_json)
-        last_step = step
+    last_progress = None
+    for progress in download.fetch(model, limits.current(), accept_terms):
+        if progress != last_progress:
+            output.tell_progress(progress.message, progress.fraction, as_json)
+        last_progress = progress
 
 
 @command("fetch", json="one object a line, as it goes")

@@ -21,8 +21,8 @@ from trsp_core.runs.store import Store
 @click.argument("words", nargs=-1, metavar="[WORD]...", help="to search for, or a hub id (owner/name)")
 def main(words: tuple[str, ...], as_json: bool) -> None:
     if len(words) == 1 and catalog.is_hub_id(words[0]):
-        card = download.look(words[0], limits.current())
-        values, text = asdict(card), _card(card)
+        model = download.look(words[0], limits.current())
+        values, text = asdict(model), _description(model)
     elif words:
         models = download.search(" ".join(words), limits.current())
         values, text = [asdict(model) for model in models], formatting.table(_search_cells(models))
@@ -32,18 +32,18 @@ def main(words: tuple[str, ...], as_json: bool) -> None:
     output.show_either(values, text, as_json)
 
 
-def _card(card: HubModel) -> str:
+def _description(model: HubModel) -> str:
     """A model of the hub in lines."""
-    facts = card.facts
+    facts = model.facts
     memory, free = forecast.peak_bytes(validate.from_values({}, "quick"), facts), machine.available_memory()
     lines = [
-        f"{card.id}: {facts.architecture}, {facts.n_layers} layers, {formatting.parameters(facts.parameters)} "
+        f"{model.id}: {facts.architecture}, {facts.n_layers} layers, {formatting.parameters(facts.parameters)} "
         "parameters",
-        f"licence {card.licence or 'not given'}{', gated' if card.gated else ''}; "
-        f"{formatting.count(card.downloads or 0)} downloads",
-        f"download {formatting.size(card.bytes)}, safetensors",
+        f"licence {model.licence or 'not given'}{', gated' if model.gated else ''}; "
+        f"{formatting.count(model.downloads or 0)} downloads",
+        f"download {formatting.size(model.bytes)}, safetensors",
         f"a Quick run needs about {formatting.size(memory)} of memory, {formatting.size(free)} are free",
-        f"Fetch it: python -m trsp_core fetch {card.id}",
+        f"Fetch it: python -m trsp_core fetch {model.id}",
     ]
     return "\n".join(map(escaping.line, lines))
 

@@ -33,7 +33,7 @@ UNITS = 100  # of the choosing phase for a method that scores: `Progressed` tell
 
 
 @dataclass(frozen=True)
-class Passes:
+class PassCounts:
     """What a method reads, in forward passes of the whole model, for forecasts.
 
     Attributes:
@@ -66,7 +66,7 @@ class Method:
         choose: generator of events over a `Lab`, returning the chosen layers in order of choice. It leaves the model
             bit-identical, also when closed in the middle, unless the config lets the weights learn.
         trains: it takes gradient steps on the layer weights, as the settings of stage 1 say; for the forecast.
-        passes: what it reads beside that; for the forecast.
+        pass_counts: what it reads beside that; for the forecast.
         contiguous: it chooses one run of neighbouring layers.
         reads_weights: it reads, differentiates by or changes the weights themselves, so that packed ones will not do.
         rewrite: generator of events over a `Lab` and the chosen layers, returning new values for weights of the layers
@@ -81,7 +81,7 @@ class Method:
     summary: str
     choose: Callable[[Lab, RunConfig, int], Choice]
     trains: bool = False
-    passes: Passes = Passes()
+    pass_counts: PassCounts = PassCounts()
     contiguous: bool = False
     reads_weights: bool = False
     rewrite: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
@@ -204,10 +204,10 @@ def pick_run(method: str, scores: Mapping[int, float], n_layers: int, count: int
     """Choose the `count` neighbouring layers whose first layer has the lowest score.
 
     Args:
-        scores: of each place where such a run may begin.
+        scores: by the first layer of each such run.
 
     Raises:
-        TrspError: there is no such place.
+        TrspError: there is no such run.
     """
     if not scores:
         raise TrspError(f"There is no run of {count} neighbouring layers to choose.", "Lower the ratio, protect less.")

@@ -8,7 +8,7 @@ the very last layer, is `protect_last` 1 with the method last.
 
 from __future__ import annotations
 
-from trsp_core.pruning.methods import Method, Passes, pick_run, progressed
+from trsp_core.pruning.methods import Method, PassCounts, pick_run, progressed
 
 
 def choose(lab, config, count):
@@ -38,6 +38,6 @@ METHOD = Method(
     paper="The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
     summary="The run of neighbouring layers across which the last token's direction changes least.",
     choose=choose,
-    passes=Passes(once=1),
+    pass_counts=PassCounts(once=1),
     contiguous=True,
 )

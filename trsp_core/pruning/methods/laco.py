@@ -11,7 +11,7 @@ m = 1, theta*_l is theta_(l+1). Layer 0 has none below it and stays.
 from __future__ import annotations
 
 from trsp_core.errors import TrspError
-from trsp_core.pruning.methods import Method, Passes, pick, progressed, tell
+from trsp_core.pruning.methods import Method, PassCounts, pick, progressed, tell
 
 
 def choose(lab, config, count):
@@ -74,7 +74,7 @@ METHOD = Method(
     paper="LaCo: Large Language Model Pruning via Layer Collapse, arXiv:2402.11187",
     summary="Layers are merged into the one below, where that keeps the model's last hidden state most similar.",
     choose=choose,
-    passes=Passes(once=1, each_pair=0.5),
+    pass_counts=PassCounts(once=1, each_pair=0.5),
     rewrite=rewrite,
     reads_weights=True,
 )

@@ -8,7 +8,7 @@ layers may stand in for each other: SLEB does.
 
 from __future__ import annotations
 
-from trsp_core.pruning.methods import Method, Passes, pick_all, progressed
+from trsp_core.pruning.methods import Method, PassCounts, pick_all, progressed
 
 
 def choose(lab, config, count):
@@ -26,5 +26,5 @@ METHOD = Method(
     paper="Shortened LLaMA, arXiv:2402.02834",
     summary="The layers whose absence alone raises the loss least, all decided at once.",
     choose=choose,
-    passes=Passes(once=1, each_layer=0.6),
+    pass_counts=PassCounts(once=1, each_layer=0.6),
 )

@@ -12,7 +12,7 @@ for each direction a small share of M's own energy in it, since a small calibrat
 from __future__ import annotations
 
 from trsp_core.errors import TrspError
-from trsp_core.pruning.methods import Method, Passes, pick_run, progressed
+from trsp_core.pruning.methods import Method, PassCounts, pick_run, progressed
 from trsp_core.schema.events import Noted
 
 RIDGE = 1e-3  # share of the energy of each direction of M that pulls T to the identity
@@ -95,7 +95,7 @@ METHOD = Method(
     paper="ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization, arXiv:2505.02819",
     summary="A run of neighbouring layers makes way for a linear map, fitted to do what the run did.",
     choose=choose,
-    passes=Passes(once=1, pool=1),
+    pass_counts=PassCounts(once=1, pool=1),
     contiguous=True,
     rewrite=rewrite,
     reads_weights=True,

@@ -8,7 +8,7 @@ all K layers; nothing is looked at again after a removal.
 
 from __future__ import annotations
 
-from trsp_core.pruning.methods import Method, Passes, pick_all, progressed
+from trsp_core.pruning.methods import Method, PassCounts, pick_all, progressed
 
 
 def choose(lab, config, count):
@@ -31,5 +31,5 @@ METHOD = Method(
     paper="ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, arXiv:2403.03853",
     summary="The layers whose output points most nearly where their input does.",
     choose=choose,
-    passes=Passes(once=1),
+    pass_counts=PassCounts(once=1),
 )

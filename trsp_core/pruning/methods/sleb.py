@@ -8,7 +8,7 @@ up; `search` computes nothing twice, and stops at a bound where a candidate cann
 
 from __future__ import annotations
 
-from trsp_core.pruning.methods import Method, Passes, pick, progressed, tell
+from trsp_core.pruning.methods import Method, PassCounts, pick, progressed, tell
 
 
 def choose(lab, config, count):
@@ -32,5 +32,5 @@ METHOD = Method(
     paper="SLEB: Streamlining LLMs through Redundancy Verification and Elimination, arXiv:2402.09025",
     summary="One layer at a time, the one whose removal raises the loss least beside those already gone.",
     choose=choose,
-    passes=Passes(each_layer=0.25, each_pair=0.33, keeps=True),
+    pass_counts=PassCounts(each_layer=0.25, each_pair=0.33, keeps=True),
 )

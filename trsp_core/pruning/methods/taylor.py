@@ -9,7 +9,7 @@ added up without signs. Its `+` form protects the first four and the last two la
 
 from __future__ import annotations
 
-from trsp_core.pruning.methods import Method, Passes, pick_all, progressed
+from trsp_core.pruning.methods import Method, PassCounts, pick_all, progressed
 
 
 def choose(lab, config, count):
@@ -31,6 +31,6 @@ METHOD = Method(
     paper="Shortened LLaMA, arXiv:2402.02834",
     summary="The layers whose weights times their gradients add up to least.",
     choose=choose,
-    passes=Passes(once=3),
+    pass_counts=PassCounts(once=3),
     reads_weights=True,
 )

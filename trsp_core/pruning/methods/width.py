@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trsp_core import formatting
 from trsp_core.errors import TrspError
-from trsp_core.pruning.methods import Method, Passes, progressed
+from trsp_core.pruning.methods import Method, PassCounts, progressed
 from trsp_core.schema.events import LayersNarrowed
 from trsp_core.surgery import families
 
@@ -56,11 +56,11 @@ class Part:
         """Take `units` out of the matrix, and of its bias."""
         import torch_pruning
 
-        places = [u * self.span + i for u in units for i in range(self.span)]
+        indices = [u * self.span + i for u in units for i in range(self.span)]
         prune = (
             torch_pruning.prune_linear_out_channels if self.side == "out" else torch_pruning.prune_linear_in_channels
         )
-        prune(self.module, places)
+        prune(self.module, indices)
 
 
 def choose(lab, config, count):
@@ -89,20 +89,20 @@ def narrow(lab, config, count):
     total = sum(p.numel() for p in lab.model.parameters())
     layer = sum(p.numel() for layer in layers for p in layer.parameters()) / len(layers)  # parameters, in the mean
     sizes = tuple(sum(part.size() for part in half) for half in halves[0])
-    gone, entries, shapes = plan(lab, layer, count / len(layers), units.pop(), sizes)
+    gone, entries, shapes = cuts(lab, layer, count / len(layers), units.pop(), sizes)
     narrowed = [slimmed(lab, *pair, gone) for pair in zip(layers, scores, strict=True)]
     before: list = [getattr(lab.stack.text_config, name, None) for name in COUNTS]
     with lab.narrowed(narrowed, entries):
         if {name: value.shape for name, value in lab.model.state_dict().items()} != shapes:
             refuse(lab, "its config cannot describe fewer heads of the same size")
-        left = sum(p.numel() for p in lab.model.parameters())
+        remaining_parameters = sum(p.numel() for p in lab.model.parameters())
     yield LayersNarrowed(
         layers=len(layers),
         heads=[before[0], entries[COUNTS[0]]],
         key_value_heads=[before[1] or before[0], entries[COUNTS[1]]],
         channels=[before[2], entries[COUNTS[2]]],
         aim=total - round(count * layer),
-        parameters=left,
+        parameters=remaining_parameters,
     )
     return narrowed, entries
 
@@ -151,8 +151,8 @@ def channels(lab, layer):
             mlp, probe, forward_fn=lambda module, x: module(x), verbose=False
         )
     group = graph.get_pruning_group(down, torch_pruning.prune_linear_in_channels, every)
-    coupled = [(dep, places) for dep, places in group if any(True for _ in parameters_of(dep.target.module))]
-    if any(not isinstance(dep.target.module, nn.Linear) or sorted(places) != every for dep, places in coupled):
+    coupled = [(dep, indices) for dep, indices in group if any(True for _ in parameters_of(dep.target.module))]
+    if any(not isinstance(dep.target.module, nn.Linear) or sorted(indices) != every for dep, indices in coupled):
         refuse(lab, "its MLP couples channels in a way that cannot be cut")
     out = graph.is_out_channel_pruning_fn
     return [Part(dep.target.module, "out" if out(dep.handler) else "in", 1) for dep, _ in coupled]
@@ -163,7 +163,7 @@ def parameters_of(module):
     return module.parameters() if hasattr(module, "parameters") else [module]
 
 
-def plan(lab, layer, share, units, sizes):
+def cuts(lab, layer, share, units, sizes):
     """`((heads, channels) to take from each layer, the config's entries, shapes of the model that they describe)`: as
     many key-value heads as come nearest to their share, and channels for what is missing then.
 
@@ -180,8 +180,10 @@ def plan(lab, layer, share, units, sizes):
         cut = math.ceil((wanted - gone * sizes[0]) / sizes[1])
         if not 0 <= cut < units[1]:
             continue
-        left = units[0] - gone
-        entries = dict(zip(COUNTS, (left * per, left, units[1] - cut), strict=True)) | {"head_dim": head_size(lab)}
+        heads_left = units[0] - gone
+        entries = dict(zip(COUNTS, (heads_left * per, heads_left, units[1] - cut), strict=True)) | {
+            "head_dim": head_size(lab)
+        }
         shapes = described(lab.model, entries)
         if shapes:
             return (gone, cut), entries, shapes
@@ -234,7 +236,7 @@ METHOD = Method(
     paper="LLM-Pruner: On the Structural Pruning of Large Language Models, arXiv:2305.11627",
     summary="No layer goes: each loses the heads and channels whose weights times their gradients add up to least.",
     choose=choose,
-    passes=Passes(once=3),
+    pass_counts=PassCounts(once=3),
     narrow=narrow,
     reads_weights=True,
 )

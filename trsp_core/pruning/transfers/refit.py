@@ -43,9 +43,9 @@ def fitted_layers(lab, chosen):
     """The kept layers from the one right below the first cut upwards."""
     if not chosen:
         return []
-    kept = [i for i in range(lab.n_layers) if i not in chosen]
-    below = [i for i in kept if i < min(chosen)]
-    return [i for i in kept if i >= (below[-1] if below else 0)]
+    kept_layers = [i for i in range(lab.n_layers) if i not in chosen]
+    below = [i for i in kept_layers if i < min(chosen)]
+    return [i for i in kept_layers if i >= (below[-1] if below else 0)]
 
 
 def fitted_in_order(lab, chosen, layers, solve):
@@ -64,11 +64,11 @@ def fitted_in_order(lab, chosen, layers, solve):
     """
     if not layers:
         return {}
-    kept = fitted_layers(lab, chosen)
+    kept_layers = fitted_layers(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
-    dense = [lab.entering(kept[0], ids) for ids in batches]
-    pruned, edits, there, done = dense, {}, kept[0], 0  # `there`: the layer that `dense` enters
-    for layer, following in zip(kept, [*kept[1:], lab.n_layers], strict=True):
+    dense = [lab.entering(kept_layers[0], ids) for ids in batches]
+    pruned, edits, there, done = dense, {}, kept_layers[0], 0  # `there`: the layer that `dense` enters
+    for layer, following in zip(kept_layers, [*kept_layers[1:], lab.n_layers], strict=True):
         for passed in range(there, following):
             dense = [lab.leaving(passed, ids, x) for ids, x in zip(batches, dense, strict=True)]
         there = following

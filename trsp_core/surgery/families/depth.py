@@ -1,17 +1,17 @@
-"""Layers that depend on their place or on each other: what can be removed of such a model, and which cannot."""
+"""Layers that depend on their number or on each other: what can be removed of such a model, and which cannot."""
 
 from trsp_core.surgery.families import Family
 
-_PLACE = "its layers compute with their own number, which a config has no word for"
+_NUMBERED = "its layers compute with their own number, which a config has no word for"
 _SHARED = "its attention layers are one set of weights, used again and again"
 
 FAMILIES = (
-    Family("Beam", ("beam",), refused=_PLACE),
+    Family("Beam", ("beam",), refused=_NUMBERED),
     Family("BLT", ("blt",), refused="its layers are in several stacks, of bytes and of patches"),
     Family("CPM-Ant", ("cpmant",), refused="it reads its prompt in both directions"),
-    Family("DiffLlama", ("diffllama",), refused=_PLACE),
+    Family("DiffLlama", ("diffllama",), refused=_NUMBERED),
     Family("HRM-Text", ("hrm_text",), refused="its layers run several times for each token"),
-    Family("Inkling 2", ("inkling2_text",), refused=_PLACE),
+    Family("Inkling 2", ("inkling2_text",), refused=_NUMBERED),
     Family("Jamba", ("jamba",), refused="which of its layers attend, and which hold experts, follows from a period"),
     Family("LongCat-Flash", ("longcat_flash",), caches=2, note="each of its layers attends twice"),
     Family("MiniMax", ("minimax",), stays=(0,), note="its cache counts tokens in layer 0, which has to attend"),

@@ -1,7 +1,7 @@
 """Every causal language model of transformers against the contract that pruning rests on.
 
-    python -m tests.sweep_families [MODEL_TYPE ...]   say how each fares
-    python -m tests.sweep_families --write            all of them, into assets/families.json and the docs;
+    python -m tests.survey_families [MODEL_TYPE ...]   say how each fares
+    python -m tests.survey_families --write            all of them, into assets/families.json and the docs;
                                                       with MODEL_TYPE, those anew and the others as recorded
 
 Each is built and tried in a process of its own, with a limit on its memory and its time. What it keeps is loaded by
@@ -209,7 +209,7 @@ def outcome(model_type: str) -> Outcome:
     return Outcome(model_type, architecture, "supported", "")
 
 
-def sweep(model_types: tuple[str, ...] = zoo.MODEL_TYPES) -> Iterator[Outcome]:
+def survey(model_types: tuple[str, ...] = zoo.MODEL_TYPES) -> Iterator[Outcome]:
     """The outcome of each, in a process of its own."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -249,7 +249,7 @@ def _brief(error: Exception) -> str:
 
 
 def markdown(found: FamilyRecord) -> str:
-    """The account of a sweep in the docs."""
+    """The account of a survey in the docs."""
     count = {outcome: len(found.of(outcome)) for outcome in ("supported", "refused", "no decoder", "not built")}
     decoders = count["supported"] + count["refused"] + len(found.of("failed"))
     lines = [
@@ -279,12 +279,12 @@ def write(found: FamilyRecord) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.sweep_families", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.survey_families", description=__doc__)
     parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE")
     parser.add_argument("--write", action="store_true", help="write the record and its account in the docs")
     arguments = parser.parse_args(words)
     wanted, found = tuple(arguments.model_types) or zoo.MODEL_TYPES, []
-    for told in sweep(wanted):
+    for told in survey(wanted):
         found.append(told)
         print(told.model_type, told.outcome, told.reason, flush=True)
     if arguments.write:

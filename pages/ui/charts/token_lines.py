@@ -1,4 +1,4 @@
-"""Texts token by token, as charts: what each model would have said at every place. Pure; frames and specs."""
+"""Texts token by token, as charts: what each model would have said at every position. Pure; frames and specs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from trsp_core.charts.specs import Spec, finish
 from trsp_core.schema.messages import TextTraced
 from trsp_core.workbench.transcript import Comparison
 
-WIDE, NARROW = 110, 44  # characters in a row
-ROW = 30  # pixels
+WIDE, NARROW = 110, 44  # characters in a line
+LINE = 30  # pixels
 FULL = 3.0  # nats of KL at which a token is fully coloured
 
 
 def frame(comparison: Comparison, text: int, reader: int, width: int) -> pd.DataFrame:
-    """The tokens of text number `text` in rows of `width` characters, with what each model makes of them.
+    """The tokens of text number `text` in lines of `width` characters, with what each model makes of them.
 
     `kl` is the divergence of model `reader` from the first; `m0`, `m1`, `m2` say it in words, a column a model.
     """
     own = comparison.traces[text, text]
     by = {n: comparison.traces.get((text, n)) for n in range(len(comparison.columns))}
-    shown, parting = by.get(reader), comparison.parting(reader) if reader else None
+    trace_of_reader, parting = by.get(reader), comparison.parting(reader) if reader else None
     rows, x, y = [], 0, 0
     for i, piece in enumerate(own.pieces):
         label = piece.replace("\n", "⏎").replace("\t", "→") or "·"
@@ -34,32 +34,32 @@ def frame(comparison: Comparison, text: int, reader: int, width: int) -> pd.Data
         lead = len(label) - len(label.lstrip()) if label.strip() else 0
         if x and x + len(label) > width:
             x, y = 0, y + 1
-        kl = shown.kl[i] if shown and i < len(shown.kl) else 0.0
+        kl = trace_of_reader.kl[i] if trace_of_reader and i < len(trace_of_reader.kl) else 0.0
         sayings = [in_words(trace, i) if trace else "" for trace in by.values()]
         end = x + min(len(label), width)
         rows.append((i + 1, label, bare, x, end, x + lead, y, min(kl / FULL, 1.0), kl, i == parting, *sayings))
         x, y = (0, y + 1) if piece.endswith("\n") else (x + len(label), y)
-    places = ["x", "x2", "at", "y"]
-    columns = ["token", "piece", "bare", *places, "strength", "kl", "parting", *(f"m{n}" for n in by)]
+    positions = ["x", "x2", "at", "y"]
+    columns = ["token", "piece", "bare", *positions, "strength", "kl", "parting", *(f"m{n}" for n in by)]
     return pd.DataFrame(rows, columns=columns)
 
 
-def in_words(trace: TextTraced, place: int) -> str:
+def in_words(trace: TextTraced, position: int) -> str:
     """`41 %; likeliest: the 41 %, a 20 %, ...`."""
-    pairs = zip(trace.alternatives[place], trace.alternative_probabilities[place], strict=True)
-    likeliest = ", ".join(f"{_shown(piece)} {_percent(p)}" for piece, p in pairs)
-    return f"{_percent(trace.probabilities[place])}; likeliest: {likeliest}"
+    pairs = zip(trace.alternatives[position], trace.alternative_probabilities[position], strict=True)
+    likeliest = ", ".join(f"{_visible(piece)} {_percent(p)}" for piece, p in pairs)
+    return f"{_percent(trace.probabilities[position])}; likeliest: {likeliest}"
 
 
-def alternatives(comparison: Comparison, text: int, place: int) -> pd.DataFrame:
-    """What each model would have said at one place: a row a model."""
+def alternatives(comparison: Comparison, text: int, position: int) -> pd.DataFrame:
+    """What each model would have said at one position: a row a model."""
     rows = {}
     for n, column in enumerate(comparison.columns):
         trace = comparison.traces.get((text, n))
-        if trace and place < len(trace.pieces):
-            pairs = zip(trace.alternatives[place], trace.alternative_probabilities[place], strict=True)
-            likeliest = [f"{_shown(piece)}  {_percent(p)}" for piece, p in pairs]
-            rows[column.label] = [_percent(trace.probabilities[place]), *likeliest]
+        if trace and position < len(trace.pieces):
+            pairs = zip(trace.alternatives[position], trace.alternative_probabilities[position], strict=True)
+            likeliest = [f"{_visible(piece)}  {_percent(p)}" for piece, p in pairs]
+            rows[column.label] = [_percent(trace.probabilities[position]), *likeliest]
     names = ["This token", *(f"Likeliest {n}" for n in range(1, 6))]
     width = max((len(row) for row in rows.values()), default=1)
     return pd.DataFrame.from_dict(rows, orient="index", columns=names[:width])
@@ -68,7 +68,7 @@ def alternatives(comparison: Comparison, text: int, place: int) -> pd.DataFrame:
 def divergence(comparison: Comparison, text: int) -> pd.DataFrame:
     """KL to the first model along the text, a line a model."""
     rows = [
-        (i + 1, kl, comparison.columns[n].label, _shown(comparison.traces[text, n].pieces[i]))
+        (i + 1, kl, comparison.columns[n].label, _visible(comparison.traces[text, n].pieces[i]))
         for n in range(1, len(comparison.columns))
         if (text, n) in comparison.traces
         for i, kl in enumerate(comparison.traces[text, n].kl)
@@ -94,7 +94,7 @@ def spec(theme: str, labels: tuple[str, ...], width: int) -> Spec:
     size = alt.ExprRef(f"min(20, 1.62 * width / {width})")  # a letter of this font is 0.6 of its size wide
     text = base.mark_text(align="left", font="monospace", fontSize=size, color=palette.ink)
     text = text.encode(x=alt.X("at:Q", scale=alt.Scale(domain=[0, width], nice=False), axis=None), text="bare:N")
-    return finish(back, ring, text, height=ROW)
+    return finish(back, ring, text, height=LINE)
 
 
 @lru_cache
@@ -114,7 +114,7 @@ def divergence_spec(theme: str, labels: tuple[str, ...]) -> Spec:
 
 def height(rows: pd.DataFrame) -> int:
     """Pixels of the text chart."""
-    return ROW * (int(max(rows["y"], default=0)) + 1)
+    return LINE * (int(max(rows["y"], default=0)) + 1)
 
 
 def colour(palette: Palette, label: str) -> str:
@@ -147,6 +147,6 @@ def _percent(p: float) -> str:
     return formatting.percent(p) if p >= 0.001 else "under 0.1 %"
 
 
-def _shown(piece: str) -> str:
+def _visible(piece: str) -> str:
     """A token so that its spaces can be seen."""
     return "“" + piece.replace("\n", "⏎").replace("\t", "→") + "”"
