@@ -93,9 +93,10 @@ def points(one: Sequence[float], other: Sequence[float]) -> Interval:
     Raises:
         ValueError: no losses, or not the same number of blocks.
     """
-    left, right = _exp(statistics.fmean(one)), _exp(statistics.fmean(other))
-    parts = mean([left * a - right * b for a, b in zip(one, other, strict=True)])
-    return Interval(left - right, left - right + parts.low - parts.value, left - right + parts.high - parts.value)
+    level, other_level = _exp(statistics.fmean(one)), _exp(statistics.fmean(other))
+    parts = mean([level * a - other_level * b for a, b in zip(one, other, strict=True)])
+    value = level - other_level
+    return Interval(value, value + parts.low - parts.value, value + parts.high - parts.value)
 
 
 def share(right: int, total: int) -> Interval:
