@@ -59,11 +59,11 @@ def prune(
 
     Args:
         model: a name of the catalogue, a hub id, or a folder of this machine.
-        ratio: share of the layers to remove; None takes the preset's, or the default.
-        preset: "quick", "paper" or another of `schema.config.PRESETS`.
-        folder: where the pruned model goes; None keeps nothing.
-        loaded: a model with its tokenizer to work on, instead of loading `model`.
-        settings: names of flags with underscores, such as `stage2_steps=60`.
+        ratio: share of the layers to remove, 0 to 1; None takes the preset's, or the default.
+        preset: "quick", "paper" or another of `schema.config.PRESETS`; None for the defaults.
+        folder: the run folder, in which the pruned model is saved; None saves nothing.
+        loaded: a model and its tokenizer to work on, instead of loading `model`. They end as they were.
+        settings: any other setting, named as its flag with underscores, such as `stage2_steps=60`.
 
     Raises:
         TrspError: a setting, the model or a text cannot be used; the message says why and what to do.

@@ -15,7 +15,13 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with one knob: what was given, what was expected, what to do."""
+    """One thing that is wrong with one knob.
+
+    Attributes:
+        knob: its name.
+        message: what was given and what was expected.
+        remedy: what to do, in the imperative.
+    """
 
     knob: str
     message: str
@@ -42,25 +48,26 @@ class TrspError(Exception):
 
 
 def _showable(text: str) -> str:
-    """`text` as a page and a terminal can show it: JSON can spell halves of letters, which no encoding can."""
+    """`text` with a question mark for each half of a letter (a lone surrogate): JSON can spell such halves, but no page
+    and no terminal can show them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether our own code raised `error`, not a library that it called; then it is a bug, which no user can mend. An
-    OSError never counts as ours: the system refused something."""
+    """Whether our own code raised `error`, and not a library that it called: then it is a bug, which no user can mend.
+    An OSError never counts as ours, since it says that the system refused something."""
     frames = traceback.extract_tb(error.__traceback__)
     return not isinstance(error, OSError) and bool(frames) and Path(frames[-1].filename).is_relative_to(HERE)
 
 
 def is_short_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out. On a CPU torch has no type for that, so words count too."""
+    """Whether `error` says that memory ran out. On a CPU torch has no error type for that, so its message counts."""
     is_torch = type(error).__name__ == "OutOfMemoryError"
     return is_torch or isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """Raise one `TrspError` that carries all `problems`; return quietly where there is none."""
+    """Raise one `TrspError` that carries all `problems`; do nothing where there are none."""
     if not problems:
         return
     first = problems[0]
@@ -80,8 +87,8 @@ _FULL_IN_TEXT = re.compile(
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether `error`, or one that led to it, comes of a full disk. It is known by its number; where a library such as
-    safetensors puts the system's error into a text of its own, by the number or the words in that text."""
+    """Whether a full disk caused `error`, or an error that led to it. The system's error number tells; where a library
+    such as safetensors wraps the system's error in a text of its own, the number or the words in that text."""
     chain: list[BaseException] = []
     behind: BaseException | None = error
     while behind is not None and behind not in chain:

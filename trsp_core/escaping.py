@@ -1,8 +1,8 @@
-"""Text of strangers (names, prompts, titles, texts of events), made safe to show: a function for each medium.
+"""Makes strangers' text (names, prompts, titles, texts of events) safe to show: a function for each medium.
 
-A letter that steers instead of being seen (a terminal's escapes, marks that turn the direction of writing, what is
-invisible) is spelled out, `\\x1b` or `\\u202e`, wherever it would be obeyed. The markup of HTML is escaped by the
-template of `export.html_report`, that of pages by `pages.ui.style.words`.
+Some characters steer instead of being seen: a terminal's escapes, marks that turn the direction of writing, invisible
+ones. They are spelled out, as `\\x1b` or `\\u202e`. Two media are not escaped here: HTML (by the template of
+`export.html_report`) and pages (by `pages.ui.style.words`).
 """
 
 from __future__ import annotations
@@ -26,28 +26,30 @@ _ADDRESSES = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 
 
 def line(text: object) -> str:
-    """`text` in one line, each letter of it visible: for cells, names, and whatever stands among our own words."""
+    """`text` in one line, with every steering character, newline and tab spelled out: for cells, names, and whatever
+    stands among our own words."""
     return _IN_A_LINE.sub(_spelled, str(text))
 
 
 def lines(text: object) -> str:
-    """The same with its newlines and tabs kept: for a terminal, and for text that stands by itself."""
+    """As `line`, but newlines and tabs stay as they are: for a terminal, and for text that stands by itself."""
     return _IN_LINES.sub(_spelled, str(text))
 
 
 def json(values: Any, indent: int | None = None) -> str:
-    """JSON that a terminal can be shown: equal to `values` when it is read, and nothing in it steers."""
+    """`values` as JSON that is safe on a terminal: steering characters are written as JSON's escapes, so that whoever
+    parses it gets equal values. What JSON has no form for is written as `str` gives it."""
     return written_json(standard_json.dumps(values, indent=indent, ensure_ascii=False, default=str))
 
 
 def written_json(text: str) -> str:
-    """The same of JSON that is text already."""
+    """JSON text, made safe on a terminal as `json` does, without parsing it."""
     return _IN_LINES.sub(_in_json, text)
 
 
 def csv(value: Any) -> Any:
-    """A cell of a CSV table: numbers as they are, an empty cell for what is none; text that a spreadsheet would compute
-    begins with an apostrophe."""
+    """`value` as a cell of a CSV table. Numbers stay; None, infinity and not-a-number give None, an empty cell. Text is
+    put in one line, and gets an apostrophe in front where a spreadsheet would take it for a formula."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float):
@@ -57,19 +59,20 @@ def csv(value: Any) -> Any:
 
 
 def markdown(text: object) -> str:
-    """`text` in one line among Markdown, letter by letter: no markup, link, formula or cell of a table comes of it."""
+    """`text` in one line for Markdown, escaped so that it shows letter by letter and becomes no markup, no link, no
+    formula and no further cell of a table."""
     return _MARKS.sub(r"\\\1", _ADDRESSES.sub("\u2060", line(text)))
 
 
 def fenced(text: object, language: str = "") -> str:
-    """`text` as a code block of Markdown that nothing in it can close; its newlines are kept."""
+    """`text` as a Markdown code block, with a fence that is longer than any in `text`; newlines and tabs stay."""
     code = lines(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", code)), default=0))
     return f"{fence}{language}\n{code}{'' if code.endswith(chr(10)) else chr(10)}{fence}"
 
 
 def yaml(text: object) -> str:
-    """`text` as a scalar of YAML, always a text: no key, comment, number or truth value comes of it."""
+    """`text` as a quoted YAML string, so that it becomes no key, comment, number or truth value."""
     return json(str(text))
 
 
@@ -82,5 +85,5 @@ def _spelled(match: re.Match[str]) -> str:
 
 
 def _in_json(match: re.Match[str]) -> str:
-    """As JSON spells it: in pairs of halves beyond the first 65,536."""
+    """The character as JSON escapes it: `\\uXXXX`, and two of these (a surrogate pair) beyond U+FFFF."""
     return standard_json.dumps(match[0])[1:-1] if ord(match[0]) > 127 else f"\\u{ord(match[0]):04x}"

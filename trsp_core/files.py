@@ -1,4 +1,4 @@
-"""Files that a reader, a kill or a power cut never meets half written; the size of a folder, and room for more."""
+"""Writes files so that no reader, kill or power cut meets them half written; measures folders and free room."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from trsp_core.errors import TrspError
 
 
 def sync(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, on the disk, whatever becomes of the power."""
+    """Wait until the disk holds what was written to a file, or the list of names in a folder (fsync), so that a power
+    cut cannot undo it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,7 +26,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """`sync` all that lies in `folder`."""
+    """`sync` `folder` and all files and folders in it."""
     for path, _, names in os.walk(folder):
         for name in names:
             sync(Path(path, name))
@@ -33,7 +34,8 @@ def sync_all(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` so that a reader, or a kill at any instant, sees the old one or the new, never a part."""
+    """Replace the content of the file `path`, text as UTF-8: a reader sees the old content or the new, never a part,
+    also after a kill or a power cut at any instant."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
@@ -47,10 +49,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def make_room(folder: Path, least_bytes: int, remedy: str) -> None:
-    """Create `folder`.
+    """Create `folder`, and check that its disk has `least_bytes` free.
+
+    Args:
+        remedy: of the refusal.
 
     Raises:
-        TrspError: it cannot be written, or fewer than `least_bytes` are free there.
+        TrspError: it cannot be created, or fewer bytes are free there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +69,8 @@ def make_room(folder: Path, least_bytes: int, remedy: str) -> None:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below `folder`, while they come and go."""
+    """Bytes of all files in `folder` and the folders below it. Files may come and go meanwhile; 0 where there is no
+    such folder."""
     total = 0
     for path, _, files in os.walk(folder):
         for file in files:

@@ -1,7 +1,8 @@
-"""How a quantity looks to people: one function for each kind, for the shell, tables, cards, reports and pages alike.
+"""Writes quantities for people: one function for each kind, for the shell, tables, model cards, reports and pages
+alike.
 
-Settings are no quantities: they are shown as one types them, `1e-05`, by `setting`. Charts and tables in the browser
-format there, by the patterns at the end.
+Settings are not quantities: `setting` writes them as one types them, `1e-05`. Charts and tables that format in the
+browser use the patterns at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ NOT_A_NUMBER = "not a number"
 
 
 def perplexity(value: float | None) -> str:
-    """`41.7`, `1,240`, `20,000`, `3.9e+05`; None stands for what is not a number."""
+    """A perplexity: `41.7`, `1,240`, `20,000`, `3.9e+05`; "not a number" for None, infinity and not-a-number."""
     if value is None or not math.isfinite(value):
         return NOT_A_NUMBER
     if abs(value) >= 1e5:
@@ -37,7 +38,7 @@ def nats(value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """What is of no kind above or below, to three digits: `12.3`, `0.00031`, `3.1e-07`."""
+    """A number for which no other function here is made, to three digits: `12.3`, `0.00031`, `3.1e-07`."""
     return f"{value:.3g}"
 
 
@@ -47,7 +48,7 @@ def points(value: float) -> str:
 
 
 def signed_points(value: float) -> str:
-    """`+1.2`, `−0.4`."""
+    """A difference of perplexities with its sign: `+1.2`, `−0.4`."""
     return f"{'−' if value < 0 else '+'}{points(abs(value))}"
 
 
@@ -57,17 +58,17 @@ def weight(value: float) -> str:
 
 
 def margin(value: float) -> str:
-    """A difference of layer weights: `0.012`."""
+    """A difference of layer weights, at least 0: `0.012`, `less than 0.001`."""
     return "less than 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def percent(share: float) -> str:
-    """`18 %` of 0.18, `2.5 %` of 0.025; the space does not break."""
+    """A share as a percentage: 0.18 gives `18 %`, 0.025 gives `2.5 %`. No line breaks at the space."""
     return f"{_percentage(share)}\u00a0%"
 
 
 def signed_percent(share: float) -> str:
-    """`+18 %`, `−2.5 %`."""
+    """A share as a percentage with its sign: `+18 %`, `−2.5 %`."""
     return f"{'−' if share < 0 else '+'}{percent(abs(share))}"
 
 
@@ -77,27 +78,34 @@ def _percentage(share: float) -> str:
 
 
 def interval(value: float, low: float, high: float, kind: Callable[[float], str]) -> str:
-    """A figure with its 95 % interval: `61.2 [58.0, 64.9]`; `kind` is a function of this module, such as `ratio`."""
+    """A figure with its 95 % interval: `61.2 [58.0, 64.9]`.
+
+    Args:
+        low, high: the ends; not-a-number where there were too few blocks for an interval.
+        kind: writes one number: a function of this module, such as `ratio`.
+    """
     return kind(value) if math.isnan(value) else f"{kind(value)} {ends(low, high, kind)}"
 
 
 def ends(low: float, high: float, kind: Callable[[float], str]) -> str:
-    """The interval alone: `[58.0, 64.9]`. Ends that are no numbers say that there were too few blocks for one."""
+    """An interval alone: `[58.0, 64.9]`; `[too few blocks]` where an end is not a number. Arguments as in
+    `interval`."""
     return "[too few blocks]" if math.isnan(low + high) else f"[{kind(low)}, {kind(high)}]"
 
 
 def status(name: str) -> str:
-    """How a run stands, as people are told: what a run folder calls `cancelled` is stopped."""
+    """A run's status in the words that people read: what a run folder calls `cancelled` is `stopped`, the others
+    stay."""
     return "stopped" if name == "cancelled" else name
 
 
 def count(value: float) -> str:
-    """`20,000`."""
+    """A number of things: `20,000`."""
     return f"{value:,.0f}"
 
 
 def parameters(value: float | None) -> str:
-    """`134.5 million`, `1.24 billion`; nothing where it is not known."""
+    """A number of parameters: `134.5 million`, `1.24 billion`; "" for None, where it is not known."""
     if value is None:
         return ""
     if value >= 1e9:
@@ -106,7 +114,7 @@ def parameters(value: float | None) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes: `540 MB`, `1.2 GB`."""
+    """A number of bytes: `540 MB`, `1.2 GB` (1 GB is 10^9 bytes)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= scale:
             scaled = value / scale
@@ -120,12 +128,12 @@ def rate(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A measured time: `0.42 s`, `3.2 s`; from ten seconds on as `duration`."""
+    """A measured time, given in seconds: `0.42 s`, `3.2 s`; from ten seconds on as `duration`."""
     return duration(value) if value >= 10 else f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
 
 
 def duration(seconds: float) -> str:
-    """A time that is awaited, to the second: `40 s`, `3 min 20 s`, `2 h 5 min`."""
+    """An expected time, given in seconds: `40 s`, `3 min 20 s` (to five seconds), `2 h 5 min`."""
     total = max(round(seconds), 0)
     if total < 90:
         return f"{total} s"
@@ -137,24 +145,25 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Time left, in a line that is written over: `1:32`, `2:01:32`."""
+    """Time left, given in seconds, for a progress line: `1:32`, `2:01:32`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def progress(share: float) -> str:
-    """The same width from the first to the last: ` 42%`."""
+    """A share of work that is done, 0 to 1, always four characters wide: ` 42%`."""
     return f"{share:4.0%}"
 
 
 def setting(value: float) -> str:
-    """A setting or a bound, as it may be typed again: `0.05`, `1e-05`, `20000`."""
+    """A setting or a bound, in a form that can be typed in again: `0.05`, `1e-05`, `20000`."""
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def table(rows: Sequence[Sequence[str]], width: int = 110) -> str:
-    """Left-aligned columns; the last one is wrapped to `width`."""
+    """`rows` as text in left-aligned columns, without a head of its own; no line is much wider than `width` characters,
+    since the last column is wrapped. Steering characters are spelled out."""
     if not rows:
         return ""
     rows = [[escaping.line(cell) for cell in row] for row in rows]
@@ -168,14 +177,14 @@ def table(rows: Sequence[Sequence[str]], width: int = 110) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-# Patterns of d3, which charts and tables in the browser format with.
+# Patterns of d3, by which charts in the browser format.
 D3_FIGURE = ",.4~g"  # perplexity, ratios, counts
 D3_AXIS = "~g"
 D3_NATS = ".3f"
 D3_WEIGHT = ".2f"
 D3_MILLIONS = ",.1f"
 D3_PERCENT = ".0%"
-# And those of C, which controls and tables of Streamlit format with.
+# Patterns of C, by which controls and tables of Streamlit format.
 C_FIGURE = "%.2f"
 C_WHOLE = "%.0f"
 C_SETTING = "%.6g"

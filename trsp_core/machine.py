@@ -1,4 +1,4 @@
-"""What this machine has: free memory, and the rate of matrix products that was measured on it."""
+"""What this machine has: free memory, and how fast it multiplies matrices, as measured by earlier runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from trsp_core import formatting, paths
 from trsp_core.errors import TrspError
 from trsp_core.files import write_atomic
 
-MOST_RATES = 5  # remembered; their median counts, so that one busy moment does not
+MOST_RATES = 5  # measurements that are remembered; their median counts, so that one busy moment changes little
 
 
 def require_memory(least_bytes: int, what: str) -> None:
-    """Raise TrspError if `least_bytes` are more than what is free now.
+    """Check that `least_bytes` of memory are free now.
 
     Args:
-        what: subject of the message: "This run".
+        what: what needs them, the subject of the message, such as "This run".
+
+    Raises:
+        TrspError: they are not.
     """
     free = available_memory()
     if least_bytes > free:
@@ -29,7 +32,8 @@ def require_memory(least_bytes: int, what: str) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that a new process may still take: of the machine, and of the container where it has a limit."""
+    """Bytes of memory that a new process may still take: what is free on the machine, or less where the container
+    (cgroup) has a limit."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -54,13 +58,15 @@ CGROUPS = (
 
 
 def read_rate() -> float | None:
-    """GFLOP/s of float32 matrix products, the median of the last measurements on this machine; None before any."""
+    """GFLOP/s of float32 matrix products: the median of the last five measurements on this machine; None where nothing
+    was measured yet."""
     rates = _rates()
     return statistics.median(rates) if rates else None
 
 
 def write_rate(gflops: float) -> None:
-    """Remember a measurement. A cache folder that cannot be written leaves forecasts rough, nothing worse."""
+    """Remember a measured rate, in GFLOP/s, in the cache folder. Where that cannot be written nothing is raised:
+    forecasts stay rough, nothing worse."""
     path = paths.home() / "machine.json"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""What this process asks of the C library and the system for its memory. Where they cannot do it, nothing happens."""
+"""Settings and requests for this process's memory, made to the C library and the system (Linux with glibc). Where they
+do not know them, nothing happens."""
 
 from __future__ import annotations
 
@@ -11,29 +12,30 @@ DONTNEED = 4  # as mman.h calls it, after MADV_
 
 
 def hold_steady() -> None:
-    """Take every block of 64 kB or more from the system, which gets it back as soon as it is free, and share
-    heaps: a page's charts come and go, and would leave holes of their size. For a server; a training step would pay."""
+    """Keep the memory of a server from growing: blocks of 64 kB or more, such as a page's charts, come straight from
+    the system and go back to it when freed, instead of leaving holes in a heap; and heaps are shared. Not for training,
+    which would get slower by it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
     share_heaps()
 
 
 def share_heaps() -> None:
-    """All threads to come take their memory from two heaps: passes side by side leave holes in
-    each heap that they use, and each time they are others."""
+    """Let all threads that start from now on share two heaps. By default nearly each thread has a heap of its own, and
+    passes that run side by side leave holes in ever more of them."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(ARENA_MAX, 2)
 
 
 def give_back() -> None:
-    """Return the memory that was freed in small pieces to the system."""
+    """Return freed memory to the system, as far as it lies in heaps."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def let_go_of_files(ending: str) -> None:
-    """Mapped files whose names end so take no memory of this process any more, until it reads them again. For private
-    mappings that nobody has written to."""
+    """Drop from this process's memory the pages of mapped files whose names end in `ending`; they are read from the
+    file again when needed. Only for private mappings that nobody has written to: what was written would be lost."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         for line in Path("/proc/self/maps").read_text().splitlines():
             span, access, *_ = line.split()

@@ -1,5 +1,5 @@
-"""Paths as people write them, checked before any work: that one is possible, that a file is there, that one can be
-written. A path that will not do is refused.
+"""Checks paths that people write, before any work is done: that a path is possible, that a file is there, that one can
+be written. Also says where the program, its assets, its cache and its runs are.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ MOST_JSON = 50_000_000  # bytes of a plan, a grid or a record
 
 
 def named(text: str, kind: str = "path") -> Path:
-    """The absolute path that `text` means, `~` spelled out. Nothing has to be there.
+    """The absolute path that `text` means, with `~` replaced by the home folder. Nothing has to be there.
 
     Args:
-        kind: what it is the path of, for the refusal.
+        kind: what the path is of, for the message, such as "text".
 
     Raises:
-        TrspError: no path of this machine: a NUL or half of a letter in it, too long a name, an unknown `~user`.
+        TrspError: this machine can have no such path: it holds a NUL or half a letter, a name is too long, or `~user`
+            names an unknown user.
     """
     try:
         text.encode()  # what is no UTF-8 cannot be shown or kept
@@ -41,7 +42,7 @@ def named(text: str, kind: str = "path") -> Path:
 
 
 def folder(text: str) -> Path | None:
-    """The folder that `text` means; None where there is none."""
+    """The folder that `text` means; None where there is none, or the path is impossible."""
     try:
         path = named(text)
         return path if path.is_dir() else None
@@ -50,13 +51,15 @@ def folder(text: str) -> Path | None:
 
 
 def file(text: str, kind: str, remedy: str, most_bytes: int = MOST_JSON) -> Path:
-    """The file that `text` means, there and not too large.
+    """The path of the file that `text` means, once it is known to be there and not too large.
 
     Args:
-        kind: what it should hold, and `remedy` what to do where it cannot be taken, for the refusal.
+        kind: what it should hold, for the message, such as "plan".
+        remedy: what to do where it cannot be used, for the message.
 
     Raises:
-        TrspError: no path, nothing there, a folder or a device, or more than `most_bytes`.
+        TrspError: the path is impossible, nothing is there, it is a folder or a device, or it has more than
+            `most_bytes`.
     """
     try:
         path = named(text, kind)
@@ -75,7 +78,7 @@ def file(text: str, kind: str, remedy: str, most_bytes: int = MOST_JSON) -> Path
 
 
 def content(path: Path, most_bytes: int = MOST_JSON) -> bytes:
-    """The bytes of a file that `file` has found.
+    """The bytes of a file whose path `file` has checked.
 
     Raises:
         TrspError: it cannot be read, or has grown beyond `most_bytes`.
@@ -91,13 +94,14 @@ def content(path: Path, most_bytes: int = MOST_JSON) -> bytes:
 
 
 def writable(text: str, makes_folders: bool = False) -> Path:
-    """The file that `text` means, for writing later: looked at now, so that no work is lost to a wrong name.
+    """The path of the file that `text` means, once it is known that a file can be written there later: so no work is
+    lost to a wrong name. Nothing is written.
 
     Args:
-        makes_folders: whoever writes makes the folders above it.
+        makes_folders: whoever writes the file creates missing folders above it, so they need not be there.
 
     Raises:
-        TrspError: no path, a folder or a device, or in a folder that is not there or cannot be written.
+        TrspError: the path is impossible, is a folder or a device, or its folder is missing or cannot be written.
     """
     path = named(text, "place")
     try:
@@ -110,10 +114,10 @@ def writable(text: str, makes_folders: bool = False) -> Path:
 
 
 def _unwritable(path: Path, makes_folders: bool) -> str:
-    """Why no file can be written there; "" where one can.
+    """Why no file can be written at `path`, a clause; "" where one can.
 
     Raises:
-        OSError: it cannot even be looked at.
+        OSError: the system does not let this process look there.
     """
     if path.exists() and not path.is_file():  # a device would be replaced by the file
         return "it is a folder or a device"

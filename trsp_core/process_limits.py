@@ -1,11 +1,11 @@
-"""Child processes that die with their parent, and that may take so much memory and processor time and no more.
+"""Starts child processes that die with their parent, and that have bounds of memory and processor time.
 
-The system keeps such settings when a process becomes another program. So a command is started through this file, run as
-a script of its own, which sets them and becomes the command:
+Such settings survive when a process becomes another program (exec). So a command is started through this file, run as a
+script, which makes the settings and then becomes the command:
 
     python -I -S process_limits.py PARENT BYTES SECONDS COMMAND...
 
-Imports nothing of ours.
+It imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ FIRST = "500"  # of at most 1000: where memory runs out, such a child goes befor
 
 
 def held(command: Sequence[str], most_bytes: int = 0, cpu_seconds: int = 0) -> list[str]:
-    """`command`, to be started by this process so that it dies when the thread that started it does (on Linux;
-    elsewhere a child has to notice that its pipes are closed). Who wants to `end` it starts it with `process_group=0`.
+    """The command line that starts `command` within these bounds, for `subprocess.Popen` in this process. The child
+    dies when the thread that started it does; elsewhere than on Linux it has to notice by itself that its pipes are
+    closed. For `end`, start it with `process_group=0`.
 
     Args:
-        most_bytes: of memory of its own that it may take; 0 for no bound. Beyond it, it gets no more.
-        cpu_seconds: of processor time, after which it is killed by SIGXCPU; 0 for no bound.
+        most_bytes: of memory of its own that it may take: beyond that the system gives it none; 0 for no bound.
+        cpu_seconds: of processor time, after which SIGXCPU kills it; 0 for no bound.
     """
     bounds = [str(os.getpid()), str(most_bytes), str(cpu_seconds)]
     return [sys.executable, "-I", "-S", __file__, *bounds, *command]
 
 
 def end(child: subprocess.Popen, grace: float = 0.0) -> None:
-    """End a child that leads its process group, and all that it has started.
+    """End a child that leads its process group, and all processes that it has started, and wait until it is gone.
 
     Args:
-        grace: seconds that it has to clear up after it was asked to end; 0 asks nothing.
+        grace: seconds between SIGTERM, which lets it clear up, and SIGKILL; 0 kills at once.
     """
     if grace and child.poll() is None:
         child.terminate()
@@ -52,7 +53,11 @@ def end(child: subprocess.Popen, grace: float = 0.0) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Set what is to be set and become the command."""
+    """Make the settings of this process, then become the command.
+
+    Args:
+        words: PARENT, BYTES, SECONDS and the command, as in the line above.
+    """
     parent, most_bytes, cpu_seconds = (int(word) for word in words[:3])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)

@@ -1,8 +1,9 @@
-"""Work in a child process, in JSON lines: a question on its stdin, answers on its stdout. The one protocol of exports,
-downloads, checks, proofs and the workbench.
+"""Work in a child process that talks in JSON lines: a question on its stdin, answers on its stdout. Exports, downloads,
+checks, proofs and the workbench all use this protocol.
 
-A line holds an object: `{"message", "fraction"}` tells how far the work is, `{"error", "remedy"}` refuses it, and any
-other is an answer. The parent's side is `answers` for one question, and `Child` for many; the child's side is `serve`.
+Each line is an object. `{"message", "fraction"}` tells how far the work is, `{"error", "remedy"}` refuses the question,
+and any other is an answer. The parent's side is `answers` for one question and `Child` for many; the child's side is
+`serve`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from typing import Any, TextIO
 from trsp_core import formatting, paths, process_limits
 from trsp_core.errors import TrspError
 
-GRACE = 10.0  # seconds that a child which is not wanted any more has to clear up
+GRACE = 10.0  # seconds that a child has to clear up once it is asked to end
 PAUSE = 1.0  # seconds of silence after which whoever waits gets a chance to stop
 MOST_LINE_BYTES = 64_000_000
 MOST_STDERR_BYTES = 20_000  # of the end of stderr, which is all that is kept
-SHORT_MEMORY = ("MemoryError", "OutOfMemory", "allocate memory", "memory allocation")  # so says the stderr of who died
+SHORT_MEMORY = ("MemoryError", "OutOfMemory", "allocate memory", "memory allocation")  # on stderr: it got no memory
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class Progress:
 
 
 class ChildFailed(Exception):
-    """A child ended badly, or wrote what is no JSON line.
+    """Says how a child ended: badly, too late, or with a line that is no JSON object. `Child.close` returns one for any
+    ending; one whose code is 0 and whose fault is "" is no failure.
 
     Attributes:
-        code: its exit code, the negative signal where one killed it.
-        stderr: the end of what it wrote there.
-        late: its time was over.
+        code: its exit code; minus the signal's number where a signal killed it.
+        stderr: the last 20 kB that it wrote there.
+        late: it was ended because its time was over.
         fault: what was wrong with its lines; "" if nothing.
     """
 
@@ -57,7 +59,7 @@ class ChildFailed(Exception):
 
     @property
     def short_of_memory(self) -> bool:
-        """Whether it said that it got no more memory."""
+        """Whether its stderr says that it got no more memory."""
         return any(words in self.stderr for words in SHORT_MEMORY)
 
     @property
@@ -69,19 +71,19 @@ class ChildFailed(Exception):
 
     @property
     def reason(self) -> str:
-        """Why it ended: what it said last on stderr; its `ending` where it said nothing."""
+        """Why it ended: the last 500 characters of its stderr, or its `ending` where that is empty."""
         return self.stderr[-500:] or self.ending
 
 
 class Child:
-    """A process that reads lines on stdin and writes lines on stdout. It dies with the thread that started it (see
-    `process_limits.held`). One thread reads; any thread may send, or end it.
+    """A child process that reads lines on its stdin and writes lines on its stdout. It dies with the thread that
+    started it (see `process_limits.held`). Only one thread may read; any thread may send to it or end it.
 
     Args:
-        command: starts it.
+        command: the program and its arguments.
         most_bytes, cpu_seconds: bounds of its memory and its processor time; 0 for none.
-        variables: its environment; by default this process's, so that it finds this program.
-        folder: where it works; by default where this process does.
+        variables: its environment; None for that of this process, from which it finds this program.
+        folder: its working folder; None for that of this process.
 
     Raises:
         OSError: it cannot be started.
@@ -117,7 +119,8 @@ class Child:
         return self.process.poll() is None
 
     def send(self, line: str) -> None:
-        """Write `line`, which holds no newline. Where the process is gone, `read` tells so."""
+        """Send `line`, which must hold no newline. Nothing is raised where the process is gone: `read` then returns
+        None."""
         content = line.encode() + b"\n"
         with self._sending, contextlib.suppress(OSError, ValueError):
             while content:
@@ -128,7 +131,7 @@ class Child:
 
         Raises:
             TimeoutError: none came within `seconds`.
-            ChildFailed: a line is longer than is believed; the process has been ended.
+            ChildFailed: a line is longer than `MOST_LINE_BYTES`; the process has been ended.
         """
         deadline = time.monotonic() + seconds
         while not self._lines and self._listens():
@@ -148,17 +151,18 @@ class Child:
         return self._lines.popleft().decode("utf-8", "replace") if self._lines else None
 
     def end(self, grace: float = 0.0) -> None:
-        """End it, and all that it has started.
+        """End it, and all processes that it has started.
 
         Args:
-            grace: seconds that it has to clear up once it was asked to end; 0 asks nothing.
+            grace: seconds that it has to clear up after it is asked to end; 0 kills at once.
         """
         process_limits.end(self.process, grace)
         with self._sending, contextlib.suppress(OSError):
             self.process.stdin.close()  # type: ignore[union-attr]
 
     def close(self) -> ChildFailed:
-        """`end` it without grace and close its pipes; returns how it ended. For the thread that reads."""
+        """`end` it without grace, close its pipes, and return how it ended. Only the thread that reads may call
+        this."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(PAUSE if not self._listens() else 0)  # one that has closed its pipes is about to end
         self.end()
@@ -170,11 +174,11 @@ class Child:
         return ChildFailed(self.process.returncode, self._stderr.decode("utf-8", "replace").strip())
 
     def _listens(self) -> bool:
-        """Whether it may write more."""
+        """Whether one of its pipes is still open, so that more may come."""
         return bool(self._pipes.get_map())
 
     def _take(self, seconds: float) -> bool:
-        """Take in what it has written, or what it writes within `seconds`; False if that is nothing."""
+        """Take in what it has written to stdout and stderr, waiting `seconds` for it at most; False if nothing came."""
         ready = self._pipes.select(seconds)
         for key, _ in ready:
             part = os.read(key.fd, 65536)
@@ -192,12 +196,13 @@ class Child:
 
 
 def environment() -> dict[str, str]:
-    """What a child of this process starts with, so that it finds this program wherever it works."""
+    """The environment variables of a child: those of this process, and a PYTHONPATH by which it finds this program from
+    any working folder."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(paths.ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
 def module(name: str) -> list[str]:
-    """The command that runs a module of this program."""
+    """The command that runs the module called `name`, such as "trsp_core.models.hub", with this Python."""
     return [sys.executable, "-m", name]
 
 
@@ -209,17 +214,20 @@ def answers(
     pause: float = PAUSE,
     **bounds: Any,
 ) -> Generator[dict[str, Any] | None]:
-    """Ask a new child one question and pass on its objects; None after each `pause` seconds of silence. Closing the
-    iterator ends the child.
+    """Start a child, ask it one question, and yield each object that it writes, but for a refusal; yield None after
+    each `pause` seconds of silence. Closing the generator ends the child.
 
     Args:
-        seconds: that it may take.
+        command: the program and its arguments.
+        question: the object that it reads on stdin.
+        seconds: the most that it may take.
         grace: seconds that it has to clear up where it is ended.
-        bounds: of `Child`.
+        bounds: further arguments of `Child`.
 
     Raises:
-        TrspError: its refusal.
-        ChildFailed: it ended badly, wrote what is no object, or took too long.
+        TrspError: the child refused the question.
+        ChildFailed: it ended badly, wrote something else than objects, or took too long.
+        OSError: it cannot be started.
     """
     child, deadline, last = Child(command, **bounds), time.monotonic() + seconds, {}
     try:
@@ -260,14 +268,14 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def run(name: str, seconds: float = math.inf, **question: Any) -> Generator[Progress]:
-    """Let the module called `name` do what the question asks, and pass on its progress, again in each second of
-    silence. Closing the iterator stops it.
+    """Let a child run the module called `name` with `question`, and yield its progress; in each second of silence the
+    last one again. Closing the generator stops it.
 
     Args:
-        seconds: that it may take.
+        seconds: the most that it may take.
 
     Raises:
-        TrspError: as the child raised it, that its time was over, or that it ended without a word.
+        TrspError: the child refused, took too long, or ended badly.
     """
     progress = None
     try:
@@ -285,10 +293,11 @@ def run(name: str, seconds: float = math.inf, **question: Any) -> Generator[Prog
 
 
 def serve(work: Callable[..., Iterable[Progress | dict[str, Any]]]) -> int:
-    """The child's side of `answers`: do what the question on stdin asks, and write what `work` yields.
+    """The child's side of `answers`: read the question from stdin, call `work` with its entries as arguments, and write
+    each thing that it yields as a line.
 
     Returns:
-        The exit code: 0; 1 after a refusal; 130 where it was asked to end.
+        The exit code: 0 where all went well, 1 after a refusal (a TrspError of `work`), 130 where it was asked to end.
     """
     out = answer_pipe()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -309,7 +318,8 @@ def serve(work: Callable[..., Iterable[Progress | dict[str, Any]]]) -> int:
 
 
 def answer_pipe() -> TextIO:
-    """The child's stdout, for its lines alone: what a library prints goes to stderr from now on."""
+    """The child's stdout, for the lines of the protocol alone: whatever else prints there goes to stderr from now
+    on."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return out

@@ -1,4 +1,4 @@
-"""Threads that serve others: what goes wrong in one turn is told, and the next turn comes."""
+"""Keeps threads alive that serve others: an error in one turn is reported, and the next turn comes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 
-PAUSE = 1.0  # seconds after a turn that went wrong
+PAUSE = 1.0  # seconds to wait after a turn that failed
 
 
 def serve(turn: Callable[[], None], closed: Callable[[], bool]) -> None:
-    """Call `turn` again and again until `closed`, whatever it raises."""
+    """Call `turn` again and again until `closed()` is true, whatever `turn` raises."""
     while not closed():
         if not take(turn):
             time.sleep(PAUSE)
 
 
 def take(turn: Callable[[], object]) -> bool:
-    """Call `turn`; whether it went well. What it raises is a bug: its trace is told as that of a thread that dies of
-    it, but this one goes on."""
+    """Call `turn` once, and return whether it raised nothing. An error is a bug: its trace is reported as Python
+    reports that of a dying thread, but this thread goes on."""
     try:
         turn()
     except Exception as error:
@@ -28,6 +28,6 @@ def take(turn: Callable[[], object]) -> bool:
 
 
 def tell(error: Exception) -> None:
-    """Tell of an error in this thread that has nobody else to be told to."""
+    """Report `error` of this thread through `threading.excepthook`, which by default writes its trace to stderr."""
     here = threading.current_thread()
     threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, here)))
