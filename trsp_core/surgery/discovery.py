@@ -1,4 +1,4 @@
-"""Finding the stack of layers in a model of any family."""
+"""Finds the stack of decoder layers in a model of any family."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from trsp_core.surgery.stack import Stack, text_config
 
 
 def find(model: nn.Module) -> Stack:
-    """The decoder layers of `model`: the one ModuleList whose members each map (B, T, D) to (B, T, D), one after the
-    other, confirmed by a forward pass of three tokens. A second pass confirms that no token is seen before its turn.
+    """The stack of decoder layers in `model`: the largest ModuleList whose members run one after the other, each from
+    (B, T, D) to (B, T, D). A pass over three tokens shows that; a second one, that no token sees those after it.
 
     Raises:
-        TrspError: no such list, or a family that cannot be pruned by whole layers; the message names the reason.
+        TrspError: no such list, or a model that cannot be pruned by whole layers; the message names the reason.
     """
     config = text_config(model)
     family = families.of(getattr(config, "model_type", ""))
@@ -45,7 +45,7 @@ def find(model: nn.Module) -> Stack:
     finally:
         for hook in hooks:
             hook.remove()
-    near = 0.01 * logits.nan_to_num().abs().max().item()  # int8 rounds by what it sees of all tokens
+    near = 0.01 * logits.nan_to_num().abs().max().item()  # int8 rounds each token by the range of all tokens
     if not torch.allclose(logits[:, :2], three_tokens(model, last=1)[:, :2], rtol=1e-2, atol=near, equal_nan=True):
         raise TrspError(
             f"{type(model).__name__} reads the tokens that follow: it is an encoder.", "Choose a decoder-only model."
@@ -76,7 +76,7 @@ def find(model: nn.Module) -> Stack:
 
 
 def _try(stack: Stack) -> None:
-    """Raise TrspError unless a layer in the middle can be removed, or, where that is the last of its kind, the next."""
+    """Raise TrspError unless the middle layer can be removed, or the one below it: one may be alone of its kind."""
     middle = len(stack.layers) // 2
     try:
         with removed(stack, [middle]):
@@ -87,7 +87,7 @@ def _try(stack: Stack) -> None:
 
 
 def three_tokens(model: nn.Module, last: int) -> Tensor:
-    """Logits (1, 3, V) of two tokens 0 and then `last`."""
+    """Logits (1, 3, V) of the token ids 0, 0, `last`. Raises TrspError where the model does not run on them."""
     try:
         with torch.no_grad():
             ids = torch.tensor([[0, 0, last]], device=next(model.parameters()).device)
@@ -127,8 +127,8 @@ def _refuse_unfit(model: nn.Module, config: Any, family: families.Family) -> Non
 
 
 def _is_chain(layers: list[nn.Module], calls: dict, order: list[nn.Module]) -> bool:
-    """Whether `layers` ran once each, in order, from (B, T, ..., D) to the same shape, each fed what the one before
-    put out."""
+    """Whether each of `layers` ran once, in order, on exactly what the one before had put out, and kept its shape
+    (B, T, ..., D). `calls` holds what entered and left each module, `order` the modules as they ran."""
     if any(layer not in calls for layer in layers) or [m for m in order if m in set(layers)] != layers:
         return False
     before = None

@@ -1,4 +1,4 @@
-"""Hooks that change or watch what layers compute, each for as long as its context lasts."""
+"""Contexts that change or watch what layers compute, each for as long as it is open."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from trsp_core.surgery.stack import Stack
 
 
 def entering(args: tuple, kwargs: dict) -> Any:
-    """X_in (B, T, D) of a layer call."""
+    """X_in (B, T, D), the hidden states among the arguments that a layer was called with."""
     return args[0] if args else kwargs.get("hidden_states")
 
 
 def hidden_of(output: Any) -> Any:
-    """X_out (B, T, D) of what a layer returned."""
+    """X_out (B, T, D), the hidden states in what a layer returned."""
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a layer returned, with `hidden` (B, T, D) in place of its hidden states."""
     if isinstance(output, list):
         return [hidden, *output[1:]]
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -31,21 +32,18 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 
 @contextlib.contextmanager
 def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> Iterator[None]:
-    """Put weight s_i on layer i's output, for i in `layers` (paper, figure 2).
-
-    `branch`: the next layer sees X_in + s_i (X_out - X_in), which is exactly X_out at s_i = 1 and X_in at 0.
-    `output`: it sees s_i X_out.
+    """Inside, each layer i of `layers` hands on its output weighted by s_i (paper, figure 2).
 
     Args:
-        weights: (L,), float32; gradients flow into it.
-        kind: "branch" or "output".
+        weights: s (L,), float32; gradients flow into it.
+        kind: "branch" hands on X_in + s_i (X_out - X_in), exactly X_out at s_i = 1 and X_in at 0; "output" s_i X_out.
     """
 
     def make(i: int) -> Any:
         def gate(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
             x_out = hidden_of(output)
             x_in = entering(args, kwargs).to(x_out.device)  # a layer may be the first on its GPU
-            # In bfloat16 the numbers below 1 are 0.004 apart, and the steps of s would be lost: so not in its format.
+            # Not in the states' format: in bfloat16, numbers just below 1 are 0.004 apart, more than a step moves s.
             wide = torch.promote_types(x_out.dtype, weights.dtype)
             s = weights[i].to(x_out.device, wide)
             gated = torch.lerp(x_in.to(wide), x_out.to(wide), s) if kind == "branch" else s * x_out.to(wide)
@@ -65,10 +63,10 @@ def gated(stack: Stack, weights: Tensor, kind: str, layers: Collection[int]) -> 
 def skipped(
     stack: Stack, layers: Collection[int], instead: Mapping[int, Tensor] = MappingProxyType({})
 ) -> Iterator[None]:
-    """Layers in `layers` hand their input on, and compute nothing. Call the model with `use_cache=False`.
+    """Inside, the layers in `layers` compute nothing and hand on their input. Call the model with `use_cache=False`.
 
     Args:
-        instead: for some of `layers`: hidden states (B, T, D) to hand on in place of the input.
+        instead: hidden states (B, T, D) that a skipped layer hands on instead of its input, by layer.
     """
 
     def make(i: int) -> Any:
@@ -84,7 +82,7 @@ def skipped(
 
 @contextlib.contextmanager
 def forwarding(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Modules compute by other functions inside, by module."""
+    """Inside, each module in `forwards` computes by the function that is given for it."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.forward = forward
@@ -100,7 +98,7 @@ def forwarding(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """A dict that each forward pass fills: layer to its (X_in, X_out), each (B, T, D), in the autograd graph."""
+    """A dict that each pass inside fills anew: layer to its (X_in, X_out), each (B, T, D), in the autograd graph."""
     taps: dict[int, tuple[Tensor, Tensor]] = {}
 
     def make(i: int) -> Any:
@@ -121,7 +119,7 @@ def tapped(stack: Stack, layers: Sequence[int]) -> Iterator[dict[int, tuple[Tens
 
 @contextlib.contextmanager
 def heard(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """A list that gets what `module` reads, (B, T, F), and what it puts out, (B, T, D), at each of its calls."""
+    """A list to which each call of `module` inside adds its input (B, T, F) and its output (B, T, D), as a pair."""
     calls: list[tuple[Tensor, Tensor]] = []
     hook = module.register_forward_hook(lambda _module, args, output: calls.append((args[0], hidden_of(output))))
     try:

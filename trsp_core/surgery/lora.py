@@ -1,5 +1,5 @@
-"""LoRA adapters on the linear maps of a model's layers (arXiv:2106.09685), through peft: few numbers learn, and
-are merged into the weights at the end."""
+"""Puts LoRA adapters (arXiv:2106.09685, by the library peft) on the linear maps of a model's layers: a few numbers
+learn instead of the weights, and can be merged into them at the end."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ SCALE = 2.0  # lora_alpha / rank, the usual one
 
 @contextlib.contextmanager
 def adapted(stack: Stack, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
-    """The layers' linear maps carry adapters of this rank inside; their parameters are what is yielded. On exit the
-    adapters are gone, and the weights are what they were unless `merge` was called.
+    """Inside, the linear maps of all layers carry adapters of this rank; yields the adapters' parameters. On exit the
+    adapters are gone, and the weights are what they were, unless `merge` was called.
+
+    Args:
+        seed: of the adapters' first values.
 
     Raises:
         TrspError: the layers have no linear maps that peft can adapt.
@@ -53,21 +56,22 @@ def adapted(stack: Stack, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
 
 @functools.cache
 def _in_one_step(kind: type) -> type:
-    """peft's class of adapter with `_through` for its forward. A class, so that a copy of the adapter computes with the
-    copy's own parameters."""
+    """A subclass of peft's adapter class `kind` whose forward is `_through`. A forward that is set on an adapter itself
+    would go along with a copy of it, and compute with the original's parameters."""
     return type(kind.__name__, (kind,), {"forward": _through})
 
 
 def _through(adapter: Any, x: Tensor) -> Tensor:
-    """What peft's forward gives, as one operation: see `_Adapted`."""
+    """What peft's forward returns for `x` (..., D), computed as one operation: see `_Adapted`."""
     base, down, up = adapter.get_base_layer(), adapter.lora_A["default"], adapter.lora_B["default"]
     return _Adapted.apply(x, base.weight, base.bias, down.weight, up.weight)  # type: ignore[return-value]
 
 
 class _Adapted(torch.autograd.Function):
-    """x W' + b + SCALE x A' B' of x (..., D) for frozen W and b; A' is W's like transposed. The products with so few
-    columns cost more than their operations: here there are six of them, added up in place, instead of eight with three
-    tables of x's size."""
+    """x W^T + b + SCALE x A^T B^T for x (..., D): W (out, D) and b are frozen, A (rank, D) and B (out, rank) learn.
+
+    Products with a matrix this narrow take longer than their operations account for. Forward and backward take six of
+    them here, added up in place; peft's take eight, and hold three more tensors of x's size."""
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, down, up):  # type: ignore[override]
@@ -88,19 +92,19 @@ class _Adapted(torch.autograd.Function):
 
 
 def learnable(stack: Stack) -> list[nn.Parameter]:
-    """The adapters' parameters; none where there are no adapters."""
+    """The parameters of the adapters on the model; [] where it has none."""
     return [p for n, p in stack.model.named_parameters() if "lora_" in n]
 
 
 def merge(stack: Stack) -> None:
-    """Add what the adapters have learnt to the weights that they sit on."""
+    """Add to each weight what the adapter on it has learnt; the adapters stay until `adapted` ends."""
     for adapter in of(stack).values():
         adapter.merge()
 
 
 @contextlib.contextmanager
 def set_aside(stack: Stack) -> Iterator[None]:
-    """The model without its adapters inside; they are back on exit."""
+    """Inside, the model is without its adapters; on exit they are back, with what they have learnt."""
     carried = of(stack)
     _put_back(stack, carried)
     try:
@@ -111,10 +115,10 @@ def set_aside(stack: Stack) -> Iterator[None]:
 
 
 def save(stack: Stack, folder: Path, base: str) -> None:
-    """Write the adapters as peft does, for `PeftModel.from_pretrained(model, folder)`.
+    """Write the adapters into `folder` as peft does, for `PeftModel.from_pretrained(model, folder)`.
 
     Args:
-        base: name of the model that they belong to.
+        base: name of the model that they belong to, for their config.
     """
     from safetensors.torch import save_file
 
@@ -136,7 +140,7 @@ def _config(rank: int, maps: list[str], turned: bool) -> Any:
 
 
 def _put_back(stack: Stack, carried: dict[str, Any]) -> None:
-    """The maps themselves in place of the adapters that sit on them."""
+    """Put the linear maps themselves back in place of the adapters `carried`, and forget peft's config."""
     for name, adapter in carried.items():
         _set(stack, name, adapter.get_base_layer())
     if "peft_config" in vars(stack.model):
@@ -149,7 +153,7 @@ def _set(stack: Stack, name: str, module: nn.Module) -> None:
 
 
 def of(stack: Stack) -> dict[str, Any]:
-    """The adapters on the model, by the name of the map that each sits on."""
+    """The adapters on the model, by the name of the linear map that each sits on; {} where there are none."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {n: m for n, m in stack.model.named_modules() if isinstance(m, BaseTunerLayer)}

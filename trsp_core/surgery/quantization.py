@@ -1,5 +1,5 @@
-"""Weights in four or eight bits, through bitsandbytes: how they are asked for, what they hold, and how they are spelled
-out again. Only the layers' linear maps are packed; embeddings, head and norms stay as they are.
+"""Packed weights, in four or eight bits by the library bitsandbytes: how to ask for them, how large they are, and how
+to unpack them again. Only the layers' linear maps are packed; embeddings, head and norms stay as they are.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from trsp_core import malloc
 from trsp_core.surgery import lora
 from trsp_core.surgery.stack import Stack
 
-AT_ONCE = 2**26  # bytes of a mapped file that are held beside their copies
+AT_ONCE = 2**26  # bytes that are copied out of a mapped file before its pages are let go of
 
 
 def recipe(precision: str, compute: torch.dtype) -> Any:
-    """What transformers needs to load a model packed: a BitsAndBytesConfig.
+    """The BitsAndBytesConfig with which transformers loads a model packed.
 
     Args:
         precision: "nf4" (four bits, their scales quantized once more) or "int8".
-        compute: number format of products and of all that is not packed.
+        compute: number format of the products with nf4 weights; int8 has its own.
     """
     from transformers import BitsAndBytesConfig
 
@@ -38,9 +38,13 @@ def recipe(precision: str, compute: torch.dtype) -> Any:
 
 
 def settle(model: nn.Module) -> None:
-    """Keep the packed weights in the layout that gradients can go through. On CPUs with AVX512-BF16, bitsandbytes 0.50
-    lays them out anew at the first pass without gradients, and from then on sends silently wrong gradients back. Its
-    remark on rounding inputs to float16, once a product, is left out."""
+    """Make a model that was just loaded fit for training, packed or not.
+
+    - What lies in a mapped file on a CPU is copied into memory, since somebody may write to the file.
+    - Packed weights keep their layout. On CPUs with AVX512-BF16, bitsandbytes 0.50 changes it at the first pass without
+      gradients, and gradients are wrong from then on, without an error.
+    - The warning of bitsandbytes at each product, that inputs are rounded to float16, is silenced.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     copied = 0
     for tensor in (*model.parameters(), *model.buffers()):
@@ -56,6 +60,7 @@ def settle(model: nn.Module) -> None:
 
 
 def is_packed(model: nn.Module) -> bool:
+    """Whether the layers' weights are packed."""
     return bool(getattr(model, "is_quantized", False))
 
 
@@ -67,7 +72,7 @@ def name_of(model: nn.Module) -> str:
 
 
 def size_of(parameter: Tensor) -> tuple[int, int]:
-    """Numbers that a parameter stands for, and bytes that it takes with its scales."""
+    """How many numbers a parameter stands for, packed or not, and how many bytes it takes with its scales."""
     count, size = parameter.numel(), parameter.numel() * parameter.element_size()
     state = getattr(parameter, "quant_state", None)
     if state is not None:  # the table of the sixteen values is shared by all
@@ -80,7 +85,7 @@ def size_of(parameter: Tensor) -> tuple[int, int]:
 
 
 def unpacked(module: Any) -> Tensor:
-    """The weight of a linear map, packed or not, as plain numbers."""
+    """The weight (out, in) of a linear map as plain numbers; one that is not packed is returned as it is."""
     weight = module.weight
     if hasattr(weight, "quant_state"):
         from bitsandbytes.functional import dequantize_4bit
@@ -93,7 +98,7 @@ def unpacked(module: Any) -> Tensor:
 
 
 def spelled_out(stack: Stack, dtype: torch.dtype) -> Any:
-    """The model as an ordinary one in `dtype`, its weights unpacked and its adapters merged: a copy of its own."""
+    """A copy of the model as an ordinary one in `dtype`: weights unpacked, adapters merged. The model itself stays."""
     state: dict[str, Tensor] = {}
     plain_weights: dict[int, Tensor] = {}  # by parameter, so that tied ones stay tied
     carried = lora.of(stack)

@@ -1,4 +1,4 @@
-"""Layers taken out of a model, or made narrower, while a context lasts. Its config says so, and that is proved."""
+"""Takes layers out of a model, or makes them narrower, while a context is open, and proves that the config says so."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trsp_core.surgery import families
 from trsp_core.surgery.stack import Stack
 
 MEMORIES = (CacheLayerMixin, LinearAttentionCacheLayerMixin)
-DEPTHS = (12, 24)  # of configs made to see what grows with the layers; patterns of 2, 3, 4 and 6 layers fit in
+DEPTHS = (12, 24)  # of two configs that show which lists grow with the layers; patterns of 2, 3, 4 and 6 layers fit in
 
 
 @contextlib.contextmanager
 def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
-    """The model without `layers`: gone from the list, and with the config and every layer's number as if it had never
-    had them, so that it caches, saves and reloads like any other. On exit all of it is put back.
+    """Inside, the model is one without `layers`: they are gone from its list, and config and layer numbers are as if it
+    never had them, so that it caches, saves and reloads like any other. On exit all is put back.
 
     Raises:
         TrspError: the config cannot describe a model without these layers.
@@ -39,7 +39,7 @@ def removed(stack: Stack, layers: Collection[int]) -> Iterator[nn.Module]:
 
 
 def remove(stack: Stack, layers: Collection[int]) -> Callable[[], None]:
-    """`removed`, for good: returns what puts the layers back.
+    """As `removed`, but until the function that it returns is called, which puts all back.
 
     Raises:
         TrspError: the config cannot describe a model without these layers; then the model is as it was.
@@ -77,7 +77,8 @@ def remove(stack: Stack, layers: Collection[int]) -> Callable[[], None]:
 
 
 def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:
-    """Layer `old` is layer `new` now: in what `module` calls its number, or its index in the cache."""
+    """Let `module`, a part of layer `old`, carry the number `new`. It may name its layer or, where a layer has several
+    `caches`, one of them."""
     new_numbers = {old: new} | {caches * old + k: caches * new + k for k in range(caches)}
     for name in families.NUMBERS:
         if vars(module).get(name) in new_numbers:
@@ -85,8 +86,8 @@ def _renumber(module: nn.Module, old: int, new: int, caches: int) -> None:
 
 
 def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int) -> None:
-    """Let `config` speak of the layers in `keep` alone: per-layer lists, the fields that `families` names, and what a
-    heterogeneous config overrides for single layers."""
+    """Let `config` describe only the layers in `keep`, of `n_layers`: its depth, its lists with one entry a layer, the
+    fields that `families` names, and what a heterogeneous config overrides for single layers."""
     entries: dict[str, Any] = {}
     for name, value in vars(config).items():
         if name in families.LEADING and isinstance(value, int):
@@ -113,32 +114,32 @@ def _say_of_layers(config: Any, n_layers: int, keep: Sequence[int], caches: int)
 
 
 def _is_per_layer(config_class: type, name: str) -> bool:
-    """Whether the config's list `name` has one entry a layer. Its length says nothing: token ids, multipliers and
-    limits may happen to be as many."""
+    """Whether the config's list `name` has one entry a layer. Its length does not tell: a list of token ids or limits
+    may happen to be as long."""
     return name in families.LISTS or name in _growing(config_class)
 
 
 @functools.cache
 def _growing(config_class: type) -> frozenset[str]:
-    """Names of the lists that a config made of defaults gives one entry a layer, whatever its depth; none, where its
-    defaults belong to one depth."""
+    """Names of the lists that are as long as the model is deep, in default configs of both `DEPTHS`; none where the
+    class does not take its other defaults at another depth."""
     lists = []
     for depth in DEPTHS:
         try:
             values = vars(config_class(num_hidden_layers=depth))
-        except StrictDataclassClassValidationError:  # its own rule says that these defaults do not go together
+        except StrictDataclassClassValidationError:  # by a rule of the class, this depth and its defaults contradict
             return frozenset()
         lists.append({n for n, v in values.items() if isinstance(v, (list, tuple)) and len(v) == depth})
     return frozenset.intersection(*map(frozenset, lists))
 
 
 def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
-    """Raise TrspError unless a model built from the config, without memory for its weights, is the one at hand: the
-    same parameters, and in each layer the same plain values, such as its number or a scale that depends on it.
+    """Raise TrspError unless the config describes the model as it is without the layers `gone`: a model built from it,
+    without memory for weights, has to have the same shapes and, in its layers, the same numbers and texts.
 
     Args:
-        memories: the kinds of cache that the layers had before any went; each has to be left, since a hybrid model asks
-            one of each for how far it has read.
+        memories: the kinds of cache that the layers had before; each kind has to be left, since a hybrid model asks one
+            layer of each kind how far it has read.
     """
     model, name = stack.model, type(stack.model).__name__
     path = next(n for n, m in model.named_modules() if m is stack.parent)
@@ -162,14 +163,14 @@ def _prove(stack: Stack, gone: frozenset[int], memories: set[type]) -> None:
 
 
 def _memories(config: Any) -> set[type]:
-    """Which kinds of cache the layers have: of keys and values, of a state."""
+    """The kinds of cache that the layers of such a config have: of keys and values, of a state, or both."""
     layers = DynamicCache(config=config).layers
     return {kind for kind in MEMORIES if any(isinstance(layer, kind) for layer in layers)}
 
 
 def _described(model: nn.Module, layers: nn.ModuleList) -> dict[str, Any]:
-    """Shapes of all parameters, and the plain values in each layer's modules. Packed weights have the shape of
-    what they stand for; adapters, and what linear maps are made of, are no part of the description."""
+    """What `_prove` compares, by name: shapes of all parameters, and numbers and texts that the layers' modules hold.
+    A packed weight counts with its unpacked shape; adapters, and the attributes of linear maps, are left out."""
     shapes: dict[str, Any] = {
         name.replace(".base_layer", ""): tuple(getattr(p, "quant_state", p).shape)
         for name, p in model.named_parameters()
@@ -186,7 +187,7 @@ def _described(model: nn.Module, layers: nn.ModuleList) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def narrowed(stack: Stack, layers: Sequence[nn.Module], entries: Mapping[str, int]) -> Iterator[nn.Module]:
-    """The model with `layers` in place of its own, and `entries` in its config. On exit all of it is put back."""
+    """Inside, the model has `layers` in place of its own, and its config these `entries`. On exit all is put back."""
     old, values = stack.layers, vars(stack.text_config)
     before = {name: values[name] for name in entries if name in values}
     setattr(stack.parent, stack.name, nn.ModuleList(layers))

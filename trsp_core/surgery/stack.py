@@ -1,4 +1,4 @@
-"""A causal language model and the list of decoder layers inside it."""
+"""The stack: where the decoder layers are in a causal language model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Stack:
     Attributes:
         model: the whole model; `model(input_ids=..., use_cache=False).logits` is (B, T, V).
         parent, name: `getattr(parent, name)` is the ModuleList of the L layers.
-        extras: how many values a layer returns after the hidden states; None where it returns a bare tensor.
+        extras: how many values a layer returns after the hidden states, in a tuple; None where it returns them alone.
         family: what is particular to this architecture.
-        proved: sets of layers without which the config is known to describe the model.
+        proved: sets of removed layers for which `removal` has proved that the config describes the model.
     """
 
     model: nn.Module
@@ -39,19 +39,20 @@ class Stack:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that the model reads; None where its config names no limit."""
+        """The longest context in tokens; None where the config names no limit."""
         return families.context(self.text_config)
 
     def writers(self, layer: int) -> list[nn.Module]:
-        """Layer `layer`'s modules that write into the residual stream: attention's first, the MLP's last."""
+        """The modules of layer `layer` that write into the residual stream: attention's first, the MLP's last."""
         modules = self.layers[layer].named_modules()
         return [module for name, module in modules if name.rpartition(".")[2] in self.family.outputs]
 
     def outputs(self, layer: int) -> list[nn.Parameter]:
-        """Parameters of `writers`."""
+        """The parameters of the `writers` of layer `layer`."""
         return [p for module in self.writers(layer) for p in module.parameters(recurse=True)]
 
 
 def text_config(model: nn.Module) -> Any:
+    """The config of the model's language part: its whole config, unless it has other parts."""
     config: Any = model.config
     return config.get_text_config(decoder=True)

@@ -1,4 +1,4 @@
-"""Which weights learn, and what they go back to."""
+"""Contexts that say which weights learn, and that put weights back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, every parameter has its old values and `requires_grad` on exit. Costs one copy."""
+    """On exit, whatever happened, all parameters have their old values and `requires_grad`. Holds one copy of them."""
     copies = [(p, p.detach().clone(), p.requires_grad) for p in model.parameters()]
     try:
         yield
@@ -24,7 +24,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rewritten(edits: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Parameters hold the values in `edits` inside, and on exit their old ones, to the bit."""
+    """Inside, parameters have the values in `edits`; on exit their old ones, to the bit."""
     old = {p: p.detach().clone() for p in edits}
     try:
         _write(edits)
@@ -41,7 +41,7 @@ def _write(values: Mapping[nn.Parameter, Tensor]) -> None:
 
 @contextlib.contextmanager
 def learning(model: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Only `parameters` require gradients; on exit flags are as before and all gradients are gone."""
+    """Inside, only `parameters` of the model require gradients; on exit it is as before, and all gradients are gone."""
     learners = {id(p) for p in parameters}
     flags = [(p, p.requires_grad) for p in model.parameters()]
     for parameter, _ in flags:

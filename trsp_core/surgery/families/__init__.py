@@ -1,8 +1,8 @@
-"""Where a family of models differs from what looking at the model finds. Data, not code; one file a family.
+"""What is particular to a family of models, as data: each file lists a group of families.
 
-Most models need no file: decoder layers are found by a forward pass (`surgery.find`), and per-layer lists of the config
-by what its class makes of them at other depths. A file here says what cannot be seen: which modules write into the
-residual stream under another name, or why a family cannot be pruned.
+Most models need no entry. Their layers are found by a forward pass (`surgery.discovery`), and the lists of their config
+that have one entry a layer by what its class makes of other depths (`surgery.removal`). An entry says what cannot be
+seen: which modules write into the residual stream, or why a family cannot be pruned.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+# How most families call the modules of a layer whose output is added to the residual stream.
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
 
-
-# How configs speak of layers: fields by name, the same in every family.
-LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")  # so many at the start are dense
-LISTS = (  # one entry a layer; besides those that grow with the depth when a config is made of defaults
+# Names of the config fields that speak of layers; a name means the same in every family.
+LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")  # how many at the start are dense
+LISTS = (  # lists with one entry a layer, beside those that `removal` finds by itself
     "attention_layers", "layer_types", "layers_block_type", "mlp_layer_types", "moe_intermediate_size", "moe_topk",
     "no_rope_layers", "num_experts", "num_shared_expert", "swiglu_limits", "swiglu_limits_shared",
 )  # fmt: skip
-INDICES = (  # those of one kind
+INDICES = (  # lists of the numbers of layers of one kind
     "attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "local_layer_ids", "mlp_only_layers",
     "moe_layers",
 )  # fmt: skip
-ORDINALS = ("ple_layer_ids",)  # the same, counted from 1
-PATTERNS = ("block_types",)  # kinds, taken in turn
-DIVIDED = {"scale_depth": 0.5}  # a scale, divided by this power of the number of layers
-COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")  # how many there are
-NUMBERS = ("layer_idx", "layer_id", "layer_number")  # a module's own, counted from 0
-CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")  # the most tokens that can be read
+ORDINALS = ("ple_layer_ids",)  # the same, but counted from 1
+PATTERNS = ("block_types",)  # kinds of layers, repeated from the first layer to the last
+DIVIDED = {"scale_depth": 0.5}  # a scale, which models divide by this power of the number of layers
+COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")  # the number of layers
+NUMBERS = ("layer_idx", "layer_id", "layer_number")  # attributes of a module: its layer's number, counted from 0
+CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")  # the longest context in tokens
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Family:
     Attributes:
         name: for people.
         model_types: `config.model_type` of its members.
-        outputs: last part of the names of the modules in a layer whose output is added to the residual stream.
-        caches: how many entries a layer has in the cache.
-        stays: layers that cannot go.
-        refused: why it cannot be pruned by whole layers here; "" where it can.
-        note: anything a reader should know.
+        outputs: names of the modules in a layer whose output is added to the residual stream, without their path.
+        caches: how many entries a layer has in the key-value cache.
+        stays: numbers of the layers that cannot be removed.
+        refused: why the family cannot be pruned by whole layers here; "" where it can.
+        note: what else a reader should know.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Family:
 
 
 def context(config: Any) -> int | None:
-    """The most tokens that a model reads, from its config as an object or as decoded JSON; None where it names none."""
+    """The longest context in tokens, from a config as an object or as decoded JSON; None where it names none."""
     values = config if isinstance(config, dict) else {name: getattr(config, name, None) for name in CONTEXTS}
     length = next((values[name] for name in CONTEXTS if values.get(name) is not None), None)
     return length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
@@ -74,7 +74,7 @@ def all_families() -> dict[str, Family]:
 
 
 def of(model_type: str) -> Family:
-    """The family of `model_type`; an undeclared one has nothing particular."""
+    """The family of `model_type`; for one that is not declared here, a family with nothing particular."""
     for family in all_families().values():
         if model_type in family.model_types:
             return family

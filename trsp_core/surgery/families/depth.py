@@ -1,4 +1,4 @@
-"""Layers that depend on their number or on each other: what can be removed of such a model, and which cannot."""
+"""Families whose layers depend on their number or on each other: which layers have to stay, or why none can go."""
 
 from trsp_core.surgery.families import Family
 

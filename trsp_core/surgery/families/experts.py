@@ -1,4 +1,4 @@
-"""Mixtures of experts: all of a layer's experts write into the residual stream, and so does what they share."""
+"""Mixtures of experts: all experts of a layer write into the residual stream, and so does the MLP that they share."""
 
 from trsp_core.surgery.families import Family
 

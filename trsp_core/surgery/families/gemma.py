@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 normalise a branch once more before it joins the residual stream, so those norms are its output."""
+"""Gemma. From Gemma 2 on a norm follows attention and MLP, so these norms are what writes into the residual stream."""
 
 from trsp_core.surgery.families import Family
 

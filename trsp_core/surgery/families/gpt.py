@@ -1,4 +1,4 @@
-"""GPT-2, OPT, GPT-NeoX, Phi and others: older names for the same parts."""
+"""GPT-2, OPT, GPT-NeoX, Phi and others, which call the same parts by other names."""
 
 from trsp_core.surgery.families import Family
 

@@ -1,4 +1,4 @@
-"""Llama and what is built like it."""
+"""Llama, and families that are built like it."""
 
 from trsp_core.surgery.families import Family
 
