@@ -1,9 +1,9 @@
-"""A run, from a config to a pruned model, as one flat generator of events. Read it from top to bottom: that is the
-method.
+"""A run, from a config to a pruned model, as one generator of events. `execute` is its table of contents; read from top
+to bottom, this file is the method.
 
     for event in execute(config): ...
 
-Close the generator at any event: a model that was passed in is then what it was, to the bit.
+Closing the generator at any event leaves a model that was passed in as it was, to the bit.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ class Study:
     """What a run works with.
 
     Attributes:
-        past: of a run that broke off: what need not be done again.
+        run: the files of the run folder; None where nothing is saved.
+        past: what need not be done again, since a run that broke off has done it.
         undo: on exit it puts everything back that the run has changed.
-        chosen: P, as it stands now.
-        pruned: gives a context in which the model is the pruned one.
+        chosen: P, the layers chosen so far.
+        pruned: opens a context in which the model is the pruned one.
     """
 
     config: RunConfig
@@ -84,23 +85,23 @@ class Study:
 
     @property
     def deletes_first(self) -> bool:
-        """The chosen layers go before stage 2: a repair, or the control."""
+        """Whether the chosen layers go before stage 2: in every transfer but the penalty, and in the control."""
         return self.config.deletes_first
 
     @property
     def changes(self) -> bool:
-        """Deletion is not all that happens."""
+        """Whether more happens to the model than deletion: training, or a repair."""
         return self.trains or self.transfer.repair is not None
 
     def measured(self, *states: str, sample: bool = True) -> Events:
-        """Perplexity of the model as it stands, unless that was done before, and a sample of its text."""
+        """Perplexity of the model as it stands and a sample of its text, for each of `states`; unless done before."""
         if states[0] not in self.past.done:
             yield from measurements.perplexities(self.stack, self.texts, self.reference, *states)
             if sample:
                 yield from measurements.sample(self.config, self.stack, self.tokenizer, *states)
 
     def importance(self, state: str, phase: str) -> Events:
-        """What each layer is worth now, unless that was measured before."""
+        """How much the loss rises without each layer; where stage 2 trains all layers, and unless done before."""
         if self.trains and not self.deletes_first and phase not in self.past.done:
             yield from measurements.importance(self.config, self.stack, self.texts, state, phase)
 
@@ -112,13 +113,13 @@ def execute(
     past: Past | None = None,
     facts: Facts | None = None,
 ) -> Events:
-    """Prune as `config` says and tell each event.
+    """Prune as `config` says, and yield each event of the run.
 
     Args:
-        folder: the run folder, where the pruned model goes; None keeps nothing.
-        loaded: a model and its tokenizer to work on, instead of loading `config.model`. It is left as it was.
-        past: of a run that broke off: what is settled is not told again, and done again only where it has to be.
-        facts: of the model, if `config` has been checked against them.
+        folder: the run folder, for the pruned model and for what to resume from; None keeps nothing.
+        loaded: a model and its tokenizer to work on, instead of loading `config.model`. They end as they were.
+        past: how far a run that broke off has come: its events are not told again, its work is repeated only if needed.
+        facts: of the model, where `config` has been checked against them.
 
     Raises:
         TrspError: the run cannot be done; the message says why and what to do.
@@ -150,9 +151,9 @@ def _prepared(
     undo: ExitStack,
     facts: Facts | None,
 ) -> Generator[Event, None, Study]:
-    """The study: the model with its stack of layers, the texts, and a lab of both."""
+    """Load the model, find its layers, cut the texts, and return the study of them."""
     run, fresh = RunFolder(folder) if folder else None, not past.next_event
-    undo.callback(torch.set_num_threads, torch.get_num_threads())  # other threads, other sums to the last bit
+    undo.callback(torch.set_num_threads, torch.get_num_threads())  # their number changes sums in the last bit
     waypoints = Waypoints(run, config)
     model, tokenizer, stack = yield from _fresh_events(fresh, _model(config, loaded, facts))
     if loaded and (config.learn_weights or config.stage2_steps):
@@ -168,10 +169,10 @@ def _prepared(
 def _model(
     config: RunConfig, loaded: tuple[nn.Module, Any] | None, facts: Facts | None
 ) -> Generator[Event, None, tuple[nn.Module, Any, Stack]]:
-    """The model with its tokenizer and its stack of layers.
+    """Load the model, unless it was passed in; returns it with its tokenizer and its stack of layers.
 
     Raises:
-        TrspError: it cannot be had, or not with this config.
+        TrspError: it cannot be loaded, or `config` does not fit it.
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     yield ev.PhaseStarted("load")
@@ -221,8 +222,8 @@ def _texts(config: RunConfig, tokenizer: Any, stack: Stack) -> Generator[Event, 
 
 
 def _remember_dense(study: Study) -> None:
-    """What is compared with later: what the dense model predicts (a run that goes on looks again; otherwise `measured`
-    has noted it), and a copy of it where it is to teach."""
+    """Keep what later needs the dense model: its predictions, which `measured` has kept unless an earlier process did
+    the measuring, and a copy of the model where stage 2 distils it."""
     config, past, stack = study.config, study.past, study.stack
     if "dense" in past.done and "pruned" not in past.done:
         measurements.remember_dense(config, stack, study.texts, study.reference)
@@ -245,19 +246,19 @@ def _choose_and_move(study: Study) -> Events:
         else:
             study.chosen = past.choices[cycle - 1]
         yield from _fresh_events(fresh, _ways_to_prune(study, count))
-        if study.changes and config.cycles == 1:  # with more, no model is dense and without all of them
+        if study.changes and config.cycles == 1:  # with more cycles, training comes before the last choice
             with study.pruned():
                 yield from study.measured("direct")
         yield from _repair(study)
         if not study.trains:
             return
-        if past.step <= span.done + span.steps:  # else the file has the weights of a later cycle
+        if past.step <= span.done + span.steps:  # else the file to resume from has the weights of a later cycle
             yield from _move(study, cycle, span)
         lab.gone = study.chosen
 
 
 def _choose(study: Study, count: int, begun: bool) -> Events:
-    """`count` more layers join P. Their choice is `begun` where a run broke off in it."""
+    """Choose `count` more layers for P. The choice is `begun` where a run broke off in the middle of it."""
     method, lab, config = study.method, study.lab, study.config
     if not begun:
         steps = config.stage1_steps * (1 if config.one_shot else count)
@@ -269,7 +270,7 @@ def _choose(study: Study, count: int, begun: bool) -> Events:
 
 
 def _ways_to_prune(study: Study, count: int) -> Events:
-    """How the pruned model comes of the one at hand: layers go, or all become narrower."""
+    """Set `study.pruned`: the chosen layers go, or all layers become narrower. Some methods rewrite weights first."""
     method, lab, config = study.method, study.lab, study.config
     if method.rewrite:
         study.undo.enter_context(training.rewritten((yield from method.rewrite(lab, config, study.chosen))))
@@ -279,8 +280,8 @@ def _ways_to_prune(study: Study, count: int) -> Events:
 
 
 def _repair(study: Study) -> Events:
-    """The layers that stay get weights that were solved for; the dense ones come back when the run ends. A file to
-    resume from has the weights of a later moment, but for adapters, which it has alone."""
+    """Give the layers that stay the weights that the transfer solves for; the old ones come back when the run ends. Not
+    where the run resumes from a file with later weights; one with adapters alone has none."""
     config, past, repair = study.config, study.past, study.transfer.repair
     if not repair or (past.step and not config.adapter_rank):
         return
@@ -292,7 +293,7 @@ def _repair(study: Study) -> Events:
 
 
 def _move(study: Study, cycle: int, span: Span) -> Events:
-    """Stage 2, or the part of it that is this cycle's; with a probe now and then of what deletion would cost."""
+    """Take this cycle's steps of stage 2, and probe now and then what deletion would cost."""
     config, past, stack, texts = study.config, study.past, study.stack, study.texts
     if config.adapter_rank and quantization.is_packed(study.model) and not lora.of(stack):
         study.undo.enter_context(lora.adapted(stack, config.adapter_rank, config.seed))  # never merged, but kept
@@ -315,7 +316,7 @@ def _probe_due(config: RunConfig, step: int) -> bool:
 
 
 def _delete(study: Study) -> Events:
-    """The chosen layers go, and the pruned model is measured."""
+    """Measure the model without the chosen layers; they are back afterwards."""
     before = _size(study.stack)
     with study.pruned():
         remaining = [i for i in range(study.lab.n_layers + len(study.chosen)) if i not in study.chosen]
@@ -340,8 +341,7 @@ def _save(study: Study) -> Events:
 
 
 def _fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
-    """Run `story` and return its value. Its events are passed on if it is `fresh`: not told already by a run that broke
-    off."""
+    """Run `story` and return its value. Its events are passed on if it is `fresh`: an earlier run has not told them."""
     with contextlib.closing(story):
         while True:
             try:
@@ -353,6 +353,6 @@ def _fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Ev
 
 
 def _size(stack: Stack) -> tuple[int, int]:
-    """Parameters of the model and their bytes; adapters on packed weights are not counted."""
+    """How many parameters the model has, and their bytes; adapters on packed weights are not counted."""
     with lora.set_aside(stack) if quantization.is_packed(stack.model) else contextlib.nullcontext():
         return perplexity.parameter_bytes(stack.model)

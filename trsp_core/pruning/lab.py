@@ -1,5 +1,5 @@
-"""The verbs that a method may use on a model: losses, gates, skips, gaps, steps. Methods touch models through this
-alone."""
+"""The lab: all that a method of choosing or a repair does with a model. It offers losses, hidden states, gates, skips
+and training steps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trsp_core.training.passes import Passes
 
 
 class Lab(Passes):
-    """A model under study, with its calibration blocks. Its losses (`lm_loss`, `gate_loss`, `taught_loss`) and contexts
-    (`gated`, `skipped`, `tapped`, `learning`, `stepping`) are those of `Passes`.
+    """A model under study, with its calibration blocks. Losses (`lm_loss`, `gate_loss`, `taught_loss`) and contexts
+    (`gated`, `skipped`, `tapped`, `learning`, `stepping`) come from `Passes`.
 
     Attributes:
         blocks: (N, T) token ids to calibrate on, on the CPU.
-        gone: layers chosen in earlier cycles; they are skipped, and no candidates any more.
-        rounds: where stage 1 stands after each round, for a run that may break off.
+        gone: layers that earlier cycles have chosen; they cannot be chosen again.
+        rounds: keeps where stage 1 stands after each round, so that a run that breaks off can be resumed.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
@@ -37,24 +37,24 @@ class Lab(Passes):
         self.rounds = Rounds()
 
     def unprotected(self, config: RunConfig) -> list[int]:
-        """Layers outside the protected ends that are not gone, and may go at all."""
+        """The layers that may be removed: not protected, not gone, and not among those that their family needs."""
         free = range(config.protect_first, self.n_layers - config.protect_last)
         return [i for i in free if i not in self.gone and i not in self.stack.family.stays]
 
     def spans(self, config: RunConfig, count: int, lowest: int = 0) -> list[int]:
-        """Where a run of `count` neighbouring layers may begin, all of it unprotected and from layer `lowest` up."""
+        """The layers at which `count` neighbouring ones may begin, all of them removable and none below `lowest`."""
         first, end = max(config.protect_first, lowest), self.n_layers - config.protect_last
         stays = set(self.stack.family.stays)
         return [i for i in range(first, end - count + 1) if not stays & set(range(i, i + count))]
 
     def candidates(self, config: RunConfig, chosen: Collection[int]) -> list[int]:
-        """Layers that may be chosen next."""
+        """The layers that may be chosen next, where `chosen` are already; without their neighbours if so configured."""
         removed = {*chosen, *self.gone}
         near = {i + d for i in removed for d in (-1, 0, 1)} if config.no_neighbours else removed
         return [i for i in self.unprotected(config) if i not in near]
 
     def batches(self, steps: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
-        """`steps` batches (B, T) of the calibration blocks, after the first `skip`; the same for the same seed."""
+        """`steps` batches (B, T) of the calibration blocks in the seed's order, after its first `skip`."""
         for indices in data.order(len(self.blocks), self.config.batch_blocks, skip + steps, seed)[skip:]:
             yield self.blocks[indices].to(self.device)
 
@@ -73,7 +73,7 @@ class Lab(Passes):
             return [taps[0][0], *(taps[i][1] for i in range(self.n_layers))]
 
     def last_state(self, ids: Tensor, layer: int, entering: Tensor) -> Tensor:
-        """What leaves the last layer (B, T, D), computed from `layer` on, given the state (B, T, D) that enters it."""
+        """What leaves the last layer (B, T, D), given the state (B, T, D) that enters `layer`; none below it runs."""
         below = range(layer)
         instead = {layer - 1: entering} if layer else {}
         top = self.n_layers - 1
@@ -83,7 +83,7 @@ class Lab(Passes):
             return taps[top][1]
 
     def entering(self, layer: int, ids: Tensor) -> Tensor:
-        """What enters layer `layer` (B, T, D) for `ids` (B, T)."""
+        """What enters layer `layer` (B, T, D) for `ids` (B, T); only the layers below it run."""
         above = range(layer, self.n_layers)
         with torch.inference_mode(), self.withheld(self.model), self.skipped(above), self.tapped([layer]) as taps:
             self.model(input_ids=ids, use_cache=False)
@@ -99,11 +99,11 @@ class Lab(Passes):
             return taps[layer][1]
 
     def matrices(self, layer: int) -> list[nn.Parameter]:
-        """The weight matrices of a layer; biases and norms are left out."""
+        """The weight matrices of layer `layer`; biases and norms are left out."""
         return [p for p in self.stack.layers[layer].parameters() if p.dim() > 1]
 
     def add_gradient(self, ids: Tensor, share: float) -> None:
-        """Add `share` of the gradient of L_LM on `ids` (B, T) to the `grad` of whatever is `learning`."""
+        """Add `share` of the gradient of L_LM on `ids` (B, T) to the `grad` of the parameters that are `learning`."""
         with torch.enable_grad():
             (share * self.lm_loss(ids)).backward()
 
@@ -117,12 +117,12 @@ class Lab(Passes):
         return hooks.heard(module)
 
     def loss_without(self, layers: Collection[int], ids: Tensor) -> float:
-        """L_LM on `ids` (B, T) with `layers` skipped."""
+        """L_LM on `ids` (B, T), in nats a predicted token, with `layers` skipped."""
         with torch.inference_mode(), self.skipped(layers), self.withheld(self.model):
             return self.loss_given(self.model(input_ids=ids, use_cache=False).logits, ids)
 
     def search(self, batches: Sequence[Tensor], rounds: int = 1) -> Search:
-        """The losses of `batches` (B, T) without each layer, for a greedy search of so many rounds."""
+        """A greedy search over `rounds` rounds, which gives the loss of `batches` (B, T) without each layer."""
         return Search(self, batches, rounds)
 
     def fit(
@@ -137,20 +137,20 @@ class Lab(Passes):
         first: int = 1,
         skip: int = 0,
     ) -> Iterator[int]:
-        """Take `steps` optimiser steps and yield the number of each after it; nothing is held open at a yield.
+        """Take `steps` optimiser steps, and yield the number of each after it. No gradient mode is open at a yield.
 
         Args:
-            optimizer: a torch one, or an `EagerAdamW` that is stepping.
-            loss: of a batch (B, T): the scalar to step down. It may call backward on parts of its own before, or on
-                all of it: then it has no graph.
-            stage: named in the error.
-            before: called with the step's number before it, to set rates.
-            after: called after each step, to project parameters.
+            optimizer: one of torch, or an `EagerAdamW` in its `stepping`.
+            loss: gives the scalar to minimise on a batch (B, T). It may have called backward on parts of it already; on
+                all of it, and then it returns a scalar without a graph.
+            stage: what the error calls this training.
+            before: called before each step with its number, to set rates.
+            after: called after each step, without gradients, to project parameters.
             first: number of the first step.
-            skip: batches of the seed's order that are left out before the first.
+            skip: how many batches of the seed's order are left out at its beginning.
 
         Raises:
-            TrspError: the loss is not a finite number; names the step.
+            TrspError: the loss is not a finite number; the message names the step.
         """
         for step, ids in enumerate(self.batches(steps, seed, skip), first):
             if before:

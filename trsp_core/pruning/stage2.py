@@ -1,9 +1,9 @@
-"""TRSP's stage 2: train the chosen layers to do nothing, so that the others take their knowledge over
-(arXiv:2505.18232).
+"""TRSP's stage 2: trains the model under a penalty on what the chosen layers P change, so that these learn to do
+nothing and the others take over their knowledge (arXiv:2505.18232).
 
     minimise  L_LM(W; X) + lambda_2 * sum over i in P of R(X_out_i - X_in_i)
 
-All layers run, s = 1. It follows any choice of layers, TRSP's or another method's.
+All layers run, unweighted (s = 1). P may be any method's choice.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def transfer(
     waypoints: Waypoints | None = None,
     trainer_class: type[PlainTrainer] = Trainer,
 ) -> Generator[Event, None, None]:
-    """One `StageTwoStepped` a step. It leaves the model's weights changed, also when it is closed: the caller puts them
-    back where it has to.
+    """Take steps of stage 2, and yield a `StageTwoStepped` for each. The weights stay changed, also when the generator
+    is closed: whoever wants the old ones puts them back.
 
     Args:
         chosen: P.
-        span: which of the steps; None for all of them.
-        deleted: P is gone from the model already, and what remains learns from L_LM alone.
-        past: go on after its step, from its file.
-        waypoints: where points to resume from are kept.
-        trainer_class: `PlainTrainer` takes the same steps in the plain way.
+        span: which of the steps to take; None for all of them.
+        deleted: P is gone from the model already, so what remains trains without a penalty.
+        past: of a run that broke off: its file is read, and its steps are not taken again.
+        waypoints: writes files to resume from.
+        trainer_class: how steps are taken; `PlainTrainer` takes the same ones in the plain way.
 
     Raises:
-        TrspError: the file of `past` does not fit.
+        TrspError: the file of `past` does not fit the model, or the loss is no longer a finite number.
     """
     span = span or Span(0, config.stage2_steps)
     waypoints = waypoints or Waypoints(None, config)
@@ -80,7 +80,7 @@ def transfer(
 
 @dataclass(frozen=True)
 class Equation:
-    """What stage 2 minimises, for the layers P = `chosen` of a model that has `n_layers` now."""
+    """What stage 2 minimises for P = `chosen`, as the trainer's `Objective`. If `deleted`, `n_layers` is without P."""
 
     config: RunConfig
     chosen: list[int]
@@ -92,7 +92,7 @@ class Equation:
         return [] if self.deleted else self.chosen
 
     def __call__(self, passes: Passes, taps: Taps, ids: Tensor) -> Terms:
-        """The terms of a pass over `ids` (B, T)."""
+        """Make a pass over `ids` (B, T), which fills `taps`, and return its terms."""
 
         def states() -> dict[int, Tensor]:
             return {
@@ -107,7 +107,7 @@ class Equation:
         return Terms(lm, loss, penalties, gaps)
 
     def joins(self) -> dict[int, int]:
-        """The layer right behind each run of chosen ones, by its number in the dense model: its number in this one. L
+        """The layer right above each run of chosen ones: its number in this model, by its number in the dense one. L
         stands for the end of a model with L layers. For P = {3, 4} of 6 layers it is {5: 5}, and {5: 3} once they are
         deleted."""
         dense = self.n_layers + (len(self.chosen) if self.deleted else 0)
@@ -115,7 +115,7 @@ class Equation:
         return {i: i - (sum(j < i for j in self.chosen) if self.deleted else 0) for i in behind}
 
     def tapped(self) -> list[int]:
-        """The layers whose X_in and X_out it reads."""
+        """The layers whose X_in and X_out the equation reads."""
         ends = {min(i, self.n_layers - 1) for i in self.joins().values()} if self.config.distil else set()
         return sorted({*self.penalised_layers, *ends})
 
@@ -123,8 +123,8 @@ class Equation:
 def penalty(x_in: Tensor, x_out: Tensor, kind: str) -> Tensor:
     """R(X_out - X_in), a scalar, from X_in and X_out (B, T, D).
 
-    l2, l1: the norm over D, averaged over tokens. relative: the l2 norm over the input's (detached), averaged over
-    tokens. sum: the l2 norm, summed over tokens (the paper's plain sum).
+    l1, l2: that norm over D, averaged over tokens. relative: the l2 norm divided by that of X_in (detached), averaged
+    over tokens. sum: the l2 norm, summed over tokens (the paper's plain sum).
     """
     gap = (x_out - x_in).float()
     if kind == "l1":

@@ -1,4 +1,4 @@
-"""Which settings go together, and with which model."""
+"""Checks which settings go together, and whether they fit a model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trsp_core.schema.config import KNOBS, PACKED, RunConfig, layers_to_remove, 
 
 
 def check(config: RunConfig, n_layers: int | None = None, max_length: int | None = None) -> list[Problem]:
-    """Contradictions between knobs; with a model's depth and context length, what it cannot satisfy.
+    """The contradictions between settings; and, where the model is known, the settings that it cannot satisfy.
 
     Args:
-        n_layers: L of the model, where known.
-        max_length: the model's longest context in tokens, where known.
+        n_layers: the model's number of layers; None where not known.
+        max_length: its longest context in tokens; None where not known, or without a limit.
     """
     problems: list[Problem] = []
 
@@ -123,7 +123,7 @@ def _check_depth(config: RunConfig, n_layers: int, manual_layers: list[int] | No
         )
         return
     free = n_layers - config.protect_first - config.protect_last
-    # Greedy choices can block up to three candidates each where no neighbours are allowed.
+    # Without neighbours, each greedy choice can take up to three candidates away.
     most = max(0, (free + 2) // 3) if config.no_neighbours else max(0, free)
     if count > most:
         why = "protected ends" + (" and no two neighbours" if config.no_neighbours else "")
@@ -135,14 +135,14 @@ def _check_depth(config: RunConfig, n_layers: int, manual_layers: list[int] | No
 
 
 def from_values(values: Mapping[str, Any], preset: str | None = None) -> RunConfig:
-    """A checked config from loose values (JSON, flags, a form, a URL); all problems are raised at once.
+    """A checked config from loose values (JSON, flags, a form, a URL).
 
     Args:
-        values: knob name to value; a missing knob takes the preset's value or its default.
+        values: values by setting; a missing setting takes the preset's value or its default.
         preset: a key of `PRESETS`, or None.
 
     Raises:
-        TrspError: unknown names, values of a wrong type or out of bounds, contradictions.
+        TrspError: unknown names, wrong types, values out of bounds, or else contradictions; it names all of them.
     """
     config = parse(values, preset)
     refuse(check(config))
@@ -151,9 +151,9 @@ def from_values(values: Mapping[str, Any], preset: str | None = None) -> RunConf
 
 @functools.lru_cache(maxsize=1024)
 def from_json(text: str) -> RunConfig:
-    """The config in a run's `config.json`.
+    """The config from the text of a run's `config.json`.
 
     Raises:
-        TrspError: no JSON, a newer schema, or settings that cannot be used.
+        TrspError: it is no JSON, has a newer schema, or holds settings that cannot be used.
     """
     return from_values(settings_in(text))
