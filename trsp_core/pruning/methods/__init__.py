@@ -1,7 +1,8 @@
-"""The methods, one file each, found by looking into this folder: to add one, add a file that defines `METHOD`.
+"""The methods of choosing what to remove, one file each. They are found by looking into this folder: to add one, add a
+file that defines `METHOD`.
 
-Method files import no torch at module level: their names and texts are read by pages too. What they do to a model goes
-through the verbs of `trsp_core.pruning.lab.Lab`.
+Method files import no torch at module level, since pages read their names and texts too. They work on a model through
+`trsp_core.pruning.lab.Lab`.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ if TYPE_CHECKING:
     Narrowing = Generator[Event, None, tuple[list[nn.Module], dict[str, int]]]
     Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
 
-UNITS = 100  # of the choosing phase for a method that scores: `Progressed` tells hundredths
+UNITS = 100  # of the choosing phase, for a method that takes no steps: `Progressed` counts hundredths
 
 
 @dataclass(frozen=True)
 class PassCounts:
-    """What a method reads, in forward passes of the whole model, for forecasts.
+    """How many forward passes of the whole model a method makes to score layers; for forecasts.
 
     Attributes:
-        once, each_layer, each_pair: passes over the scored blocks: in all, for each of the L layers, and for each of
-            the L layers in each of the K rounds.
+        once: passes over the scored blocks (`score_blocks` of them), once for the whole choice.
+        each_layer: passes over them for each of the L layers.
+        each_pair: passes over them for each of the L layers in each of the K rounds.
         pool: passes over all calibration blocks.
-        keeps: hidden states of the scored blocks are kept, up to `SEARCH_ROOM`.
+        keeps: whether hidden states of the scored blocks are kept meanwhile, up to `perf.budget.SEARCH_ROOM` bytes.
     """
 
     once: float = 0.0
@@ -50,29 +52,33 @@ class PassCounts:
     keeps: bool = False
 
     def over_sample(self, n_layers: int, count: int) -> float:
-        """Passes over the scored blocks for K = `count` of L = `n_layers`."""
+        """Passes over the scored blocks in all, where K = `count` of L = `n_layers` are to go."""
         return self.once + self.each_layer * n_layers + self.each_pair * n_layers * count
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to choose layers.
+    """One method of choosing layers.
 
     Attributes:
         name: what `--method` takes.
-        title: for people.
+        title: its name for people.
         paper: citation; "" for a control of our own.
         summary: one sentence: by what the layers are chosen.
-        choose: generator of events over a `Lab`, returning the chosen layers in order of choice. It leaves the model
-            bit-identical, also when closed in the middle, unless the config lets the weights learn.
-        trains: it takes gradient steps on the layer weights, as the settings of stage 1 say; for the forecast.
-        pass_counts: what it reads beside that; for the forecast.
+        choose: called with a `Lab`, the config and K; a generator of events that returns the chosen layers in order of
+            choice. It leaves the model bit-identical, also when closed in the middle, unless the config lets the
+            weights learn (`learn_weights`).
+        trains: it takes gradient steps on weights of layers, as the settings of stage 1 say.
+        pass_counts: the passes that it makes beside those steps, for the forecast.
         contiguous: it chooses one run of neighbouring layers.
-        reads_weights: it reads, differentiates by or changes the weights themselves, so that packed ones will not do.
-        rewrite: generator of events over a `Lab` and the chosen layers, returning new values for weights of the layers
-            that stay; None for a method that only deletes. It leaves the model bit-identical.
-        narrow: for a method that removes no layer: generator of events over a `Lab` and K, returning a narrower layer
-            for each of the L, and the config's entries that describe them; `choose` returns none then.
+        reads_weights: it reads or changes the weights themselves, or takes gradients by them: not possible on packed
+            ones.
+        rewrite: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values
+            for parameters of the layers that stay, and leaves the model bit-identical. None for a method that only
+            deletes.
+        narrow: called with a `Lab`, the config and K, for a method that removes no layer (its `choose` returns []); a
+            generator of events that returns a narrower layer for each of the L, and the entries of the config that
+            describe them. None for a method that removes layers.
     """
 
     name: str
@@ -111,7 +117,7 @@ def get(name: str) -> Method:
 
 
 def check(config: RunConfig) -> list[Problem]:
-    """What does not go with the method that `config` names."""
+    """The settings in `config` that do not go with its method; [] where all do."""
     method, problems = get(config.method), []
 
     def wrong(name: str, message: str, remedy: str) -> None:
@@ -164,20 +170,21 @@ def check(config: RunConfig) -> list[Problem]:
 
 
 def progressed(done: float, whole: float) -> Progressed:
-    """`done` of `whole`, in `UNITS`."""
+    """The event that `done` of `whole` is over, counted in `UNITS`."""
     return Progressed(round(UNITS * done / whole))
 
 
 def tell(lab: Lab, config: RunConfig, method: str, scores: Sequence[float]) -> Generator[Event, None, None]:
-    """Tell the scores of all L layers; a protected one has none, nor one that was not scored (not a number)."""
+    """Yield one event with the scores of all L layers: None for a layer that may not be chosen, or whose score is not a
+    number."""
     free = set(lab.unprotected(config))
     values = [None if i not in free or math.isnan(score) else score for i, score in enumerate(scores)]
     yield LayersScored(method, values)
 
 
 def pick(lab: Lab, config: RunConfig, scores: Sequence[float], chosen: list[int], round_: int) -> LayerChosen:
-    """Move the candidate with the lowest of the L `scores` into `chosen`; ties go to the lowest layer, a score that is
-    no number goes last.
+    """Add the candidate with the lowest of the L `scores` to `chosen`, and return the event that tells it. Of equal
+    scores the lowest layer's wins; a score that is not a number comes last.
 
     Raises:
         TrspError: no candidate is left.
@@ -192,7 +199,12 @@ def pick(lab: Lab, config: RunConfig, scores: Sequence[float], chosen: list[int]
 
 
 def pick_all(lab: Lab, config: RunConfig, method: str, scores: Sequence[float], count: int) -> Choice:
-    """Tell the scores and choose the `count` lowest, one after the other."""
+    """Choose the `count` layers of lowest score, one after the other; yields the scores and each choice, returns the
+    layers.
+
+    Raises:
+        TrspError: too few candidates are left.
+    """
     yield from tell(lab, config, method, scores)
     chosen: list[int] = []
     while len(chosen) < count:
@@ -201,10 +213,11 @@ def pick_all(lab: Lab, config: RunConfig, method: str, scores: Sequence[float], 
 
 
 def pick_run(method: str, scores: Mapping[int, float], n_layers: int, count: int) -> Choice:
-    """Choose the `count` neighbouring layers whose first layer has the lowest score.
+    """Choose the run of `count` neighbouring layers that has the lowest score; yields the scores and each layer of it,
+    returns the layers from the bottom up.
 
     Args:
-        scores: by the first layer of each such run.
+        scores: the score of each run that may be chosen, by its first layer.
 
     Raises:
         TrspError: there is no such run.

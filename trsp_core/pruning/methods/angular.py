@@ -2,8 +2,8 @@
 
     d(l) = 1/pi * arccos( cos(X_in_l, X_in_(l+K)) ),  on the last token of each block, in the mean over blocks
 
-The whole run from l to l + K - 1 goes at once. Ends are as you protect them; the paper's simpler variant, which keeps
-the very last layer, is `protect_last` 1 with the method last.
+The whole run from layer l to l + K - 1 goes at once. `protect_first` and `protect_last` keep the ends. The paper also
+has a simpler variant, the deepest layers but the very last: here the method `last` with `protect_last` 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trsp_core.pruning.methods import Method, PassCounts, pick_run, progressed
 
 
 def choose(lab, config, count):
-    """The K neighbours of smallest angular distance."""
+    """The K neighbouring layers across which the angular distance is smallest, from the bottom up."""
     batches, starts = lab.sample(config), lab.spans(config, count)
     blocks, scores = sum(len(ids) for ids in batches), dict.fromkeys(starts, 0.0)
     for n, ids in enumerate(batches, 1):
@@ -24,7 +24,8 @@ def choose(lab, config, count):
 
 
 def distance(a, b):
-    """Angle between the last tokens of hidden states a and b (B, T, D), mean over B: 0 the same way, 1 opposite."""
+    """Angular distance of the last token's hidden states in a and b (B, T, D), in the mean over B: 0 for the same
+    direction, 1 for the opposite one."""
     import torch
 
     with torch.inference_mode():

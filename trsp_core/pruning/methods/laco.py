@@ -2,10 +2,10 @@
 
     theta*_l = theta_l + sum over k = 1..m of (theta_(l+k) - theta_l),   layers l+1 to l+m go
 
-The paper walks down from the top and merges wherever the model's output stays similar enough, so its threshold decides
-how many layers go. Here K is given: each round tries every layer that is left, and merges the one away whose merge
-keeps the last hidden state most similar (mean cosine) to the dense model's. A merge of two alone is a deletion: with
-m = 1, theta*_l is theta_(l+1). Layer 0 has none below it and stays.
+The paper walks down from the top and merges wherever the model's output stays similar enough, so that a threshold
+decides how many layers go. Here K is given. Each of K rounds tries to merge away every layer that is left, and merges
+the one after which the last hidden state stays most similar (mean cosine) to the dense model's. Merging a single layer
+(m = 1) amounts to deleting the one below it: theta*_l is then theta_(l+1). Layer 0 has none below it, and stays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from trsp_core.pruning.methods import Method, PassCounts, pick, progressed, tell
 
 
 def choose(lab, config, count):
-    """Layers merged away, in order of choice; the scores told are 1 - similarity in the first round."""
+    """The layers to merge away, in order of choice; the scores are 1 - similarity in the first round.
+
+    Raises:
+        TrspError: no layer is left, or layers to be merged are not built alike.
+    """
     from trsp_core.evaluation.losses import similarity
 
     batches, chosen, done = lab.sample(config), [], 0
@@ -27,7 +31,7 @@ def choose(lab, config, count):
             now = [lab.states(ids) for ids in batches]
         for i in free:
             gone = {*chosen, i}
-            host = max(l for l in range(i) if l not in gone)  # what is below it stays as it is now
+            host = max(l for l in range(i) if l not in gone)  # it takes layer i in; layers below it stay as they are
             with lab.rewritten(merged(lab, gone)), lab.skipped(gone):
                 last = [lab.last_state(ids, host, x[host]) for ids, x in zip(batches, now, strict=True)]
             scores[i] = sum(1 - similarity(a, b) for a, b in zip(last, dense, strict=True)) / len(batches)
@@ -42,7 +46,10 @@ def choose(lab, config, count):
 
 
 def merged(lab, gone):
-    """New values for the weights of each layer that takes those of `gone` right above it; `gone` is without layer 0.
+    """The merged weights, by parameter, of each layer that takes in the layers of `gone` right above it.
+
+    Args:
+        gone: the layers that are merged away; never layer 0.
 
     Raises:
         TrspError: neighbouring layers are not built alike.
@@ -63,7 +70,7 @@ def merged(lab, gone):
 
 
 def rewrite(lab, config, chosen):
-    """The merged weights."""
+    """The merged weights, by parameter, of the layers that stay."""
     yield from ()
     return merged(lab, set(chosen))
 

@@ -1,4 +1,4 @@
-"""The last K layers, right before the head: a control that needs no data."""
+"""Last layers: the K removable layers that are nearest to the head, a control that needs no data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from trsp_core.schema.events import LayerChosen
 
 
 def choose(lab, config, count):
-    """From the output end down."""
+    """The K layers from the head downwards."""
     chosen: list[int] = []
     while len(chosen) < count:
         chosen.append(lab.candidates(config, chosen)[-1])

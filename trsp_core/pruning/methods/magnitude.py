@@ -2,8 +2,8 @@
 
     score_i = sum over the weight matrices W of layer i, and their entries, of |W|
 
-The Magnitude criterion of Shortened LLaMA (arXiv:2402.02834), plain. Its `+` form also protects the first four and the
-last two layers: set `protect_first` and `protect_last`.
+This is the Magnitude criterion of Shortened LLaMA (arXiv:2402.02834). For its variant Magnitude+, which protects the
+first four and the last two layers, set `protect_first` 4 and `protect_last` 2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trsp_core.pruning.methods import Method, pick_all
 
 
 def choose(lab, config, count):
-    """The K lowest. No data is read."""
+    """The K layers of lowest score. No data is read."""
     scores = [sum(w.detach().double().abs().sum().item() for w in lab.matrices(i)) for i in range(lab.n_layers)]
     return (yield from pick_all(lab, config, "magnitude", scores, count))
 

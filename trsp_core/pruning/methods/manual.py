@@ -1,4 +1,4 @@
-"""The layers that a person names."""
+"""By hand: the layers that a person names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from trsp_core.pruning.methods import Method
 
 
 def choose(lab, config, count):
-    """The numbers in `config.layers`, ascending."""
-    from trsp_core.schema.config import parse_layers  # config imports this package for its names
+    """The layers in `config.layers`, ascending.
+
+    Raises:
+        TrspError: that is no list of layers.
+    """
+    from trsp_core.schema.config import parse_layers
 
     yield from ()
     return parse_layers(config.layers)

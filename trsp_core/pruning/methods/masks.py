@@ -1,12 +1,13 @@
-"""Learned layer masks: every layer gets a random gate, and training settles which gates close.
+"""Learned masks: every layer gets a random gate, and training settles which of them close (arXiv:2310.06694).
 
     u ~ U(0, 1),  z_i = clamp( (1.1 + 0.1) sigmoid((log u - log(1 - u) + log a_i) / b) - 0.1, 0, 1 ),  b = 0.83
     min over a, max over m_1, m_2 of   E L_LM(W, z; X) + m_1 (t - k) + m_2 (t - k)^2,
     k = sum over i of P(z_i = 0),  t = K * step / steps
 
-Hard concrete gates with a Lagrangian that holds the expected number k of closed gates to a target that grows to K: the
-depth part of Sheared LLaMA (arXiv:2310.06694; gates from arXiv:1712.01312). W stays as it is here; the paper trains it
-along. Steps and rate are those of stage 1; log a moves in nats, so its rate is ten times higher.
+z_i is the gate of layer i (a hard concrete gate, arXiv:1712.01312), u the noise of a step. The multipliers m_1 and m_2
+hold the expected number k of closed gates to the target t, which grows to K. This is the depth part of Sheared LLaMA,
+but for W, which the paper trains along and which stays as it is here. Steps and learning rate are those of stage 1, the
+rate ten times as high, since log a has to move by several nats.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from trsp_core.schema.events import StageOneStepped
 
 LOW, HIGH, B = -0.1, 1.1, 0.83
 START = 3.0  # log a: gates nearly always open
-FASTER = 10.0  # times the rate of stage 1
+FASTER = 10.0  # times the learning rate of stage 1
 
 
 def choose(lab, config, count):
-    """The K layers with the lowest log a. Told weights are the gates without noise; `l1` is their sum."""
+    """The K layers of lowest log a. The events of the steps tell the gates without noise as weights, and their sum as
+    `l1`."""
     import torch
 
     n, free = lab.n_layers, lab.unprotected(config)
@@ -57,12 +59,13 @@ def choose(lab, config, count):
 
 
 def gate(logits):
-    """The stretched and clamped sigmoid: exactly 0 and exactly 1 are reached."""
+    """Gates z from logits, of any shape: a sigmoid that is stretched to [-0.1, 1.1] and clamped to [0, 1], so that it
+    reaches exactly 0 and 1."""
     return (logits.sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 def closed(a):
-    """P(z = 0) of gates with log a."""
+    """P(z = 0), the probability that a gate is closed, from `a`, which holds log a, of any shape."""
     return (B * math.log(-LOW / HIGH) - a).sigmoid()
 
 

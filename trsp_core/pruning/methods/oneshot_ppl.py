@@ -1,9 +1,9 @@
-"""One-shot perplexity: leave each layer out alone; the K whose absence costs least go together.
+"""One-shot perplexity: leaves each layer out alone, and removes the K whose absence costs least.
 
     score_i = L_LM(W without layer i; X)
 
-The PPL criterion of Shortened LLaMA (arXiv:2402.02834), as a loss; the order is the same. It does not see that two
-layers may stand in for each other: SLEB does.
+This is the PPL criterion of Shortened LLaMA (arXiv:2402.02834), with the loss for the perplexity: the order is the
+same. It does not see that two layers may stand in for each other; SLEB (`sleb`) does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trsp_core.pruning.methods import Method, PassCounts, pick_all, progressed
 
 
 def choose(lab, config, count):
-    """The K layers of lowest loss when left out alone."""
+    """The K layers without which, each alone, the loss is lowest."""
     free, scores = lab.unprotected(config), [0.0] * lab.n_layers
     for done, (layer, loss) in enumerate(lab.search(lab.sample(config)).losses(free, []), 1):
         scores[layer] = loss

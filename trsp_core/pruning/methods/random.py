@@ -1,4 +1,4 @@
-"""The control that any method has to beat: layers drawn at random."""
+"""Random: layers drawn at random, the control that any method has to beat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trsp_core.pruning.methods import Method
 
 
 def choose(lab, config, count):
-    """`count` layers drawn one by one from the candidates that are left, by `config.seed`."""
+    """K layers, drawn one by one from the candidates that are left; `config.seed` seeds the draws."""
     yield from ()
     draw = random.Random(config.seed)  # noqa: S311 - a reproducible draw, no secret
     chosen: list[int] = []

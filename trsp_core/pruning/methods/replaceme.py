@@ -3,10 +3,11 @@
     l* = argmin over l of  1 - E cos(X_in_l, X_in_(l+K))
     T* = argmin over T of  |M T + Y - X_in_(l+K)|^2,   X_in_l = Y + M
 
-M (N, D) is the MLP's output of the layer right below the run, Y (N, D) the rest of the residual stream there, N tokens.
-T (D, D) is folded into that MLP's output projection, W* = T^T W, so that the pruned model has no weight more than
-plain deletion leaves. No training: least squares in closed form. Our addition is a pull towards T = I, plain deletion,
-for each direction a small share of M's own energy in it, since a small calibration text does not fix all of T.
+For N tokens, M (N, D) is what the MLP of the layer right below the run puts out, Y (N, D) the rest of the residual
+stream there. T (D, D) is folded into that MLP's output projection, W* = T^T W, so that the pruned model has no more
+weights than after plain deletion. T is solved by least squares; nothing is trained. Our addition is a ridge that pulls
+T towards I, plain deletion, since a small calibration text does not settle all of T: in each of the D channels a small
+share of M's own energy there.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from trsp_core.errors import TrspError
 from trsp_core.pruning.methods import Method, PassCounts, pick_run, progressed
 from trsp_core.schema.events import Noted
 
-RIDGE = 1e-3  # share of the energy of each direction of M that pulls T to the identity
+RIDGE = 1e-3  # share of the energy of each channel of M that pulls T to the identity
 
 
 def choose(lab, config, count):
-    """The run across which hidden states keep their direction best; it starts above layer 0."""
+    """The K neighbouring layers across which hidden states keep their direction best, from the bottom up. There has to
+    be a layer below them."""
     from trsp_core.evaluation.losses import similarity
 
     batches, starts = lab.sample(config), lab.spans(config, count, lowest=1)
@@ -33,7 +35,8 @@ def choose(lab, config, count):
 
 
 def rewrite(lab, config, chosen):
-    """The output projection of the layer below the run, with T folded in. T is fitted on all calibration blocks.
+    """New weights, by parameter: the MLP's output projection in the layer below the run, with T folded in. T is fitted
+    on all calibration blocks.
 
     Raises:
         TrspError: that projection's output is not simply added to the residual stream, so T cannot be folded in.
@@ -61,7 +64,7 @@ def rewrite(lab, config, chosen):
 
 
 def require_added(lab, layer, module):
-    """Raise TrspError unless what `module` puts out is added to layer `layer`'s output, and nothing else."""
+    """Raise TrspError unless layer `layer` adds the output of `module` to the residual stream as it is."""
     import torch
 
     ids = lab.pool()[0][:1]
@@ -79,7 +82,7 @@ def require_added(lab, layer, module):
 
 
 def folded(module, T):
-    """New weights for `module`, so that its output (N, D) is times T (D, D)."""
+    """New weights for the linear map `module`, by parameter, with which its output (N, D) is multiplied by T (D, D)."""
     from torch import nn
 
     weight = module.weight.detach().double()

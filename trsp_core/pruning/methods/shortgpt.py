@@ -1,9 +1,9 @@
-"""ShortGPT: the layers that turn their input the least go (arXiv:2403.03853).
+"""ShortGPT: removes the layers that change the direction of their input least (arXiv:2403.03853).
 
     BI_i = 1 - E over tokens of  cos(X_in_i, X_out_i)
 
-Block influence BI_i is near 0 for a layer that hands its input on almost as it is. One look at the dense model decides
-all K layers; nothing is looked at again after a removal.
+The block influence BI_i is near 0 for a layer that hands on its input nearly as it is. All K layers are chosen from the
+dense model at once; nothing is scored again after a removal.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""SLEB: again and again remove the layer whose removal raises the loss least (arXiv:2402.09025).
+"""SLEB: removes, K times in turn, the layer whose removal raises the loss least (arXiv:2402.09025).
 
     repeat K times:  P gets the candidate i with the smallest  L_LM(W without P and i; X)
 
-Greedy, so a layer is judged beside the removals made before it. The original computes every candidate from the input
-up; `search` computes nothing twice, and stops at a bound where a candidate cannot be the best.
+Each layer is so judged together with the removals before it. The original computes every candidate from the input up;
+`perf.removal_search` computes nothing twice, and drops a candidate once it cannot be the best any more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trsp_core.pruning.methods import Method, PassCounts, pick, progressed, tell
 
 
 def choose(lab, config, count):
-    """P in order of choice. The first round's losses are told as scores."""
+    """The K layers of P in order of choice. The scores are the losses (nats a predicted token) of the first round."""
     chosen, search = [], lab.search(lab.sample(config), rounds=count)
     for round_ in range(1, count + 1):
         free = lab.candidates(config, chosen)

@@ -1,10 +1,10 @@
-"""Taylor: the layers whose weights the loss would miss least, to first order.
+"""Taylor: removes the layers whose weights the loss would miss least, to first order.
 
     score_i = sum over the weight matrices of layer i, and their entries, of  |w * dL_LM/dw|
 
-The Taylor criterion of Shortened LLaMA (arXiv:2402.02834), plain: what setting single weights to zero would change,
-added up without signs. Its `+` form protects the first four and the last two layers, whose scores mislead; that is
-`protect_first` 4 and `protect_last` 2 here, so that a run says which of the two it took.
+This is the Taylor criterion of Shortened LLaMA (arXiv:2402.02834): how much the loss changes when a weight is set to
+zero, added up over weights without signs. For its variant Taylor+, which protects the first four and the last two
+layers since their scores mislead, set `protect_first` 4 and `protect_last` 2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trsp_core.pruning.methods import Method, PassCounts, pick_all, progressed
 
 
 def choose(lab, config, count):
-    """The K lowest. The gradient is that of the mean loss over the scored blocks."""
+    """The K layers of lowest score. The gradient is that of the mean loss over the scored blocks."""
     batches = lab.sample(config)
     tokens = sum(ids.numel() for ids in batches)
     weights = [lab.matrices(i) for i in range(lab.n_layers)]

@@ -1,5 +1,5 @@
-"""TRSP's stage 1: learn a weight for each layer under an l1 penalty, and greedily choose the smallest
-(arXiv:2505.18232).
+"""TRSP's stage 1: learns a weight for each layer under an l1 penalty, and greedily chooses the layers whose weights are
+smallest (arXiv:2505.18232).
 
     repeat K times:   steps on  L_LM(W, s; X) + lambda_1 * sum over i not in P of |s_i|,
                       then the candidate with the smallest |s_i| joins P and is skipped from then on.
@@ -15,7 +15,8 @@ from trsp_core.schema.events import LayerChosen, StageOneStepped
 
 
 def choose(lab, config, count):
-    """P in order of choice. W stays as it is unless `config.learn_weights`. Weights carry over between rounds."""
+    """The K layers of P in order of choice. From round to round s goes on from where it is. W stays as it is, unless
+    `config.learn_weights`."""
     import torch
 
     s = torch.ones(lab.n_layers, device=lab.device, requires_grad=True)
@@ -44,7 +45,7 @@ def choose(lab, config, count):
             def project(free=free):
                 if config.l1 == "proximal":
                     s[free] = soft_threshold(s[free], config.stage1_lr * config.lambda_1)
-                s[P] = 0.0  # Adam's momentum would move them on
+                s[P] = 0.0  # else Adam's momentum would move them on
 
             with lab.gated(s, config.gate, free), lab.skipped(P):
                 first = (round_ - 1) * config.stage1_steps + 1
@@ -59,7 +60,8 @@ def choose(lab, config, count):
 
 
 def _take_smallest(lab, config, weights, P, round_):
-    """Move the candidate with the smallest |s_i| into P; ties go to the lowest layer."""
+    """Add the candidate with the smallest |s_i| to P, of equal ones the lowest layer; returns the event that tells
+    it."""
     ranked = sorted(lab.candidates(config, P), key=lambda i: (abs(weights[i]), i))
     winner, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
     P.append(winner)
@@ -68,7 +70,7 @@ def _take_smallest(lab, config, weights, P, round_):
 
 
 def soft_threshold(s, threshold):
-    """sign(s) max(|s| - threshold, 0): the proximal step of threshold * |s|."""
+    """sign(s) max(|s| - threshold, 0), of any shape: the proximal step for threshold * |s|."""
     return s.sign() * (s.abs() - threshold).clamp(min=0)
 
 

@@ -1,13 +1,16 @@
 """Width: every layer loses attention heads and MLP channels, and no layer goes (LLM-Pruner, arXiv:2305.11627).
 
-    score of a unit = sum over the weights that stand or fall with it of  |w * dL_LM/dw|
+    score of a unit = sum over the weights that go with it of  |w * dL_LM/dw|
 
-A unit is a channel of the MLP, or a key-value head with the query heads that read it. `torch-pruning` follows an MLP
-to the weights that each channel couples, and cuts the matrices. Attention it cannot follow: on rotary embeddings its
-search never ends (issue 527 of VainF/Torch-Pruning), so heads are coupled as the config says. The same number of them
-goes in each layer, lowest scores first, so that an ordinary config still describes the model; and as many as bring it
-to the size that deleting K average layers leaves. Heads and channels go in like shares, as nearly as whole key-value
-heads allow. Unlike the paper no end layer is spared, and no LoRA training follows.
+A unit is a channel of the MLP, or a key-value head with the query heads that read it. Which weights go with a channel,
+the library `torch-pruning` finds by tracing the MLP; it also cuts the matrices. Attention it cannot trace: on rotary
+embeddings its search never ends (issue 527 of VainF/Torch-Pruning). So which weights go with a head follows from the
+config.
+
+Each layer loses the same number of units, lowest scores first, so that an ordinary config still describes the model.
+The number is such that the model gets as small as by deleting K average layers; heads and channels go in equal shares,
+as nearly as whole key-value heads allow. Unlike in the paper no layer is spared at the ends, and no LoRA training
+follows.
 """
 
 from __future__ import annotations
@@ -33,27 +36,32 @@ COUNTS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix that units run through: unit u has `span` rows from u * span on, or columns where `side` is "in"."""
+    """A matrix of which each unit has a part.
+
+    Attributes:
+        side: "out" if a unit has rows of the weight (out, in), "in" if it has columns.
+        span: how many; unit u has those from u * span on.
+    """
 
     module: nn.Linear
     side: str
     span: int
 
     def salience(self) -> Tensor:
-        """|w * grad| of each unit, (units,)."""
+        """The sum of |w * dL_LM/dw| over each unit's part, (units,); the weight has to hold its gradient."""
         weight, gradient = self.module.weight, self.module.weight.grad
         assert gradient is not None
         each = (weight * gradient).detach().double().abs().sum(1 if self.side == "out" else 0)
         return each.view(-1, self.span).sum(1)
 
     def size(self) -> int:
-        """Parameters of one unit."""
+        """How many parameters one unit has in this matrix and its bias."""
         bias = 1 if self.side == "out" and self.module.bias is not None else 0
         others = self.module.in_features if self.side == "out" else self.module.out_features
         return self.span * (others + bias)
 
     def cut(self, units: Sequence[int]) -> None:
-        """Take `units` out of the matrix, and of its bias."""
+        """Take `units` out of the matrix and its bias, in place."""
         import torch_pruning
 
         indices = [u * self.span + i for u in units for i in range(self.span)]
@@ -64,16 +72,16 @@ class Part:
 
 
 def choose(lab, config, count):
-    """No layer goes: see `narrow`."""
+    """[]: no layer goes, see `narrow`."""
     yield from ()
     return []
 
 
 def narrow(lab, config, count):
-    """The narrowed layers, and the entries of the config that describe them; told in one `LayersNarrowed`.
+    """A narrower copy of each layer, and the entries of the config that describe them; one `LayersNarrowed` tells it.
 
     Raises:
-        TrspError: a family whose heads or channels cannot be cut, or a model that cannot get so small; says why.
+        TrspError: heads or channels of this model cannot be cut, or it cannot get so small; the message says why.
     """
     layers, batches = list(lab.stack.layers), lab.sample(config)
     halves = [(heads(lab, layer), channels(lab, layer)) for layer in layers]
@@ -108,14 +116,18 @@ def narrow(lab, config, count):
 
 
 def score(parts: Sequence[Part]) -> list[float]:
-    """What each unit counts for, over all the parts that stand or fall with it."""
+    """The score of each unit: the sum of its salience over `parts`, the matrices that it is a part of."""
     import torch
 
     return torch.stack([part.salience() for part in parts]).sum(0).tolist()
 
 
 def heads(lab, layer):
-    """The parts that key-value heads run through, with the query heads that read each."""
+    """The matrices of the layer's attention, for units that are a key-value head with the query heads that read it.
+
+    Raises:
+        TrspError: attention is not built of four ordinary matrices.
+    """
     from torch import nn
 
     text = lab.stack.text_config
@@ -133,7 +145,11 @@ def heads(lab, layer):
 
 
 def channels(lab, layer):
-    """The parts that the MLP's channels run through, as the library's trace of the MLP finds them."""
+    """The matrices of the layer's MLP, for units that are a channel, as the library finds them by tracing the MLP.
+
+    Raises:
+        TrspError: the MLP is no module of its own, or its channels cannot be cut one by one.
+    """
     import torch
     import torch_pruning
     from torch import nn
@@ -159,20 +175,25 @@ def channels(lab, layer):
 
 
 def parameters_of(module):
-    """Of a module of the trace, which may itself be a parameter."""
+    """The parameters of a module that the trace names; the trace may also name a parameter itself."""
     return module.parameters() if hasattr(module, "parameters") else [module]
 
 
 def cuts(lab, layer, share, units, sizes):
-    """`((heads, channels) to take from each layer, the config's entries, shapes of the model that they describe)`: as
-    many key-value heads as come nearest to their share, and channels for what is missing then.
+    """How much to take from each layer: as many key-value heads as come nearest to `share` of them, and then as many
+    channels as the rest takes.
 
     Args:
-        layer: parameters of a layer in the mean; `share` of them have to go.
-        units, sizes: how many key-value heads and channels a layer has, and parameters of one.
+        layer: parameters of a layer, in the mean.
+        share: of them that has to go, 0 to 1.
+        units: how many key-value heads, and how many channels, a layer has.
+        sizes: parameters of one key-value head with its query heads, and of one channel.
+
+    Returns:
+        `(heads, channels)` to take, the config's entries for what is left, and the shapes of a model with these.
 
     Raises:
-        TrspError: no such numbers, or none that the family's config takes.
+        TrspError: no such numbers, or none that the config accepts.
     """
     text, wanted = lab.stack.text_config, layer * share
     per = text.num_attention_heads // units[0]
@@ -193,12 +214,14 @@ def cuts(lab, layer, share, units, sizes):
 
 
 def head_size(lab):
+    """Numbers of one attention head, by the config."""
     text = lab.stack.text_config
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def described(model, entries):
-    """Shapes of the tensors of a model of this class whose config has `entries`; None where the config refuses them."""
+    """Shapes, by name, of all tensors that `model` has when its config has these `entries`; None where the config does
+    not accept them."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
@@ -214,7 +237,12 @@ def described(model, entries):
 
 
 def slimmed(lab, layer, scores, gone):
-    """A copy of `layer` without its `gone` lowest heads and channels."""
+    """A copy of `layer` without its lowest key-value heads and channels.
+
+    Args:
+        scores: of its key-value heads, and of its channels.
+        gone: how many of each to take.
+    """
     text = lab.stack.text_config
     twin = copy.deepcopy(layer, {id(text): text})  # the config is the model's, and stays one
     for half, score, count in zip((heads(lab, twin), channels(lab, twin)), scores, gone, strict=True):
@@ -225,6 +253,7 @@ def slimmed(lab, layer, scores, gone):
 
 
 def refuse(lab, why) -> NoReturn:
+    """Raise the TrspError that says why this model cannot be narrowed."""
     raise TrspError(
         f"{lab.stack.family.name} cannot be narrowed here: {why}.", "Choose another method, or another model."
     )

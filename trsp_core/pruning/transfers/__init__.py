@@ -1,8 +1,9 @@
-"""The transfers, one file each, found by looking into this folder: to add one, add a file that defines `TRANSFER`.
+"""The transfers, one file each: ways to move the work of the chosen layers into those that stay. They are found by
+looking into this folder: to add one, add a file that defines `TRANSFER`.
 
-A transfer moves the work of the chosen layers into those that stay. The paper's trains the whole model under a penalty,
-and deletes afterwards. A repair deletes first and solves for weights of the layers that stay, in closed form; training
-may follow. Transfer files import no torch at module level: their names and texts are read by pages too.
+The paper's transfer trains the whole model under a penalty, and deletes afterwards. A repair deletes first, and solves
+in closed form for weights of the layers that stay; training may follow. Transfer files import no torch at module level,
+since pages read their names and texts too.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a repair takes, for forecasts.
+    """What a repair costs, for forecasts.
 
     Attributes:
         passes: forward passes of the whole model over all calibration blocks.
-        squares: it sums the products (F, F) of what each MLP's output projection reads, and solves with them.
-        states: hidden states (N, D) of all N calibration tokens that are held at once.
+        squares: whether it solves, for each layer, with an (F, F) matrix: the sum of products of what the MLP's output
+            projection reads.
+        states: how many hidden states (N, D) of all N calibration tokens it holds at once.
     """
 
     passes: float = 0.0
@@ -45,16 +47,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One way to move knowledge.
+    """One way to move the chosen layers' work into the layers that stay.
 
     Attributes:
         name: what `--transfer` takes.
-        title: for people.
+        title: its name for people.
         paper: citation; "" for one of our own.
         summary: one sentence: what it does to the layers that stay.
         equation: what it minimises or solves, in LaTeX.
-        repair: generator of events over a `Lab`, the config and the chosen layers, returning new values for weights of
-            the layers that stay. It leaves the model bit-identical. None: nothing is solved.
+        repair: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values for
+            parameters of the layers that stay, and leaves the model bit-identical. None where nothing is solved.
         in_order: the repair goes up layer by layer, and tells how near each comes to the dense model's state.
         cost: of `repair`.
     """
@@ -92,7 +94,7 @@ def get(name: str) -> Transfer:
 
 
 def check(config: RunConfig) -> list[Problem]:
-    """What does not go with the transfer that `config` names."""
+    """The settings in `config` that do not go with its transfer; [] where all do."""
     method, transfer, problems = methods.get(config.method), get(config.transfer), []
     if transfer.repair and (method.rewrite or method.narrow):
         what = "changes the weights that stay by itself" if method.rewrite else "removes no layer"

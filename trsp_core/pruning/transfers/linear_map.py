@@ -1,14 +1,17 @@
-r"""Linear map: at each cut, the layer below it learns in closed form to do what the run of deleted layers did.
+r"""Linear map: the MLP right below each run of deleted layers takes in a linear map, solved to do what the run did.
 
-ReplaceMe (arXiv:2505.02819) solves for the map of one run of neighbouring layers; here every run has one, in order, so
-that each is fitted on what the pruned model really gives it. M (N, D) is what the MLP's output projection of the layer
-right below a run puts out, y that layer's output, T the dense model's state behind the run; rows weighted by w = 1/|T|.
+ReplaceMe (arXiv:2505.02819) solves for one run of neighbouring layers. Here every run gets its map, from the bottom up,
+so that each is fitted on the states that the pruned model really has there.
 
-    minimise over E:  sum of w^2 |y + M E - T|^2  +  r mean(diag G) |E|^2,   G = M' w^2 M,   T~ = I + E
-    W <- T~' W,   x <- y + M E
+    minimise over E:  sum of w^2 |y + M E - T|^2  +  r mean(diag G) |E|^2,   G = M' w^2 M
+    W <- (I + E)' W,   x <- y + M E
 
-It is `refit` with M in the place of what the projection reads: D^2 instead of F D numbers a cut, and layers that touch
-no cut stay as they are. A run at the very bottom has no layer below it, and is deleted alone.
+For N tokens, and the layer right below a run: M (N, D) is what its MLP's output projection W puts out, y (N, D) the
+layer's output, T (N, D) the dense model's state above the run, and w = 1 / |T| the weight of each token. E (D, D) is
+what the map adds to plain deletion, r the setting `ridge`, x what goes on to the next layer.
+
+This is `refit` with M in place of what the projection reads: it solves for D^2 numbers a run instead of F D, and
+changes no other layers. A run that begins with layer 0 has no layer below it, and is deleted without a map.
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ from trsp_core.schema.events import PhaseStarted
 
 
 def repair(lab, config, chosen):
-    """New output projections for the layers right below the cuts."""
+    """New weights, by parameter: the MLPs' output projections in the layers right below the runs of deleted ones.
+
+    Raises:
+        TrspError: as in `refit.fitted_in_order`.
+    """
     layers = [i for i in fitted_layers(lab, chosen) if i + 1 in chosen]
     yield PhaseStarted("repair", len(layers))
 
     def solve(module, inputs, errors, weights):
-        """The change (F, D) of the transposed weight: W' E."""
+        """The change (F, D) of the projection's transposed weight W': W' E."""
         weight = transposed(module, module.weight.detach()).float()
         return weight @ solved([h.float() @ weight for h in inputs], errors, weights, config.ridge)
 

@@ -1,12 +1,14 @@
-r"""Magnitude compensation: what lies below a cut is scaled to the size that the deleted layers would have left
-(Prune&Comp, arXiv:2507.18212).
+r"""Magnitude compensation: scales everything below a run of deleted layers, so that hidden states are as large above
+the run as the deleted layers would have made them (Prune&Comp, arXiv:2507.18212).
 
     alpha_c = mean over k of  E |X_post[:, k]| / E |X_pre[:, k]|        for each run c of deleted layers
     embedding * prod of all alpha_c,   writers of layer i * prod of those alpha_c whose run lies above i
 
-X_pre and X_post (N, D) enter and leave the run in the dense model. A layer reads its input through a norm, which undoes
-a scale: so layers below a cut compute what they did, alpha times as large. Where the head is the embedding, the final
-norm's weight is divided by the product. No solve, no gradient, no new parameter.
+X_pre and X_post (N, D) are the states that enter and leave run c in the dense model, for N tokens; k is one of the D
+channels; the writers of a layer are what it writes into the residual stream with. A layer reads its input through a
+norm, which undoes any scale, so layers below a run compute the same as before, alpha times as large. Where the head is
+the embedding, and so is scaled too, the weight of the final norm is divided by the product. Nothing is solved or
+trained, and there is no new parameter.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from trsp_core.errors import TrspError
 from trsp_core.pruning.transfers import Cost, Transfer
 from trsp_core.schema.events import Noted, PhaseStarted, Progressed
 
-CLOSE = 1e-2  # the small number inside a norm does not scale with the rest
+CLOSE = 1e-2  # relative difference that is allowed: the epsilon inside a norm does not scale with the rest
 
 
 def repair(lab, config, chosen):
-    """The scaled embedding and output projections.
+    """The scaled weights, by parameter: the embedding, what writes into the residual stream below a run, and where the
+    head is the embedding the final norm.
 
     Raises:
         TrspError: in this family a scale is not handed on from layer to layer.
@@ -57,7 +60,11 @@ def runs(chosen):
 
 
 def scaled(lab, chosen, alphas):
-    """New values for everything that writes into the residual stream below a cut."""
+    """The scaled weights, as `repair` returns them.
+
+    Args:
+        alphas: the factor of each run of deleted layers, by its first and last layer.
+    """
     model = lab.model
     whole = math.prod(alphas.values())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -71,10 +78,10 @@ def scaled(lab, chosen, alphas):
 
 
 def final_norm(lab):
-    """The norm between the last layer and the head.
+    """The norm whose output the head reads.
 
     Raises:
-        TrspError: there is none.
+        TrspError: there is none, or it has no weight to scale by.
     """
     ids = lab.pool()[0][:1]
     inside = {id(m) for layer in lab.stack.layers for m in layer.modules()}
@@ -88,7 +95,7 @@ def final_norm(lab):
 
 
 def require_handed_on(lab, layer, edits, factor):
-    """Raise TrspError unless the model with `edits` has its old state times `factor` where `layer` begins."""
+    """Raise TrspError unless, with the weights in `edits`, what enters `layer` is `factor` times what it was."""
     ids = lab.pool()[0][:1]
     expected = factor * lab.entering(layer, ids)
     with lab.rewritten(edits):
@@ -98,6 +105,7 @@ def require_handed_on(lab, layer, edits, factor):
 
 
 def refusal():
+    """The TrspError for a family in which a scale is not handed on."""
     return TrspError(
         "In this family a scale of the embedding is not handed on from layer to layer.",
         "Set --transfer refit, none or penalty, or choose another model.",

@@ -1,8 +1,8 @@
-"""Nothing moves: the chosen layers are deleted, and what is left may be trained.
+"""No transfer: the chosen layers P are deleted, and what is left may be trained.
 
     minimise  L_LM(W without P; X)
 
-The control of every other transfer: delete, then train for the same steps, or the same seconds.
+It is the control of every other transfer: delete, then train for as many steps, or as many seconds.
 """
 
 from __future__ import annotations

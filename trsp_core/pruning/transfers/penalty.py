@@ -1,9 +1,10 @@
-"""The paper's transfer: all layers are there, and the chosen ones are trained to do nothing (arXiv:2505.18232).
+"""The paper's transfer: the whole model trains under a penalty on what the chosen layers P change, so that they learn
+to do nothing before they are deleted (arXiv:2505.18232).
 
     minimise  L_LM(W; X) + lambda_2 * sum over i in P of R(X_out_i - X_in_i)
 
-The equation is `trsp_core.pruning.stage2`, with its schedule; a gate that fades the chosen layers out while they learn
-is a knob of it.
+This file only names it: `trsp_core.pruning.stage2` holds the equation and its schedule, and `anneal`, the setting by
+which a gate fades the chosen layers out meanwhile.
 """
 
 from __future__ import annotations

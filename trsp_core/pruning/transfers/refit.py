@@ -1,16 +1,19 @@
-r"""Refit in order: each kept layer learns in closed form what the dense model had at the next one's door.
-
-Kept layers k_1 < k_2 < ..., from the one right below the first cut upwards. T (N, D) is the dense model's state where
-the kept layer after k_j begins (behind the last one: what leaves the dense model's last layer), for N calibration
-tokens. x is the pruned model's own state, h (N, F) what the MLP's output projection of k_j reads for it, y the layer's
-output. Rows are weighted by w = 1 / |T|, since a few tokens have states a thousand times as long as the others.
+r"""Refit in order: from the first deleted layer upwards, solves for the MLP of each kept layer so that it hands on the
+state that the dense model has there.
 
     minimise over dW:  sum of w^2 |y + h dW' - T|^2  +  r mean(diag H) |dW|^2,   H = h' w^2 h
     (H + r mean(diag H) I) dW' = h' w^2 (T - y),   W <- W + dW,   x <- y + h dW'
 
-Order matters: a layer is fitted on what those below it, already refitted, really give it, so errors do not add up. No
-gradient and no new parameter: what is left is an ordinary checkpoint. Ours; near are ReplaceMe (arXiv:2505.02819),
-LLM-Streamline (arXiv:2403.19135), and layer-wise reconstruction as in GPTQ and SparseGPT.
+The kept layers are taken one after the other, from the one right below the first deleted layer upwards. For one of
+them, and N calibration tokens: x (N, D) is the state that the pruned model gives it, y (N, D) its output, W (D, F) its
+MLP's output projection and h (N, F) what that reads. T (N, D) is the state that the dense model has where the next kept
+layer begins, or at the end. A token has the weight w = 1 / |T|, since a few have states a thousand times as long as the
+others; r is the setting `ridge`.
+
+The order matters: a layer is fitted on what the layers below it, already refitted, really give it, so errors do not add
+up. There is no gradient and no new parameter, and what is left is an ordinary checkpoint. The method is ours; near to
+it are ReplaceMe (arXiv:2505.02819), LLM-Streamline (arXiv:2403.19135), and the layer-wise reconstruction of GPTQ and
+SparseGPT.
 """
 
 from __future__ import annotations
@@ -25,11 +28,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AT_ONCE = 2048  # tokens of a pass
-CLOSE = 1e-3  # how far, in relation, a layer with its new weights may be from what was computed for it
+CLOSE = 1e-3  # relative difference that is allowed between a layer with its new weights and what was computed for it
 
 
 def repair(lab, config, chosen):
-    """New output projections for the kept layers from the first cut upwards."""
+    """New weights, by parameter: the MLPs' output projections of the kept layers from the first deleted one upwards.
+
+    Raises:
+        TrspError: as in `fitted_in_order`.
+    """
     layers = fitted_layers(lab, chosen)
     yield PhaseStarted("repair", len(layers))
 
@@ -40,7 +47,8 @@ def repair(lab, config, chosen):
 
 
 def fitted_layers(lab, chosen):
-    """The kept layers from the one right below the first cut upwards."""
+    """The kept layers, ascending, from the one right below the first deleted layer; from the first kept one where none
+    is below; [] where nothing is deleted."""
     if not chosen:
         return []
     kept_layers = [i for i in range(lab.n_layers) if i not in chosen]
@@ -49,12 +57,13 @@ def fitted_layers(lab, chosen):
 
 
 def fitted_in_order(lab, chosen, layers, solve):
-    """Go up through the kept layers with the dense model's states beside the pruned model's own, and fit those in
-    `layers`; tells each.
+    """Go up through the kept layers, with the dense model's states beside the pruned model's, and fit those in
+    `layers`. Yields a `LayerRefitted` for each of them.
 
     Args:
-        solve: `(module, inputs, errors, weights) -> (F, D)`, the change of the output projection `module`, transposed,
-            from batches of what it reads (B, T, F), of T - y (B, T, D), and of the rows' weights (B, T, 1).
+        solve: called as `solve(module, inputs, errors, weights)` for the output projection `module` of a layer, with
+            batches of what it reads (B, T, F), of T - y (B, T, D) and of the tokens' weights (B, T, 1). Returns the
+            change of its transposed weight, (F, D).
 
     Returns:
         The new weights, by parameter.
@@ -81,7 +90,7 @@ def fitted_in_order(lab, chosen, layers, solve):
             with lab.heard(module) as calls:
                 outputs.append(lab.leaving(layer, ids, x))
             if len(calls) != 1 or calls[0][0].numel() // calls[0][0].shape[-1] != ids.numel():
-                raise unfit(layer)  # an expert reads some of the tokens alone
+                raise unfit(layer)  # it did not read every token once, as an expert does not
             inputs.append(calls[0][0].view(*ids.shape, -1))
         weights = [1 / target.float().norm(dim=-1, keepdim=True).clamp(min=1e-6) for target in dense]
         errors = [target.float() - y.float() for target, y in zip(dense, outputs, strict=True)]
@@ -99,8 +108,15 @@ def fitted_in_order(lab, chosen, layers, solve):
 
 
 def solved(inputs, errors, weights, ridge):
-    """The map (F, D) from `inputs` to `errors` that solves the equation above. The products are summed in float32 and
-    solved in float64."""
+    """The map dW' (F, D) that solves the equation above. Products are summed in float32, and the system is solved in
+    float64.
+
+    Args:
+        inputs: h, batches (B, T, F).
+        errors: T - y, batches (B, T, D).
+        weights: w, batches (B, T, 1).
+        ridge: r.
+    """
     import torch
 
     gram = cross = torch.zeros((), device=inputs[0].device)
@@ -127,7 +143,7 @@ def output_projection(lab, layer):
 
 
 def unfit(layer):
-    """The refusal of a layer whose output is not linear in the last weights of its MLP."""
+    """The TrspError for a layer whose output is not linear in the last weights of its MLP."""
     return TrspError(
         f"Layer {layer} does not end in one linear map whose output is added to the residual stream, so it cannot be "
         "solved in closed form.",
@@ -136,20 +152,21 @@ def unfit(layer):
 
 
 def transposed(module, matrix: Tensor):
-    """`matrix` from the shape of `module`'s weight to (F, D), or back."""
+    """`matrix` turned from the shape of `module`'s weight to (F, D), or back from that."""
     from torch import nn
 
     return matrix.T if isinstance(module, nn.Linear) else matrix  # GPT-2's is (F, D)
 
 
 def changed(module, change: Tensor):
-    """New weights for `module`, whose transposed weight grows by `change` (F, D)."""
+    """The new weight of `module`, by parameter: `change` (F, D) is added to its transposed weight."""
     weight = module.weight.detach()
     return {module.weight: (weight.float() + transposed(module, change)).to(weight.dtype)}
 
 
 def require_added(lab, layer, edits, ids, entering, expected):
-    """Raise TrspError unless layer `layer` with the new weights in `edits` gives what was computed for it."""
+    """Raise TrspError unless layer `layer`, with the new weights in `edits`, turns `entering` (B, T, D) into `expected`
+    (B, T, D) for the token ids `ids` (B, T)."""
     with lab.rewritten(edits):
         leaving = lab.leaving(layer, ids, entering).float()
     exact = next(iter(edits)).dtype.itemsize == 4
@@ -158,7 +175,7 @@ def require_added(lab, layer, edits, ids, entering, expected):
 
 
 def distance(errors, weights):
-    """The mean over tokens of |T - x| / |T|."""
+    """The mean over tokens of |T - x| / |T|, from batches of T - x (B, T, D) and of w = 1 / |T| (B, T, 1)."""
     pairs = zip(errors, weights, strict=True)
     total = sum(float((error.norm(dim=-1, keepdim=True) * w).double().sum()) for error, w in pairs)
     return total / sum(w.numel() for w in weights)
