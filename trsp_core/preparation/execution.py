@@ -1,4 +1,4 @@
-"""A run as its own process executes it: the preflight, then the engine's story. Torch is loaded in between."""
+"""Executes a run: checks and forecasts it, then lets the engine do it. Torch is loaded in between."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def execute(
     past: Past | None = None,
     setup: RunSetup | None = None,
 ) -> Generator[Event, None, None]:
-    """Prune as `config` says and tell each event; the first is the forecast.
+    """Prune as `config` says, and yield each event of the run; the first is the forecast.
 
     Args:
-        folder: the run folder, where the pruned model goes; None keeps nothing.
-        loaded: a model and its tokenizer to work on, instead of loading `config.model`: then nothing is forecast. It is
-            left as it was.
-        past: of a run that broke off: what is settled is not told again, and done again only where it has to be.
-        setup: of `config`, where `preflight` has been asked already.
+        folder: the run folder, for the pruned model and for what to resume from; None keeps nothing.
+        loaded: a model and its tokenizer to work on, instead of loading `config.model`; they end as they were, and
+            nothing is forecast.
+        past: how far a run that broke off has come: its events are not told again, its work is repeated only if needed.
+        setup: the answer of `preflight` to `config`, where it has been asked already.
 
     Raises:
         TrspError: the run cannot be done; the message says why and what to do.

@@ -1,7 +1,9 @@
-"""How long a run will take and how much memory it will hold, from counts of operations; no torch, no model.
+"""Forecasts how long a run will take and how much memory it will hold, by counting operations. Loads no torch and no
+model.
 
-A forward pass costs two operations a matrix parameter and token; training steps are multiples of it. Seconds follow
-from the rate of matrix products that runs on this machine have measured, and until there is one from a guess (`rough`).
+A forward pass costs two operations for each matrix parameter and token; a training step costs a multiple of it. Seconds
+follow from the rate of matrix products that earlier runs on this machine have measured; before any from a guess, and
+then the forecast is `rough`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from trsp_core.pruning import methods, transfers
 from trsp_core.schema import config as configs
 from trsp_core.schema.config import PACKED, RunConfig
 
-EFFICIENCY = 0.78  # of the matrix rate, that a whole model reaches
-BANDWIDTH = 10e9  # bytes/s of memory, for what is bound by it: the optimiser, the loss, decoding
+EFFICIENCY = 0.78  # the share of the matrix rate that a whole model reaches
+BANDWIDTH = 10e9  # bytes/s of memory traffic, for what it bounds: the optimiser, the loss, decoding
 NOMINAL_CORE, NOMINAL_GPU = 80.0, 20_000.0  # GFLOP/s where nothing was measured
-UNPACKING = {"nf4": 30.0, "int8": 3.0}  # bytes of memory traffic that spelling a packed number out takes as long as
-MEASURED_AT_ONCE = 512  # tokens of a measuring pass, see `perplexity`
+UNPACKING = {"nf4": 30.0, "int8": 3.0}  # the time to unpack a number, as bytes of memory traffic
+MEASURED_AT_ONCE = 512  # tokens that are measured at once: two lanes of `perplexity.TOKENS_AT_ONCE`
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Forecast:
     """What is expected of a run.
 
     Attributes:
-        phases: in order, each `{"name", "seconds"}`; only those that will occur.
-        seconds: their sum; `peak_bytes` the most memory of the child process.
-        rough: nothing was measured on this machine yet, or not for this device and precision.
+        phases: the phases that will occur, in order, each `{"name", "seconds"}`.
+        seconds: their sum.
+        peak_bytes: the most memory that the run's process will hold.
+        rough: whether no rate was measured on this machine yet, or none for this device and precision.
     """
 
     phases: list[dict[str, Any]]
@@ -46,8 +49,8 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
     """The forecast for `config` on a model with `facts`.
 
     Args:
-        rate: GFLOP/s of float32 matrix products; None takes the one measured on all cores of this machine, or its share
-            for fewer threads.
+        rate: GFLOP/s of float32 matrix products with the threads of this run. None takes the rate that was measured on
+            all cores of this machine, and of it the share of `config.threads`.
     """
     gpu = on_gpu(config)
     measured_rate = rate if rate is not None else read_rate()
@@ -66,17 +69,23 @@ def forecast(config: RunConfig, facts: Facts, rate: float | None = None) -> Fore
 
 
 def training_step(config: RunConfig, facts: Facts, rate: float = NOMINAL_CORE) -> float:
-    """Seconds of one step of stage 2. For ratios: the same whatever the machine is doing at the moment.
+    """Seconds of one step of stage 2. For comparing configs: with the default `rate` the figure is the same on every
+    machine and at any time.
 
     Args:
-        rate: GFLOP/s.
+        rate: GFLOP/s of float32 matrix products.
     """
     return _Cost(config, facts, rate * EFFICIENCY * 1e9, BANDWIDTH).training_step()
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """Seconds of a run's parts; `speed` is operations/s reached, `bandwidth` bytes/s."""
+    """The seconds that the parts of a run take.
+
+    Attributes:
+        speed: operations/s that a whole model reaches.
+        bandwidth: bytes/s of memory traffic.
+    """
 
     config: RunConfig
     facts: Facts
@@ -88,7 +97,7 @@ class _Cost:
         return min(configs.count_to_remove(self.config, self.facts.n_layers), self.facts.n_layers - 1)
 
     def forward(self, tokens: float, length: int, skipped: float = 0) -> float:
-        """One pass over `tokens` in blocks of `length`, `skipped` layers left out."""
+        """A forward pass over `tokens` in blocks of `length`, with `skipped` layers left out."""
         f = self.facts
         share = 1 - skipped / f.n_layers
         matrices = share * sum(f.layer_parameters) + f.vocabulary * f.width  # a tied embedding is the head, once
@@ -97,11 +106,12 @@ class _Cost:
         return products + self.unpacked(share * -(-tokens // MEASURED_AT_ONCE))
 
     def unpacked(self, passes: float) -> float:
-        """Packed weights are spelled out for every pass over them."""
+        """Unpacking packed weights, which each of `passes` does anew; 0 where they are not packed."""
         return passes * sum(self.facts.layer_parameters) * UNPACKING.get(self.config.precision, 0.0) / self.bandwidth
 
     def step(self, passes: float, skipped: float = 0, learning: bool = False) -> float:
-        """One training step: `passes` forward passes' worth, and the optimiser's traffic where W learns."""
+        """A training step that computes as much as `passes` forward passes; and the optimiser's traffic where W is
+        `learning`."""
         tokens = self.config.batch_blocks * self.config.block_length
         traffic = 7 * 4 * self.facts.parameters / self.bandwidth if learning else 0.0
         if self.config.recompute:  # the layers once more, the head not
@@ -110,7 +120,7 @@ class _Cost:
         return passes * self.forward(tokens, self.config.block_length, skipped) + traffic + 0.05
 
     def measured(self, skipped: int = 0, sample: bool = True) -> float:
-        """Perplexity in both domains, and a sample of text."""
+        """Measuring perplexity in both domains, and writing a sample of text."""
         c = self.config
         tokens = 2 * c.measure_blocks * c.measure_length
         return self.forward(tokens, c.measure_length, skipped) + (
@@ -118,20 +128,20 @@ class _Cost:
         )
 
     def weighed(self) -> float:
-        """Each layer left out alone; what lies below it is not computed again."""
+        """Measuring the loss without each layer alone; what lies below a layer is not computed again."""
         c = self.config
         blocks = min(c.importance_blocks, c.measure_blocks)
         tokens, n_layers = blocks * c.measure_length, self.facts.n_layers
         return n_layers * self.forward(tokens, c.measure_length, n_layers / 2)
 
     def decoding(self, tokens: int, skipped: int = 0) -> float:
-        """Decoding: every token reads all weights, and each layer has its overhead."""
+        """Writing `tokens`, one after the other: each reads all weights, and each layer adds an overhead."""
         share = 1 - skipped / self.facts.n_layers
         read = 4 * self.facts.parameters / (2 * self.bandwidth)  # one stream alone is twice as fast
         return tokens * (share * (read + 0.0003 * self.facts.n_layers) + 0.002)
 
     def chosen(self) -> float:
-        """Stage 1, or another method's choice."""
+        """Choosing the layers, by stage 1 or another method."""
         c, method = self.config, methods.get(self.config.method)
         sample = c.score_blocks * c.block_length * method.pass_counts.over_sample(self.facts.n_layers, self.removed)
         read = self.forward(sample + c.calibration_blocks * c.block_length * method.pass_counts.pool, c.block_length)
@@ -142,11 +152,11 @@ class _Cost:
         return sum(c.stage1_steps * self.step(passes, r, c.learn_weights) for r in rounds)
 
     def training_step(self) -> float:
-        """One step of stage 2, the mean of those with and without the chosen layers: forward and back, the local
-        penalty's own way back, the teacher's way forward."""
+        """A step of stage 2, the mean of those that run the chosen layers and those that skip them: forward and
+        backward pass, the backward passes of local penalties, and the teacher's forward pass."""
         c = self.config
         local = 2 * self.removed / self.facts.n_layers if c.penalty_reach == "local" and c.lambda_2 else 0.0
-        own = 2.2 if c.adapter_rank else 3  # adapters need the way back through the layers, not the weights' gradients
+        own = 2.2 if c.adapter_rank else 3  # adapters need the gradients of hidden states, not those of the weights
         deep = self.step(own + local, 0, not c.adapter_rank)
         short = self.step(own, self.removed, not c.adapter_rank)
         at_depth = 0.0 if c.deletes_first else c.anneal or 1.0
@@ -161,8 +171,8 @@ class _Cost:
         return c.stage2_steps * self.training_step() + probes * probe
 
     def repaired(self) -> float:
-        """The closed form: passes, and for each layer the product of what its MLP reads with itself, and a solve in
-        double precision."""
+        """A repair in closed form: its passes, and where it solves with (F, F) matrices, for each layer summing one up
+        and solving in double precision."""
         c, f, cost = self.config, self.facts, transfers.get(self.config.transfer).cost
         tokens, layers = c.calibration_blocks * c.block_length, f.n_layers - self.removed
         seconds = cost.passes * 2 * tokens * sum(f.layer_parameters) / self.speed  # no pass reaches the head
@@ -171,6 +181,7 @@ class _Cost:
         return seconds + (layers * squares / self.speed if cost.squares else 0.0)
 
     def phases(self) -> dict[str, float]:
+        """The phases that will occur, by name; with several cycles, `choose` and `transfer` stand for all of them."""
         c = self.config
         trained, before = c.stage2_steps > 0, not c.deletes_first
         repaired = transfers.get(c.transfer).repair is not None
@@ -201,7 +212,7 @@ class _Cost:
         return seconds
 
     def in_order(self) -> list[tuple[str, float]]:
-        """The phases as they occur: choosing and moving once a cycle."""
+        """The phases with their seconds, in order; `choose` and `transfer` come once in each cycle."""
         seconds_of, cycles = self.phases(), self.config.cycles
         if cycles == 1:
             return list(seconds_of.items())
@@ -212,20 +223,23 @@ class _Cost:
 
 
 def peak_bytes(config: RunConfig, facts: Facts) -> int:
-    """The most memory of the child: weights, where they learn also gradients and AdamW's two moments, a teacher's
-    weights where one is distilled, narrowed layers beside the whole ones, and the activations and logits of one step
-    or one measuring pass; and of the fresh process that proves what is kept, which maps its weights from the file."""
+    """The most memory, in bytes, that the run's process and the fresh one that proves its model will hold.
+
+    All along, the process itself, the weights, a teacher's weights where one is distilled, and narrowed layers beside
+    the whole ones. On top of that the largest of: activations and logits of a step or a measuring pass, with gradients
+    and AdamW's two moments of what learns; the states that a search keeps; the matrices of a repair; the proof.
+    """
     packed = config.precision in PACKED
     size = BYTES[config.compute_dtype if packed else config.precision]
     weights = weight_bytes(facts, config.precision, config.compute_dtype)
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
     tokens = config.batch_blocks * config.block_length
-    a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # numbers kept for the way back
+    a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # kept for the backward pass, a token
     steps = learns or methods.get(config.method).trains
     held_layers = 1 if config.recompute else facts.n_layers
     activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
     if config.adapter_rank and config.stage2_steps:
-        adapted = 1.5 * activations  # what adapters keep beside the maps that they sit on
+        adapted = 1.5 * activations  # adapters keep more than the linear maps that they sit on
         if not (on_gpu(config) or packed or config.penalty == "sum"):  # its parts go side by side, one after the other
             wide = min(config.threads or os.cpu_count() or 1, config.batch_blocks)
             adapted *= min(1.0, wide * at_once(config) / config.batch_blocks)
@@ -237,7 +251,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     if learns and (config.learn_weights or not config.adapter_rank):
         optimizer_bytes = 3 * weights
     elif learns:
-        # In and out of a layer's maps.
+        # Values, gradients and two moments, 4 bytes each; a layer's linear maps are some 20 D wide, in and out
+        # together.
         optimizer_bytes = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
     states = 0.0
@@ -256,13 +271,13 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
 
 
 def mlp_width(facts: Facts) -> float:
-    """F, the numbers that an MLP's output projection reads, as far as a layer's size tells: three maps of D times F
-    beside attention's."""
+    """An estimate of F, how many numbers the MLP's output projection reads, from the size of the largest layer: as if
+    it had three (D, F) maps beside 3 D^2 parameters of attention; at least D."""
     return max((max(facts.layer_parameters) - 3 * facts.width**2) / (3 * facts.width), facts.width)
 
 
 def check_memory(expected: Forecast) -> None:
-    """Raise TrspError if `expected` does not fit into the memory that is free now."""
+    """Raise TrspError if a run with the forecast `expected` does not fit into the memory that is free now."""
     require_memory(expected.peak_bytes, "This run")
 
 

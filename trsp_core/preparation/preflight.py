@@ -1,4 +1,4 @@
-"""All that can be known of a run before a model is loaded. No torch."""
+"""Checks a run before its model is loaded: settings, model, texts and memory. Loads no torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trsp_core.schema.config import RunConfig
 
 @dataclass(frozen=True)
 class RunSetup:
-    """A run that can be done. It is made once a run, and handed on to whoever needs a part of it.
+    """What is known of a run that can be done. `preflight` makes it once, and it is handed on from there.
 
     Attributes:
-        config: it holds no contradiction, and fits the model and the texts.
-        facts: of its model, from the headers of the checkpoint.
-        forecast: time and memory.
+        config: the settings, which hold no contradiction and fit the model and the texts.
+        facts: of the model, from its config and the headers of its weight files.
+        forecast: the time and memory that the run will take.
     """
 
     config: RunConfig
@@ -30,7 +30,8 @@ class RunSetup:
 
 
 def preflight(config: RunConfig) -> RunSetup:
-    """Check all of a run. The page and the shell ask it before there is a folder. It imports no torch.
+    """Check all of a run that can be checked without its model. The page and the shell ask this before there is a run
+    folder. The texts are cut in a child process; this one loads no torch.
 
     Raises:
         TrspError: the model or a text cannot be used, settings do not fit the model, or memory is short.
@@ -43,8 +44,8 @@ def preflight(config: RunConfig) -> RunSetup:
 
 
 def recheck(config: RunConfig) -> RunSetup:
-    """What can have changed since `preflight` has let this config pass, in another process: whether the model is here,
-    and the free memory.
+    """Check again what can have changed since `preflight` let this config pass in another process: whether the model is
+    here, and whether the free memory is enough.
 
     Raises:
         TrspError: the model cannot be read, or memory is short.

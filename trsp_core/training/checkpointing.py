@@ -1,9 +1,9 @@
-"""What a run leaves in its folder to go on from when it is interrupted, so that it loses minutes and not hours.
+"""Writes and reads the files from which an interrupted run resumes, so that it loses minutes and not hours.
 
-Stage 2 leaves the weights and AdamW's moments after a step, now and then; stage 1 the layer weights with theirs, after
-each round. Each is one safetensors file, which replaces the one before it, whole or not at all, and is never ahead of
-what the run has told, whatever becomes of the power. Each holds a checksum of all that is in it: one wrong bit in a
-weight would end in another model, and nothing else would notice.
+Stage 2 writes the weights and AdamW's moments now and then, after a step. Stage 1 writes the layer weights and their
+moments after each round. Each stage has one safetensors file, replaced whole or not at all. A file is never ahead of
+the events on the disk, also after a power cut. It holds a checksum of its content, since one wrong bit in a weight
+would lead to another model without anything else noticing.
 """
 
 from __future__ import annotations
@@ -27,31 +27,33 @@ from trsp_core.surgery import quantization
 from trsp_core.surgery.stack import Stack
 from trsp_core.training.progress import ROUND, STEP, Past
 
-PATIENCE = 20.0  # writing takes at most this part of the time: 1 / 20
+PATIENCE = 20.0  # after a write at least this many times its duration passes, so writing takes at most 1 / 20
 CHECKSUM = "sha256"  # entry of the metadata
 NO_ROOM = "There is not enough room on the disk for a point to resume from, so an interrupted stage 2 would start over."
 
 
 class Waypoints:
-    """The file of one run that stage 2 leaves.
+    """Writes and reads the file of stage 2.
 
     Args:
-        run: None keeps nothing.
-        config: `config.resume_minutes` lie between two writes, at least.
+        run: the run folder; with None nothing is written.
+        config: at least `config.resume_minutes` lie between two writes; 0 writes nothing.
     """
 
     def __init__(self, run: RunFolder | None, config: RunConfig):
         self._run = run if config.resume_minutes else None
-        # What is frozen need not be kept, and packed weights never change.
+        # Then only the adapters differ from the model as it is loaded.
         self._adapters_alone = bool(config.adapter_rank) and config.cycles == 1 and not config.learn_weights
         self._wait = config.resume_minutes * 60
         self._next = time.monotonic() + self._wait
 
     def due(self) -> bool:
+        """Whether it is time to write."""
         return self._run is not None and time.monotonic() >= self._next
 
     def keep(self, step: int, stack: Stack, optimizer: EagerAdamW) -> str:
-        """Write what is known after `step`; why not, where there is no room for it: a sentence."""
+        """Write the file after `step`. Returns "", or a sentence where there is no room on the disk; then nothing more
+        is written in this run."""
         assert self._run
         tensors = {f"weight/{name}": p.detach().contiguous() for name, p in self._weights(stack).items()}
         for name, parameter in stack.model.named_parameters():
@@ -74,10 +76,10 @@ class Waypoints:
         return ""
 
     def restore(self, file: Path, stack: Stack, optimizer: EagerAdamW) -> None:
-        """Put what `file` holds into the model and the optimizer.
+        """Put the weights and moments in `file` into the model and the optimizer, in place.
 
         Raises:
-            TrspError: it does not belong to this model, or is damaged. It is gone then.
+            TrspError: the file does not belong to this model, or is damaged. It has been deleted then.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -99,12 +101,13 @@ class Waypoints:
 
 
 class Rounds:
-    """The file of one run that stage 1 leaves: L numbers with their moments, and P. What learns beside them is too much
-    for it, so with `learn_weights` there is none.
+    """Writes and reads the file of stage 1: the L layer weights with their moments, and P. It would be too small for
+    the model's weights, so with `learn_weights` nothing is written.
 
     Args:
-        run: None keeps nothing.
-        past: of a run that broke off.
+        run: the run folder; with None nothing is written.
+        config: with `config.resume_minutes` 0 nothing is written.
+        past: of a run that broke off, whose file is to be read.
     """
 
     def __init__(self, run: RunFolder | None = None, config: RunConfig | None = None, past: Past | None = None):
@@ -112,11 +115,13 @@ class Rounds:
         self._past = past or Past()
 
     def begin(self, s: Tensor, optimizer: torch.optim.Optimizer) -> tuple[int, list[int]]:
-        """The rounds of this choice that are over, and the layers P that they chose: those of a run that broke off, for
-        the first choice that asks, with `s` (L,) and its moments put back; else none.
+        """Begin a choice of layers. Returns how many of its rounds are over, and the layers P that these chose.
+
+        For the first choice after a run that broke off in it, they come from the file, and the layer weights `s` (L,)
+        and their moments in `optimizer` are set as they were. For any other choice they are 0 and [].
 
         Raises:
-            TrspError: the file does not belong to this model, or is damaged. It is gone then.
+            TrspError: the file does not belong to this model, or is damaged. It has been deleted then.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -136,7 +141,8 @@ class Rounds:
         return past.round, chosen
 
     def keep(self, round_: int, s: Tensor, optimizer: torch.optim.Optimizer, chosen: list[int]) -> None:
-        """Write what is known after `round_`, when all of it has been told; on a full disk nothing is kept."""
+        """Write the file after `round_`, once all events of that round are told. On a full disk it is left out, then
+        and later."""
         if self._run is None or not self._run.folder.is_dir():  # it was deleted, or nothing is kept in it
             return
         tensors = {k: v.detach().cpu().contiguous() for k, v in optimizer.state[s].items()}
@@ -150,8 +156,8 @@ class Rounds:
 
 
 def without_damage(past: Past) -> str:
-    """Delete what a run would resume from where that is not what was written; what becomes of it then, a sentence.
-    Nothing where all is well."""
+    """Check the files that a run would resume from, and delete one that is damaged. Returns a sentence on what that
+    means; "" where both are as they were written."""
     from safetensors import SafetensorError, safe_open
 
     for file, stage in ((past.checkpoint, "stage 2"), (past.rounds, "the choice of layers")):
@@ -166,8 +172,14 @@ def without_damage(past: Past) -> str:
 
 
 def _replace(run: RunFolder, file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write `file`, whole or not at all, once all that was told is on the disk. Raises OSError or, of the same meaning,
-    safetensors' own error: there is no room."""
+    """Replace `file`, whole or not at all, after everything that the run has told is on the disk.
+
+    Args:
+        about: entries of the file's metadata; a checksum is added to them.
+
+    Raises:
+        OSError, or safetensors' own error: there is no room.
+    """
     from safetensors.torch import save_file
 
     temporary = file.with_name(f".{file.name}.partial")
@@ -183,7 +195,7 @@ def _replace(run: RunFolder, file: Path, tensors: dict[str, Tensor], about: dict
 
 
 def _checksum(about: Mapping[str, str], names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
-    """SHA-256 of the metadata and of every tensor: its name, its kind, its numbers."""
+    """SHA-256, in hex, of the metadata and of every tensor: its name, number format, shape and numbers."""
     digest = hashlib.sha256(repr(sorted(about.items())).encode())
     for name in sorted(names):
         value = tensor(name)
@@ -193,14 +205,14 @@ def _checksum(about: Mapping[str, str], names: Iterable[str], tensor: Callable[[
 
 
 def _compare(metadata: Mapping[str, str], names: Iterable[str], tensor: Callable[[str], Tensor]) -> None:
-    """Raises RuntimeError: what is in the file is not what was written."""
+    """Raise RuntimeError if the checksum in `metadata` is not that of the tensors `names`, which `tensor` gives."""
     about = {name: value for name, value in metadata.items() if name != CHECKSUM}
     if metadata.get(CHECKSUM) != _checksum(about, names, tensor):
         raise RuntimeError("its checksum is another")
 
 
 def _useless(file: Path, stage: str) -> TrspError:
-    """The refusal of `file`, which is deleted: so a resume does without it."""
+    """Delete `file`, so that the next resume does without it, and return the TrspError that says so."""
     file.unlink(missing_ok=True)
     return TrspError(
         f"{file.name} in the run folder did not fit this model, or was damaged. It is deleted.",

@@ -1,5 +1,5 @@
-"""Passes of one model, forward and backward: its losses, and contexts that change what it computes. The plain form of
-each loss is `next_token_loss` of the logits; what stands here gives the same numbers in less memory and time."""
+"""A model's passes, forward and backward: its losses, and contexts that change what it computes. The plain form of each
+loss is `losses.next_token_loss` of the logits; the forms here give the same numbers in less memory and time."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ Taps = dict[int, tuple[Tensor, Tensor]]  # X_in and X_out (B, T, D) of a layer
 
 
 class Passes:
-    """A model whose passes can be changed for a while.
+    """A model whose passes can be changed while a context is open.
 
     Args:
-        ids: some token ids (B, T), for a first look at the head.
+        ids: a few token ids (B, T), for a first pass that looks at the head.
 
     Attributes:
         stack: the model and its L layers.
         device: where the model's input goes.
         teacher: a copy of the dense model, for `taught_loss`; None where nothing is distilled.
-        projects: the logits are a plain projection, so that losses need not hold them all.
+        projects: whether logits are a linear map of the last hidden states and nothing else, so that a loss need not
+            hold all of them.
     """
 
     def __init__(self, stack: Stack, config: RunConfig, ids: Tensor):
@@ -55,7 +56,7 @@ class Passes:
         return self.stack.model
 
     def lm_loss(self, ids: Tensor) -> Tensor:
-        """L_LM: mean nats per predicted token of `ids` (B, T)."""
+        """L_LM: the mean loss on `ids` (B, T), a scalar in nats a predicted token, with gradients."""
         with self.withheld(self.model):
             return self._lm_loss(ids)
 
@@ -65,26 +66,30 @@ class Passes:
         return next_token_loss(self.model(input_ids=ids, use_cache=False).logits, ids).mean()
 
     def withheld(self, *models: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, heads return the hidden states (B, T, D) that they are given, where the logits are a projection of
-        them and nothing else."""
+        """Inside, the heads of `models` return the hidden states (B, T, D) that they are given, instead of logits.
+        Where logits are more than a projection of these (not `projects`) nothing changes."""
         contexts = contextlib.ExitStack()
         for model in models if self.projects else ():
             contexts.enter_context(head_loss.withheld(model))
         return contexts
 
     def loss_given(self, states: Tensor, ids: Tensor) -> float:
-        """L_LM on `ids` (B, T), without gradients, from what a head returns while `withheld`: hidden states (B, T, D),
-        or logits (B, T, V) where it computes more than a projection."""
+        """L_LM on `ids` (B, T), in nats a predicted token, without gradients.
+
+        Args:
+            states: what the model returns for `ids` inside `withheld`: hidden states (B, T, D), or where not `projects`
+                logits (B, T, V).
+        """
         nats = head_loss.nats_given(self.model, states, ids) if self.projects else next_token_loss(states, ids)
         return nats.double().mean().item()
 
     def gate_loss(self, weights: Tensor, ids: Tensor) -> Tensor:
-        """L_LM on `ids` (B, T), with a gradient for the layer `weights` (L,) of `gated` alone: `lm_loss`, computed for
-        a few blocks of the batch at a time, side by side on a CPU, recorded on a GPU."""
+        """L_LM on `ids` (B, T), a scalar, inside `gated`, with a gradient for its layer `weights` (L,) alone. It is
+        `lm_loss`, computed faster: the batch is split over the cores of a CPU, or the pass recorded on a GPU."""
         wide = parallel.lanes(self.device, len(ids))
 
         def part(blocks: Tensor) -> Tensor:
-            """These blocks' part of the loss and of its gradient, in one tensor (1 + L,)."""
+            """What these blocks add to the loss and to its gradient, in one tensor (1 + L,)."""
             with torch.enable_grad():
                 loss = self._lm_loss(blocks)
                 (gradient,) = torch.autograd.grad(loss, weights)
@@ -104,7 +109,7 @@ class Passes:
         return whole[0] + (difference * whole[1:].view_as(weights)).sum()
 
     def _replay(self, known: list[object], part: Callable[[Tensor], Tensor]) -> cuda_graphs.Recorded:
-        """`part`, recorded once for all calls that have the same objects `known`."""
+        """`part` as a recording, which is made once and holds as long as the objects in `known` are the same."""
         if self._recorded is None or [id(x) for x in self._recorded[0]] != [id(x) for x in known]:
             self._recorded = known, cuda_graphs.Recorded(part, self.model)
         return self._recorded[1]
@@ -112,13 +117,15 @@ class Passes:
     def taught_loss(
         self, ids: Tensor, share: float, joins: Callable[[], dict[int, Tensor]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """L_LM on `ids` (B, T), without a gradient, and (1 - share) L_LM + share distance(teacher, model).
+        """Two scalars of a pass over `ids` (B, T): L_LM without a gradient, and with one the loss to minimise,
+        (1 - share) L_LM + share distance(teacher, model).
 
         Args:
-            share: 0 to 1; above 0 there has to be a teacher.
-            joins: gives, after this model's forward pass, its hidden states (B, T, D) between layers: by layer of the
-                dense model what enters it, under L what leaves the last. The distance is then their mean relative
-                distance from the teacher's; without it, KL(teacher, model) in nats a predicted token.
+            share: 0 to 1; 0, or no teacher, leaves L_LM alone.
+            joins: None for the distance KL(teacher, model), in nats a predicted token. Otherwise it is called after
+                this model's pass, and returns some of its hidden states (B, T, D), each by the layer of the dense model
+                that it enters, or by L for what leaves the last; the distance is their mean relative distance from the
+                teacher's.
         """
         if not share or self.teacher is None:
             lm = self.lm_loss(ids)
@@ -153,14 +160,14 @@ class Passes:
 
     @contextlib.contextmanager
     def learning(self, parameters: Collection[nn.Parameter]) -> Iterator[None]:
-        """Only `parameters` of the model learn inside."""
+        """Inside, only `parameters` of the model learn; on exit all gradients are gone."""
         with training.learning(self.model, parameters):
             yield
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
-        """For steps inside, as the config asks: layers and the loss are compiled where there is a GPU, and layers are
-        computed a second time on the way back."""
+        """Open this around training steps. As the config says, layers and the loss are compiled on a GPU (`fuse`), and
+        layers are computed once more in the backward pass instead of being kept (`recompute`)."""
         with contextlib.ExitStack() as contexts:
             if self.config.fuse and self.device.type == "cuda":
                 contexts.callback(setattr, self, "_slopes", head_loss.slopes)
@@ -172,7 +179,7 @@ class Passes:
 
     @contextlib.contextmanager
     def _opened(self, context: AbstractContextManager[Opened]) -> Iterator[Opened]:
-        """`context`, which changes what a pass does: what is recorded inside ends with it."""
+        """Open `context`, which changes what a pass does, so that a recording made inside is not used after it."""
         mark = object()
         with context as value:
             self._open.append(mark)
@@ -184,8 +191,8 @@ class Passes:
                     self._recorded = None
 
     def lanes(self, batch_blocks: int) -> list[Passes]:
-        """This model as several over the same values, whose passes may go side by side for a batch of `batch_blocks`.
-        Each has gradients of its own, which `gather` adds up. `[self]` where one pass at a time is best."""
+        """This model as several over the same weights, so that parts of a batch of `batch_blocks` can pass side by
+        side. Each has gradients of its own, which `gather` adds up. `[self]` where one pass at a time is best."""
         wide = parallel.lanes(self.device, batch_blocks)
         return [self._lane() for _ in range(wide)] if wide > 1 else [self]
 
@@ -196,5 +203,5 @@ class Passes:
         return twin
 
     def gather(self, lanes: Sequence[Passes]) -> None:
-        """Add the gradients of `lanes` to this model's."""
+        """Add the gradients of `lanes` to this model's, and drop them there."""
         replicas.gather(self.stack, [lane.stack for lane in lanes])

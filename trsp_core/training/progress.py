@@ -1,25 +1,28 @@
-"""What of a run that broke off need not be done again."""
+"""How far a run that broke off has come."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-STEP, ROUND = "step", "round"  # entries of the metadata of what a run leaves to resume from
+STEP, ROUND = "step", "round"  # entries in the metadata of the files that a run resumes from
 
 
 @dataclass(frozen=True)
 class Past:
-    """What need not be done again.
+    """How far a run that broke off has come, and so what need not be done again. The default is a run that begins.
 
     Attributes:
-        next_event: number of the first event that is to be told; 0 begins anew.
-        done: names of the phases before it; all of them are complete, but for the transfer that `step` is in.
-        choices: P as it was after each cycle's choice.
-        removed: `LayersRemoved` is told.
-        step: steps of stage 2 that `checkpoint` holds the weights after; 0 where the weights are those of the model.
-        round: rounds of stage 1 that `rounds` holds the layer weights after, in the choice that broke off; 0 where that
-            is to be made anew.
+        next_event: number of the first event that has not been told; 0 for a run that begins.
+        done: names of the phases that were begun before it. All of them are complete, but for the transfer that `step`
+            is in.
+        choices: P after each cycle's choice.
+        removed: whether `LayersRemoved` has been told.
+        step: how many steps of stage 2 the weights in `checkpoint` have behind them; 0 without such a file.
+        checkpoint: the file of stage 2; None where there is none.
+        round: how many rounds of stage 1 the layer weights in `rounds` have behind them, in the choice that broke off;
+            0 where that choice is made anew.
+        rounds: the file of stage 1; None where there is none.
     """
 
     next_event: int = 0

@@ -1,5 +1,5 @@
-"""How stage 2 takes its steps. `PlainTrainer` does it as it is written; `Trainer` takes the same steps in less time and
-memory, and a test holds the two equal."""
+"""Takes the steps of stage 2. `PlainTrainer` takes them as the equation is written; `Trainer` takes the same steps in
+less time and memory, and a test holds the two equal."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trsp_core.training.passes import Passes, Taps
 
 @dataclass(frozen=True)
 class Terms:
-    """What is minimised, term by term, of one pass; each a scalar.
+    """What stage 2 minimises, term by term, from one pass; all are scalars.
 
     Attributes:
         lm: L_LM, without a gradient.
-        loss: L_LM, or what replaces it where a teacher is distilled.
-        penalties: R of each chosen layer, by layer.
-        gaps: the relative gap of each chosen layer, without a gradient; for the record.
+        loss: L_LM, or what takes its place where a teacher is distilled.
+        penalties: R of each penalised layer, by its number.
+        gaps: the relative gap of each penalised layer, without a gradient; for the record.
     """
 
     lm: Tensor
@@ -37,11 +37,11 @@ class Terms:
 
     @property
     def penalty(self) -> Tensor:
-        """The sum over chosen layers."""
+        """The sum of the penalties; 0 without any."""
         return torch.stack([*self.penalties.values()]).sum() if self.penalties else self.loss.new_zeros(())
 
     def record(self) -> Tensor:
-        """L_LM, the penalty and the K gaps, (2 + K,)."""
+        """L_LM, the sum of penalties and the K gaps, in one tensor (2 + K,) without a gradient."""
         return torch.stack([self.lm, self.penalty.detach(), *self.gaps])
 
 
@@ -49,24 +49,25 @@ Objective = Callable[[Passes, Taps, Tensor], Terms]
 
 
 class PlainTrainer:
-    """AdamW on  loss + lambda_2 * sum of penalties:  one pass, one way back, one step. A context manager.
+    """Minimises  loss + lambda_2 * sum of penalties  with AdamW: a step is one forward pass, one backward pass, one
+    step of the optimiser. A context manager; on exit only the values of the weights have changed.
 
     Args:
-        objective: the terms, of a pass over token ids (B, T), with the taps that this pass has filled.
-        tapped: layers whose X_in and X_out the objective reads.
-        chosen: the layers that are penalised, and faded out where `config.anneal` says so.
+        objective: makes a pass over token ids (B, T), which fills the taps, and returns its terms.
+        tapped: layers whose X_in and X_out the objective reads from the taps.
+        chosen: the layers that are penalised and, where `config.anneal` is above 0, faded out.
 
     Attributes:
-        optimizer: AdamW; a group's `base` is its rate before the schedule.
-        lambda_2: the penalty's factor in this step.
-        record: L_LM, the penalty and the K gaps of the last step.
+        optimizer: AdamW; `base` of a parameter group is its learning rate before the schedule.
+        lambda_2: the factor of the penalties in the next step.
+        record: L_LM, the sum of penalties and the K gaps of the last pass.
     """
 
     def __init__(self, passes: Passes, config: RunConfig, objective: Objective, tapped: list[int], chosen: list[int]):
         self.passes, self.config, self.objective, self.chosen = passes, config, objective, chosen
         self.lambda_2, self.record = 0.0, []
         self._tapped, self._gate = tapped, torch.ones(passes.n_layers, device=passes.device)
-        self._temporary = False  # adapters that are merged when all is done
+        self._temporary = False  # whether the adapters are this trainer's own, and merged at its end
 
     def __enter__(self) -> PlainTrainer:
         with contextlib.ExitStack() as self._contexts:
@@ -78,7 +79,7 @@ class PlainTrainer:
         stack, config = self.passes.stack, self.config
         weights = list(self.passes.model.parameters())
         if config.adapter_rank:
-            weights = lora.learnable(stack)  # of packed weights, which outlive stage 2
+            weights = lora.learnable(stack)  # those on packed weights are there already, and outlive stage 2
             self._temporary = not weights
             weights = weights or self._contexts.enter_context(lora.adapted(stack, config.adapter_rank, config.seed))
         outputs = {id(p) for i in self.chosen for p in stack.outputs(i)}
@@ -97,18 +98,20 @@ class PlainTrainer:
                 lora.merge(self.passes.stack)
 
     def pace(self, lambda_2: float, rate: float) -> None:
-        """What the next step's penalties and learning rates are multiplied by."""
+        """Set the factors of the next step: `lambda_2` of the penalties, and `rate` of the learning rates."""
         self.lambda_2 = lambda_2
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * rate
 
     def fade(self, layers: list[int], opening: float) -> None:
-        """How far the gates of `layers` stand open in the next step; those of other chosen layers are shut."""
+        """Set the gates of `layers` for the next step to `opening`, 1 for open and 0 for shut; other chosen layers get
+        0."""
         self._gate[self.chosen] = 0.0
         self._gate[layers] = opening
 
     def loss(self, ids: Tensor) -> Tensor:
-        """What a step minimises, of a batch (B, T); its gradient is computed by whoever calls `backward` on it."""
+        """What a step minimises on a batch (B, T), a scalar; whoever calls `backward` on it computes the gradients.
+        Under `penalty_reach` "local" the gradients of the penalties are there already, and not in its graph."""
         self._taps.clear()
         terms = self.objective(self.passes, self._taps, ids)
         self.record = terms.record().tolist()
@@ -116,7 +119,7 @@ class PlainTrainer:
             return terms.loss + self.lambda_2 * terms.penalty
         for layer, penalty in terms.penalties.items():
             torch.autograd.backward(self.lambda_2 * penalty, inputs=own_weights(self.passes, layer), retain_graph=True)
-        return terms.loss + 0.0 * terms.penalty.detach()  # a penalty that is no number shows
+        return terms.loss + 0.0 * terms.penalty.detach()  # so that a penalty that is not a number shows in the loss
 
     def _optimizer(self, groups: list[dict[str, Any]], rate: float) -> Any:
         return torch.optim.AdamW(groups, rate, weight_decay=0.0)
@@ -128,17 +131,17 @@ class PlainTrainer:
 
 
 def own_weights(passes: Passes, layer: int) -> list[nn.Parameter]:
-    """The parameters of a layer that learn."""
+    """The parameters of layer `layer` that learn."""
     return [p for p in passes.stack.layers[layer].parameters() if p.requires_grad]
 
 
 class Trainer(PlainTrainer):
-    """The same steps, faster and in less memory.
+    """Takes the steps of `PlainTrainer` in less time and memory.
 
-    - A parameter is stepped as soon as its gradient is whole (`optimizer_in_backward`): a quarter less memory.
-    - Adapters' gradients are small enough to add up, so a batch is split over the cores, a few blocks in each pass.
-    - Layers whose gate is shut are skipped: what follows the fade runs without them, and their weights, which nothing
-      reads any more, stay.
+    - Each parameter is stepped as soon as its gradient is whole (`optimizer_in_backward`): a quarter less memory.
+    - With adapters, whose gradients are small, a batch is split over the cores, and passes a few blocks at a time.
+    - Once the gates of the chosen layers are shut, these layers are skipped. Their weights, which nothing reads any
+      more, stay as they are from then on.
     - On a GPU the pass is recorded once and replayed (`cuda_graphs`).
     """
 
@@ -158,7 +161,7 @@ class Trainer(PlainTrainer):
             self._pass = self._recorded()
 
     def loss(self, ids: Tensor) -> Tensor:
-        """The value of what a step minimises, of a batch (B, T), without a graph: the backward pass has run."""
+        """The value of what a step minimises on a batch (B, T), without a graph: the backward pass has run already."""
         value, *self.record = self._pass(ids).tolist()
         for taps in self._taps_of.values():
             taps.clear()
@@ -170,8 +173,8 @@ class Trainer(PlainTrainer):
     def _open(self, weights: list[nn.Parameter]) -> None:
         config, passes = self.config, self.passes
         self._learning_weights, self._lambda_2, self._shut = weights, torch.zeros((), device=passes.device), False
-        # Each lane has gradients of its own: too much memory for all weights. And a sum over tokens is not the mean of
-        # the sums over parts of a batch.
+        # Each lane has gradients of its own: with all weights that would be too much memory. And a penalty that is
+        # summed over tokens is not the mean of such sums over parts of a batch.
         splits = bool(config.adapter_rank) and config.penalty != "sum"
         self._lanes: Sequence[Passes] = passes.lanes(config.batch_blocks) if splits else [passes]
         narrow = len(self._lanes) > 1 and not quantization.is_packed(passes.model)
@@ -183,13 +186,13 @@ class Trainer(PlainTrainer):
             self._contexts.enter_context(lane.stepping())
         self._contexts.enter_context(self.optimizer.stepping())
         self._pass = self._recorded()
-        self._contexts.callback(lambda: delattr(self, "_pass"))  # what is recorded ends here, and its memory
+        self._contexts.callback(lambda: delattr(self, "_pass"))  # frees the memory of the recording
 
     def _recorded(self) -> cuda_graphs.Recorded:
         return cuda_graphs.Recorded(self._all_blocks, self.passes.model, self._learning_weights)
 
     def _all_blocks(self, ids: Tensor) -> Tensor:
-        """Loss and record of a batch (B, T), (3 + K,); gradients have gone back."""
+        """Loss and record of a batch (B, T), in one tensor (3 + K,), after its backward pass."""
         chunks = zip(self._lanes, ids.chunk(len(self._lanes)), strict=False)
         tasks = [functools.partial(self._lane_blocks, lane, blocks, len(ids)) for lane, blocks in chunks]
         parts = parallel.run(tasks, self.passes.device)
@@ -201,13 +204,14 @@ class Trainer(PlainTrainer):
         return torch.stack(parts).sum(0)
 
     def _few_blocks(self, lane: Passes, ids: Tensor, share: float) -> Tensor:
-        """`share` of the batch, there and back."""
+        """A forward and backward pass over `ids`, which are `share` of the batch; returns that share of loss and
+        record, (3 + K,)."""
         with torch.enable_grad():
             taps = self._taps_of[lane]
             taps.clear()
             terms = self.objective(lane, taps, ids)
             loss = self._with_penalties(lane, terms, share)
-            if loss.is_cuda or torch.isfinite(loss):  # else nothing is stepped on it; to ask a GPU is to wait for it
+            if loss.is_cuda or torch.isfinite(loss):  # else nothing may be stepped; asking a GPU means to wait for it
                 (share * loss).backward()
             return share * torch.cat([loss.detach().view(1), terms.record()]).double()
 
