@@ -1,7 +1,8 @@
-"""Hidden states of a text on its way through a model, for any set of removed layers, each computed once.
+"""Keeps the hidden states of a text on its way through a model, so that none is computed twice, whatever layers are
+removed.
 
-The state that enters layer i depends on the removed layers below i alone. So it is kept under (i, removed below i), and
-a new set starts at the highest layer whose state is there.
+The state that enters layer i depends on the removed layers below i alone. So it is kept under the key (i, removed
+layers below i), and a pass for another set of removed layers starts at the highest layer whose state is there.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ Key = tuple[int, frozenset[int]]
 
 
 def key(layer: int, removed: frozenset[int]) -> Key:
+    """The key of the state that enters `layer` when `removed` are gone."""
     return layer, frozenset(r for r in removed if r < layer)
 
 
 class States:
-    """The states of one text.
+    """The hidden states of one text.
 
     Args:
         ids: (B, T) token ids, on the model's device.
-        wanted: whether a state is kept, by its key.
+        wanted: called with a key; says whether its state is to be kept.
 
     Attributes:
-        by_key: hidden states (B, T, D) by key, least used first.
+        by_key: the hidden states (B, T, D) by key, the one that was used longest ago first.
     """
 
     def __init__(self, ids: Tensor, wanted: Callable[[Key], bool] = lambda key: True):
@@ -38,12 +40,16 @@ class States:
         self.by_key: OrderedDict[Key, Tensor] = OrderedDict()
 
     def start(self, removed: frozenset[int], n_layers: int) -> int:
-        """The highest layer whose entering state for this set is kept, L for what leaves the last; 0 where none is."""
+        """The highest layer whose entering state without `removed` is kept; L if it is what leaves the last layer, 0 if
+        none is kept."""
         return next((i for i in range(n_layers, 0, -1) if key(i, removed) in self.by_key), 0)
 
     def climb(self, stack: Stack, removed: frozenset[int]) -> tuple[Tensor, int]:
-        """What the model without `removed` puts out for all of the text, as it is when its head is not withheld
-        (B, T, V), and how many layers were computed for that. States on the way are kept."""
+        """What the model without `removed` puts out for the text, and how many layers were computed for that. States on
+        the way are kept.
+
+        The output is (B, T, V), logits; (B, T, D), hidden states, where the head is `head_loss.withheld`.
+        """
         n_layers = len(stack.layers)
         first = self.start(removed, n_layers)
         instead: dict[int, Tensor] = {}
@@ -60,11 +66,13 @@ class States:
         return states, len(set(running) - removed)
 
     def bound(self, most: int) -> None:
-        """Forget those least used, but never the dense model's, until no more than `most` are kept."""
+        """Forget states, those that were used longest ago first, until no more than `most` are kept. Those of the dense
+        model always stay, so `most` has to leave room for them."""
         while len(self.by_key) > most:
             del self.by_key[next(k for k in self.by_key if k[1])]
 
     def forget(self, gone: Callable[[Key], bool]) -> None:
+        """Forget each state for whose key `gone` is true."""
         for one in [k for k in self.by_key if gone(k)]:
             del self.by_key[one]
 

@@ -1,4 +1,4 @@
-"""A layer's pass made cheaper: recomputed in memory, fused, compiled."""
+"""Makes the passes of layers cheaper: in memory by computing again, in time by compiling."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trsp_core.surgery.stack import Stack
 
 @contextlib.contextmanager
 def recomputed(stack: Stack) -> Iterator[None]:
-    """On the way back each layer is computed once more from its input, so that nothing inside it has to be kept
-    (gradient checkpointing, arXiv:1604.06174). Gates and taps see what they always see."""
+    """Inside, a backward pass computes each layer once more from its input, so that nothing inside the layer is kept
+    from the forward pass (gradient checkpointing, arXiv:1604.06174). Gates and taps see what they always see."""
 
     def make(forward: Any) -> Any:
         def again(*args: Any, **kwargs: Any) -> Any:
@@ -31,8 +31,8 @@ def recomputed(stack: Stack) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
-    """Each layer is compiled for passes with gradients: on a GPU its small kernels become few. Gates and taps see what
-    they always see; other passes, whose shapes vary, are as before.
+    """Inside, each layer is compiled for passes with gradients: on a GPU its many small kernels become few. Passes
+    without gradients, whose shapes vary, run as before. Gates and taps see what they always see.
 
     Args:
         backend: of torch.compile.
@@ -46,19 +46,22 @@ def fused(stack: Stack, backend: str = "inductor") -> Iterator[None]:
         fast = compiled(forward, backend)
         return lambda *args, **kwargs: (fast if torch.is_grad_enabled() else forward)(*args, **kwargs)
 
-    keeps = compiling.patch(donated_buffer=False)  # some pass back goes over its tables twice
+    keeps = compiling.patch(donated_buffer=False)  # some backward passes read what the forward pass kept twice
     with keeps, forwarding({layer: make(layer.forward) for layer in stack.layers}):
         try:
             yield
         finally:
-            torch.compiler.reset()  # torch compiles a function for few cases; those of the next stage are others
+            torch.compiler.reset()  # torch compiles a function for a few shapes only; the next stage has others
 
 
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
-    """`function` by torch.compile, for one shape after the other.
+    """`function`, compiled by torch.compile, for each shape anew.
+
+    Args:
+        backend: of torch.compile.
 
     Raises:
-        TrspError: when it is called, where torch cannot compile it.
+        TrspError: when the result is called, where torch cannot compile it.
     """
     from torch._dynamo.exc import TorchDynamoException
 

@@ -1,7 +1,7 @@
-"""Passes as CUDA graphs: what a GPU is asked for is recorded once, and asked for again in one piece.
+"""Records passes as CUDA graphs: the kernels that a pass asks of a GPU are recorded once, then asked for in one piece.
 
-A step is some thousand small kernels, and unless the model is large Python takes longer to ask for them than the GPU to
-run them.
+A training step is some thousand small kernels. Unless the model is large, Python takes longer to ask for them than the
+GPU takes to run them.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 
 from trsp_core.errors import TrspError
 
-WAITS = "called a synchronizing CUDA operation"  # torch's words
-COMPILES = "_inductor"  # where that is done once, before anything is recorded
+WAITS = "called a synchronizing CUDA operation"  # torch's warning, when Python waits for the GPU
+COMPILES = "_inductor"  # in the paths of files that do so once, while they compile, and not in the recording
 
 
 class Recorded:
-    """`work`, a function of token ids (B, T) that gives a tensor: on a GPU recorded at its second call and replayed
-    from then on, elsewhere called as it is.
+    """A function of token ids that on a GPU is recorded at its second call, and replayed from then on. Elsewhere, for
+    batches of another shape, and where recording fails, it is called as it is.
 
-    What else `work` reads has to be tensors that change in place, and what it does in Python alone happens no more once
-    it is recorded. Batches of another shape are not replayed, and what cannot be recorded (it waits for the GPU, or
-    there is no memory for a second copy of its tables) is not either.
+    Whatever else `work` reads has to be tensors that change in place; what it does in Python alone no longer happens
+    once it is recorded. Recording fails if `work` waits for the GPU, or if memory for its tensors is short.
 
     Args:
-        model: what it passes through; one that is spread over several devices is not recorded.
-        learns: parameters whose `grad`, None before, it leaves behind.
+        work: takes token ids (B, T), returns a tensor.
+        model: the model that it passes through; one on several devices is not recorded.
+        learns: the parameters whose `grad` is None before `work`, and set by it.
 
     Attributes:
         graph: the recording; None while there is none.
-        refusal: why it is not recorded; "" where it is, or was not tried.
-        spoiled: why nothing is recorded any more in this process: after a recording that failed torch gives no memory
-            back.
+        refusal: why it is not recorded; "" where it is, or has not been tried yet.
+        spoiled: why nothing more is recorded in this process: once a recording has failed, torch does not give its
+            memory back; "" before.
     """
 
     spoiled = ""
@@ -69,8 +69,8 @@ class Recorded:
         return self._output.clone()
 
     def _beside(self, ids: Tensor) -> Tensor:
-        """The work itself, on a stream beside the usual one: what the libraries set up at first is not recorded. Looks
-        whether it waits for the GPU."""
+        """Call `work` once on a stream of its own, so that what libraries set up at a first call is not recorded, and
+        see whether it waits for the GPU; then `refusal` says where."""
         stream, mode = torch.cuda.Stream(ids.device), torch.cuda.get_sync_debug_mode()
         self._stream = stream
         stream.wait_stream(torch.cuda.current_stream(ids.device))
@@ -91,7 +91,8 @@ class Recorded:
         return result
 
     def _record(self, ids: Tensor) -> bool:
-        """Whether it could be recorded; if not, all is as before."""
+        """Record `work` for batches like `ids`, and return whether that succeeded. If not, `refusal` says why, and all
+        is as before."""
         stream, self._ids = torch.cuda.current_stream(ids.device), ids.clone()
         try:
             self.graph = self._recording()
@@ -102,8 +103,8 @@ class Recorded:
             self._grads = []
             for parameter in self._learns:
                 parameter.grad = None
-            torch.cuda.set_stream(stream)  # torch leaves it at the recording's,
-            with torch.cuda.graph(torch.cuda.CUDAGraph()):  # and random numbers waiting for the end of one
+            torch.cuda.set_stream(stream)  # torch has left the recording's stream current;
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):  # and random numbers wait until some recording ends
                 ids.clone()
             gc.collect()
             torch.cuda.empty_cache()
@@ -118,8 +119,9 @@ class Recorded:
 
 @contextlib.contextmanager
 def one_sequence_a_block() -> Iterator[None]:
-    """transformers asks of each pass whether several texts are packed into a sequence, which means to wait for the GPU;
-    while it is recorded it takes that for granted, and other kernels. In a block there is one, so its answer is None.
+    """Inside, transformers takes it that each block holds one text, which is so here. Otherwise it looks at each pass
+    whether several are packed into a sequence, which waits for the GPU; or, in a recording, assumes that they are, and
+    chooses other kernels.
     """
     from transformers import masking_utils
 

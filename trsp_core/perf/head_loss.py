@@ -1,7 +1,7 @@
-"""The loss of a text and its divergence from a reference, without ever holding all its logits.
+"""Computes the loss of a text, and its divergence from another model, without ever holding all logits.
 
-The last projection is taken in slices of the vocabulary: a slice is small enough to be read again while it is near.
-Where a model does more than project (scale or cap its logits), its own logits are used whole.
+On a CPU the head's projection is computed in slices of the vocabulary, each small enough to be read again while it is
+in the cache. Where a model does more than project (scale or cap its logits), its own logits are used whole.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SLICE = 1024  # tokens of the vocabulary at once, on a CPU
-ROWS = 256  # rows of logits (a row a predicted token) that are held at once while a gradient is taken, on a CPU
-READ = 512  # and where a slice of them at a time will do
-ROOM = 2**29  # bytes of logits that are held at once elsewhere
+ROWS = 256  # rows of logits, one a predicted token, that are held at once where gradients need them whole, on a CPU
+READ = 512  # rows at once where a slice of them at a time will do, on a CPU
+ROOM = 2**29  # bytes of logits that are held at once, on a GPU
 _plain_heads: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:
-    """The model's last projection, where it is a plain one."""
+    """The model's head, if it is an ordinary linear layer; else None."""
     outer: Any = model
     head = outer.get_output_embeddings()
     return head if type(head) is nn.Linear else None
@@ -34,7 +34,8 @@ def head_of(model: nn.Module) -> nn.Linear | None:
 
 @contextlib.contextmanager
 def listening(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that gets what the head is given, (B, T, D); empty where there is no plain head."""
+    """A list to which each pass inside adds what the head is given, (B, T, D); it stays empty where `head_of` is
+    None."""
     states: list[Tensor] = []
     head = head_of(model)
     hook = head.register_forward_pre_hook(lambda _, args: states.append(args[0])) if head is not None else None
@@ -47,7 +48,8 @@ def listening(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def withheld(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The head hands on what it is given inside, (B, T, D), which a list gets as well."""
+    """Inside, the head returns what it is given, (B, T, D), in place of logits; each pass adds that to the list, too.
+    The model has to have a `head_of`."""
     states: list[Tensor] = []
     head = head_of(model)
     assert head is not None
@@ -64,10 +66,10 @@ def withheld(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def projects(model: nn.Module, ids: Tensor) -> bool:
-    """Whether the model's logits are its head's projection and nothing else, by a pass over `ids` (B, T); asked once
-    of each model."""
+    """Whether the model's logits are its head's projection and nothing else. A pass over `ids` (B, T) tells, once for
+    each model."""
     head = head_of(model)
-    if head is None or "forward" in vars(head):  # somebody moves its weights about
+    if head is None or "forward" in vars(head):  # another library has put its own forward there
         return False
     if model not in _plain_heads:
         with torch.no_grad(), listening(model) as head_inputs:
@@ -76,20 +78,23 @@ def projects(model: nn.Module, ids: Tensor) -> bool:
     return _plain_heads[model]
 
 
-Slopes = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor, Tensor]]
+Slopes = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor, Tensor]]  # the type of `slopes`
 
 
 def taught(
     model: nn.Module, ids: Tensor, teacher: nn.Module | None = None, share: float = 0.0, how: Slopes | None = None
 ) -> list[Tensor]:
-    """Mean nats per predicted token of `ids` (B, T), which has no gradient, and (1 - share) of that +
-    share KL(teacher, model), whose gradient is worked out on the way: no more than ROWS rows of logits are ever held.
+    """Two scalars for `ids` (B, T), in nats a predicted token: the mean loss, without a gradient, and with one
+    (1 - share) * loss + share * KL(teacher, model). The gradient is computed with the loss, so that few rows of logits
+    are held at a time.
 
-    For models whose logits are a plain projection (`projects`), and whose heads are `withheld`. Elsewhere, and in
-    tests, what this stands for is `lab.next_token_loss(model(ids).logits, ids).mean()`, equal within rounding.
+    For models whose logits are a plain projection (`projects`) and whose heads are `withheld`. The plain form, equal
+    within rounding, is `losses.next_token_loss(model(ids).logits, ids).mean()`.
 
     Args:
-        how: `slopes`, as it is or compiled; used where logits are taken whole.
+        teacher: None for the loss alone.
+        share: 0 to 1; without a teacher it has no effect.
+        how: `slopes` or its compiled form, for devices on which logits are taken whole; None for `slopes`.
     """
     states, head = _before_head(model, ids)
     says = None
@@ -107,13 +112,13 @@ def taught(
 
 
 def nats(model: nn.Module, ids: Tensor) -> Tensor:
-    """Nats of each predicted token (B, T - 1) of `ids` (B, T), by a model whose head is `withheld`, without gradients:
-    `lab.next_token_loss` with a slice of logits at a time."""
+    """The loss of each predicted token, in nats, (B, T - 1), for `ids` (B, T) and a model whose head is `withheld`. It
+    is `losses.next_token_loss` with a slice of logits at a time, without gradients."""
     return nats_given(model, model(input_ids=ids, use_cache=False).logits, ids)
 
 
 def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
-    """`nats` from what the head is given (B, T, D)."""
+    """As `nats`, but from `states` (B, T, D), what the model's head is given for `ids` (B, T)."""
     head, nats = head_of(model), []
     assert head is not None
     rows, targets = states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
@@ -128,8 +133,13 @@ def nats_given(model: nn.Module, states: Tensor, ids: Tensor) -> Tensor:
 
 
 class Bound:
-    """The mean nats of `ids` (B, T) from below, given what the head is (B, T, D): over some tokens of the vocabulary
-    alone it is too low, since fewer exponentials are summed, and rises as `read` adds more. Over all it is the loss."""
+    """A lower bound of a text's mean loss, which rises with each part of the vocabulary that `read` adds: over a part,
+    fewer exponentials are summed. Over the whole vocabulary it is the loss.
+
+    Args:
+        states: what the model's head is given, (B, T, D).
+        ids: the text, (B, T).
+    """
 
     def __init__(self, model: nn.Module, states: Tensor, ids: Tensor):
         head = head_of(model)
@@ -139,19 +149,23 @@ class Bound:
         self._norms = torch.full_like(self._wanted, -torch.inf)
 
     def read(self, tokens: Tensor) -> None:
-        """Add `tokens` (N,) of the vocabulary, each of them once."""
+        """Take `tokens` (N,) of the vocabulary into the sum. Each may be added only once."""
         for some in tokens.split(_size(self._weight, 0)):
             logits = F.linear(self._rows, self._weight[some], None if self._bias is None else self._bias[some])
             self._norms = torch.logaddexp(self._norms, logits.float().logsumexp(-1))
 
     @property
     def nats(self) -> float:
+        """The bound so far, in nats a predicted token."""
         return (self._norms - self._wanted).double().mean().item()
 
 
 def likeliest(model: nn.Module, states: Tensor) -> Tensor:
-    """All V tokens of the vocabulary, those first that get the most of exp(logit) in sum, given what the head is
-    (B, T, D)."""
+    """All V tokens of the vocabulary, (V,), those first whose exp(logit) is largest, summed over all positions.
+
+    Args:
+        states: what the model's head is given, (B, T, D).
+    """
     head = head_of(model)
     assert head is not None
     sums = [part.logsumexp(0) for part in _logits(states.flatten(0, 1), head.weight, head.bias)]
@@ -159,16 +173,21 @@ def likeliest(model: nn.Module, states: Tensor) -> Tensor:
 
 
 def _before_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, nn.Linear]:
-    """What the withheld head is given at all positions but each block's last, (B * (T - 1), D), and the head."""
+    """What the withheld head is given for `ids` (B, T) at every position but each block's last, (B * (T - 1), D); and
+    the head."""
     head = head_of(model)
     assert head is not None
     return model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1), head
 
 
 class _Streamed(torch.autograd.Function):
-    """Mean nats of targets (N,) given states (N, D) before a frozen head. The way of flash attention
-    (arXiv:2205.14135), with the vocabulary for keys: what is read of a slice of logits, the sum of their exponentials
-    and the mean row of weights under them, is kept relative to the largest so far."""
+    """The mean loss of targets (N,), in nats, from states (N, D) before a frozen head, whose gradient goes to the
+    states.
+
+    Computed as in flash attention (arXiv:2205.14135), with the vocabulary in place of the keys. Slice by slice of the
+    logits, two sums are kept, relative to the largest logit so far: of their exponentials, and of the head's rows
+    weighted by them.
+    """
 
     @staticmethod
     def forward(ctx: Any, states, weight, bias, targets):  # type: ignore[override]
@@ -194,8 +213,11 @@ class _Streamed(torch.autograd.Function):
 
 
 class _Taught(torch.autograd.Function):
-    """The losses of `taught` from states (N, D), the head's weight (V, D) and bias (V,) or None, targets (N,), and
-    what the teacher says at some rows: its log-probabilities."""
+    """The two losses of `taught`, slice by slice.
+
+    Takes states (N, D), the head's weight (V, D) and bias (V,) or None, targets (N,), the teacher's share, and `says`:
+    None, or a function that gives the teacher's log-probabilities at a slice of rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, states, weight, bias, targets, share, says):  # type: ignore[override]
@@ -210,7 +232,7 @@ class _Taught(torch.autograd.Function):
             norm = torch.stack(norms).logsumexp(0).unsqueeze(1)
             lm = lm + (norm - logits.gather(1, wanted)).double().sum()
             begin = 0
-            for part in logits.split(SLICE, dim=-1):  # of the loss's slope by the logits: probabilities less the wanted
+            for part in logits.split(SLICE, dim=-1):  # becomes the loss's slope: probabilities, less 1 at the target
                 here, index = slice(begin, begin + part.shape[1]), wanted - begin
                 begin = here.stop
                 part.sub_(norm)
@@ -233,7 +255,7 @@ class _Taught(torch.autograd.Function):
 
 
 class _Whole(torch.autograd.Function):
-    """`_Taught` where logits are best taken whole, with `slopes` or what was compiled from it."""
+    """As `_Taught`, for devices on which logits are best taken whole; `slopes`, or its compiled form, comes last."""
 
     @staticmethod
     def forward(ctx: Any, states, weight, bias, targets, share, says, slopes):  # type: ignore[override]
@@ -256,8 +278,18 @@ class _Whole(torch.autograd.Function):
 
 
 def slopes(logits: Tensor, wanted: Tensor, teacher: Tensor | None, share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits (N, V): nats of the wanted tokens (N,), KL(teacher, model) (N,), and how fast (1 - share) of the one +
-    share of the other rises with each logit (N, V), in their format. `teacher`: its log-probabilities (N, V)."""
+    """The losses at N positions, and the gradient of their sum.
+
+    Args:
+        logits: (N, V).
+        wanted: the tokens that follow, (N,).
+        teacher: its log-probabilities (N, V), or None.
+        share: of the teacher, 0 to 1.
+
+    Returns:
+        The loss of each wanted token in nats, (N,); KL(teacher, model), (N,), 0 without a teacher; and the gradient of
+        (1 - share) * loss + share * KL by the logits, (N, V), in their number format.
+    """
     logs, wanted = logits.log_softmax(-1, dtype=torch.float32), wanted[:, None]
     nats = -logs.gather(1, wanted)
     if teacher is None:
@@ -272,8 +304,8 @@ def slopes(logits: Tensor, wanted: Tensor, teacher: Tensor | None, share: float)
 
 
 def _room_for_gradients(ctx: Any, *inputs: Tensor | None) -> list[Tensor | None]:
-    """For those of states, weight and bias that want one; in float32 for states, since slices add up in it. That of the
-    weight is written before it is read."""
+    """A tensor for the gradient of each of states, weight and bias that needs one, else None. That of the states is in
+    float32, since slices are added up in it; that of the weight is empty, since it is written before it is read."""
     make = (lambda x: torch.zeros_like(x, dtype=torch.float32), torch.empty_like, torch.zeros_like)
     wants = zip(make, inputs, ctx.needs_input_grad, strict=False)
     return [fresh(x) if x is not None and wanted else None for fresh, x, wanted in wants]
@@ -282,8 +314,15 @@ def _room_for_gradients(ctx: Any, *inputs: Tensor | None) -> list[Tensor | None]
 def _add_gradients(
     grads: list[Tensor | None], rows: slice, here: slice, slope: Tensor, states: Tensor, weight: Tensor, n: int
 ) -> None:
-    """Those of states, weight and bias, where they are wanted, from the slope by some rows of logits of a slice of the
-    vocabulary; the loss is the mean over n rows."""
+    """Add to the gradients `grads` of states, weight and bias, as far as they are needed, what a part of the logits
+    contributes.
+
+    Args:
+        rows: the part's rows.
+        here: its slice of the vocabulary.
+        slope: the gradient by these logits, of a sum over rows.
+        n: how many rows the loss is the mean of.
+    """
     if grads[0] is not None:
         grads[0][rows].add_(slope @ weight[here], alpha=1 / n)
     if grads[1] is not None:
@@ -293,7 +332,8 @@ def _add_gradients(
 
 
 def _losses(ctx: Any, states: Tensor, lm: Tensor, kl: Tensor, share: float, n: int) -> tuple[Tensor, Tensor]:
-    """What `_Taught` and `_Whole` return, from sums over n rows."""
+    """What `_Taught` and `_Whole` return, from the sums `lm` and `kl` over n rows: the mean loss, and the loss to
+    minimise."""
     if ctx.grads[0] is not None:
         ctx.grads[0] = ctx.grads[0].to(states.dtype)
     lm, kl = lm.float() / n, kl.float() / n
@@ -303,22 +343,23 @@ def _losses(ctx: Any, states: Tensor, lm: Tensor, kl: Tensor, share: float, n: i
 
 
 def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
-    """Once, and let go of: what comes from a tied embedding is then added in place."""
+    """The gradients that the forward pass has left, times `upstream`. They are handed out once and let go of, so that
+    torch can add to that of a tied embedding in place."""
     grads, ctx.grads = ctx.grads, None
     same = not upstream.is_cuda and upstream.item() == 1.0  # asking a GPU would mean to wait for it
     return [g if g is None or same else g * upstream.to(g.dtype) for g in grads]
 
 
 class DenseLogits:
-    """What a model says at N positions: the probabilities that others are compared with.
+    """The dense model's probabilities at N positions, with which models without some layers are compared.
 
     Args:
-        states: (N, D), what the head was given; None where the head is no plain projection.
+        states: (N, D), what the head was given; None where `head_of` is None.
         logits: (N, V), what the model made of them.
 
     Attributes:
-        plain: the logits are the head's projection and nothing else, so that slices of it will do.
-        dense: `states` where plain, else `logits`: what `compare` takes.
+        plain: whether the logits are the head's projection and nothing else, so that slices of it will do.
+        dense: `states` if `plain`, else `logits`: for `compare` of the dense model with itself.
     """
 
     def __init__(self, model: nn.Module, states: Tensor | None, logits: Tensor):
@@ -334,10 +375,12 @@ class DenseLogits:
             self._p = [part.contiguous() for part in _sliced(p)]
 
     def compare(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Nats of each of the `targets` (N,), and KL from the reference at each position (N,), of a model.
+        """For another model with the same head, at each of the N positions: the loss of the target, (N,), and
+        KL(dense, model), (N,), both in nats.
 
         Args:
-            states: what its head is given (N, D) where `plain`, else its logits (N, V).
+            states: what its head is given (N, D) if `plain`, else its logits (N, V).
+            targets: the tokens that follow, (N,).
         """
         with torch.inference_mode():
             norms, expected = [], torch.zeros(len(targets), device=states.device)
@@ -350,22 +393,26 @@ class DenseLogits:
             return (norm - self._at(states, targets)).double(), (self._p_log_p - expected + norm).double()
 
     def _parts(self, states: Tensor) -> Iterator[Tensor]:
-        """Logits (N, up to SLICE), slice by slice."""
+        """The logits in float32, slice by slice of the vocabulary: (N, up to SLICE) each."""
         if not self.plain or self._head is None:
             yield from (part.float() for part in _sliced(states))
         else:
             yield from _logits(states, self._head.weight, self._head.bias)
 
     def _at(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Logits (N,) of `targets`."""
+        """The logit of each of the `targets`, (N,)."""
         if not self.plain or self._head is None:
             return states.gather(1, targets[:, None]).squeeze(1).float()
         return _logit(states, self._head.weight, self._head.bias, targets)
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | None = None) -> Iterator[Tensor]:
-    """Logits (N, up to SLICE) of states (N, D) in float32, slice by slice. They are left in `room` (N, V); without it
-    each is written over the one before, which is still near."""
+    """The logits of states (N, D) in float32, slice by slice of the vocabulary: (N, up to SLICE) each.
+
+    Args:
+        room: (N, V) in float32, where all are left. None writes each slice over the one before, which is still in the
+            cache: then a slice has to be used before the next is asked for.
+    """
     size = _size(weight, 0)
     parts = zip(weight.split(size), bias.split(size) if bias is not None else itertools.repeat(None), strict=False)
     near = states.new_empty(len(states), size)
@@ -378,12 +425,14 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | 
 
 
 def takes_whole(table: Tensor) -> bool:
-    """Whether a device reads and writes so fast that logits are best taken whole; on a CPU slices stay near."""
+    """Whether logits are best taken whole on the device of `table`: on any but a CPU, where slices stay in the
+    cache."""
     return table.device.type != "cpu"
 
 
 def _rows(states: Tensor, weight: Tensor, near: int) -> int:
-    """How many of states (N, D) are projected by the weight (V, D) at once: `near` on a CPU, elsewhere equal parts."""
+    """How many of states (N, D) go through the weight (V, D) at once: `near` on a CPU; elsewhere so many that their
+    logits take at most `ROOM` bytes, in parts of equal size."""
     if not takes_whole(states):
         return near
     parts = math.ceil(len(states) * 4 * len(weight) / ROOM)
@@ -391,26 +440,29 @@ def _rows(states: Tensor, weight: Tensor, near: int) -> int:
 
 
 def _log_probabilities(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, V) in float32, from states (N, D): two kernels, however narrow the logits."""
+    """Log-probabilities (N, V) in float32 from states (N, D), in two kernels whatever the number format of the
+    logits."""
     return F.linear(states, weight, bias).log_softmax(-1, dtype=torch.float32)
 
 
 def _logit(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Logits (N,) of `targets` (N,) from states (N, D), in float32."""
+    """The logit of each of the `targets` (N,) from states (N, D), (N,) in float32."""
     logit = (states * weight[targets]).sum(-1).float()
     return logit if bias is None else logit + bias[targets].float()
 
 
 def _projects(head: nn.Linear, states: Tensor, logits: Tensor) -> bool:
-    """Whether `logits` (N, V) are the plain projection of `states` (N, D), by some of the rows."""
+    """Whether `logits` (N, V) are the head's projection of `states` (N, D), as far as the first 8 rows tell."""
     rows = min(8, len(states))
     return torch.allclose(F.linear(states[:rows], head.weight, head.bias).float(), logits[:rows].float(), 1e-4, 1e-4)
 
 
 def _sliced(table: Tensor) -> tuple[Tensor, ...]:
+    """`table` (N, V) in slices of the vocabulary."""
     return table.split(_size(table, -1), dim=-1)
 
 
 def _size(table: Tensor, dim: int) -> int:
-    """Tokens of the vocabulary in a slice: on a CPU as many as stay near, elsewhere all."""
+    """How many tokens of the vocabulary, which is dimension `dim` of `table`, are in a slice: SLICE on a CPU, elsewhere
+    all."""
     return table.shape[dim] if takes_whole(table) else SLICE

@@ -1,5 +1,5 @@
-"""AdamW that steps each parameter as soon as its gradient is whole, so that the gradients of a model are never all held
-at once: a quarter less memory in training, and the same numbers."""
+"""An AdamW that steps each parameter within the backward pass, as soon as its gradient is whole. So a model's gradients
+are never all held at once: training takes a quarter less memory, and gives the same numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from torch import Tensor
 
 
 class EagerAdamW:
-    """AdamW without weight decay over parameter groups; `backward` takes the steps. Use it as a context manager.
+    """AdamW without weight decay. While `stepping` is open, backward passes step the large parameters, and `step` the
+    small ones.
 
     Args:
-        together: no parameter is stepped before `step` is called, whatever its size.
+        groups: parameter groups, dicts with `params` and, where it is another than `lr`, `lr`.
+        lr: the learning rate.
+        together: treat all parameters as small ones.
 
     Attributes:
-        param_groups: dicts with `params` and `lr`, which may be changed between steps, before `pace` is called.
+        param_groups: the groups. Their `lr` may be changed between steps; `pace` makes it hold.
     """
 
-    SMALL = 2**16  # numbers; parameters of no more wait for the others and are stepped together, which is faster
+    SMALL = 2**16  # numbers of a parameter, up to which it is stepped together with others, which is faster
     MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, together: bool = False):
@@ -35,7 +38,8 @@ class EagerAdamW:
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
-        """While this lasts, a backward pass updates the parameters that it reaches, and drops their gradients."""
+        """Inside, a backward pass steps the large parameters that it reaches, and drops their gradients. The moments
+        begin at 0."""
         hooks = []
         for group in self.param_groups:
             rate = self._rate(group)
@@ -64,7 +68,8 @@ class EagerAdamW:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Gradients of backward passes in here are kept, and join those of the next pass outside."""
+        """Inside, backward passes step nothing: their gradients are kept, and added to those of the next pass
+        outside."""
         self._held = True
         try:
             yield
@@ -72,7 +77,7 @@ class EagerAdamW:
             self._held = False
 
     def pace(self) -> None:
-        """The groups' rates hold from now on."""
+        """Let the `lr` of each group in `param_groups` hold from now on."""
         rates = set()
         for own, group in self._rates:
             rate = own.param_groups[0]["lr"]
@@ -83,28 +88,31 @@ class EagerAdamW:
                 rate.fill_(group["lr"])
 
     def step(self) -> None:
-        """Step the small parameters: backward took the steps of the others."""
+        """Step the small parameters; the backward pass has stepped the others."""
         for own in self._together:
             own.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the small parameters' gradients, and those that a held pass alone has reached."""
+        """Drop all gradients that are left: those of small parameters, and those that only a `held` pass has
+        reached."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What AdamW remembers of `parameter`, by the names of `MOMENTS`; empty where it does not learn."""
+        """What AdamW remembers of `parameter`, by the names in `MOMENTS`; {} where it does not learn."""
         return dict(self._own[parameter].state[parameter]) if parameter in self._own else {}
 
     def restore(self, parameter: Tensor, moments: dict[str, Tensor]) -> None:
-        """Go on from what `moments` gave once; while stepping. Nothing happens for a parameter that does not learn."""
+        """Set what AdamW remembers of `parameter` to what `moments` once gave; only while `stepping` is open. Nothing
+        happens for a parameter that does not learn."""
         for kind, value in moments.items():
             if parameter in self._own:
                 self._own[parameter].state[parameter][kind].copy_(value)
 
     def _rate(self, group: dict[str, Any]) -> float | Tensor:
-        """On a GPU a tensor, one for the group, which steps that were recorded read (`cuda_graphs`)."""
+        """The learning rate of `group` as AdamW gets it. On a GPU it is a tensor that changes in place, since recorded
+        steps (`cuda_graphs`) read it."""
         device = group["params"][0].device
         return torch.tensor(group["lr"], device=device) if device.type == "cuda" else group["lr"]
 

@@ -1,7 +1,7 @@
-"""Independent passes side by side: each in a thread of its own, with its share of the cores.
+"""Runs independent passes side by side: each in a thread of its own, with its share of the cores.
 
-Passes that share every matrix product among the cores wait for each other some hundred times; side by side they wait
-once, at the end. On two cores two passes take about a sixth less time so (`python -m benchmarks what_if`).
+When all cores share each matrix product of a pass, they wait for each other some hundred times; side by side they wait
+once, at the end. So two passes on two cores take about a sixth less time (`python -m benchmarks what_if`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ Result = TypeVar("Result")
 
 
 def lanes(device: torch.device, tasks: int) -> int:
-    """How many of `tasks` should run at once on `device`."""
+    """How many of `tasks`, a number of passes, should run at once on `device`: on a CPU one a thread, elsewhere one."""
     return min(tasks, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
 def run(tasks: Sequence[Callable[[], Result]], device: torch.device) -> list[Result]:
-    """What each task returns, in order. A task sets its own grad mode (torch keeps that by thread).
+    """Run `tasks`, and return what each of them returns, in order. Each task has to set its gradient mode itself, since
+    torch keeps one for each thread.
 
     Raises:
-        whatever a task raises, after all have ended.
+        The first error among the tasks, once all of them have ended.
     """
     cores, wide = torch.get_num_threads(), lanes(device, len(tasks))
     if wide < 2:

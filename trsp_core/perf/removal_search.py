@@ -1,11 +1,11 @@
-"""The losses of a text without each of some layers, asked round after round as a greedy search does. Nothing is
-computed twice that still holds, and nothing that cannot change the choice; what this stands for is
-`Lab.loss_without`.
+"""Computes the losses of a text without each of some layers, round after round, as a greedy search asks for them. The
+plain form of each is `Lab.loss_without`. Two things make it faster:
 
-1. A state on the way up holds until a layer below it goes (`states`): a candidate shares its way with all others up to
-   its own layer, and from round to round up to the layer that was chosen last.
-2. The loss over a part of the vocabulary is too low, since fewer exponentials are summed. So it is raised part by part,
-   the likeliest tokens first, and only for candidates that are among the lowest still.
+1. No hidden state is computed twice (`activation_cache`). Up to its own layer, a candidate shares its states with all
+   other candidates; up to the layer that was chosen last, with the round before.
+2. A loss is computed only as far as the choice needs it. Over a part of the vocabulary it is too low, since fewer
+   exponentials are summed (`head_loss.Bound`). It is raised part by part, the likeliest tokens first, and only for
+   candidates that are still among the lowest.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from trsp_core.perf.budget import SEARCH_ROOM
 from trsp_core.surgery.stack import Stack
 
 AT_ONCE = 4096  # tokens of the vocabulary that a bound is raised by
-LOWEST = 2  # losses that a choice is told with: the winner's and the runner-up's
+LOWEST = 2  # how many losses have to be exact: the winner's and the runner-up's, which the event of a choice tells
 
 
 class Scorer(Protocol):
-    """What a search asks of a model under study: `Lab` is one."""
+    """What a search needs of a model under study; `Lab` is one. Its members are those of `training.passes.Passes`."""
 
     stack: Stack
     device: torch.device
@@ -40,23 +40,23 @@ class Scorer(Protocol):
     @property
     def model(self) -> nn.Module: ...
     def loss_given(self, states: Tensor, ids: Tensor) -> float:
-        """L_LM on `ids` (B, T), from what a head that is `withheld` is given (B, T, D)."""
+        """L_LM on `ids` (B, T), from what the model returns inside `withheld`: see `Passes.loss_given`."""
         ...
 
     def withheld(self, *models: nn.Module) -> AbstractContextManager[Any]:
-        """Heads hand on what they are given."""
+        """Inside, heads return what they are given: see `Passes.withheld`."""
         ...
 
 
 class Search:
-    """One search.
+    """One greedy search.
 
     Args:
-        batches: token ids (B, T); a loss is the mean over all of them.
-        rounds: how many there will be. For one nothing is kept.
+        batches: token ids (B, T) each; a loss is the mean over all of their tokens.
+        rounds: how many rounds there will be.
 
     Attributes:
-        texts: hidden states that still hold, of each batch.
+        texts: the hidden states of each batch that can still be used.
     """
 
     def __init__(self, lab: Scorer, batches: Sequence[Tensor], rounds: int):
@@ -71,10 +71,11 @@ class Search:
     def losses(
         self, layers: Sequence[int], removed: Collection[int], bounds: bool = False
     ) -> Iterator[tuple[int, float]]:
-        """`(i, L_LM without removed and i)` for each i of `layers`, a few at a time side by side.
+        """Yield `(i, loss)` for each i of `layers`: L_LM, in nats a predicted token, without `removed` and i.
 
         Args:
-            bounds: tell lower bounds, and raise the lowest until the LOWEST of the last words are losses.
+            bounds: yield lower bounds first, and then again and again a higher one for a layer, until the `LOWEST`
+                smallest are exact losses. The last one that is yielded for a layer counts.
         """
         lab = self._lab
         dense = self._begin(frozenset(removed))
@@ -120,8 +121,8 @@ class Search:
                 read[i] += 1
 
     def _begin(self, removed: frozenset[int]) -> Tensor:
-        """A round without `removed`: what no longer holds is forgotten, the way that all candidates share is computed.
-        What the head is given of the first text (B, T, D)."""
+        """Begin a round without `removed`: forget states that no longer hold, and compute those that all candidates
+        share. Returns what the head is given for the first batch (B, T, D), or logits where there is more to it."""
         self._removed = removed
         for text in self.texts:
             text.forget(lambda at: not key(at[0], removed)[1] <= at[1])
@@ -133,14 +134,18 @@ class Search:
         return dense[0]
 
     def _wanted(self, at: Key) -> bool:
+        """Whether to keep the state with the key `at`: if all candidates share it, or if its layer is one in
+        `_every`."""
         layer, below = at
         shared = below == key(layer, self._removed)[1]
         return layer < self._lab.n_layers and (shared or layer % self._every == 0)
 
     def _climb(self, text: States, stack: Stack, removed: frozenset[int]) -> Tensor:
-        """What the head of a model without `removed` is given (B, T, D), or its logits where there is more to it."""
+        """What the head is given for a batch when the layers `removed` are gone (B, T, D); logits (B, T, V) where they
+        are more than its projection."""
         with self._lab.withheld(stack.model):
             return text.climb(stack, removed)[0]
 
     def _mean(self, losses: Sequence[float]) -> float:
+        """The mean over all tokens, from the mean of each batch."""
         return sum(share * loss for share, loss in zip(self._shares, losses, strict=True))

@@ -1,5 +1,5 @@
-"""One model as several sets of module objects over the same tensors, so that passes that skip different layers can go
-side by side."""
+"""Makes more sets of module objects over the tensors of one model, so that passes that differ (skip other layers,
+gather other gradients) can run side by side."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trsp_core.surgery.stack import Stack
 
 
 def lane(stack: Stack) -> Stack:
-    """A `view` that gathers gradients of its own: what learns in `stack` is a parameter of its own here, with the same
-    values in the same memory."""
+    """A `view` of the model with gradients of its own: each parameter that learns in `stack` is another parameter here,
+    over the same memory."""
     twin_stack = view(stack)
     twins: dict[Tensor, nn.Parameter] = {}
     for module in twin_stack.model.modules():
@@ -26,7 +26,7 @@ def lane(stack: Stack) -> Stack:
 
 
 def gather(stack: Stack, lanes: list[Stack]) -> None:
-    """Add the gradients of `lanes` to those of `stack`, in order, and drop them there."""
+    """Add the gradients of `lanes`, in order, to those of `stack`, and drop them in `lanes`."""
     with torch.no_grad():
         for parameter, *parts in zip(*(one.model.parameters() for one in (stack, *lanes)), strict=True):
             for part in parts:
@@ -36,8 +36,8 @@ def gather(stack: Stack, lanes: list[Stack]) -> None:
 
 
 def view(stack: Stack) -> Stack:
-    """The same model as other module objects: layer list, layer numbers and config can change without a trace on
-    `stack`, while every parameter and buffer is the same tensor."""
+    """The same model as other module objects, in which every parameter and buffer is the same tensor. Its list of
+    layers, layer numbers, hooks and config can change without any effect on `stack`."""
     twins: dict[int, nn.Module] = {}
     outer: Any = stack.model.config
     twin = copy.deepcopy(outer)
@@ -48,6 +48,12 @@ def view(stack: Stack) -> Stack:
 
 
 def _twin(module: nn.Module, twins: dict[int, nn.Module], configs: dict[int, Any]) -> nn.Module:
+    """A copy of `module` and its submodules over the same tensors.
+
+    Args:
+        twins: the copies made so far, by the id of the original; it grows.
+        configs: the config to put in the place of another, by the id of that.
+    """
     if id(module) in twins:
         return twins[id(module)]
     twin = twins[id(module)] = copy.copy(module)
