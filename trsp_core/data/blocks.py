@@ -1,10 +1,10 @@
-"""From articles to token blocks: a split by article, so that nothing that is measured was ever trained on.
+"""Cuts articles into blocks of tokens, split by article, so that nothing that is measured was ever trained on.
 
-Each text is split in a seeded order of its articles. Measurement comes first, and takes a sixteenth of what it needs
-from one article at most; calibration gets blocks from the articles that are left. Blocks are cut out of the
-concatenation of one side's articles, a blank line ("\\n\\n") between two. Each block begins as the tokenizer begins a
-text (`special_tokens`: with BOS in Gemma, OPT and others), and none holds the end of one: names of special tokens that
-stand in an article are read as the letters they are.
+The articles of each text are put in a seeded order. Those for measuring are taken first, then those for calibration
+from what is left; either takes at most a sixteenth of the tokens that it needs from one article. The articles taken for
+one purpose are joined, a blank line ("\\n\\n") between two, and cut into blocks. Each block begins as the tokenizer
+begins a text (`special_tokens`: with BOS in Gemma, OPT and others), and none is closed as a text is. Names of special
+tokens that stand in an article are read as ordinary letters.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from trsp_core.schema.events import TextPrepared
 if TYPE_CHECKING:
     import torch
 
-SPREAD = 16  # a side takes at most 1/16 of its tokens from one article, as long as there are others
+SPREAD = 16  # at most 1/16 of the tokens for one purpose come from one article, as long as there are others
 
-Encode = Callable[[str], list[int]]  # the tokens of an article alone
+Encode = Callable[[str], list[int]]  # the token ids of a text, without any before or after it
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Texts:
     """All token blocks of a run.
 
     Attributes:
-        calibration: (N, T) int64, trained on; N may be less than asked for where the text is short.
-        measure: by domain, "calibration" and "heldout": (M, T2) int64, never trained on.
-        events: what was cut, one for each role and domain.
-        names: by domain, what the text is called.
-        notes: sentences that the reader should see.
+        calibration: token ids (N, T) int64 to train on; N may be less than asked for where the text is short.
+        measure: token ids (M, T2) int64 to measure on, never trained on, by domain: "calibration" and "heldout".
+        events: what was cut: one event for each role and domain.
+        names: what the text is called, by domain.
+        notes: sentences that a reader of the run should see.
     """
 
     calibration: torch.Tensor
@@ -53,7 +53,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class _Side:
-    """The blocks of one role in one domain; `article_count` is from how many articles."""
+    """The blocks of one role in one domain.
+
+    Attributes:
+        role: "calibrate" or "measure".
+        length: tokens of a block.
+        article_count: how many articles the blocks come from.
+    """
 
     domain: str
     role: str
@@ -63,13 +69,13 @@ class _Side:
 
 
 def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
-    """Look at the texts of `config` without a model: quick, and without torch.
+    """Check those texts of `config` that are files of the person's own, quickly: without a model and without torch.
 
     Args:
-        tokenizer_file: the model's tokenizer.json, where it has one: then a short text is cut for real.
+        tokenizer_file: the model's tokenizer.json: with it, a text that may be too short is cut to see.
 
     Raises:
-        TrspError: unknown, missing, empty, wrongly encoded, or too short.
+        TrspError: a text is missing, empty, in an encoding that is not sure, or too short.
     """
     corpus_of = {t: corpora.own(t) for t in _paths(config)}
     least_tokens = config.block_length + config.measure_length
@@ -92,10 +98,13 @@ def check(config: RunConfig, tokenizer_file: Path | None = None) -> None:
 
 
 def prepare(config: RunConfig, tokenizer: Any) -> Texts:
-    """Read both texts, split them by article, cut them into blocks.
+    """Read both texts of `config`, split them by article, and cut them into blocks.
+
+    Args:
+        tokenizer: one of transformers.
 
     Raises:
-        TrspError: as in `check`; or a text without one whole block for each of its roles.
+        TrspError: as in `check`; a text cannot be fetched, or does not give one whole block for each of its roles.
     """
     import torch
 
@@ -122,7 +131,8 @@ def prepare(config: RunConfig, tokenizer: Any) -> Texts:
 def order(n_blocks: int, batch_blocks: int, steps: int, seed: int) -> list[list[int]]:
     """Which blocks each step trains on: `steps` lists of `batch_blocks` numbers below `n_blocks`.
 
-    Passes over all blocks, each in its own seeded order; a batch may reach over the end of a pass.
+    All blocks come once, then once more in another order, and so on, by `seed`; a batch may hold the end of one order
+    and the beginning of the next.
     """
     draw = random.Random(seed)  # noqa: S311 - a reproducible order, no secret
     stream: list[int] = []
@@ -132,7 +142,8 @@ def order(n_blocks: int, batch_blocks: int, steps: int, seed: int) -> list[list[
 
 
 def fingerprint(blocks: Sequence[Sequence[int]]) -> str:
-    """First 16 hex digits of the sha256 of the token ids, as little-endian 64-bit numbers."""
+    """A text that tells whether two runs read the same blocks: the first 16 hex digits of the SHA-256 of all token ids,
+    as little-endian 64-bit numbers."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(struct.pack(f"<{len(block)}q", *block))
@@ -140,13 +151,21 @@ def fingerprint(blocks: Sequence[Sequence[int]]) -> str:
 
 
 def cut(config: RunConfig, corpus_of: dict[str, Corpus], encode: Encode, prefix: list[int]) -> list[_Side]:
-    """The blocks of each role for which `corpus_of` has a text. No article serves two roles."""
+    """The blocks of each role and domain for which `corpus_of` has a text. No article serves two of them.
+
+    Args:
+        corpus_of: the articles, by domain: "calibration", "heldout" or both.
+        prefix: token ids with which each block begins.
+
+    Raises:
+        TrspError: a text is too short for one block, or the prefix leaves no room in a block.
+    """
     roles = [("calibration", "measure"), ("heldout", "measure"), ("calibration", "calibrate")]
     sources = [(d, r, _source(corpus_of[d], r)) for d, r in roles if d in corpus_of]
     pools = {id(source): shuffled(source, config.seed) for _, _, source in sources}
     sides: list[_Side] = []
     for n, (domain, role, source) in enumerate(sources):
-        later = sum(other is source for _, _, other in sources[n + 1 :])  # sides that still need a part of it
+        later = sum(other is source for _, _, other in sources[n + 1 :])  # how many others still need a part of it
         pool = pools[id(source)]
         limit = sum(map(len, pool)) // (later + 1) if later else None
         most_blocks = config.measure_blocks if role == "measure" else config.calibration_blocks
@@ -174,18 +193,21 @@ _ROLES = {"measure": "measuring", "calibrate": "calibration"}
 def _fill(
     pool: list[str], most_blocks: int, length: int, limit: int | None, encode: Encode, prefix: list[int]
 ) -> tuple[list[list[int]], int, int]:
-    """Blocks from the first articles of `pool`: `(blocks, articles that they came from, tokens there were)`.
+    """Blocks from the first articles of `pool`.
 
     Args:
-        length: tokens of each block, with the prefix.
-        limit: characters of `pool` that may be used up, beyond what the first block takes; None for all.
+        length: tokens of a block, those of the prefix among them.
+        limit: how many characters of `pool` may be used, unless the first block needs more; None for all.
+
+    Returns:
+        The blocks, how many articles were used for them, and how many tokens these articles gave.
     """
     body = length - len(prefix)
     most_tokens = most_blocks * body
     share = max(body, -(-most_tokens // SPREAD))
     separator = encode("\n\n")
     stream: list[int] = []
-    rests: list[list[int]] = []  # what the share kept out, for a text of few articles
+    rests: list[list[int]] = []  # what is beyond each article's share, in case there are too few articles
     article_count = characters = 0
     for article in pool:
         tokens = len(stream) + sum(map(len, rests))
@@ -203,11 +225,12 @@ def _fill(
 
 
 def shuffled(articles: Sequence[str], seed: int) -> list[str]:
+    """The articles in the order of `seed`."""
     return random.Random(seed).sample(list(articles), len(articles))  # noqa: S311 - a reproducible split, no secret
 
 
 def _paths(config: RunConfig) -> list[str]:
-    """The texts that are files of the person, each once."""
+    """The texts of `config` that are files of the person's own, each once."""
     return [t for t in dict.fromkeys([config.text, config.heldout]) if not corpora.is_named(t)]
 
 

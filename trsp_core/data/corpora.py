@@ -1,4 +1,4 @@
-"""Where texts come from: each source becomes a `Corpus` of articles. Knows no tokenizer and no model.
+"""Reads texts: each source becomes a `Corpus` of articles. Knows no tokenizer and no model.
 
 gensim and datasets are imported inside the functions that need them.
 """
@@ -20,12 +20,12 @@ from trsp_core.errors import TrspError
 from trsp_core.files import write_atomic
 from trsp_core.schema.config import TEXTS
 
-FROM_HUB = ("wikitext2", "c4")  # the others are on any machine
+FROM_HUB = ("wikitext2", "c4")  # the others come with the installed packages
 MAX_FILE = 50_000_000  # bytes of a person's own text
 MIN_ARTICLE = 1_000  # characters of a Wikipedia article, cleaned
-FEW = 8  # articles; a text with fewer is cut into pieces, so that it can be split at all
+FEW = 8  # articles; a text with fewer is cut into pieces, so that it can be split into what is trained and measured
 PIECE = 4_000  # characters of a piece of a text without any division
-LONGEST_WORD = 1_000  # characters; what goes on longer without white space is cut
+LONGEST_WORD = 1_000  # characters; a longer stretch without white space is cut
 
 _WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _CLEANED = "wikipedia-1.json"  # the number goes up when cleaning changes
@@ -36,12 +36,12 @@ _END_SECTIONS = re.compile(
 
 @dataclass(frozen=True)
 class Corpus:
-    """Articles of one text, without exact repetitions.
+    """The articles of one text, each of them once.
 
     Attributes:
-        articles: for calibration and, by a split, for measuring.
-        reserved: the text's own test part, for measuring alone; () where it has none.
-        note: a sentence that the reader should see, or "".
+        articles: for calibration; where nothing is reserved, some of them for measuring.
+        reserved: the text's own test part, for measuring only; () where it has none.
+        note: a sentence that a reader of the run should see, or "".
     """
 
     articles: tuple[str, ...]
@@ -50,7 +50,7 @@ class Corpus:
 
 
 def is_named(text: str) -> bool:
-    """Whether `text` is one of the texts with a name; otherwise it is a path."""
+    """Whether `text` is the name of a text in `config.TEXTS`; otherwise it is taken for a path."""
     return text in TEXTS
 
 
@@ -58,7 +58,7 @@ def read(text: str) -> Corpus:
     """The articles of `text`: a name in `config.TEXTS`, or the path of a .txt or .jsonl file.
 
     Raises:
-        TrspError: unknown, unreadable, empty, wrongly encoded, or out of reach.
+        TrspError: it cannot be fetched, or is a file that `own` refuses.
     """
     if text == "wikipedia":
         return Corpus(_wikipedia())
@@ -74,11 +74,11 @@ def read(text: str) -> Corpus:
 
 
 def own(text: str) -> Corpus:
-    """The articles of a person's own file.
+    """The articles of a person's own file, `text` being its path.
 
     Raises:
-        TrspError: no such file, no file, too large, in an encoding that is not sure, empty, or a line that is no object
-            with a text.
+        TrspError: there is no such file, it is too large, empty, neither .txt nor .jsonl, in an encoding that is not
+            sure, or has a line of JSON that is no object with a text.
     """
     near = difflib.get_close_matches(text, TEXTS, n=1, cutoff=0.5)
     suggestion = f"Did you mean {near[0]}? " if near else ""
@@ -94,13 +94,14 @@ def own(text: str) -> Corpus:
 
 
 def parse(content: str, path: Path) -> Corpus:
-    """The articles of a person's own text.
+    """The articles in the `content` of the file `path`.
 
-    .jsonl: one object a line, its "text", "content" or chat "messages" an article. .txt: divided at `= Title =`
-    headings, where there are several, else at blank lines. A text of fewer than `FEW` articles is cut into pieces.
+    A .jsonl file has an object on each line, of which "text", "content" or the chat "messages" are an article. Any
+    other is divided at headings `= Title =` where it has several, else at blank lines. Where fewer than `FEW` articles
+    come of that, they are cut into pieces.
 
     Raises:
-        TrspError: a line that is no object with a text, or no article at all.
+        TrspError: a line is no object with a text, or all texts are empty.
     """
     if path.suffix.lower() == ".jsonl":
         articles = _once(_json_lines(content, path.name))
@@ -120,7 +121,8 @@ def parse(content: str, path: Path) -> Corpus:
 
 
 def divide(content: str) -> list[str]:
-    """The articles of a text in WikiText's form: each begins with a line `= Title =`; [] where there are no two."""
+    """The articles of a text in WikiText's form, where each begins with a line `= Title =`; [] if there are fewer than
+    two."""
     articles: list[list[str]] = []
     for line in encodings.lines(content):
         if re.fullmatch(r"\s*= (?!=).*[^=\s] =\s*", line):
@@ -131,8 +133,8 @@ def divide(content: str) -> list[str]:
 
 
 def pieces(content: str) -> list[str]:
-    """`content` cut into at least 16 pieces where that is possible, each of about `PIECE` characters at most: at the
-    next white space, or where a word would be longer than `LONGEST_WORD`, inside it."""
+    """`content` cut into pieces of about `PIECE` characters, or shorter ones so that there are about 16. Each cut is at
+    the next white space; inside a word, if that goes on for more than `LONGEST_WORD` characters."""
     size = max(1, min(PIECE, len(content) // 16))
     cut, start = [], 0
     while start < len(content):
@@ -146,11 +148,9 @@ def pieces(content: str) -> list[str]:
 
 
 def clean(markup: str) -> str:
-    """Prose from what `gensim.corpora.wikicorpus.filter_wiki` leaves of an article: paragraphs, a blank line between.
-
-    Headings, captions, short list entries, table remains and the sections after the prose (references and the like)
-    are left out.
-    """
+    """The prose in what `gensim.corpora.wikicorpus.filter_wiki` leaves of a Wikipedia article: paragraphs, with a blank
+    line between two. Headings, captions, short entries of lists, remains of tables, and the sections after the prose
+    (references and the like) are left out."""
     paragraphs: list[str] = []
     skipping = False
     for line in markup.splitlines():
@@ -169,7 +169,8 @@ def clean(markup: str) -> str:
 
 
 def _tidy(line: str) -> str:
-    """One line without the marks of emphasis and what removed templates leave behind."""
+    """`line` without marks of emphasis, and without the empty brackets and stray spaces that removed templates
+    leave."""
     line = re.sub(r"'{2,}", "", line)
     line = re.sub(r"\(\s*[,;:]\s*", "(", line)
     line = re.sub(r"\s*\(\s*[,;:\s]*\)", "", line)
@@ -178,12 +179,13 @@ def _tidy(line: str) -> str:
 
 
 def _once(articles: Iterable[str]) -> tuple[str, ...]:
-    """Stripped, without empty ones and exact repetitions, in order."""
+    """The articles in order, stripped of white space, without empty ones and exact repetitions."""
     return tuple(dict.fromkeys(a for a in (article.strip() for article in articles) if a))
 
 
 def _wikipedia() -> tuple[str, ...]:
-    """The articles shipped with gensim, cleaned; kept in the cache folder, since parsing takes two seconds."""
+    """The articles of Wikipedia that come with gensim, cleaned. They are kept in the cache folder, since parsing takes
+    two seconds."""
     cache_file = paths.home() / "texts" / _CLEANED
     try:
         return tuple(json.loads(cache_file.read_text("utf-8")))
@@ -208,7 +210,7 @@ def _wikipedia() -> tuple[str, ...]:
 
 
 def _wikitext2() -> Corpus:
-    """WikiText-2, raw: calibration from its training part, measuring on its test part."""
+    """WikiText-2, raw, from the hub: its training part for calibration, its test part for measuring."""
     parts = {}
     for split in ("train", "test"):
         rows = _from_hub("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
@@ -217,14 +219,23 @@ def _wikitext2() -> Corpus:
 
 
 def _c4() -> Corpus:
-    """The first documents of C4, English: calibration from its training part, measuring on its validation part."""
+    """The first documents of C4, English, from the hub: of its training part for calibration, of its validation part
+    for measuring."""
     train = _from_hub("c4", "allenai/c4", "en", split="train", streaming=True, most=3000)
     test = _from_hub("c4", "allenai/c4", "en", split="validation", streaming=True, most=500)
     return Corpus(_once(row["text"] for row in train), _once(row["text"] for row in test))
 
 
 def _from_hub(text: str, repository: str, subset: str, most: int | None = None, **how: object) -> list[dict]:
-    """The first `most` rows of a data set. Its client raises a dozen error types, so all are told as one refusal."""
+    """The first `most` rows of a data set on the hub; None for all.
+
+    Args:
+        text: its name in `TEXTS`, for the message.
+        how: further arguments of `datasets.load_dataset`.
+
+    Raises:
+        TrspError: whatever went wrong: the hub's client raises a dozen types of errors.
+    """
     try:
         from datasets import load_dataset
 
@@ -257,8 +268,8 @@ def _json_lines(content: str, name: str) -> list[str]:
 
 
 def _article(entry: Any) -> str | None:
-    """The article in a line's JSON: its "text", else its "content", else what its "messages" say, a blank line between;
-    None where there is none."""
+    """The article in the JSON of a line: its "text", else its "content", else its chat "messages", with a blank line
+    between two; None where it has none of them."""
     if not isinstance(entry, dict):
         return None
     for name in ("text", "content"):
@@ -271,8 +282,8 @@ def _article(entry: Any) -> str | None:
 
 
 def _message(message: Any) -> str | None:
-    """What a chat message says: its "content" is a text, a list of parts of which the texts count, or null where it
-    calls a tool. None where it is no message."""
+    """The text of a chat message: its "content", or the texts in it where that is a list of parts; "" where it is null,
+    as in calls of tools. None where this is no message."""
     if not isinstance(message, dict) or "content" not in message:
         return None
     content = message["content"]

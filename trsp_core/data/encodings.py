@@ -1,9 +1,9 @@
-"""Characters out of a stranger's bytes: UTF-8, and what else is sure. Where it is not, the file is refused and its
-encoding named, as far as it can be guessed: a text read in a wrong one is worse than none.
+"""Decodes text files of unknown encoding, where the encoding is sure. Where it is not, the file is refused, with the
+encoding that it may have: a text that is read in a wrong encoding is worse than none.
 
-Read without asking: UTF-8; UTF-16 and UTF-32, by their mark or by evidence; cp1252 (Windows, western Europe; Latin-1 is
-in it) where its letters are those of one language. NUL bytes at either end are left out, and so is every byte-order
-mark. The whole file is decoded strictly in the end, whatever a part of it looked like.
+Sure are UTF-8; UTF-16 and UTF-32, by a byte-order mark or by what the bytes look like; and cp1252 (Windows, western
+Europe, almost the same as Latin-1) where its letters are those of one language. NUL bytes at either end and byte-order
+marks are left out. In the end the whole file has to decode without an error.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from trsp_core import formatting
 from trsp_core.errors import TrspError
 
 SAMPLE = 20_000  # bytes from which the encoding of a refused file is guessed
-LEAST = 8  # letters of UTF-16 without its mark, or letters and marks beyond ASCII of cp1252, to be believed on
-FOREIGN = 0.02  # share of them that may be of another language
+LEAST = 8  # characters that are needed as evidence: of UTF-16 and UTF-32 without a mark, or beyond ASCII of cp1252
+FOREIGN = 0.02  # share of the letters beyond ASCII that may be of another language
 MARK = "\ufeff"  # the byte-order mark
 _SAVE = "Save it as UTF-8 and try again."
 
@@ -46,13 +46,13 @@ _BROKEN_WORD = re.compile(rf"[^\W\d_][^\x00-\x7f\w{_IN_WORDS}][^\W\d_]|[^\W\d_][
 
 
 def decode(content: bytes, name: str) -> tuple[str, str]:
-    """The characters of a text file, and a sentence on how they were read: "" where it is plain UTF-8.
+    """The text in a file's `content`, and sentences on how it was read: "" where it is plain UTF-8.
 
     Args:
         name: of the file, for the sentences.
 
     Raises:
-        TrspError: no text, or one whose encoding is not sure.
+        TrspError: it is no text, or its encoding is not sure.
     """
     for mark, title, codec in _MARKED:
         if content.startswith(mark):
@@ -94,13 +94,22 @@ def decode(content: bytes, name: str) -> tuple[str, str]:
 
 
 def lines(text: str) -> list[str]:
-    """`text` at its line ends: \\n, \\r\\n or \\r. `str.splitlines` also cuts at U+2028, U+2029, U+0085 and others, and
-    these may stand inside a string of JSON."""
+    """The lines of `text`, which end in \\n, \\r\\n or \\r. (`str.splitlines` also cuts at U+2028, U+2029, U+0085 and
+    others, which may stand inside a string of JSON.)"""
     return re.split("\r\n|[\r\n]", text)
 
 
 def _cleaned(text: str, name: str, title: str, dropped: int = 0) -> tuple[str, str]:
-    """Without NUL at the ends and without byte-order marks; with a sentence that says so, except for a first mark."""
+    """`text` without NUL at its ends and without byte-order marks, and sentences that say how it was read and what was
+    left out, but for a mark at the beginning.
+
+    Args:
+        title: of the encoding; "" for UTF-8, which needs no sentence.
+        dropped: how many NUL bytes were left out before.
+
+    Raises:
+        TrspError: a NUL stands elsewhere.
+    """
     content = text.strip("\0" + MARK)
     if "\0" in content:
         raise TrspError(f"{name} is no text: NUL stands between its letters.", "Give a text file, saved as UTF-8.")
@@ -120,9 +129,11 @@ def _cleaned(text: str, name: str, title: str, dropped: int = 0) -> tuple[str, s
 
 
 def _wide(content: bytes, codec: str) -> str | None:
-    """`content` as `codec` if that is sure without a mark: all of it decodes, to characters that there are, among them
-    the white space that every text has (the other byte order gives none of it), and few that are two letters of ASCII
-    taken together."""
+    """`content` decoded by `codec`, UTF-16 or UTF-32, if that is sure without a byte-order mark; else None.
+
+    It is sure if all of it decodes to assigned characters; if there is white space among them, as in every text (the
+    other byte order gives none); and if at most half of them are what two ASCII letters would be, taken as one.
+    """
     if b"\0" not in content:
         return None
     try:
@@ -138,12 +149,13 @@ def _wide(content: bytes, codec: str) -> str | None:
 
 
 def _two_letters(unit: int) -> bool:
+    """Whether both bytes of a 16-bit number are ASCII letters."""
     return all(half < 128 and chr(half).isalpha() for half in divmod(unit, 256))
 
 
 def _western(content: bytes) -> str | None:
-    """`content` as cp1252 if that is sure: all that is beyond ASCII are letters of one language, in words, and the
-    usual marks, and there are enough of them."""
+    """`content` decoded as cp1252 if that is sure, else None. It is sure if there are enough characters beyond ASCII,
+    and all of them are letters of one language, in words, or usual marks such as quotes and dashes."""
     try:
         text = content.decode("cp1252")
     except UnicodeDecodeError:
@@ -169,12 +181,13 @@ def _western(content: bytes) -> str | None:
 
 
 def _loans(letters: Counter[str], language: str) -> bool:
-    """Whether what is not of this language are letters that names from another one bring along."""
+    """Whether all `letters` that are not of this language may come from names in another one."""
     return all(c in language or c in _LOANS for c in letters)
 
 
 def _guess(content: bytes, at: int) -> str:
-    """`; it may be cp1251`, or nothing: from the part of the file around what is not UTF-8."""
+    """The end of a sentence that names a likely encoding, `; it may be cp1251`, or "". It is guessed from the bytes
+    around `at`, the first that is not UTF-8."""
     from charset_normalizer import from_bytes
 
     start = max(at - SAMPLE // 2, 0)

@@ -1,7 +1,7 @@
-"""How a tokenizer begins a text and closes it: what it puts around each one by default. Whatever reads a model's text
-begins as here (blocks, questions, prompts), and none of it ends as a closed text does: more follows.
+"""Finds the special tokens that a tokenizer puts before and after each text by default, such as BOS and EOS.
 
-A tokenizer is known here by `Encode`: a text, and whether what belongs around it comes too, to token ids.
+Whatever a model reads here (blocks, questions, prompts) begins with those before a text, and does not end with those
+after it, since more follows.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any
 
 from trsp_core.errors import TrspError
 
-Encode = Callable[[str, bool], list[int]]
-PROBES = ("a", "A", "1")  # a text of a letter; some tokenizers know few
+Encode = Callable[[str, bool], list[int]]  # token ids of a text, with the special tokens around it or without
+PROBES = ("a", "A", "1")  # texts to try it on, one after the other: some tokenizers know few letters
 
 
 def encoder(tokenizer: Any) -> Encode:
-    """`Encode` of a tokenizer of transformers."""
+    """The `Encode` of a tokenizer of transformers."""
     return lambda text, around: tokenizer(text, add_special_tokens=around, verbose=False).input_ids
 
 
 def around(encode: Encode) -> tuple[list[int], list[int]]:
-    """What stands before each text and after it: `<s> $A </s>` gives `([1], [2])`.
+    """The ids of the special tokens before a text, and of those after it: for `<s> text </s>`, `([1], [2])`.
 
     Raises:
-        TrspError: the tokenizer writes the text itself otherwise where something stands around it.
+        TrspError: they cannot be told, since the ids of the text itself are others when special tokens stand around it.
     """
     for probe in PROBES:
         ids, inner = encode(probe, True), encode(probe, False)
@@ -40,7 +40,7 @@ def around(encode: Encode) -> tuple[list[int], list[int]]:
 
 
 def begun(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text that goes on: begun as the tokenizer begins one, and not closed."""
+    """The token ids of a text that goes on: with the special tokens before it, and without those after it."""
     encode = encoder(tokenizer)
     _, after = around(encode)
     ids = encode(text, True)

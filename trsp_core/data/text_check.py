@@ -1,6 +1,8 @@
-"""Whether a run's texts can be used with its model: long enough, and cut into ids that have a row in its embedding.
+"""Checks that a run's texts can be used with its model: that they are long enough, and that each of their token ids has
+a row in the model's embedding.
 
-The model's tokenizer cuts them, so this too is left to a bounded child process, `python -m trsp_core.data.text_check`.
+The model's own tokenizer has to cut them, so a bounded child process does it: `python -m trsp_core.data.text_check`
+(see `models.tokenizer_check`).
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from trsp_core.schema.config import RunConfig, parse
 
 
 def check(facts: Facts, config: RunConfig) -> None:
-    """Cut the texts of `config` with the tokenizer of its model, as far as `blocks.check` does and wherever an id could
-    lie beyond the embedding, in a bounded child; once for the same files.
+    """Check the texts of `config` for the model of `facts`, in a bounded child process; once for the same files.
+
+    The child does what `blocks.check` does. Only where the tokenizer knows an id that has no row in the embedding does
+    it cut all that the run will read.
 
     Raises:
         TrspError: the tokenizer cannot be opened, fails, or goes beyond a bound; a text cannot be used; an id has no
@@ -29,7 +33,8 @@ def check(facts: Facts, config: RunConfig) -> None:
 
 
 def refuse_texts(texts: blocks.Texts, tokenizer: Any, config: RunConfig, rows: int) -> None:
-    """Raise TrspError if any of what a run gives its model to read has an id beyond an embedding of `rows`."""
+    """Raise TrspError if anything that a run gives its model to read (texts, prompt, the proof's text) holds a token id
+    that has no row in an embedding of `rows`."""
     for domain, measured_ids in texts.measure.items():
         refuse([int(measured_ids.max())], rows, f"The text {texts.names[domain]}")
     refuse([int(texts.calibration.max())], rows, f"The text {texts.names['calibration']}")
@@ -39,7 +44,7 @@ def refuse_texts(texts: blocks.Texts, tokenizer: Any, config: RunConfig, rows: i
 
 
 def _answer(question: dict[str, Any]) -> None:
-    """The child's work. Raises TrspError: as in `check`."""
+    """The child's side of `check`; raises TrspError as that says."""
     folder, rows, config = Path(question["folder"]), question["rows"], parse(question["settings"])
     vocabulary = tokenizer_check.tokens_of(question["name"], folder)
     blocks.check(config, folder / "tokenizer.json")
