@@ -132,7 +132,7 @@ def _wide(content: bytes, codec: str) -> str | None:
     """`content` decoded by `codec`, UTF-16 or UTF-32, if that is sure without a byte-order mark; else None.
 
     It is sure if all of it decodes to assigned characters; if there is white space among them, as in every text (the
-    other byte order gives none); and if at most half of them are what two ASCII letters would be, taken as one.
+    other byte order gives none); and if fewer than half of them are what two ASCII letters would be, taken as one.
     """
     if b"\0" not in content:
         return None

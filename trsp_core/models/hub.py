@@ -1,7 +1,8 @@
-"""The model hub: search, a look at one model before a byte of its weights is read, and its download. Loads no torch.
+"""Talks to the model hub: searches, looks at a model without reading its weights, and downloads. Loads no torch.
 
-`python -m trsp_core.models.hub` is a child process of `download`, which asks it to search, look or download: the hub's
-client reads HF_ENDPOINT and HF_HOME when it is imported, and a child can be ended whatever it waits for.
+`python -m trsp_core.models.hub` is a child process of `download`, which asks it to search, look or download. It is a
+process of its own since the hub's client reads HF_ENDPOINT and HF_HOME only when it is imported, and since a child can
+be ended whatever it waits for.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from trsp_core.models.catalog import HubModel, SearchResult
 
 SMALL = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # wanted beside the weights; never code
 READ = ("config.json", "tokenizer_config.json", "model.safetensors.index.json")  # what `inspection` opens
-START = 100_000  # bytes of a weight file that are asked for at once: nearly always its whole header
+START = 100_000  # bytes of a weight file that are asked for at first: nearly always its whole header
 TIMEOUT = 15  # seconds without a word from the hub
 MOST = 20  # models that a search finds
 
 
 def search(words: str) -> list[SearchResult]:
-    """Models for text generation with safetensors whose ids hold `words`, the most downloaded first.
+    """At most `MOST` models of the hub for text generation that have safetensors and whose ids hold `words`, the most
+    downloaded first.
 
     Raises:
         TrspError: the hub cannot be reached.
@@ -54,11 +56,12 @@ def search(words: str) -> list[SearchResult]:
 
 
 def look(hub_id: str) -> HubModel:
-    """What the hub says of a model, with everything that speaks against it said before the download.
+    """What the hub says of the model `hub_id`, and what its files will say once they are here: so a model that cannot
+    be used is refused before its download.
 
     Raises:
-        TrspError: the hub cannot be reached, has no such model, or wants its terms accepted first; or the model is one
-            that `inspection` or `families` refuse.
+        TrspError: the hub cannot be reached or has no such model, its terms have to be accepted first, or
+            `inspection.read` or its family refuses it.
     """
     with _refusing(hub_id), tempfile.TemporaryDirectory() as scratch:
         from huggingface_hub import HfApi
@@ -75,13 +78,11 @@ def look(hub_id: str) -> HubModel:
 
 
 def download(model: HubModel) -> None:
-    """Download a model that was looked up into the hub's own cache. The weights come last, so where they all are,
-    everything is.
-
-    Whole files that are there stay, and a connection that breaks is taken up where it broke.
+    """Download a model that was looked up into the hub's own cache. The weights come last, so that where all of them
+    are, everything is. Files that are there already are not downloaded again, and a connection that breaks is resumed.
 
     Raises:
-        TrspError: the hub cannot be reached, or there is no room for it.
+        TrspError: the hub cannot be reached, or there is no room on the disk.
     """
     needed = model.bytes - files.folder_size(catalog.repository(model.id))
     files.make_room(catalog.hub_cache(), needed, "Set HF_HOME to a folder on another disk, or free some space.")
@@ -93,8 +94,12 @@ def download(model: HubModel) -> None:
 
 
 def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Path) -> list[str]:
-    """Make `outline` look as the download will, for `inspection` to read: of each weight file its header and its size,
-    with a hole for the rest; what is not read is empty. Returns the names of the weight files.
+    """Fill the folder `outline` with what `inspection` reads of a model. The files that it opens are there whole; a
+    weight file has its header, its size and a hole for the rest; all others are empty. Returns the names of the weight
+    files.
+
+    Args:
+        sizes: bytes of each file of the model, by name.
     """
     from huggingface_hub import hf_hub_url
 
@@ -121,7 +126,8 @@ def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Pat
 
 
 def _first(url: str, count: int) -> bytes:
-    """The first `count` bytes of a file, or all of it. A hub that would send more is not listened to."""
+    """The first `count` bytes of the file at `url`, or all of it if it is shorter. No more is read, whatever the hub
+    sends."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
@@ -136,14 +142,18 @@ def _first(url: str, count: int) -> bytes:
 
 
 def _licence(info: Any) -> str | None:
-    """The licence among a model's tags."""
+    """The licence among the tags of a model; None where there is none."""
     licences = [tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")]
     return licences[0] if licences else None
 
 
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Turn whatever the hub's client raises into one refusal: it has a dozen error types, of several libraries."""
+    """Inside, turn whatever the hub's client raises into a TrspError: it raises a dozen types, of several libraries.
+
+    Args:
+        what: what is being asked for, such as a hub id: the subject of the message.
+    """
     try:
         yield
     except TrspError:
@@ -188,7 +198,8 @@ def _refusal(what: str, error: BaseException) -> TrspError:
 
 
 def _answer(action: str, subject: str) -> Iterator[dict[str, Any]]:
-    """The child's work: what was found. A download follows what is known of the model, its bytes among that."""
+    """What the child does: yields the answer to "search", "look" or "download". A download begins after its answer,
+    which is that of "look" and so tells how many bytes will come."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")  # seconds
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if action == "search":

@@ -1,7 +1,7 @@
-"""What a model folder says of itself: config.json and the headers of its safetensors files, read without torch.
+"""Reads what a model folder says of itself, in config.json and the headers of its safetensors files, without torch.
 
-Refuses before anything is loaded: pickled weights, remote code, files cut short, links out of the folder, and configs
-that cannot be a decoder-only language model. Knows no catalogue and no hub.
+Before anything is loaded it refuses pickled weights, remote code, files that are cut short, links out of the folder,
+and configs that are not those of a decoder-only language model. Knows no catalogue and no hub.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ _LAYER_NAME = re.compile(r"^(.*?)(?:^|\.)(\d+)\.")
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model before it is loaded. Sizes are of the stored weights.
+    """What is known of a model before it is loaded. Sizes are those of the stored weights.
 
     Attributes:
-        name: what the person asked for; `folder` is where it was found.
-        n_layers, width, vocabulary: L, D, V.
+        name: what the person asked for.
+        folder: where its files are.
+        architecture: the class of the model, as the config names it.
+        n_layers, width, vocabulary: L, D and V.
         max_length: longest context in tokens; None where the config does not say.
-        parameters: numbers stored, a tied matrix once; `layer_parameters` has L entries.
-        bytes: of the weights on disk.
+        parameters: how many numbers are stored; a tied matrix counts once.
+        layer_parameters: how many each of the L layers has.
+        bytes: of the weight files.
         model_type: the config's name of the family.
     """
 
@@ -71,7 +74,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
 
     Args:
         name: for `Facts.name` and for messages.
-        boundary: files may be links to files inside this folder; default `folder` itself.
+        boundary: files may be links, but only to files inside this folder; None for `folder` itself.
 
     Raises:
         TrspError: the folder is no model that this program may or can load; message and remedy say why.
@@ -121,7 +124,7 @@ def read(folder: Path, name: str, boundary: Path | None = None) -> Facts:
 
 
 def header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor in a safetensors file, by name.
+    """The shape of each tensor in a safetensors file, by name.
 
     Raises:
         TrspError: the file is cut short, or is no safetensors file.
@@ -146,13 +149,14 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _header_length(file: Path) -> int:
-    """Bytes of a safetensors file's header, as its beginning says; 0 where it has none."""
+    """How many bytes the header of a safetensors file has, as its first 8 bytes say; 0 where it has none."""
     with file.open("rb") as stream:
         start = stream.read(8)
     return struct.unpack("<Q", start)[0] if len(start) == 8 else 0
 
 
 def _json(folder: Path, file: str, inside: Path, name: str, most: int = MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file of the model, of at most `most` bytes; raises TrspError where there is none."""
     path = folder / file
     if not path.is_file():
         raise TrspError(
@@ -171,7 +175,7 @@ def _json(folder: Path, file: str, inside: Path, name: str, most: int = MAX_JSON
 
 
 def _inside(path: Path, inside: Path) -> Path:
-    """The file behind `path`, which must lie in `inside`."""
+    """The file that `path` leads to; raises TrspError if it is not in `inside`."""
     real = path.resolve()
     if not real.is_relative_to(inside):
         raise TrspError(f"{path.name} is a link out of the model's folder.", "Put the file itself into the folder.")
@@ -179,7 +183,11 @@ def _inside(path: Path, inside: Path) -> Path:
 
 
 def shards(folder: Path, inside: Path, name: str) -> list[str]:
-    """Names of the weight files in `folder`, all of which are there.
+    """The names of the weight files in `folder`, once it is known that all of them are there.
+
+    Args:
+        inside: the folder that files, if they are links, may lead into.
+        name: the model's, for messages.
 
     Raises:
         TrspError: there are none, some are missing, or they are pickled.
@@ -208,8 +216,8 @@ def shards(folder: Path, inside: Path, name: str) -> list[str]:
 
 
 def _architecture(config: dict[str, Any], name: str) -> str:
-    """The config's architecture, by its model type where it names none. Raises unless it may be a decoder-only language
-    model."""
+    """The architecture that the config names, or if none that of its model type. Raises TrspError where it cannot be a
+    decoder-only language model with ordinary weights."""
     remedy = "Choose a decoder-only language model: its architecture ends in ForCausalLM."
     if config.get("is_encoder_decoder") is True:
         raise TrspError(f"{name} is an encoder-decoder model, which has no single stack of layers.", remedy)
@@ -228,7 +236,8 @@ def _architecture(config: dict[str, Any], name: str) -> str:
 
 
 def _refuse_absurd(config: dict[str, Any], name: str) -> None:
-    """Raise if the config, or a part of it, speaks of sizes that nothing has: they would be built before they fail."""
+    """Raise TrspError if the config, or a part of it, gives a size that no model has: a model of that size would be
+    built before loading fails."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key, value in part.items():
             if isinstance(value, bool) or not isinstance(value, int):
@@ -244,7 +253,8 @@ def _refuse_absurd(config: dict[str, Any], name: str) -> None:
 
 
 def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """L, D, V, context length and model type from the config; those of the text part where there are several."""
+    """L, D, V, longest context and model type from the config, as arguments of `Facts`; where the config has several
+    parts, the sizes are those of its text part. Raises TrspError if one is missing or absurd."""
     inner = config.get("text_config")
     text: dict[str, Any] = inner if isinstance(inner, dict) else config
 
@@ -269,8 +279,12 @@ def _sizes(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], n_layers: int, name: str) -> tuple[int, ...]:
-    """Parameters of each layer: of the numbered group of tensors that holds most of them, vision towers aside; of one
-    with as many members as there are layers, if there is one."""
+    """How many parameters each layer has, by the names of the tensors. The layers are a group of tensors whose names
+    have numbers at the same place: one with the numbers 0 to L - 1, of several the largest; vision towers do not count.
+
+    Raises:
+        TrspError: no group has these numbers.
+    """
     groups: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for tensor, shape in shapes.items():
         match = _LAYER_NAME.match(tensor)
@@ -289,11 +303,16 @@ def _layers(shapes: dict[str, tuple[int, ...]], n_layers: int, name: str) -> tup
     return tuple(stack[i] for i in range(n_layers))
 
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.516, "int8": 1.0}  # of a number, its share of the scales included
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.516, "int8": 1.0}  # of a number, with its share of the scales
 
 
 def weight_bytes(facts: Facts, precision: str, compute: str = "float32") -> int:
-    """Bytes of the weights in memory. Only the layers are packed; the rest stays in the format of the products."""
+    """How many bytes the weights take in memory.
+
+    Args:
+        precision: a key of `BYTES`. Packed precisions hold for the layers only.
+        compute: with a packed precision, the number format of everything else.
+    """
     if precision not in PACKED:
         return int(facts.parameters * BYTES[precision])
     layers = sum(facts.layer_parameters)

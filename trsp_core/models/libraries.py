@@ -1,5 +1,5 @@
-"""Calls of the libraries that read a model's files: their progress bars are kept quiet, and what they raise
-becomes a refusal.
+"""Contexts for calls of the libraries that read a model's files: their progress bars are hidden, and their errors
+become refusals.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ TOKENIZER = "Save its tokenizer again with this version of transformers, or choo
 
 @contextlib.contextmanager
 def refused_as(name: str, remedy: str = ARCHITECTURE) -> Iterator[None]:
-    """Turn what the libraries raise for a model that they do not know, or that is damaged, into a refusal. They name no
-    errors of their own: a wrong kind of value in config.json ends in any of Python's. For calls of theirs alone."""
+    """Inside, turn any error into a TrspError, but for lack of memory. Only for calls of libraries: for a model that
+    they do not know, or that is damaged, they raise any of Python's errors, and so would a bug of ours.
+
+    Args:
+        name: what is being read, the subject of the message.
+    """
     try:
         yield
     except Exception as error:
@@ -32,7 +36,7 @@ def refused_as(name: str, remedy: str = ARCHITECTURE) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars out of stderr."""
+    """Inside, the libraries write no progress bars to stderr."""
     from transformers.utils import logging
 
     were = logging.is_progress_bar_enabled()
@@ -45,7 +49,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a model's folder; one that nobody has looked at goes through `tokenizer_check.check` first.
+    """The tokenizer in a model's folder. A stranger's has to pass `tokenizer_check.check` before it is opened here.
 
     Raises:
         TrspError: there is none that transformers can read.

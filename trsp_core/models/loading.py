@@ -1,6 +1,7 @@
-"""Loads models into memory, and converts downloads into files that load in a second. All weights are loaded here.
+"""Loads models into memory, and converts the catalogue's downloads into folders that load in a second.
 
-`python -m trsp_core.models.loading`, asked with the name of a catalogued model and its files, is a child of `download`.
+`python -m trsp_core.models.loading` is a child process of `download`, which asks it to convert the files of a model of
+the catalogue.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from trsp_core.models.libraries import CONFIG, load_tokenizer, quiet, refused_as
 from trsp_core.schema.config import PACKED
 from trsp_core.subprocesses import Progress
 
-MOST_BUFFER_BYTES = 4_000_000_000  # of what a model keeps beside its weights
+MOST_BUFFER_BYTES = 4_000_000_000  # of the buffers that a model has beside its weights
 ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}  # whatever config.json says
-JOINED = "joined.gguf"  # beside the model that is made of it, for a while
+JOINED = "joined.gguf"  # the pieces of a GGUF file joined; removed once it is converted
 GENERATION = "Put that file right, or take it away: a run does not need it."
 BELONG = "Check that config.json and the weights belong together."
 
@@ -37,18 +38,19 @@ def load(
     compute: str = "float32",
     facts: inspection.Facts | None = None,
 ) -> tuple[Any, Any]:
-    """The model called `name`, in evaluation mode, and its tokenizer. On several GPUs a model that is too large for one
-    is spread over them.
+    """Load the model `name`; returns it, in evaluation mode, with its tokenizer. A model that is too large for one GPU
+    is spread over all of them.
 
     Args:
-        name: as in `catalog.locate`; a hub id that is not on this machine is downloaded.
-        precision: "float32" or "bfloat16", the number format in memory, or "nf4" or "int8" for packed weights.
+        name: as in `catalog.locate`; a hub id that is not on this machine is downloaded first.
+        precision: "float32" or "bfloat16", the number format in memory; "nf4" or "int8" for packed weights.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        compute: number format of products on packed weights, and of what is not packed.
+        compute: with packed weights, the number format of products and of what is not packed.
         facts: of the model, where they have been read already.
 
     Raises:
-        TrspError: no such model, not loadable, weights missing, no such device, or more bytes than memory.
+        TrspError: there is no such model or device, it cannot be loaded, weights are missing or have other shapes, or
+            memory is short.
     """
     if facts is None:
         if catalog.is_hub_id(name) and not catalog.is_ready(name):
@@ -103,8 +105,8 @@ def load(
 
 
 def _describe(model: Any, tokenizer: Any) -> None:
-    """Let the config say what was loaded, so that it can be saved: a head that was stored beside the embedding, and is
-    another, is not tied to it, whatever the config said; and no code of the model's own was run."""
+    """Correct the config, so that the model can be saved as it was loaded: if head and embedding are two matrices, the
+    config says that they are not tied; and it does not name code of the model's own, since none was run."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         if head is not None and head.weight is not embedding.weight and getattr(config, "tie_word_embeddings", False):
@@ -114,18 +116,21 @@ def _describe(model: Any, tokenizer: Any) -> None:
 
 
 def check(facts: catalog.Facts) -> Any:
-    """The tokenizer of a model that can be loaded, as far as that shows before its weights are read.
+    """Check a model as far as that is possible without reading its weights; returns its tokenizer.
 
     Raises:
-        TrspError: its config or its tokenizer is nothing that transformers can read.
+        TrspError: transformers cannot read its config or its tokenizer, or as in `refuse_claims`.
     """
     refuse_claims(facts)
     return load_tokenizer(facts.folder)
 
 
 def refuse_claims(facts: catalog.Facts) -> None:
-    """Raise TrspError if config.json speaks of a far larger model than the weights hold. What is missing would be made
-    up, in memory, before it is noticed; so the model is built without memory first.
+    """Raise TrspError if config.json describes a far larger model than the weights hold, or is nothing that
+    transformers can read.
+
+    Loading would fill in all missing weights, in memory, before it complains. So the model is first built on the meta
+    device, without memory.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -151,14 +156,20 @@ def refuse_claims(facts: catalog.Facts) -> None:
 
 
 def fits_one(needed: int, where: str) -> bool:
-    """Whether `needed` bytes of weights leave room to work on the one device `where`."""
+    """Whether a model whose weights take `needed` bytes should go on one device: on "cpu", on the only GPU, or if
+    enough of the first GPU is free.
+
+    Args:
+        where: "cpu" or "cuda".
+    """
     import torch
 
     return where == "cpu" or torch.cuda.device_count() < 2 or needed < 0.8 * torch.cuda.mem_get_info()[0]
 
 
 def settle_precision(precision: str, device: str) -> tuple[str, str]:
-    """The number format that a device can do, and a sentence where it is not the wanted one or comes at a price."""
+    """The precision to load with on `device`: `precision`, or "float32" on a GPU without bfloat16. And a sentence where
+    it is another, or slow here; else ""."""
     import torch
 
     if precision != "bfloat16":
@@ -173,10 +184,10 @@ def settle_precision(precision: str, device: str) -> tuple[str, str]:
 
 
 def pick_device(device: str) -> str:
-    """ "cpu" or "cuda" for a device knob.
+    """The device for a value of the setting `device`: "cpu" or "cuda".
 
     Raises:
-        TrspError: cuda is asked for, and there is none.
+        TrspError: "cuda" is asked for, and there is no GPU.
     """
     import torch
 
@@ -188,15 +199,14 @@ def pick_device(device: str) -> str:
 
 
 def convert(source: catalog.Source, pieces: Sequence[Path]) -> Iterator[Progress]:
-    """Turn a GGUF file into a safetensors folder in float32, whole or not at all.
-
-    The 4-bit weights are spelled out as they are, so the result computes exactly what the file says.
+    """Convert the GGUF file of `source` into a folder with safetensors in float32, whole or not at all, and yield the
+    progress. The 4-bit weights are unpacked without any rounding.
 
     Args:
-        pieces: files of `source`, in order; joined they are the GGUF file.
+        pieces: the files of `source`, in order; joined they are the GGUF file.
 
     Raises:
-        TrspError: the file is not the one that the catalogue knows, or there is no room.
+        TrspError: the file is not the one that the catalogue knows, or there is no room on the disk.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -241,7 +251,8 @@ def convert(source: catalog.Source, pieces: Sequence[Path]) -> Iterator[Progress
 
 
 def _joined(source: catalog.Source, pieces: Sequence[Path], folder: Path) -> Path:
-    """The file that `pieces` make, its checksum compared; a single piece stays where it is."""
+    """The file that `pieces` make, joined in `folder` if there are several. Raises TrspError if its checksum is not
+    that of `source`."""
     (file,) = pieces if len(pieces) == 1 else (folder / JOINED,)
     if len(pieces) > 1:
         with file.open("wb") as whole:
@@ -255,7 +266,7 @@ def _joined(source: catalog.Source, pieces: Sequence[Path], folder: Path) -> Pat
 
 
 def _answer(name: str, pieces: list[str]) -> Iterator[Progress]:
-    """What the child does."""
+    """What the child does: `convert` for the catalogue's model `name`."""
     return convert(catalog.CATALOGUE[name], [Path(piece) for piece in pieces])
 
 

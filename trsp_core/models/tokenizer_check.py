@@ -1,9 +1,9 @@
-"""Whether a model's tokenizer can be used: it opens and cuts a text within bounds of time and memory.
+"""Checks that a model's tokenizer opens, and cuts a text, within bounds of time and memory.
 
-A tokenizer is a program of whoever made the model (replacements, regular expressions), and what runs it does not return
-to Python until it is done. So a child process runs it first, `python -m trsp_core.models.tokenizer_check`, with the
-question as JSON on stdin; only what has passed there is opened elsewhere. No torch, but in that child where a tokenizer
-needs it.
+A tokenizer is in effect a program by whoever made the model (replacements, regular expressions), and Python cannot
+interrupt the library that runs it. So a child process with bounds runs it first, `python -m
+trsp_core.models.tokenizer_check`; a tokenizer is opened elsewhere only if it has passed there. Loads no torch, except
+in that child for tokenizers that transformers has to read.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MOST_BYTES = 2_000_000_000  # of memory that the child may take; the largest tokenizers take some 0.5 GB
-CPU_SECONDS = 20  # for which it may compute
-SECONDS = 120.0  # in all: a busy machine gives less than a second in a second
-AT_ONCE = 2  # children of one process; who comes later waits
+CPU_SECONDS = 20  # of processor time that it may take
+SECONDS = 120.0  # that it may take in all: on a busy machine it gets a part of a processor
+AT_ONCE = 2  # children that run at once for this process; whoever comes later waits
 SAMPLE = (
     "In 1807 the lighthouse was rebuilt in stone, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!  "
     "AAAAAAAA 00000000 ........ \t\n\n(x+y)*z == {'a': [1, 2]}; naïve déjà-vu, 東京, Москва, 😀."
@@ -42,8 +42,8 @@ _slots = threading.BoundedSemaphore(AT_ONCE)
 
 
 def check(facts: Facts) -> None:
-    """Run the tokenizer of a model on a sample in a bounded child. What has passed is not run again while its files
-    stay what they are.
+    """Run a model's tokenizer on a sample of text in a bounded child process. Once it has passed, it is run again only
+    if its files change.
 
     Raises:
         TrspError: the tokenizer cannot be opened, fails, or goes beyond a bound.
@@ -52,16 +52,16 @@ def check(facts: Facts) -> None:
 
 
 def ask(module: str, facts: Facts, question: dict[str, Any], files: Iterable[str] = ()) -> None:
-    """Let a bounded child, `python -m MODULE`, answer a question about a model and its tokenizer, once for the same
-    files.
+    """Let a bounded child process, `python -m MODULE`, check something about a model and its tokenizer. What has passed
+    is checked again only if a file changes.
 
     Args:
-        module: its main is `answering`.
-        question: JSON beside the model's name, folder and number of rows.
-        files: that the answer depends on, beside those of the model.
+        module: the name of a module that calls `answering` when it is run.
+        question: what the child gets beside the model's name, folder and rows of the embedding; values are JSON.
+        files: paths of files on which the answer depends, beside those of the model.
 
     Raises:
-        TrspError: the child's refusal, or a bound that it went beyond.
+        TrspError: the child refused, or went beyond a bound.
     """
     own = [str(file) for file in sorted(facts.folder.iterdir()) if file.suffix != ".safetensors"]
     whole = {"name": facts.name, "folder": str(facts.folder), "rows": facts.vocabulary, **question}
@@ -69,10 +69,10 @@ def ask(module: str, facts: Facts, question: dict[str, Any], files: Iterable[str
 
 
 def answering(answer: Callable[[dict[str, Any]], None]) -> int:
-    """The child's side of `ask`.
+    """The child's side of `ask`: call `answer` with the question, and return the exit code.
 
     Args:
-        answer: raises TrspError: what it refuses.
+        answer: returns nothing where all is well; raises a TrspError to refuse.
     """
 
     def work(**question: Any) -> Iterator[dict[str, Any]]:
@@ -84,7 +84,7 @@ def answering(answer: Callable[[dict[str, Any]], None]) -> int:
 
 
 def refuse(ids: Iterable[int], rows: int, what: str) -> None:
-    """Raise TrspError if one of the token `ids` has no row in an embedding of `rows`.
+    """Raise TrspError if one of the token `ids` has no row in an embedding with `rows` rows.
 
     Args:
         what: whose ids they are, the subject of the message: "The prompt".
@@ -106,7 +106,8 @@ def highest(tokenizer: Any) -> int:
 
 @contextlib.contextmanager
 def panics_refused(name: str) -> Iterator[None]:
-    """Turn what the tokenizers' own language raises beside all of Python's exceptions into a refusal.
+    """Inside, turn a panic of the library tokenizers into a TrspError. It is written in Rust, and its panics are no
+    `Exception`.
 
     Args:
         name: of the model.
@@ -120,7 +121,7 @@ def panics_refused(name: str) -> Iterator[None]:
 
 
 def _identity(path: str) -> tuple[str, int, int, int] | None:
-    """What tells a file from what it was before; None where there is none."""
+    """What changes when a file changes: path, bytes, time and inode; None where there is no such file."""
     try:
         status = Path(path).expanduser().stat()
     except (OSError, ValueError, RuntimeError):
@@ -130,7 +131,8 @@ def _identity(path: str) -> tuple[str, int, int, int] | None:
 
 @functools.lru_cache(maxsize=64)  # an exception is not kept: a machine may be less busy the next time
 def _passed(module: str, question: str, identity: tuple) -> None:
-    """Let a child answer `question`. Raises TrspError: as in `check`."""
+    """Let a child answer `question`, in JSON; raises TrspError as in `ask`. `identity` is of the files that it reads,
+    so that only the same question about the same files is not asked again."""
     alone = {"RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     variables = subprocesses.environment() | alone | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     bounds = {"most_bytes": MOST_BYTES, "cpu_seconds": CPU_SECONDS, "variables": variables}
@@ -143,7 +145,7 @@ def _passed(module: str, question: str, identity: tuple) -> None:
 
 
 def _judged(name: str, failure: ChildFailed) -> Exception:
-    """What the bad end of a child means."""
+    """The error that the bad end of a child means: a TrspError where the tokenizer is at fault, else a RuntimeError."""
     if failure.late:
         return _failed(name, f"it takes more than {formatting.duration(SECONDS)} to cut a text")
     if failure.code == -signal.SIGXCPU:
@@ -156,15 +158,18 @@ def _judged(name: str, failure: ChildFailed) -> Exception:
 
 
 def _failed(name: str, why: str) -> TrspError:
+    """The TrspError for the tokenizer of the model `name`."""
     return TrspError(f"The tokenizer of {name} cannot be used: {why}.", REMEDY)
 
 
 def _line(error: BaseException) -> str:
+    """The message of `error` in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 def tokens_of(name: str, folder: Path) -> dict[str, int]:
-    """Open the tokenizer in `folder` and cut the sample with it; its tokens with their ids. For a bounded child.
+    """Open the tokenizer in `folder` and cut the sample with it; returns the ids of all its tokens, by token. To be
+    called in a bounded child.
 
     Raises:
         TrspError: it cannot be opened, or fails.
@@ -174,7 +179,7 @@ def tokens_of(name: str, folder: Path) -> dict[str, int]:
 
 
 def _fast(name: str, file: Path) -> dict[str, int]:
-    """Open a tokenizer.json with nothing but what reads it, and cut the sample; returns its tokens with their ids."""
+    """As `tokens_of`, for a tokenizer.json, which the library tokenizers reads alone."""
     from tokenizers import Tokenizer
 
     try:
@@ -188,14 +193,14 @@ def _fast(name: str, file: Path) -> dict[str, int]:
 
 
 def _slow(folder: Path) -> dict[str, int]:
-    """The same for the older forms, which transformers reads."""
+    """As `tokens_of`, for the older forms, which transformers has to read."""
     tokenizer = libraries.load_tokenizer(folder)
     tokenizer(SAMPLE)
     return tokenizer.get_vocab()
 
 
 def added(folder: Path, known: dict[str, int]) -> list[int]:
-    """Ids of the tokens that files beside tokenizer.json add to those `known` there."""
+    """The ids of the tokens that the files beside tokenizer.json add to the tokens `known` from it."""
     config = _document(folder / "special_tokens_map.json") | _document(folder / "tokenizer_config.json")
     ids = [int(key) for key in _parts(config.get("added_tokens_decoder"), keys=True) if key.isdecimal()]
     ids += [i for i in _document(folder / "added_tokens.json").values() if isinstance(i, int)]
@@ -204,18 +209,19 @@ def added(folder: Path, known: dict[str, int]) -> list[int]:
         special += _parts(config.get(key))
     tokens = {token.get("content") if isinstance(token, dict) else token for token in special}
     new = [token for token in tokens if isinstance(token, str) and token not in known]
-    return [*ids, *range(len(known), len(known) + len(new))]  # they get the ids that come next
+    return [*ids, *range(len(known), len(known) + len(new))]  # new tokens get the ids that come next
 
 
 def _parts(value: Any, keys: bool = False) -> list[Any]:
-    """What is in a list, or in an object; nothing where it is neither."""
+    """The entries of a list, or the values of an object (its keys, if `keys`, and then nothing of a list); [] of
+    anything else."""
     if isinstance(value, dict):
         return list(value if keys else value.values())
     return value if isinstance(value, list) and not keys else []
 
 
 def _document(file: Path) -> dict[str, Any]:
-    """An object out of a JSON file; an empty one where there is none: what else is wrong with it, loading says."""
+    """The object in a JSON file; {} where there is none or it cannot be read, which loading will report."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if file.stat().st_size <= MAX_JSON:
             document = json.loads(file.read_text("utf-8"))
@@ -224,7 +230,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 def _answer(question: dict[str, Any]) -> None:
-    """What the child does. Raises TrspError: as in `check`."""
+    """What the child of `check` does; raises TrspError as that says."""
     tokens_of(question["name"], Path(question["folder"]))
 
 
