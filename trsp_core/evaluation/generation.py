@@ -1,4 +1,4 @@
-"""Text, token by token, with a cache: whoever reads can stop after any token."""
+"""Generates text, token by token, with a cache of keys and values. Whoever reads it can stop after any token."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from trsp_core.data import special_tokens
 from trsp_core.surgery import hooks
 
-PIECES = 16  # of a matrix that one token goes through
-LARGE = 2**21  # numbers of a matrix that is worth waking other cores for
+PIECES = 16  # into which a matrix is cut for a pass of one token
+LARGE = 2**21  # numbers of a matrix from which on all cores are worth waking
 
-CACHES = ("past_key_values", "cache_params", "state")  # what models call the memory of what they have read
+CACHES = ("past_key_values", "cache_params", "state")  # what models call their cache
 
 
 def tokens(
@@ -30,13 +30,13 @@ def tokens(
     seed: int = 0,
     stop: frozenset[int] = frozenset(),
 ) -> Iterator[int]:
-    """Up to `new_tokens` token ids that follow `prompt` (1, T), with a key-value cache.
+    """Yield up to `new_tokens` token ids that follow `prompt` (1, T).
 
     Args:
-        temperature: 0 takes the likeliest token; above, tokens are drawn, flatter with a higher value.
-        top_p: draw among the likeliest tokens that hold this share of the probability.
-        seed: of the draw; the same seed on the same logits draws the same tokens.
-        stop: ids that end the text; the one that did is yielded too.
+        temperature: 0 takes the likeliest token each time; above 0 tokens are drawn, the higher the more evenly.
+        top_p: draw only among the likeliest tokens that together have this share of the probability.
+        seed: of the draws; the same seed on the same logits draws the same tokens.
+        stop: token ids that end the text; the one that ends it is yielded too.
     """
     draw = torch.Generator().manual_seed(seed)
     ids, cache, maps = prompt, {}, single_token_maps(model)
@@ -54,10 +54,12 @@ def tokens(
 
 
 def single_token_maps(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """A faster forward for one token, of each linear map of the model that allows it. With a cache the time goes into
-    reading the weights. torch's product of a float32 matrix and one vector reads at half of a core's rate, that of a
-    batch of its pieces at the whole rate, and, where the matrix is large, at that of all cores. For smaller ones waking
-    the cores costs more than it saves."""
+    """A faster forward function for passes of a single token, by linear layer, for each layer that allows it.
+
+    With a cache, a pass takes as long as reading the weights. torch's product of a float32 matrix and one vector reads
+    at half the rate of a core. Its product of a batch of the matrix's pieces reads at the whole rate, and at that of
+    all cores where the matrix is large; for smaller ones waking the cores costs more than it saves.
+    """
     linear_maps = [
         m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m) and _splits(m.weight)
     ]
@@ -88,12 +90,14 @@ def _cores(count: int | None) -> Iterator[None]:
 
 
 def _splits(weight: Tensor) -> bool:
+    """Whether a weight can be cut into equal pieces of rows for `_single_token`."""
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
     return plain and math.gcd(len(weight), PIECES) > 1
 
 
 def _single_token(pieces: Tensor, bias: Tensor | None, cores: int | None, x: Tensor) -> Tensor:
-    """x (..., D) through a map whose weight is in `pieces` (P, out / P, D), on `cores`."""
+    """`x` (..., D) through a linear map whose weight is given in `pieces` (P, out / P, D), on `cores` cores (None for
+    as many as are set). More than one vector goes through it as usual."""
     if x.numel() != pieces.shape[-1]:
         return F.linear(x, pieces.flatten(0, 1), bias)
     # the vector has to stay contiguous: with other strides torch takes a way that is five times slower
@@ -113,8 +117,9 @@ def choose(logits: Tensor, temperature: float, top_p: float, draw: torch.Generat
 
 
 def fitted(context: int | None, read: int, new_tokens: int) -> tuple[int, int]:
-    """How many tokens to read and to write where `read` and `new_tokens` are wanted, so that both fit into `context`
-    together: first fewer are written, down to half of it, then fewer are read. None is a context without end."""
+    """How many tokens to read and how many to write, so that both fit into `context` tokens together. If `read` and
+    `new_tokens`, the wanted numbers, do not, fewer are written, down to half the context, and then fewer are read. A
+    `context` of None has no limit."""
     if context is None:
         return read, new_tokens
     new_tokens = min(new_tokens, max(context - read, context // 2))
@@ -124,11 +129,11 @@ def fitted(context: int | None, read: int, new_tokens: int) -> tuple[int, int]:
 def continuation(
     model: nn.Module, tokenizer: Any, prompt: str, new_tokens: int, context: int | None = None
 ) -> tuple[str, str]:
-    """The likeliest continuation of `prompt` as text, without the prompt; and the prompt as it was read: its end, where
-    not all of it fits.
+    """`(prompt, text)`: the prompt as it was read, which is only its end where not all of it fits, and the likeliest
+    continuation of it.
 
     Args:
-        context: the most tokens that prompt and continuation may be together.
+        context: the most tokens that both may be together; None for no limit.
     """
     ids = torch.tensor([special_tokens.begun(tokenizer, prompt)], device=next(model.parameters()).device)
     read, most_tokens = fitted(context, ids.shape[1], new_tokens)

@@ -1,7 +1,8 @@
-"""How sure a figure is: paired t intervals over blocks, Wilson's interval of a share, and what may be claimed from
-them.
+"""Says how sure a figure is: t intervals over blocks, paired where two runs are compared; Wilson's interval of a share;
+and what may be claimed from them.
 
-Imports no torch. Losses are mean nats a token of each measured block; runs are compared on the same blocks alone.
+Imports no torch. `losses` are the mean losses of the measured blocks, in nats a token. Two runs are compared on the
+same blocks only.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ HIGHER_IS_BETTER = {"perplexity": False, "kl": False, "accuracy": True, "speed":
 
 
 def direction(metric: str) -> str:
-    """`lower is better`, or `higher is better`, for a title."""
+    """`lower is better` or `higher is better`, by a name in `HIGHER_IS_BETTER`; for the title of a chart or table."""
     return "higher is better" if HIGHER_IS_BETTER[metric] else "lower is better"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the ends of its 95 % interval; they are no numbers where there are too few blocks for one."""
+    """A figure with the two ends of its 95 % interval. The ends are not-a-number where there were too few blocks for an
+    interval."""
 
     value: float
     low: float
@@ -34,14 +36,16 @@ class Interval:
 
     @property
     def sign(self) -> int:
-        """-1 or 1 where the whole interval lies on one side of 0, else 0."""
+        """-1 if the whole interval lies below 0, 1 if above, else 0."""
         return -1 if self.high < 0 else 1 if self.low > 0 else 0
 
 
 def mean(losses: Sequence[float]) -> Interval:
-    """Mean loss with Student's t interval over blocks, mean ± t(n - 1) s / sqrt(n); of fewer than LEAST_BLOCKS without
-    one. A percentile bootstrap of 8 to 16 blocks holds the truth in 89 to 92 % of cases, not in 95: it takes the spread
-    that these few happen to have for known.
+    """The mean of the blocks' losses with Student's t interval, mean ± t(n - 1) s / sqrt(n), for n blocks with the
+    standard deviation s. Fewer than `LEAST_BLOCKS` have no interval; losses that are not finite an endless one.
+
+    Not a percentile bootstrap: with 8 to 16 blocks its intervals hold the truth in 89 to 92 % of cases instead of 95,
+    since it takes the spread of these few blocks for the true one.
 
     Raises:
         ValueError: no losses.
@@ -59,36 +63,47 @@ def mean(losses: Sequence[float]) -> Interval:
 
 @cache
 def _student(freedom: int) -> float:
-    """The upper quantile of Student's t at LEVEL."""
+    """The factor t of a two-sided interval at `LEVEL`, for so many degrees of freedom."""
     from scipy import special
 
     return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 def perplexity(losses: Sequence[float]) -> Interval:
-    """exp of `mean`; infinity where it is beyond a float."""
+    """The perplexity with its interval: exp of `mean`, infinity where that is beyond a float.
+
+    Raises:
+        ValueError: no losses.
+    """
     loss = mean(losses)
     return Interval(*(_exp(v) for v in (loss.value, loss.low, loss.high)))
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Interval:
-    """Mean of `one` minus `other`, block by block, in nats a token: below 0, `one` is better.
+    """The mean over blocks of `one` minus `other`, in nats a token, with its interval: below 0, `one` is better.
 
     Raises:
-        ValueError: not the same number of blocks.
+        ValueError: no losses, or not the same number of blocks.
     """
     return mean([a - b for a, b in zip(one, other, strict=True)])
 
 
 def factor(one: Sequence[float], other: Sequence[float]) -> Interval:
-    """Perplexity of `one` as a multiple of `other`'s, from the paired difference: 0.9 is 10 % lower."""
+    """The perplexity of `one` as a multiple of `other`'s, exp of their `difference`, with its interval: 0.9 is 10 %
+    lower.
+
+    Raises:
+        ValueError: no losses, or not the same number of blocks.
+    """
     loss = difference(one, other)
     return Interval(*(_exp(v) for v in (loss.value, loss.low, loss.high)))
 
 
 def points(one: Sequence[float], other: Sequence[float]) -> Interval:
-    """Perplexity of `one` minus that of `other`, in points, paired block by block: below 0, `one` is better. To first
-    order in the losses, what a block adds is each perplexity times its loss, and the interval is of those.
+    """The perplexity of `one` minus that of `other`, with its interval, paired by blocks: below 0, `one` is better.
+
+    The interval is that of the first-order approximation, in which a block contributes its loss in `one` times the
+    perplexity of `one`, minus the same of `other`.
 
     Raises:
         ValueError: no losses, or not the same number of blocks.
@@ -100,8 +115,8 @@ def points(one: Sequence[float], other: Sequence[float]) -> Interval:
 
 
 def share(right: int, total: int) -> Interval:
-    """Wilson's interval of `right` out of `total` (Wilson 1927): unlike the plain one it stays within 0 and 1, and has
-    a width also at 0 and at 1.
+    """The share of `right` out of `total`, 0 to 1, with Wilson's interval (Wilson 1927). Unlike the usual one it stays
+    within 0 and 1, and has a width even where the share is 0 or 1.
 
     Raises:
         ValueError: nothing was counted.
@@ -116,8 +131,8 @@ def share(right: int, total: int) -> Interval:
 
 
 def only_at_home(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> bool:
-    """Whether `one` beats `other` in the calibration domain for sure, and in the held-out domain not: then the gain is
-    the text's, not the model's. Losses by domain."""
+    """Whether `one` is surely better than `other` in the calibration domain, and not in the held-out domain: then it
+    has learnt the text, and is no better model. Both are losses by domain."""
     home, away = (difference(one[d], other[d]).sign for d in ("calibration", "heldout"))
     return home < 0 and away >= 0
 

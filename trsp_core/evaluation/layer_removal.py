@@ -1,4 +1,4 @@
-"""A text's way through a model without some of its layers: hidden states that still hold are kept."""
+"""Measures a text's loss without any set of layers, and keeps the hidden states that other sets can use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ STATE_BYTES = 600_000_000  # of kept hidden states, over both domains
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one set on a text: mean nats a predicted token, mean KL from the dense model, layers that were computed."""
+    """What was measured of the model without one set of layers.
+
+    Attributes:
+        loss: mean nats a predicted token.
+        kl: mean KL(dense, model), in nats a predicted token.
+        layers_run: how many layers had to be computed for it.
+    """
 
     loss: float
     kl: float
@@ -26,11 +32,14 @@ class Figures:
 
 
 class Path:
-    """A text's way through the layers, for any set of removed layers.
+    """A text and what a model makes of it, for any set of removed layers.
+
+    Args:
+        most_bytes: of the hidden states that are kept; those of the dense model are kept in any case.
 
     Attributes:
         ids: (B, T) token ids, on the model's device.
-        states: what was computed on the way.
+        states: the hidden states that are kept.
     """
 
     def __init__(self, stack: Stack, ids: Tensor, most_bytes: int = STATE_BYTES):
@@ -40,7 +49,8 @@ class Path:
         self._dense: DenseLogits | None = None
 
     def figures(self, removed: frozenset[int]) -> Figures:
-        """Loss and KL without `removed`; the first call measures the dense model too."""
+        """Loss and KL without the layers `removed`. The first call measures the dense model too; a set that was asked
+        for before is not measured again."""
         if self._dense is None:
             self._dense, layers_run = self._refer()
             self._tried[frozenset()] = self._compared(self._dense, self._dense.dense, layers_run)
@@ -56,14 +66,16 @@ class Path:
         return Figures(loss, max(kl, 0.0), layers_run)
 
     def known(self, removed: frozenset[int]) -> bool:
+        """Whether this set has been measured."""
         return removed in self._tried
 
     def start(self, removed: frozenset[int]) -> int:
-        """The highest layer whose entering state for this set is kept; 0 where none is."""
+        """The layer from which on this set would have to be computed; 0 where no state of it is kept."""
         return self.states.start(removed, len(self.stack.layers))
 
     def influence(self, layer: int) -> float:
-        """1 - mean cosine of X_in and X_out of `layer` in the dense model."""
+        """The block influence of `layer` in the dense model: 1 - mean cosine of X_in and X_out (ShortGPT,
+        arXiv:2403.03853)."""
         self.figures(frozenset())
         states = [self.states.by_key[key(i, frozenset())] for i in (layer, layer + 1)]
         return float(1 - F.cosine_similarity(states[0], states[1], dim=-1).mean())
@@ -73,7 +85,7 @@ class Path:
         return self.ids[:, 1:].flatten()
 
     def _refer(self) -> tuple[DenseLogits, int]:
-        """What the dense model says, and how many layers were computed for it."""
+        """The dense model's probabilities, and how many layers were computed for them."""
         with head_loss.listening(self.stack.model) as head_inputs:
             logits, layers_run = self._logits(frozenset())
         return DenseLogits(
@@ -81,8 +93,8 @@ class Path:
         ), layers_run
 
     def _logits(self, removed: frozenset[int]) -> tuple[Tensor, int]:
-        """What the model puts out at the N = B (T - 1) positions that predict a token, (N, V) where its head is not
-        withheld, and how many layers were computed."""
+        """What the model puts out at the N = B (T - 1) positions that predict a token, and how many layers were
+        computed for it: logits (N, V), or hidden states (N, D) where the head is `withheld`."""
         outputs, layers_run = self.states.climb(self.stack, removed)
         size = next(iter(self.states.by_key.values())).nbytes
         dense = len(self.stack.layers) + 1  # states of the dense model, which always stay

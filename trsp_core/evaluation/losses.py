@@ -1,4 +1,4 @@
-"""Losses of next tokens, and how far hidden states are apart."""
+"""The loss of predicting next tokens, and measures of how far two hidden states are apart."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 def similarity(a: Tensor, b: Tensor) -> float:
-    """Mean over tokens of the cosine between hidden states a and b (B, T, D)."""
+    """The cosine between hidden states a and b (B, T, D), in the mean over tokens."""
     with torch.inference_mode():
         return F.cosine_similarity(a.float(), b.float(), dim=-1).double().mean().item()
 
 
 def states_at(stack: Stack, ids: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-    """What enters each layer of `layers` (B, T, D) on `ids` (B, T); L stands for what leaves the last layer."""
+    """The hidden states (B, T, D) of `ids` (B, T), by layer that they enter; L in `layers` asks for what leaves the
+    last one."""
     top = len(stack.layers) - 1
     with hooks.tapped(stack, sorted({min(i, top) for i in layers})) as taps:
         stack.model(input_ids=ids, use_cache=False)
@@ -31,13 +32,14 @@ def states_at(stack: Stack, ids: Tensor, layers: Collection[int]) -> dict[int, T
 
 
 def relative_distance(target: Tensor, states: Tensor) -> Tensor:
-    """Mean over tokens of |states - target| / |target|, from hidden states (B, T, D); `target` is detached."""
+    """|states - target| / |target| in the mean over tokens, a scalar, from hidden states (B, T, D). Gradients flow into
+    `states` alone."""
     target = target.detach().float()
     return ((states.float() - target).norm(dim=-1) / target.norm(dim=-1).clamp(min=1e-6)).mean()
 
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Nats of each predicted token: (B, T - 1) from logits (B, T, V) and ids (B, T)."""
+    """The loss of each predicted token in nats, (B, T - 1), from logits (B, T, V) and the text's token ids (B, T)."""
     following = ids.roll(-1, dims=1)  # moving the ids, not the logits, spares a copy of the largest tensor there is
     losses = F.cross_entropy(logits.flatten(0, 1).float(), following.flatten(), reduction="none")
     return losses.view(ids.shape)[:, :-1]

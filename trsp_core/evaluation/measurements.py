@@ -1,5 +1,5 @@
-"""What a run measures of its model, told as events: perplexity in both domains, what each layer is worth, what deletion
-would cost now, and speed."""
+"""Measures a run's model, and tells the figures as events: perplexity in both domains, how much each layer is worth,
+what deletion would cost now, and speed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SPEED_PROMPT, SPEED_NEW = 128, 16  # tokens read and tokens written in one timin
 
 
 def remember_dense(config: RunConfig, stack: Stack, texts: Texts, reference: perplexity.Reference) -> None:
-    """Let `reference` see what the dense model predicts, for a run whose events have the dense figures already."""
+    """Let `reference` see what the dense model predicts, without telling events: for a run that broke off after it had
+    measured the dense model."""
     device = next(stack.model.parameters()).device
     for domain in ev.DOMAINS:
         blocks = texts.measure[domain]
@@ -34,10 +35,11 @@ def remember_dense(config: RunConfig, stack: Stack, texts: Texts, reference: per
 
 
 def perplexities(stack: Stack, texts: Texts, reference: perplexity.Reference, *states: str) -> Iterator[Event]:
-    """Perplexity of the model as it stands and its distance from the dense one, in both domains.
+    """Measure, in both domains, the perplexity of the model as it stands, and its KL from the dense model.
 
     Args:
-        states: names for the model as it stands, such as "pruned"; each gets the figures.
+        reference: what the dense model predicts; the first measurement of a run is of that model, and fills it.
+        states: names of the model as it stands, such as "pruned"; the figures are told for each of them.
     """
     yield ev.PhaseStarted(states[0], sum(len(blocks) for blocks in texts.measure.values()))
     done = 0
@@ -68,7 +70,8 @@ def perplexities(stack: Stack, texts: Texts, reference: perplexity.Reference, *s
 
 
 def sample(config: RunConfig, stack: Stack, tokenizer: Any, *states: str) -> Iterator[Event]:
-    """How the model as it stands continues the prompt, likeliest token by likeliest token."""
+    """Let the model as it stands continue the prompt, always with the likeliest token; `states` are names of it, as in
+    `perplexities`."""
     if config.sample_tokens:
         prompt, text = generation.continuation(
             stack.model, tokenizer, config.prompt, config.sample_tokens, stack.context
@@ -78,8 +81,13 @@ def sample(config: RunConfig, stack: Stack, tokenizer: Any, *states: str) -> Ite
 
 
 def importance(config: RunConfig, stack: Stack, texts: Texts, state: str, phase: str) -> Iterator[Event]:
-    """How much the loss rises without each layer alone, on the first measured blocks of the calibration domain; from
-    the top down, so that what lies below a layer is computed once."""
+    """Measure how much the loss rises without each layer alone, on the first measured blocks of the calibration domain.
+    Layers are taken from the top down, so that what lies below them is computed only once.
+
+    Args:
+        state: a name of the model as it stands, for the event.
+        phase: the name of this phase of the run.
+    """
     blocks = texts.measure["calibration"][: config.importance_blocks]
     if not len(blocks):
         return
@@ -96,7 +104,8 @@ def importance(config: RunConfig, stack: Stack, texts: Texts, state: str, phase:
 
 
 def probe(config: RunConfig, stack: Stack, texts: Texts, chosen: list[int], step: int) -> Iterator[Event]:
-    """Perplexity if the chosen layers were deleted now, on the first measured blocks of each domain."""
+    """Measure the perplexity that the model would have if the layers `chosen` were deleted now, after `step` of stage
+    2, on the first measured blocks of each domain."""
     for domain in ev.DOMAINS:
         blocks = texts.measure[domain][: config.probe_blocks]
         if not len(blocks):
@@ -110,12 +119,14 @@ def probe(config: RunConfig, stack: Stack, texts: Texts, chosen: list[int], step
 def speeds(
     config: RunConfig, stack: Stack, texts: Texts, pruned: Callable[[], AbstractContextManager[Any]]
 ) -> Iterator[Event]:
-    """Prefill and decode of both models, in turn, so that a change of the machine's pace meets both; the first is a
-    warm-up. Training has not changed the shapes, so the dense ones are timed on the model at hand. Where the context is
-    short, less is read and less is written.
+    """Measure the speed of the dense and the pruned model, reading a prompt and writing tokens.
+
+    They are timed in turn, so that other work on the machine slows down both; the first turn is a warm-up, and does not
+    count. The model with all its layers stands for the dense one, since training does not change shapes. Where the
+    context is short, fewer tokens are read and written.
 
     Args:
-        pruned: gives a context in which the model is the pruned one.
+        pruned: opens a context in which the model is the pruned one.
     """
     yield ev.PhaseStarted("speed", config.speed_repeats)
     read, new_tokens = generation.fitted(stack.context, SPEED_PROMPT, SPEED_NEW)
@@ -140,7 +151,7 @@ def speeds(
 
 
 def number_format(model: nn.Module) -> str:
-    """The number format of the weights, and of the products where that is another."""
+    """The number format of the weights, in words: "float32", or "nf4, products in bfloat16" where they are packed."""
     plain = str(next(model.parameters()).dtype).removeprefix("torch.")
     packed = quantization.name_of(model)
     return f"{packed}, products in {plain}" if packed else plain

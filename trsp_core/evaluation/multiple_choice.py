@@ -1,4 +1,5 @@
-"""Questions answered by likelihood: which continuation is the most probable to a model, in all and per byte.
+"""Lets a model answer questions by likelihood: it chooses the continuation that is most probable to it, in all or a
+byte.
 
 plain: argmax over choices of  log p(continuation | context)
 by bytes: argmax of  log p(continuation | context) / bytes of the continuation
@@ -19,13 +20,18 @@ from trsp_core.evaluation.intervals import Interval
 from trsp_core.evaluation.questions import Question
 from trsp_core.models import tokenizer_check
 
-AT_ONCE = 8  # sequences
+AT_ONCE = 8  # sequences in a pass
 
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
-    """One question's outcome: chosen plainly and by bytes (numbers of choices; -1: the model would write another word),
-    and the log-likelihood of each choice in nats."""
+    """How a model has answered one question. Choices are counted from 0.
+
+    Attributes:
+        chosen, chosen_by_bytes: the choices it has made; of a single choice -1 if it would write something else.
+        gold: the right choice.
+        nats: the log-likelihood of each choice.
+    """
 
     chosen: int
     chosen_by_bytes: int
@@ -34,10 +40,10 @@ class AnsweredQuestion:
 
 
 def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], longest: int) -> Iterator[AnsweredQuestion]:
-    """One `AnsweredQuestion` a question, in order.
+    """Let the model answer the questions, and yield one `AnsweredQuestion` for each, in order.
 
     Args:
-        longest: tokens that the model reads; of a longer context the end counts.
+        longest: the most tokens that the model reads; of a longer question only the end is read.
     """
     device = next(model.parameters()).device
     for question in questions:
@@ -56,7 +62,7 @@ def answer(model: nn.Module, tokenizer: Any, questions: Sequence[Question], long
 
 
 def refuse(tokenizer: Any, questions: Sequence[Question], rows: int) -> None:
-    """Raise TrspError if a token of the `questions` has no row in an embedding of `rows`."""
+    """Raise TrspError if a token of the `questions` has no row in an embedding with `rows` rows."""
     if tokenizer_check.highest(tokenizer) >= rows:  # else none can have
         for number, question in enumerate(questions, 1):
             for pair in zip(question.contexts, question.continuations, strict=True):
@@ -64,8 +70,8 @@ def refuse(tokenizer: Any, questions: Sequence[Question], rows: int) -> None:
 
 
 def encode(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
-    """Token ids of both together, with what the tokenizer puts before every text, and how many of them are the
-    continuation's: those beyond the context's own."""
+    """The token ids of context and continuation together, begun as the tokenizer begins a text, and how many of them
+    are the continuation's: those that the context alone does not have."""
     before, whole = (special_tokens.begun(tokenizer, text) for text in (context, context + continuation))
     return whole, max(len(whole) - len(before), 1)
 
@@ -73,8 +79,12 @@ def encode(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], 
 def _likelihoods(
     model: nn.Module, pairs: list[tuple[list[int], int]], longest: int, device: torch.device
 ) -> list[tuple[float, bool]]:
-    """Of each pair: log p of its last tokens in nats, and whether each of them is the likeliest. Sequences are
-    filled up on the right, where a causal model does not look."""
+    """The log-likelihood of each continuation in nats, and whether each of its tokens is the likeliest.
+
+    Args:
+        pairs: what `encode` returns. Sequences are padded on the right, which a causal model does not see.
+        longest: the most tokens that the model reads.
+    """
     cut = [(ids[-longest:], min(n, longest - 1)) for ids, n in pairs]
     width = max(len(ids) for ids, _ in cut)
     sequences = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in cut], device=device)
@@ -90,6 +100,10 @@ def _likelihoods(
 
 
 def accuracy(answers: Sequence[AnsweredQuestion]) -> tuple[Interval, Interval]:
-    """Share of right answers with Wilson's interval, by the plain choice and by that per byte."""
+    """The share of right answers with Wilson's interval, by the plain choices and by those by bytes.
+
+    Raises:
+        ValueError: no answers.
+    """
     right = sum(a.chosen == a.gold for a in answers), sum(a.chosen_by_bytes == a.gold for a in answers)
     return intervals.share(right[0], len(answers)), intervals.share(right[1], len(answers))

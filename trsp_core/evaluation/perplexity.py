@@ -1,5 +1,4 @@
-"""What a model is worth: perplexity with its protocol, speed with its spread, and what this machine could do at
-most."""
+"""Measures perplexity, divergence from the dense model, speed and memory; and how fast this machine multiplies."""
 
 from __future__ import annotations
 
@@ -23,21 +22,20 @@ from trsp_core.evaluation.losses import next_token_loss
 from trsp_core.perf import head_loss, parallel
 from trsp_core.surgery import quantization
 
-ROWS = 64  # of logits compared at once
-TOKENS_AT_ONCE = 256  # of a measuring pass: wide enough for the matrix units; the logits of a large V stay small
-TOKENS_ON_GPU = 2048  # the same: Python asks for fewer passes
-SPARING_ON_GPU = 8192  # and where not all logits are held
+ROWS = 64  # rows of logits that are compared at once
+TOKENS_AT_ONCE = 256  # tokens of a measuring pass on a CPU: enough for its matrix units, and few enough logits
+TOKENS_ON_GPU = 2048  # on a GPU: so Python asks for fewer passes
+SPARING_ON_GPU = 8192  # on a GPU, where not all logits are held
 
 
 def block_losses(
     model: nn.Module, blocks: Tensor, watch: Callable[[Tensor], None] | None = None
 ) -> Iterator[list[float]]:
-    """Mean nats per predicted token of each block of `blocks` (N, T), a few blocks at a time, in order.
-
-    Every block is its own context: T - 1 tokens are predicted in each.
+    """Yield the mean loss, in nats a predicted token, of each block of token ids in `blocks` (N, T), a few blocks at a
+    time, in order. Each block is a context of its own, in which T - 1 tokens are predicted.
 
     Args:
-        watch: gets the logits (B, T, V) of each few blocks.
+        watch: called with the logits (B, T, V) of each few blocks before their losses are yielded.
     """
     device = next(model.parameters()).device
     sparing = watch is None and head_loss.projects(model, blocks[:1, :8].to(device))
@@ -65,25 +63,25 @@ def block_losses(
 
 
 def _at_once(blocks: Tensor, device: torch.device, sparing: bool) -> int:
-    """How many of `blocks` (N, T) go through a model on `device` together."""
+    """How many of `blocks` (N, T) go through a model on `device` in a pass; `sparing` where not all logits are held."""
     on_gpu = SPARING_ON_GPU if sparing else TOKENS_ON_GPU
     return max(1, (TOKENS_AT_ONCE if device.type == "cpu" else on_gpu) // blocks.shape[1])
 
 
 def whole_batches(blocks: Tensor, count: int, device: torch.device) -> int:
-    """The least number of first blocks that hold `count`, and that pass through a model on `device` as they would among
-    all of `blocks` (N, T), where they are watched."""
+    """The number of first blocks to measure so that the first `count` get the same figures as among all of `blocks`
+    (N, T), to the bit: `count`, rounded up to whole passes of watched blocks on `device`."""
     wide = _at_once(blocks, device, sparing=False)
     return min(-(-count // wide) * wide, len(blocks))
 
 
 class Reference:
-    """What the dense model predicts on the first blocks of each domain, kept to tell how far another model is from
-    it. Kept in a file without a name, not in memory, since training needs that.
+    """Keeps what the dense model predicts on the first blocks of each domain, to tell how far another model is from it.
+    It is kept in a file without a name, since memory is needed for training.
 
     Args:
-        blocks: how many of each domain; each keeps (T - 1, V) log-probabilities in float16, which rounds single ones
-            by less than 0.01 nats to either side, and their mean over thousands of tokens by much less.
+        blocks: how many blocks of each domain. For each, log-probabilities (T - 1, V) are kept in float16: that rounds
+            a single one by less than 0.01 nats to either side, and their mean over thousands of tokens by much less.
     """
 
     def __init__(self, blocks: int):
@@ -92,8 +90,8 @@ class Reference:
         self._begins: dict[str, list[int]] = {}  # byte at which each block of a domain begins
 
     def watch(self, domain: str) -> tuple[Callable[[Tensor], None], list[float]]:
-        """For `block_losses`: the first time in a domain it keeps what it sees; from then on it fills the list with
-        mean KL(dense, model) in nats a token, of each block."""
+        """A function for `watch` of `block_losses`, and a list. The first function for a domain keeps the predictions
+        that it sees; each later one adds the mean KL(dense, model) of each kept block, in nats a token, to its list."""
         first = domain not in self._begins
         begins, divergences = self._begins.setdefault(domain, []), []
 
@@ -113,19 +111,20 @@ class Reference:
         return watch, divergences
 
     def _read(self, like: Tensor) -> Tensor:
-        """The next rows of the file, log-probabilities (N, V) for logits `like` (N, V)."""
+        """The next log-probabilities (N, V) in the file, as many as there are logits in `like` (N, V)."""
         data = bytearray(self._file.read(2 * like.numel()))
         return torch.frombuffer(data, dtype=torch.float16).view(like.shape).to(like.device).float()
 
 
 def divergence(p: Tensor, logits: Tensor) -> float:
-    """Mean over N tokens of KL(p, softmax(logits)), in nats, from log-probabilities p (N, V) and logits (N, V)."""
+    """KL(p, softmax(logits)) in nats, in the mean over N tokens, from log-probabilities p (N, V) and logits (N, V)."""
     q = logits.float().log_softmax(-1)
     return max((p.exp() * (p - q)).sum(dim=-1).double().mean().item(), 0.0)
 
 
 def perplexity(losses: Sequence[float]) -> float:
-    """exp of the mean of per-block losses (blocks of equal length); infinity where it is beyond a float."""
+    """The perplexity: exp of the mean of the blocks' losses (blocks of equal length); infinity where that is beyond a
+    float."""
     try:
         return math.exp(statistics.fmean(losses))
     except OverflowError:
@@ -133,7 +132,8 @@ def perplexity(losses: Sequence[float]) -> float:
 
 
 def time_once(model: nn.Module, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Tokens per second of one prefill of `prompt` (1, T), and of decoding `new_tokens` after it, greedily, cached."""
+    """Time one reading of `prompt` (1, T), and the writing of `new_tokens` after it, greedily and with a cache; returns
+    the tokens a second of each."""
     began = time.perf_counter()
     tokens = generation.tokens(model, prompt, new_tokens + 1)
     next(tokens)
@@ -146,12 +146,12 @@ def time_once(model: nn.Module, prompt: Tensor, new_tokens: int) -> tuple[float,
 
 
 def spread(values: Sequence[float]) -> tuple[float, list[float]]:
-    """Median, and [lowest, highest]."""
+    """The median of `values`, and their lowest and highest."""
     return statistics.median(values), [min(values), max(values)]
 
 
 def matrix_rate(seconds: float = 0.3) -> float:
-    """GFLOP/s of float32 matrix products on the CPU, best of a short measurement."""
+    """GFLOP/s of float32 matrix products on the CPU: the best of those that are done in `seconds`."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     best, until = 0.0, time.perf_counter() + seconds
     with torch.inference_mode():
@@ -163,13 +163,14 @@ def matrix_rate(seconds: float = 0.3) -> float:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held: resident bytes, or on a GPU its allocated bytes where they are
+    """The most bytes of memory that this process has held so far: in the machine's memory or on a GPU, whichever is
     more."""
     return max(_resident(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 
 
 def _resident() -> int:
-    """Where Linux tells: what getrusage has there is no less than the process that started this one had held."""
+    """The most bytes that this process has held in the machine's memory. On Linux they are not those of getrusage,
+    which are at least what the process that started this one had held."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
@@ -177,12 +178,13 @@ def _resident() -> int:
 
 
 def parameter_bytes(model: nn.Module) -> tuple[int, int]:
-    """Number of parameters, each counted once, and the bytes they take; of packed ones what they stand for, and what
-    they take with their scales."""
+    """How many parameters the model has, each counted once, and the bytes that they take. A packed weight counts as
+    many as it stands for, and the bytes that it takes with its scales."""
     sizes = [quantization.size_of(p) for p in model.parameters()]
     return sum(count for count, _ in sizes), sum(size for _, size in sizes)
 
 
 def _synchronise(tensor: Tensor) -> None:
+    """Wait until the GPU is done, if `tensor` is on one."""
     if tensor.is_cuda:
         torch.cuda.synchronize()

@@ -1,7 +1,9 @@
-"""Questions that a language model answers by likelihood: multiple choice from a JSONL file, and last words of passages.
+"""Reads questions that a language model can answer by likelihood: multiple choice from a JSONL file, and last words of
+passages.
 
-A line of a file is `{"query", "choices", "gold"}`, or, where the choice stands in the middle of a sentence,
-`{"context_options", "continuation", "gold"}` (the format of MosaicML's evaluation gauntlet). Imports no torch.
+Each line of a file is an object `{"query", "choices", "gold"}`; or, where the choice stands in the middle of a
+sentence, `{"context_options", "continuation", "gold"}` (the format of MosaicML's evaluation gauntlet). Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ PASSAGE = (30, 90)  # words before the last one
 
 @dataclass(frozen=True)
 class Question:
-    """One pair of context and continuation a choice. With a single choice it is right if the model would write it.
+    """A question with one or several choices. A single choice is right if the model would write it.
 
     Attributes:
-        contexts, continuations: of equal length, one entry a choice; a continuation begins with its space.
-        gold: number of the right choice.
+        contexts: what the model reads before each choice.
+        continuations: what it is asked about: one for each context, beginning with its space.
+        gold: number of the right choice, from 0.
     """
 
     contexts: tuple[str, ...]
@@ -40,11 +43,11 @@ def read(task: str, text: str, limit: int | None = None) -> list[Question]:
     """The questions of `task`: `last_word`, or the path of a JSONL file.
 
     Args:
-        text: where last words are taken from: a name or a path, as for a run.
-        limit: only the first so many, at least 1.
+        text: the text from which last words are taken: a name or a path, as in a run's settings.
+        limit: how many questions to read at most, 1 or more; None for all.
 
     Raises:
-        TrspError: no such file, no question in it, a line that is none, or a limit below 1.
+        TrspError: no such file, no question in it, a line that is none, a text that cannot be used, or a limit below 1.
     """
     check_limit(limit)
     if task == LAST_WORD:
@@ -60,7 +63,7 @@ def read(task: str, text: str, limit: int | None = None) -> list[Question]:
 
 
 def check_limit(limit: int | None) -> None:
-    """Raises TrspError: no question would be left."""
+    """Raise TrspError if `limit` is below 1, so that no question would be left."""
     if limit is not None and limit < 1:
         raise TrspError(
             f"{formatting.count(limit)} questions were asked for.", "Ask for 1 or more, or leave the limit out for all."
@@ -91,18 +94,22 @@ def _question(line: str, name: str, number: int) -> Question:
 
 
 def prompt(query: str) -> str:
-    """The context of a query. One that begins with "Question:" gets a line "Answer:"."""
+    """The context to put before the choices of a query. One that begins with "Question:" gets a last line "Answer:"."""
     query = query.rstrip()
     marked = query.startswith("Question:") and not query.endswith("Answer:")
     return query + "\nAnswer:" if marked else query
 
 
 def last_words(text: str, limit: int | None = None) -> list[Question]:
-    """Passages of whole sentences whose last word the model has to write, in the manner of LAMBADA (arXiv:1606.06031).
+    """Passages of whole sentences whose last word the model has to write, in the manner of LAMBADA (arXiv:1606.06031);
+    at most one from an article.
 
-    LAMBADA's people made sure that the passage, not the last sentence, gives the word away. Here that word has to stand
-    in the passage before, which is a rough stand-in; figures are for comparing models, not with LAMBADA's. At most one
-    passage an article.
+    In LAMBADA, people have checked that the word can be guessed from the passage, and not from its last sentence. Here
+    it only has to stand in the passage before, a rough stand-in: the figures compare models, and cannot be compared
+    with LAMBADA's.
+
+    Raises:
+        TrspError: the text cannot be read, or has no such passage.
     """
     corpus = corpora.read(text)
     passages = []
@@ -118,7 +125,8 @@ def last_words(text: str, limit: int | None = None) -> list[Question]:
 
 
 def _passage(article: str) -> Question | None:
-    """The first fitting passage of an article; it starts at a sentence's beginning."""
+    """The first passage of an article that begins with a sentence, has a length in `PASSAGE`, and ends in a word that
+    stood in it before; None where there is none."""
     sentences = _SENTENCE.split(" ".join(article.split()))
     for start in range(len(sentences)):
         words: list[str] = []

@@ -1,4 +1,4 @@
-"""Keeping a model in the run folder: written as an ordinary checkpoint, and proved before it is called kept."""
+"""Saves a model in the run folder as an ordinary checkpoint, and proves it before it gets its name there."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from trsp_core.surgery.stack import Stack
 def keep(
     config: RunConfig, stack: Stack, tokenizer: Any, run: RunFolder, name: str, done: int
 ) -> Generator[Event, None, int]:
-    """Write the model at hand into the run's folder `name`, where it lies only once a fresh process with stock
-    transformers has computed the same from it; returns its bytes.
+    """Save the model as it stands in the run's folder `name`, and return its bytes. It gets there only once a fresh
+    process with stock transformers has loaded it and computed the same.
 
     Args:
-        done: units of the phase that are done.
+        done: how many units of the phase are done before; this does two more.
 
     Raises:
-        TrspError: it cannot be loaded, or computes something else. It is left in `unproved-NAME`.
+        TrspError: the fresh process cannot load it, or computes something else. The files are left in `unproved-NAME`.
     """
     unproved, computed = run.folder / f"unproved-{name}", run.folder / f".{name}-proof.partial"
     try:
@@ -56,8 +56,13 @@ def keep(
 
 
 def _proved(run: RunFolder, unproved: Path, computed: Path, progress: ev.Progressed) -> Iterator[Event]:
-    """Let a fresh process load the checkpoint in `unproved` and compare it with what `verification.keep` wrote to
-    `computed`. Tells `progress` again where the run is to stop meanwhile."""
+    """Prove the checkpoint in `unproved`: let a fresh process load it, and compare what it computes with `computed`,
+    which `verification.keep` wrote. Yields `progress` again if the run is asked to stop meanwhile, so that whoever
+    reads can close it.
+
+    Raises:
+        TrspError: memory for the process is short, it cannot load the checkpoint, or it computes something else.
+    """
     where = f"The files are in {unproved.name}, unproved."
     again = "All that was measured stays, and resuming the run tries this again; without --save-model nothing is kept."
     if (free := machine.available_memory()) < PROCESS_BYTES:
@@ -85,12 +90,12 @@ def _proved(run: RunFolder, unproved: Path, computed: Path, progress: ev.Progres
 
 
 def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, reference: Path | None = None) -> int:
-    """Write an ordinary checkpoint (safetensors) to `target`, whole or not at all; returns its bytes. A packed model is
-    spelled out in bfloat16 with its adapters merged, or, as `config.save_as` says, written as it is, with its adapters
-    in the folder `adapter`.
+    """Write an ordinary checkpoint (safetensors and tokenizer) into the folder `target`, whole or not at all; returns
+    its bytes. A packed model is unpacked in bfloat16, with its adapters merged; or, where `config.save_as` is
+    "adapters", written as it is, with its adapters in the folder `adapter` inside.
 
     Args:
-        reference: where to write what the model in memory computes, for the proof of an export.
+        reference: the file to write what the model in memory computes to, for the proof; None writes none.
     """
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

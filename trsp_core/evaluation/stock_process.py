@@ -1,9 +1,9 @@
-"""What a stranger computes from a checkpoint: imports torch and transformers (and peft where there are adapters beside
-packed weights), and nothing of ours.
+"""Computes what anybody would compute from a checkpoint, with torch and transformers (and peft for adapters beside
+packed weights) and nothing of ours.
 
-`verification` runs this file as a fresh, isolated process (`python -I stock_process.py FOLDER LOGITS`, the question as
-a line of JSON on stdin, the answer as JSON on stdout), and calls the same functions on the model in memory, so that
-both answer one question. When stdin ends, nobody waits for the answer.
+`verification` runs this file as a fresh, isolated process: `python -I stock_process.py FOLDER LOGITS`, with the
+question as a line of JSON on stdin, and the answer as JSON on stdout. It also calls the same functions on the model in
+memory, and compares. When stdin ends nobody waits for the answer any more, and the process ends.
 """
 
 import json
@@ -17,19 +17,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def tokens(tokenizer, text, count):
-    """The first `count` token ids of `text`: (1, T)."""
+    """The first `count` token ids of `text`, (1, T)."""
     return tokenizer(text, return_tensors="pt").input_ids[:, :count]
 
 
 def logits(model, ids):
-    """Logits (T, V) of ids (1, T) in float32, on the CPU."""
+    """The logits (T, V) of `ids` (1, T), in float32 on the CPU."""
     with torch.inference_mode():
         return model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
 
 
 def continuation(model, ids, count, cached):
-    """The ids of the likeliest `count` tokens after ids (1, T), with a key-value cache or without. What the model's own
-    generation config says plays no part: no token ends the text, none is barred or favoured, nothing is drawn."""
+    """The ids of `count` tokens after `ids` (1, T), each the likeliest, a list; with a key-value cache if `cached`. The
+    model's own generation config is left out of account: no token ends the text, none is barred, nothing is drawn."""
     ids, own = ids.to(model.device), model.generation_config
     how = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}  # nosec B105 - a number of a token
     model.generation_config = type(own)()
@@ -42,8 +42,8 @@ def continuation(model, ids, count, cached):
 
 
 def tie(model, ids, one, other):
-    """By how much the logits of `one` and `other`, two continuations of ids (1, T), differ where they first part; None
-    where they are equal."""
+    """How much the logits of the two tokens differ at which `one` and `other`, two continuations of `ids` (1, T), first
+    part; None where both are the same."""
     position = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
     if position is None:
         return None
@@ -53,14 +53,15 @@ def tie(model, ids, one, other):
 
 
 def end_with_stdin():
-    """End this process where whoever asked has died."""
+    """Wait until stdin ends, since whoever asked has died, and end this process."""
     while os.read(0, 4096):
         pass
     os._exit(1)
 
 
 def main(folder, target):
-    """Answer the question on stdin from the checkpoint in `folder`; the logits go to the file `target` as float32."""
+    """Answer the question on stdin by the checkpoint in `folder`; its logits (T, V) go to the file `target` as
+    float32."""
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_stdin, daemon=True).start()
     torch.set_num_threads(request["threads"])

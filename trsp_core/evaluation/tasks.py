@@ -1,5 +1,5 @@
-"""The multiple-choice tasks that pruning papers report, from the model hub: where each lies, and how a row becomes a
-question. Prompts, choices and splits are those of lm-evaluation-harness, without examples before. Imports no torch.
+"""The multiple-choice tasks that pruning papers report, read from the model hub: where each is, and how a row of it
+becomes a question. Prompts, choices and splits are those of lm-evaluation-harness, zero-shot. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Task:
     """One task.
 
     Attributes:
-        title: for people.
+        title: its name for people.
         repository, subset, split: what `datasets.load_dataset` takes: a hub id (or a folder laid out like one), the
-            config in it, and the labelled part that is scored.
-        ask: a row as a question.
+            name of a configuration in it, and the labelled part that is scored.
+        ask: turns a row into a question.
     """
 
     title: str
@@ -34,11 +34,14 @@ class Task:
 
 
 def read(name: str, limit: int | None = None) -> list[Question]:
-    """The questions of the task called `name`, the first `limit` of them.
+    """The questions of the task `name`, a key of `TASKS`.
+
+    Args:
+        limit: how many to read at most, 1 or more; None for all.
 
     Raises:
-        TrspError: the hub cannot be reached and nothing is in its cache, the rows are not as expected, or a limit
-            below 1.
+        TrspError: the data set is neither on a hub that can be reached nor in its cache, a row is not as expected, or
+            the limit is below 1.
     """
     check_limit(limit)
     task = TASKS[name]
@@ -65,7 +68,12 @@ def read(name: str, limit: int | None = None) -> list[Question]:
 
 
 def question(contexts: Sequence[str], continuations: Sequence[str], gold: int) -> Question:
-    """A question. White space at the end of a context is moved to the beginning of its continuation."""
+    """A question with a context for each choice. White space at the end of a context is moved to the beginning of its
+    continuation.
+
+    Raises:
+        ValueError: there is no choice `gold`.
+    """
     if not 0 <= gold < len(contexts):
         raise ValueError(f"choice {gold} of {len(contexts)}")
     bare = [context.rstrip() for context in contexts]
@@ -74,7 +82,7 @@ def question(contexts: Sequence[str], continuations: Sequence[str], gold: int) -
 
 
 def chosen(context: str, choices: Sequence[str], gold: int) -> Question:
-    """A question whose choices follow one context."""
+    """A question whose choices all follow the same context."""
     return question([context] * len(choices), choices, gold)
 
 
@@ -88,7 +96,8 @@ def _piqa(row: Row) -> Question:
 
 
 def _winogrande(row: Row) -> Question:
-    """The choice stands in the middle of the sentence, so the contexts differ, and what follows is scored."""
+    """A row of WinoGrande. The choice stands in the middle of the sentence: so the contexts differ, and what follows
+    the choice is scored."""
     before, after = row["sentence"].split("_", 1)
     options = [before + row[name] for name in ("option1", "option2")]
     return question(options, [after.strip()] * 2, int(row["answer"]) - 1)
@@ -100,7 +109,7 @@ def _hellaswag(row: Row) -> Question:
 
 
 def _unmarked(text: str) -> str:
-    """Without the marks that WikiHow's pages left in HellaSwag."""
+    """`text` without the marks that pages of WikiHow have left in HellaSwag."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 

@@ -1,7 +1,7 @@
-"""Proof that a checkpoint is the model that the run had in memory.
+"""Proves that a checkpoint is the model that the run had in memory.
 
-While the pruned model is in memory, `keep` writes what it computes on a fixed text into the run folder. `checking` lets
-a fresh process with stock transformers (`stock_process.py`) load a checkpoint and compute the same, and compares.
+While the model is in memory, `keep` writes what it computes on a fixed text to a file. Later `checking` lets a fresh
+process with stock transformers (`stock_process.py`) load the checkpoint and answer the same question, and compares.
 """
 
 from __future__ import annotations
@@ -21,29 +21,34 @@ from trsp_core.data.blocks import NEW_TOKENS, PROOF_TEXT, PROOF_TOKENS
 from trsp_core.errors import TrspError
 from trsp_core.subprocesses import ChildFailed
 
-GPU_ROOM = 1_500_000_000  # bytes of a GPU that a process takes beside the weights
+GPU_ROOM = 1_500_000_000  # bytes of GPU memory that a process takes beside the weights
 POLL = 0.2  # seconds between two looks at the fresh process
 
-# How far logits may lie apart, as a share of the largest: what another order of the sums, or the number format, does to
-# numbers of this size. In one format on one machine the difference is 0; a wrong layer makes it 0.1 and more. Packed
-# weights count as bfloat16, in which some CPUs multiply them.
+# How far logits may lie apart by rounding alone, as a share of the largest logit: what another order of sums, or
+# another
+# number format, does to numbers of this size. In one format on one machine the difference is 0; with a wrong layer it
+# is
+# 0.1 and more. Packed weights count as bfloat16, in which some CPUs multiply them.
 ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-TIE = 0.2  # the part of that within which a cache may turn the order of two logits
+TIE = 0.2  # the share of that by which two logits may differ and still come in the other order with a cache
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the fresh process found.
+    """How the checkpoint's model, in a fresh process, compares with the model in memory.
 
     Attributes:
         dtype, memory_dtype: number format of the checkpoint, and of the model in memory.
-        tokens: of the fixed text, on which logits are compared; `same_ids`: its tokenizer cuts it the same way.
-        largest_difference, largest_logit: over all tokens and the whole vocabulary.
-        kl: from the model in memory to the checkpoint's, mean nats a token.
-        same_likeliest: at so many of the tokens both hold the same next token for the likeliest.
-        new_tokens: written greedily; `same_text`: the model in memory had written the same.
-        cached_equals_uncached: with a key-value cache and without the same tokens follow. Where they do not, `tie` is
-            by how much the logits of the two tokens differ.
+        tokens: how many tokens of the fixed text logits are compared on.
+        same_ids: whether the checkpoint's tokenizer cuts the text into the same ids.
+        largest_difference, largest_logit: of the logits, over all tokens and the whole vocabulary.
+        kl: KL(in memory, checkpoint), mean nats a token.
+        same_likeliest: at how many of the tokens both hold the same next token for the likeliest.
+        new_tokens: how many tokens were written greedily.
+        same_text: whether the model in memory had written the same ones.
+        cached_equals_uncached: whether the checkpoint's model writes the same tokens with a key-value cache and
+            without.
+        tie: how much the logits of the two tokens differ where they first part; None where they do not.
     """
 
     dtype: str
@@ -61,7 +66,7 @@ class Proof:
 
     @property
     def rounding(self) -> float:
-        """How far two logits may lie apart in the coarser of the two formats."""
+        """How far two logits may lie apart by rounding, in the coarser of the two formats."""
         return max(ROUNDING.get(d, ROUNDING["bfloat16"]) for d in (self.dtype, self.memory_dtype)) * self.largest_logit
 
     @property
@@ -82,7 +87,7 @@ class Proof:
 
     @property
     def sentence(self) -> str:
-        """What was compared, and how it came out."""
+        """What was compared and how it came out, in sentences."""
         equal = (
             f"differ by at most {formatting.figure(self.largest_difference)} from"
             if self.largest_difference
@@ -107,8 +112,8 @@ class Proof:
 
 
 def keep(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write what `model`, as it is in memory, computes on the fixed text to `target`, whole or not at all. A
-    model with a short context reads less of the text."""
+    """Write what `model`, as it is in memory, computes on the fixed text to the file `target`, whole or not at all.
+    Where its context is short, it reads and writes fewer tokens."""
     import torch
     from safetensors.torch import save_file
 
@@ -135,7 +140,7 @@ def keep(model: Any, tokenizer: Any, target: Path) -> None:
 
 
 def check(folder: Path, reference: Path) -> Proof:
-    """`checking` without the waiting in between."""
+    """As `checking`, but waits until the proof is there."""
     waiting = checking(folder, reference)
     while True:
         try:
@@ -145,11 +150,12 @@ def check(folder: Path, reference: Path) -> Proof:
 
 
 def checking(folder: Path, reference: Path) -> Generator[None, None, Proof]:
-    """Let a fresh process load the checkpoint in `folder`, and compare it with what `keep` wrote to `reference`. Yields
-    while it waits; closing the generator ends the process.
+    """Let a fresh process load the checkpoint in `folder`, and compare what it computes with what `keep` wrote to
+    `reference`. A generator that returns the proof; it yields None while it waits, and closing it ends the process.
 
     Raises:
-        TrspError: `reference` is missing or damaged, the checkpoint cannot be loaded, or there is no such device here.
+        TrspError: `reference` is missing or damaged, or the process cannot load the checkpoint, for example for lack of
+            memory or of the device.
     """
     import numpy as np
     from safetensors import SafetensorError, safe_open
@@ -195,8 +201,8 @@ def checking(folder: Path, reference: Path) -> Generator[None, None, Proof]:
 
 
 def _device(recorded: str, folder: Path) -> str:
-    """Where the fresh process computes: on the device of the model in memory, or on the CPU where the GPU has no room
-    for a second one."""
+    """The device on which the fresh process computes: that of the model in memory, or "cpu" where the GPU has no room
+    for a second model."""
     if recorded != "cuda":
         return recorded
     import torch
@@ -207,7 +213,8 @@ def _device(recorded: str, folder: Path) -> str:
 
 
 def _ask(folder: Path, target: Path, question: dict[str, Any]) -> Generator[None, None, dict[str, Any]]:
-    """The answer of a fresh process that sees no code of ours and no network, and ends when this one does."""
+    """The answer of a fresh process that has no code of ours, asks no hub, and ends when this process does. Yields
+    while it waits."""
     command = [sys.executable, "-I", str(Path(__file__).with_name("stock_process.py")), str(folder), str(target)]
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_TOKEN", "PYTHON"))}
     bounds = {"variables": variables | {"HF_HUB_OFFLINE": "1"}, "folder": folder}
@@ -232,6 +239,7 @@ def _not_loaded(failure: ChildFailed) -> TrspError:
 
 
 def _log_softmax(logits: Any) -> Any:
+    """Log-probabilities (N, V) from logits (N, V), arrays of numpy."""
     import numpy as np
 
     shifted = logits - logits.max(axis=-1, keepdims=True)
