@@ -88,14 +88,12 @@ def interval(value: float, low: float, high: float, kind: Callable[[float], str]
 
 
 def ends(low: float, high: float, kind: Callable[[float], str]) -> str:
-    """An interval alone: `[58.0, 64.9]`; `[too few blocks]` where an end is not a number. Arguments as in
-    `interval`."""
+    """An interval alone: `[58.0, 64.9]`; `[too few blocks]` where an end is not-a-number. For `kind` see `interval`."""
     return "[too few blocks]" if math.isnan(low + high) else f"[{kind(low)}, {kind(high)}]"
 
 
 def status(name: str) -> str:
-    """A run's status in the words that people read: what a run folder calls `cancelled` is `stopped`, the others
-    stay."""
+    """A run's status in the words that people read: what a run folder calls `cancelled` is `stopped`."""
     return "stopped" if name == "cancelled" else name
 
 

@@ -121,7 +121,7 @@ def parse(content: str, path: Path) -> Corpus:
 
 
 def divide(content: str) -> list[str]:
-    """The articles of a text in WikiText's form, where each begins with a line `= Title =`; [] if there are fewer than
+    """The articles of a text in WikiText's form, each of which begins with a line `= Title =`; [] if they are not
     two."""
     articles: list[list[str]] = []
     for line in encodings.lines(content):
@@ -169,8 +169,7 @@ def clean(markup: str) -> str:
 
 
 def _tidy(line: str) -> str:
-    """`line` without marks of emphasis, and without the empty brackets and stray spaces that removed templates
-    leave."""
+    """`line` without marks of emphasis, and without the brackets and spaces that removed templates leave behind."""
     line = re.sub(r"'{2,}", "", line)
     line = re.sub(r"\(\s*[,;:]\s*", "(", line)
     line = re.sub(r"\s*\(\s*[,;:\s]*\)", "", line)

@@ -89,8 +89,7 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Interval:
 
 
 def factor(one: Sequence[float], other: Sequence[float]) -> Interval:
-    """The perplexity of `one` as a multiple of `other`'s, exp of their `difference`, with its interval: 0.9 is 10 %
-    lower.
+    """The perplexity of `one` as a multiple of `other`'s, exp of their `difference`, with its interval.
 
     Raises:
         ValueError: no losses, or not the same number of blocks.

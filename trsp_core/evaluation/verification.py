@@ -25,10 +25,8 @@ GPU_ROOM = 1_500_000_000  # bytes of GPU memory that a process takes beside the 
 POLL = 0.2  # seconds between two looks at the fresh process
 
 # How far logits may lie apart by rounding alone, as a share of the largest logit: what another order of sums, or
-# another
-# number format, does to numbers of this size. In one format on one machine the difference is 0; with a wrong layer it
-# is
-# 0.1 and more. Packed weights count as bfloat16, in which some CPUs multiply them.
+# another number format, does to numbers of this size. In one format on one machine the difference is 0; with a wrong
+# layer it is 0.1 and more. Packed weights count as bfloat16, in which some CPUs multiply them.
 ROUNDING = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 TIE = 0.2  # the share of that by which two logits may differ and still come in the other order with a cache
 

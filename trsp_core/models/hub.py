@@ -126,7 +126,7 @@ def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Pat
 
 
 def _first(url: str, count: int) -> bytes:
-    """The first `count` bytes of the file at `url`, or all of it if it is shorter. No more is read, whatever the hub
+    """The first `count` bytes of the file at `url`, or all of a shorter one. No more is read, whatever the hub
     sends."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 

@@ -425,8 +425,7 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | 
 
 
 def takes_whole(table: Tensor) -> bool:
-    """Whether logits are best taken whole on the device of `table`: on any but a CPU, where slices stay in the
-    cache."""
+    """Whether logits are best taken whole where `table` is: on all but a CPU, where slices stay in the cache."""
     return table.device.type != "cpu"
 
 
@@ -440,8 +439,7 @@ def _rows(states: Tensor, weight: Tensor, near: int) -> int:
 
 
 def _log_probabilities(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Log-probabilities (N, V) in float32 from states (N, D), in two kernels whatever the number format of the
-    logits."""
+    """Log-probabilities (N, V) in float32 from states (N, D): two kernels, whatever the logits' number format."""
     return F.linear(states, weight, bias).log_softmax(-1, dtype=torch.float32)
 
 
@@ -463,6 +461,5 @@ def _sliced(table: Tensor) -> tuple[Tensor, ...]:
 
 
 def _size(table: Tensor, dim: int) -> int:
-    """How many tokens of the vocabulary, which is dimension `dim` of `table`, are in a slice: SLICE on a CPU, elsewhere
-    all."""
+    """How many tokens of the vocabulary (dimension `dim` of `table`) are in a slice: `SLICE` on a CPU, else all."""
     return table.shape[dim] if takes_whole(table) else SLICE

@@ -68,8 +68,7 @@ class EagerAdamW:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, backward passes step nothing: their gradients are kept, and added to those of the next pass
-        outside."""
+        """Inside, backward passes step nothing: their gradients are kept, and join those of the next pass outside."""
         self._held = True
         try:
             yield
@@ -93,8 +92,7 @@ class EagerAdamW:
             own.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop all gradients that are left: those of small parameters, and those that only a `held` pass has
-        reached."""
+        """Drop the gradients that are left: those of small parameters, and those of `held` passes alone."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

@@ -251,8 +251,7 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     if learns and (config.learn_weights or not config.adapter_rank):
         optimizer_bytes = 3 * weights
     elif learns:
-        # Values, gradients and two moments, 4 bytes each; a layer's linear maps are some 20 D wide, in and out
-        # together.
+        # Values, gradients and two moments, 4 bytes each; a layer's linear maps, in and out, are some 20 D wide.
         optimizer_bytes = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
     states = 0.0

@@ -150,12 +150,15 @@ class Passes:
         return lm.detach(), (1 - share) * lm + share * distance
 
     def gated(self, weights: Tensor, kind: str, layers: Collection[int]) -> AbstractContextManager[None]:
+        """Inside, each layer i of `layers` hands on its output weighted by s_i: see `hooks.gated`."""
         return self._opened(hooks.gated(self.stack, weights, kind, layers))
 
     def skipped(self, layers: Collection[int]) -> AbstractContextManager[None]:
+        """Inside, `layers` compute nothing and hand on their input: see `hooks.skipped`."""
         return self._opened(hooks.skipped(self.stack, layers))
 
     def tapped(self, layers: Sequence[int]) -> AbstractContextManager[Taps]:
+        """The taps of `layers`, which each pass inside fills anew: see `hooks.tapped`."""
         return self._opened(hooks.tapped(self.stack, layers))
 
     @contextlib.contextmanager
