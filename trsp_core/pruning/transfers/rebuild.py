@@ -1,5 +1,5 @@
-r"""Local rebuild: the neighbour of each run of deleted layers is trained to do their work, and nothing else is (XMerge's
-loss, arXiv:2609.02083).
+r"""Local rebuild: the neighbour of each run of deleted layers is trained to do their work, and nothing else is
+(XMerge's loss, arXiv:2609.02083).
 
     minimise over the weights of layer k:  E |f_k(x) - T|^2 / E |T|^2
 
