@@ -14,7 +14,7 @@ from trsp_core.experiments import plan_results, plans
 from trsp_core.experiments.plan_results import Record
 from trsp_core.schema.events import DOMAINS
 
-PLANS = {"ablation": "Does the knowledge move?", "methods": "Which layers?"}
+PLANS = {"ablation": "Does the knowledge move?", "methods": "Which layers?", "transfers": "Which transfer?"}
 HERE, SHIPPED = "Runs on this machine", "Recorded with this app"
 
 

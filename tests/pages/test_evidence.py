@@ -123,7 +123,7 @@ def test_the_page_with_and_without_records(shipped, tmp_path, monkeypatch):
 
     monkeypatch.setattr(plan_results, "shipped", place)
     if shipped:
-        for plan in ("ablation", "methods"):
+        for plan in plans.built_in():
             place(plan).write_text(plan_results.to_json(record(plan, trsp=(3.5, 4.0), direct=(3.9, 4.6))))
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
     app.switch_page("pages/views/evidence.py")

@@ -22,7 +22,7 @@ from trsp_core.surgery import discovery, removal, training
 DEPTH = 6
 CHOSEN = [1, 2, 4]
 REPAIRS = [name for name in transfers.names() if transfers.get(name).repair]
-CLOSED_FORMS = [name for name in REPAIRS if name != "magnitude"]
+CLOSED_FORMS = ["refit", "linear_map"]
 LEAST = 1e-6  # the smallest ridge
 
 
@@ -221,6 +221,17 @@ def test_families_that_do_not_are_refused_with_the_reason(model_type, name):
         repaired(lab, name, [1, 4])
     assert "--transfer" in refusal.value.remedy
     assert torch.equal(logits(lab.model), before)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral", "mamba"])
+def test_every_family_can_be_rebuilt_beside_its_cuts(model_type):
+    lab = Lab(discovery.find(zoo.build(model_type)), torch.randint(0, 30, (64, 16)), lab_of().config)
+    told, edits = repaired(lab, "rebuild", [0, 3, 4])
+    fits = [e for e in told if isinstance(e, events.LayerRefitted)]
+    assert [e.layer for e in fits] == [1, 2]
+    assert all(e.after < e.before for e in fits)
+    own = {id(p) for i in (1, 2) for p in lab.stack.layers[i].parameters()}
+    assert {id(p) for p in edits} == own
 
 
 def test_a_scale_that_is_not_handed_on_is_refused():

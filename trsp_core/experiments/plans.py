@@ -18,7 +18,7 @@ from trsp_core import paths
 from trsp_core.errors import TrspError
 from trsp_core.models import catalog
 from trsp_core.preparation import forecast
-from trsp_core.pruning import methods, validate
+from trsp_core.pruning import methods, transfers, validate
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig, to_json
@@ -79,6 +79,36 @@ def _methods_plan() -> dict[str, Any]:
     }
 
 
+def _transfers_plan() -> dict[str, Any]:
+    """Repairs alone, and transfers and the control at so many steps. A refit takes about as long as 45 steps of
+    training on two cores: the control of 60 steps has the time of a refit and more than ten steps."""
+    rows = [("direct", "Deleted at once", "none", 0)]
+    rows += [(t.name, t.title, t.name, 0) for t in transfers.all_transfers().values() if t.repair]
+    rows += [(f"refit_{steps}", f"Refit, then {steps} steps", "refit", steps) for steps in (10, 30)]
+    rows += [(f"none_{steps}", f"Delete, then {steps} steps", "none", steps) for steps in (10, 30, 60)]
+    rows += [("penalty_30", "Penalty (TRSP), 30 steps", "penalty", 30)]
+    variations = [
+        {"name": name, "title": title, "settings": {"transfer": transfer, "stage2_steps": steps}}
+        | ({"layers_of": "direct"} if name != "direct" else {})
+        for name, title, transfer, steps in rows
+    ]
+    variations.append(
+        {
+            "name": "fade_30",
+            "title": "Faded out (TRSP), 30 steps",
+            "settings": {"anneal": 0.25, "stage2_steps": 30},
+            "layers_of": "direct",
+        }
+    )
+    return {
+        "name": "transfers",
+        "title": "How the knowledge moves: every transfer of the same layers",
+        "preset": "quick",
+        "base": _LEAN | {"anneal": 0.0, "speed_repeats": 0, "probe_blocks": 0},
+        "variations": variations,
+    }
+
+
 def built_in() -> dict[str, dict[str, Any]]:
     """Plans that need no file, as they would stand in one."""
     ablation = {
@@ -126,7 +156,7 @@ def built_in() -> dict[str, dict[str, Any]]:
             },
         ],
     }
-    return {"ablation": ablation, "methods": _methods_plan()}
+    return {"ablation": ablation, "methods": _methods_plan(), "transfers": _transfers_plan()}
 
 
 def read(name: str) -> Plan:

@@ -89,12 +89,12 @@ class Lab(Passes):
             self.model(input_ids=ids, use_cache=False)
             return taps[layer][0]
 
-    def leaving(self, layer: int, ids: Tensor, entering: Tensor) -> Tensor:
+    def leaving(self, layer: int, ids: Tensor, entering: Tensor, learns: bool = False) -> Tensor:
         """What leaves layer `layer` (B, T, D) for `ids` (B, T), given the state (B, T, D) that enters it; no other
-        layer is computed."""
+        layer is computed. With a gradient where the layer `learns`."""
         others = [i for i in range(self.n_layers) if i != layer]
         alone = hooks.skipped(self.stack, others, {layer - 1: entering} if layer else {})
-        with torch.inference_mode(), self.withheld(self.model), alone, self.tapped([layer]) as taps:
+        with torch.inference_mode(not learns), self.withheld(self.model), alone, self.tapped([layer]) as taps:
             self.model(input_ids=ids, use_cache=False)
             return taps[layer][1]
 

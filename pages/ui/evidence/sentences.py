@@ -16,7 +16,7 @@ RIVALS = ("equal_time", "delete_first")  # the first that is there is what stage
 
 def sentences(record: Record) -> list[str]:
     """Two or three sentences, the most important first."""
-    return _methods(record) if record.plan == "methods" else _ablation(record)
+    return {"methods": _methods, "transfers": _transfers}.get(record.plan, _ablation)(record)
 
 
 def _ablation(record: Record) -> list[str]:
@@ -49,6 +49,20 @@ def _methods(record: Record) -> list[str]:
             factor = intervals.factor(trsp.losses[domain], best.losses[domain])
             lines.append(f"{start} of {len(rows)}; TRSP comes {_ordinal(rank)}, {change(factor)}.")
     return lines
+
+
+def _transfers(record: Record) -> list[str]:
+    """The pairs that isolate one thing each, as far as they are there."""
+    pairs = (
+        ("Nothing trained", "refit", "direct"),
+        ("Refit in order against training instead", "refit", "none_30"),
+        ("In the same time", "refit_10", "none_60"),
+        ("After the same 30 steps", "refit_30", "none_30"),
+        ("Beside the paper's transfer", "refit_30", "penalty_30"),
+    )
+    rows = [(start, record.row(one), record.row(other)) for start, one, other in pairs]
+    lines = [f"{start}: {against(record, one, other)}" for start, one, other in rows if one and other]
+    return lines or ["This plan has no two transfers to compare."]
 
 
 def against(record: Record, one: Row, other: Row) -> str:
