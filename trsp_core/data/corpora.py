@@ -121,8 +121,7 @@ def parse(content: str, path: Path) -> Corpus:
 
 
 def divide(content: str) -> list[str]:
-    """The articles of a text in WikiText's form, each of which begins with a line `= Title =`; [] if they are not
-    two."""
+    """The articles of a text in WikiText's form, each beginning with a line `= Title =`; [] unless there are two."""
     articles: list[list[str]] = []
     for line in encodings.lines(content):
         if re.fullmatch(r"\s*= (?!=).*[^=\s] =\s*", line):

@@ -126,8 +126,7 @@ def _draw(hub_id: str, revision: str | None, sizes: dict[str, int], outline: Pat
 
 
 def _first(url: str, count: int) -> bytes:
-    """The first `count` bytes of the file at `url`, or all of a shorter one. No more is read, whatever the hub
-    sends."""
+    """The first `count` bytes of the file at `url`, or all of a shorter one. A hub that sends more is not read on."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     headers = build_hf_headers() | {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}

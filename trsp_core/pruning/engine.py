@@ -280,8 +280,8 @@ def _ways_to_prune(study: Study, count: int) -> Events:
 
 
 def _repair(study: Study) -> Events:
-    """Give the layers that stay the weights that the transfer solves for; the old ones come back when the run ends. Not
-    where the run resumes from a file with later weights; one with adapters alone has none."""
+    """Give the layers that stay the weights that the repair finds; the old ones come back when the run ends. Not where
+    the run resumes from a file with later weights; one with adapters alone has none."""
     config, past, repair = study.config, study.past, study.transfer.repair
     if not repair or (past.step and not config.adapter_rank):
         return

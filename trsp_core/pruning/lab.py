@@ -91,7 +91,7 @@ class Lab(Passes):
 
     def leaving(self, layer: int, ids: Tensor, entering: Tensor, learns: bool = False) -> Tensor:
         """What leaves layer `layer` (B, T, D) for `ids` (B, T), given the state (B, T, D) that enters it; no other
-        layer is computed. With a gradient where the layer `learns`."""
+        layer runs. With gradients if it `learns`."""
         others = [i for i in range(self.n_layers) if i != layer]
         alone = hooks.skipped(self.stack, others, {layer - 1: entering} if layer else {})
         with torch.inference_mode(not learns), self.withheld(self.model), alone, self.tapped([layer]) as taps:

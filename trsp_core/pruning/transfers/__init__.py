@@ -1,9 +1,9 @@
 """The transfers, one file each: ways to move the work of the chosen layers into those that stay. They are found by
 looking into this folder: to add one, add a file that defines `TRANSFER`.
 
-The paper's transfer trains the whole model under a penalty, and deletes afterwards. A repair deletes first, and solves
-in closed form for weights of the layers that stay; training may follow. Transfer files import no torch at module level,
-since pages read their names and texts too.
+The paper's transfer trains the whole model under a penalty, and deletes afterwards. A repair deletes first, and finds
+new weights for layers that stay, in closed form or by training single layers; training of the whole may follow.
+Transfer files import no torch at module level, since pages read their names and texts too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Transfer:
         summary: one sentence: what it does to the layers that stay.
         equation: what it minimises or solves, in LaTeX.
         repair: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values for
-            parameters of the layers that stay, and leaves the model bit-identical. None where nothing is solved.
+            parameters of the layers that stay, and leaves the model bit-identical. None for a transfer without repair.
         in_order: the repair goes up layer by layer, and tells how near each comes to the dense model's state.
         cost: of `repair`.
     """

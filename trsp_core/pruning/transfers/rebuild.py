@@ -1,12 +1,12 @@
-r"""Local rebuild: the neighbour of each run of deleted layers is trained to do their work, and nothing else is
-(XMerge's loss, arXiv:2609.02083).
+r"""Local rebuild: trains one layer beside each run of deleted layers, and no other, to do the work of the run (with the
+loss of XMerge, arXiv:2609.02083).
 
     minimise over the weights of layer k:  E |f_k(x) - T|^2 / E |T|^2
 
-k is the kept layer right below the run (above it, where none is below), x what enters it in the pruned model, T the
-dense model's state behind the run. The cuts are taken in order, from the bottom up, so that each neighbour learns on
-what those below really give it. One pass over the calibration blocks, AdamW; nothing of the loss at the model's end.
-The paper takes 300 steps of 16 blocks for each run, at a rate of 1e-5; here it is a few blocks a step, at a higher one.
+k is the kept layer right below the run, or right above it where none is below; f_k(x) is its output for x, what enters
+it in the pruned model; T is the dense model's state above the run. Runs are taken from the bottom up, so that each
+layer learns on what those below really give it. AdamW goes once over the calibration blocks; L_LM plays no part. The
+paper takes 300 steps of 16 blocks for each run at a learning rate of 1e-5, this fewer blocks a step at a higher rate.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from trsp_core.pruning.transfers import Cost, Transfer
 from trsp_core.pruning.transfers.refit import distance
 from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed
 
-AT_ONCE = 512  # tokens of a step
-RATE = 1e-4
+AT_ONCE = 512  # tokens of a step of training
+RATE = 1e-4  # the learning rate
 
 
 def repair(lab, config, chosen):
-    """New weights for the neighbours of the cuts."""
+    """New weights, by parameter, of the layers beside the runs of deleted ones."""
     neighbours = neighbours_of(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
     yield PhaseStarted("repair", len(neighbours) * len(batches))
@@ -42,8 +42,8 @@ def repair(lab, config, chosen):
 
 
 def neighbours_of(lab, chosen):
-    """For each run of chosen layers the kept layer that takes over its work: the number of the dense layer that begins
-    behind the run, or behind that layer where it lies above. A layer that has runs on both sides takes over both."""
+    """The kept layers that are trained; for each, the layer of the dense model whose input it has to give: the next
+    kept one, or L. A layer takes over the run right above it; the lowest kept layer also one below it."""
     kept_layers = [i for i in range(lab.n_layers) if i not in chosen]
     behind = {}
     for layer in kept_layers:
@@ -54,7 +54,14 @@ def neighbours_of(lab, chosen):
 
 
 def trained(lab, layer, batches, entering, targets, parameters):
-    """Take a step on each batch; yields how many are done."""
+    """Train `layer`: take a step on each batch, and yield how many are done.
+
+    Args:
+        batches: token ids (B, T).
+        entering: what enters the layer for each batch, (B, T, D).
+        targets: T for each batch, (B, T, D).
+        parameters: those of the layer.
+    """
     import torch
 
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
@@ -69,7 +76,7 @@ def trained(lab, layer, batches, entering, targets, parameters):
 
 
 def far(lab, layer, batches, entering, targets):
-    """The mean over tokens of |T - f_k(x)| / |T|."""
+    """|T - f_k(x)| / |T| in the mean over tokens, for k = `layer`; arguments as in `trained`."""
     errors, weights = [], []
     for ids, x, target in zip(batches, entering, targets, strict=True):
         errors.append(target.float() - lab.leaving(layer, ids, x).float())
