@@ -2,8 +2,9 @@
 
     for event in trsp_core.prune("smollm2-135m", ratio=0.25): ...
 
-`__all__` is the public interface. Each name is loaded at its first use; only `prune` and `execute` load torch. Which
-package may import which stands in docs/architecture.md and is tested.
+`__all__` is the public interface. Each name is loaded at its first use. Torch is loaded only when a run begins: when
+the first events of `prune` or `execute` are read. Which package may import which stands in docs/architecture.md, and is
+tested.
 """
 
 from __future__ import annotations
