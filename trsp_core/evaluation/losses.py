@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +10,6 @@ from torch.nn import functional as F
 
 from trsp_core.surgery import hooks
 from trsp_core.surgery.stack import Stack
-
-if TYPE_CHECKING:
-    pass
 
 
 def similarity(a: Tensor, b: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trsp_core.pruning.methods import Method
+from trsp_core.schema.config import parse_layers
 
 
 def choose(lab, config, count):
@@ -11,8 +12,6 @@ def choose(lab, config, count):
     Raises:
         TrspError: that is no list of layers.
     """
-    from trsp_core.schema.config import parse_layers
-
     yield from ()
     return parse_layers(config.layers)
 
