@@ -14,7 +14,7 @@ from trsp_core.files import write_atomic
 from trsp_core.preparation import preflight
 from trsp_core.runs.store import Store
 
-PLAN = "a JSON file, or a built-in plan: ablation, methods"
+PLAN = f"a JSON file, or a built-in plan: {', '.join(plans.built_in())}"
 
 
 @command("compare")
