@@ -162,7 +162,7 @@ def test_what_was_measured_and_is_no_number_still_says_so(store):
     run = story.create(store)
     record(run, (event for event in told))
     assert "perplexity went from 20.0 to **not a number**" in texts(open_page("run", run=run.id))
-    assert "not a number" in results.table(run.state(), live=True).iloc[-1].tolist()
+    assert "not a number" in results.table(run.state(), run.config(), live=True).iloc[-1].tolist()
 
 
 def test_no_figure_reads_nan():

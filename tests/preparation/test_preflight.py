@@ -1,5 +1,6 @@
 """What is looked up and checked before a run is looked up and checked once."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from tests import tiny
 from trsp_core.cli import main
 from trsp_core.data import text_check
+from trsp_core.errors import TrspError
 from trsp_core.models import inspection
-from trsp_core.preparation import preflight
+from trsp_core.preparation import execution, preflight
 from trsp_core.pruning import validate
 from trsp_core.runs import worker
 from trsp_core.runs.store import Store
@@ -63,3 +65,10 @@ def test_the_child_of_a_server_looks_only_at_what_can_have_changed(values, calls
         assert "are free" in state.failure.message
     assert calls == ["check", "read"], "config.json as any file that is read, and the headers; no texts"
     assert worker.drive(Store().create(run.config())).ended == "finished", "not queued: all is checked"
+
+
+def test_a_setup_of_another_config_is_refused(values):
+    config = validate.from_values(values)
+    setup = preflight.preflight(config)
+    with pytest.raises(TrspError, match="another config"):
+        next(execution.execute(dataclasses.replace(config, seed=7), setup=setup))

@@ -14,7 +14,7 @@ from trsp_core.errors import TrspError
 from trsp_core.evaluation import perplexity
 from trsp_core.pruning import engine, transfers, validate
 from trsp_core.pruning.lab import Lab
-from trsp_core.pruning.transfers import refit
+from trsp_core.pruning.transfers import magnitude, refit
 from trsp_core.schema import events
 from trsp_core.schema.config import TRANSFERS
 from trsp_core.surgery import discovery, removal, training
@@ -144,16 +144,25 @@ def test_each_fitted_layer_comes_nearer_to_the_dense_state(name):
     assert len(edits) == len(fits)
 
 
-def test_a_layer_is_fitted_on_what_those_below_it_really_give(monkeypatch):
+@pytest.mark.parametrize("chosen", [CHOSEN, [0], [0, 3], [0, 5], [0, 1, 2], [5], [1, 2, 3, 4]])
+def test_a_layer_is_fitted_on_what_those_below_it_really_give(chosen):
     """The events' distances are those of the model that is left: measured on it afterwards, at the last layer."""
     lab = lab_of(ridge=0.1)
     targets = [lab.states(ids)[DEPTH] for ids in lab.pool()]
-    told, edits = repaired(lab, "refit", CHOSEN)
-    last = [e for e in told if isinstance(e, events.LayerRefitted)][-1]
-    with lab.rewritten(edits), removal.removed(lab.stack, CHOSEN):
-        states = [lab.states(ids)[-1] for ids in lab.pool()]
-    far = torch.cat([((t - x).norm(dim=-1) / t.norm(dim=-1)).flatten() for t, x in zip(targets, states, strict=True)])
-    assert far.mean().item() == pytest.approx(last.after, rel=1e-4)
+    told, edits = repaired(lab, "refit", chosen)
+    fits = [e for e in told if isinstance(e, events.LayerRefitted)]
+
+    def far():
+        with removal.removed(lab.stack, chosen):
+            states = [lab.states(ids)[-1] for ids in lab.pool()]
+        pairs = zip(targets, states, strict=True)
+        return torch.cat([((t - x).norm(dim=-1) / t.norm(dim=-1)).flatten() for t, x in pairs]).mean().item()
+
+    before = far()
+    with lab.rewritten(edits):
+        after = far()
+    assert after == pytest.approx(fits[-1].after, rel=1e-4)
+    assert after < 0.95 * before
 
 
 def test_magnitude_is_the_ratio_of_mean_sizes():
@@ -234,10 +243,54 @@ def test_every_family_can_be_rebuilt_beside_its_cuts(model_type):
     assert {id(p) for p in edits} == own
 
 
-def test_a_scale_that_is_not_handed_on_is_refused():
-    lab = Lab(discovery.find(zoo.build("gpt2")), torch.randint(0, 30, (16, 16)), lab_of().config)
+@pytest.mark.parametrize("model_type", ["gpt2", "mixtral", "olmo2", "gemma2"])
+@pytest.mark.parametrize("chosen", [[1, 4], [0, 5]])
+def test_a_scale_that_is_not_handed_on_is_refused(model_type, chosen):
+    lab = Lab(discovery.find(zoo.build(model_type)), torch.randint(0, 30, (16, 16)), lab_of().config)
     with pytest.raises(TrspError, match="not handed on"):
-        repaired(lab, "magnitude", [1, 4])
+        repaired(lab, "magnitude", chosen)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "qwen3"])
+def test_a_scaled_embedding_leaves_the_head_its_own(model_type):
+    """With a head that is the embedding; Gemma's norms multiply by 1 + w."""
+    model = zoo.build(model_type)
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = True
+    lab = Lab(discovery.find(model), torch.randint(0, 30, (16, 16)), lab_of().config)
+    ids, last = torch.randint(0, 30, (2, 8)), lab.n_layers - 1
+    before = logits(model, ids)
+    edits = magnitude.scaled(lab, [last], {(last, last): 1.7})  # all but the last layer: its own part is a little less
+    with lab.rewritten(edits), lab.skipped([last]):
+        scaled = logits(model, ids)
+    with lab.skipped([last]):
+        assert torch.allclose(logits(model, ids), scaled, rtol=1e-2, atol=2e-2 * float(before.abs().max()))
+
+
+@pytest.mark.parametrize(("model_type", "name"), [("gemma2", "refit"), ("mixtral", "linear_map"), ("opt", "magnitude")])
+def test_a_model_that_cannot_be_repaired_is_refused_before_any_work(model_type, name, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.text(400), "utf-8")
+    values = {**tiny.SETTINGS, "text": str(text), "heldout": str(text), "transfer": name, "model": "tiny"}
+    story = engine.execute(validate.from_values(values), None, (zoo.build(model_type), tiny.tokenizer()))
+    phases = []
+    with pytest.raises(TrspError, match=r"--transfer|closed form|handed on"):
+        for event in story:
+            phases += [event.name] if isinstance(event, events.PhaseStarted) else []
+    assert set(phases) <= {"load", "text"}
+
+
+def test_equations_that_are_singular_to_rounding_are_refused_with_the_way_out():
+    rows = [torch.full((1, 4, 3), float("nan"))]
+    with pytest.raises(ArithmeticError, match="ridge of"):
+        refit.solved(rows, rows, [torch.ones(1, 4, 1)], LEAST)
+
+    def solve(module, inputs, errors, weights):
+        raise ArithmeticError("singular")
+
+    with pytest.raises(TrspError) as refusal:
+        drain(refit.fitted_in_order(lab_of(), [2], [1], solve))
+    assert "--ridge" in refusal.value.remedy
 
 
 @pytest.mark.parametrize(

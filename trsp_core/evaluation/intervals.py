@@ -110,6 +110,8 @@ def points(one: Sequence[float], other: Sequence[float]) -> Interval:
     level, other_level = _exp(statistics.fmean(one)), _exp(statistics.fmean(other))
     parts = mean([level * a - other_level * b for a, b in zip(one, other, strict=True)])
     value = level - other_level
+    if not math.isfinite(parts.value):
+        return Interval(value, -math.inf, math.inf)
     return Interval(value, value + parts.low - parts.value, value + parts.high - parts.value)
 
 

@@ -34,6 +34,9 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
         yield "l1 times lambda_1", "calibration", "", step.step, STAGE_1, pull, "nats per token"
         for layer, weight in enumerate(step.weights):
             yield "layer weight", "calibration", layer, step.step, STAGE_1, weight, "1"
+    for refit in state.refits:
+        for when, far in (("before", refit.before), ("after", refit.after)):
+            yield f"distance from the dense state, {when}", "calibration", refit.layer, 0, "none", far, "1"
     for step in state.gap_steps:
         yield "language-modelling loss", "calibration", "", step.step, STAGE_2, step.lm_loss, "nats per token"
         pull = step.lambda_2 * step.penalty

@@ -25,7 +25,7 @@ from trsp_core.schema.run_state import RunState
 TITLES = {
     "dense": "Dense, as it came",
     "direct": "The same layers deleted at once, nothing trained",
-    "repaired": "Kept layers solved for, nothing trained",
+    "repaired": "Repaired, nothing trained",
     "trained": "Trained, all layers still there",
     "pruned": "This model",
 }

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from trsp_core.errors import TrspError
 from trsp_core.preparation.preflight import RunSetup, preflight
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import Event, RunPlanned
@@ -29,9 +30,11 @@ def execute(
         setup: the answer of `preflight` to `config`, where it has been asked already.
 
     Raises:
-        TrspError: the run cannot be done; the message says why and what to do.
+        TrspError: the run cannot be done, or `setup` is of another config; the message says why and what to do.
     """
     past = past or Past()
+    if setup and setup.config != config:
+        raise TrspError("The setup is of another config.", "Call preflight with this one.")
     if loaded is None:
         setup = setup or preflight(config)
         if not past.next_event:

@@ -174,8 +174,10 @@ class _Cost:
         """A repair in closed form: its passes, and where it solves with (F, F) matrices, for each layer summing one up
         and solving in double precision."""
         c, f, cost = self.config, self.facts, transfers.get(self.config.transfer).cost
-        tokens, layers = c.calibration_blocks * c.block_length, f.n_layers - self.removed
-        seconds = cost.passes * 2 * tokens * sum(f.layer_parameters) / self.speed  # no pass reaches the head
+        lowest, tokens = below_the_cuts(c), c.calibration_blocks * c.block_length
+        layers = f.n_layers - lowest - self.removed
+        share = 1 - lowest / f.n_layers if cost.climbs else 1.0
+        seconds = cost.passes * share * 2 * tokens * sum(f.layer_parameters) / self.speed  # no pass reaches the head
         hidden = mlp_width(f)
         squares = 2 * tokens * hidden * (hidden + 2 * f.width) + 2 * (hidden**3 / 3 + 2 * hidden**2 * f.width)
         return seconds + (layers * squares / self.speed if cost.squares else 0.0)
@@ -262,11 +264,20 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     pool = config.calibration_blocks * config.block_length
     hidden = mlp_width(facts)
     repair_bytes = 4.0 * pool * (cost.states * facts.width + cost.squares * hidden) + cost.squares * 20.0 * hidden**2
+    if cost.squares:  # the old output projections and the new ones
+        fitted_layers = facts.n_layers - below_the_cuts(config)
+        repair_bytes += 8.0 * fitted_layers * hidden * facts.width
     proof_bytes = PROCESS_BYTES if config.save_model or config.save_trained else 0
     if packed and proof_bytes:  # spelled out in bfloat16 beside the packed ones, or packed a second time
         proof_bytes += facts.parameters * 2 if config.save_as == "merged" else weights
     peak = max(optimizer_bytes + activations + logits, states + logits, repair_bytes, proof_bytes)
     return int(PROCESS_BYTES + weights + teacher + twins + peak)
+
+
+def below_the_cuts(config: RunConfig) -> int:
+    """The layer right below the first deleted one, where the config names them; else 0, the lowest that it can be."""
+    named = configs.parse_layers(config.layers) if config.method == "manual" else []
+    return max(min(named, default=1) - 1, 0)
 
 
 def mlp_width(facts: Facts) -> float:

@@ -162,6 +162,8 @@ def _prepared(
     texts = yield from _fresh_events(fresh, _texts(config, tokenizer, stack))
     lab = Lab(stack, texts.calibration, config)
     lab.rounds = Rounds(run, config, past)
+    if require := transfers.get(config.transfer).require:
+        require(lab)
     reference = perplexity.Reference(config.kl_blocks)
     return Study(config, run, past, undo, model, tokenizer, stack, texts, lab, waypoints, reference)
 

@@ -72,11 +72,12 @@ def outlook(run: Run, state: RunState | None = None) -> str:
         where = f"behind round {past.round} of stage 1"
     else:
         first = again[0].name if again and isinstance(again[0], events.PhaseStarted) else ""
-        phase = {"choose": "the choice of layers", "transfer": "stage 2"}.get(first, "the phase that broke off")
+        phase = {"choose": "the choice of layers", "repair": "the repair", "transfer": "stage 2"}.get(first, "the phase that broke off")
         where = f"at the beginning of {phase if past.next_event else 'the run'}"
     counts = {
         "steps of stage 1": sum(isinstance(e, events.StageOneStepped) for e in again),
         "chosen layers": sum(isinstance(e, events.LayerChosen) for e in again),
+        "layers of the repair": sum(isinstance(e, events.LayerRefitted) for e in again),
         "steps of stage 2": sum(isinstance(e, events.StageTwoStepped) for e in again),
         "measurements": sum(isinstance(e, _MEASUREMENTS) for e in again),
     }

@@ -241,7 +241,8 @@ class RunConfig:
         low=0,
         high=100000,
         unit="steps",
-        help="Training steps before deletion. Higher: more knowledge moves, more time. 0: delete at once (w/o R).",
+        help="Training steps: before deletion with the transfer penalty, after it with any other. Higher: more "
+        "knowledge moves, more time. 0: nothing is trained (w/o R).",
         paper="algorithm 1",
     )
     stage2_lr: float = knob(

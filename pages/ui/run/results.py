@@ -10,6 +10,7 @@ import streamlit as st
 from pages.ui.run import form
 from pages.ui.style import words
 from trsp_core import escaping, formatting
+from trsp_core.pruning import transfers
 from trsp_core.runs import resume
 from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig
@@ -77,7 +78,7 @@ def summary(state: RunState, config: RunConfig, live: bool) -> None:
             st.markdown(_sentence(state, config, domain, live))
         if state.speed:
             st.markdown(_speed(state, total))
-        st.table(table(state, live))
+        st.table(table(state, config, live))
         st.caption(protocol(state))
 
 
@@ -98,11 +99,20 @@ def _sentence(state: RunState, config: RunConfig, domain: str, live: bool) -> st
     better = blocks_better(state, domain)
     verdict = "lowered" if pruned < direct else "raised"
     change = words.share(abs(direct - pruned), direct)
-    at_once, cause = "Deleting the same layers at once gives", "stage 2"
+    at_once, cause = "Deleting the same layers at once gives", words.plain(moved_by(config))
     if state.narrowed:
         at_once, cause = "Narrowed and not trained, it is", "training"
     end = f" {at_once} {formatting.perplexity(direct)}: {cause} {verdict} it by {change}"
     return start + end + (f", better in {better[0]} of {better[1]} blocks." if better else ".")
+
+
+def moved_by(config: RunConfig) -> str:
+    """What changed the kept layers, for a sentence: the repair, training, or both."""
+    transfer = transfers.all_transfers().get(config.transfer)
+    if not transfer or not transfer.repair:
+        return "stage 2"
+    repair = f"the repair “{transfer.title}”"
+    return f"{repair} with {config.stage2_steps} steps of training" if config.stage2_steps else repair
 
 
 def blocks_better(state: RunState, domain: str) -> tuple[int, int] | None:
@@ -135,9 +145,9 @@ def _speed(state: RunState, total: int) -> str:
     )
 
 
-def table(state: RunState, live: bool) -> pd.DataFrame:
+def table(state: RunState, config: RunConfig, live: bool) -> pd.DataFrame:
     """Perplexity by state of the model and by domain."""
-    names = words.NARROWED_STATES if state.narrowed else words.MODEL_STATES
+    names = words.NARROWED_STATES if state.narrowed else words.states_of(config)
     states = [s for s in names if s in state.perplexity]
     rows = {
         f"Perplexity, {words.DOMAINS[domain]}": [

@@ -15,7 +15,7 @@ from pages.ui.style.theme import STATUS_COLOURS, STATUS_ICONS
 from trsp_core import formatting
 from trsp_core.charts import frames
 from trsp_core.errors import TrspError
-from trsp_core.pruning import methods
+from trsp_core.pruning import methods, transfers
 from trsp_core.runs import resume
 from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig, count_to_remove
@@ -28,7 +28,9 @@ def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
     with st.container():
         st.markdown(f"#### {words.plain(name_of(config, state.model.n_layers if state.model else None))} {badge}")
         text = words.TEXTS.get(config.text) or title_of(config.text)
-        st.caption(f"{when(run)} · {words.plain(text)} · run {run.id}")
+        transfer = transfers.all_transfers().get(config.transfer)
+        move = f" · {words.plain(transfer.title)}" if transfer and config.transfer != "penalty" else ""
+        st.caption(f"{when(run)} · {words.plain(text)}{move} · run {run.id}")
 
 
 def name_of(config: RunConfig, depth: int | None) -> str:

@@ -37,7 +37,7 @@ def draw(state: RunState, config: RunConfig, live: bool) -> None:
             stage_2(state, config)
     with losses:
         loss_parts(state, config, [n for n, there in ((1, first and _learns(config)), (2, second)) if there])
-    samples(state)
+    samples(state, config)
 
 
 def stage_1(state: RunState, config: RunConfig) -> None:
@@ -84,7 +84,7 @@ def winner(state: RunState) -> str:
 
 def refits(state: RunState, config: RunConfig) -> None:
     """How the kept layers take over, one after the other."""
-    st.markdown("#### Stage 2: the kept layers are solved for")
+    st.markdown("#### Stage 2: the kept layers take over")
     st.caption(frames.caption("refits", state, config))
     drawing.of_run(specs.refits(mode()), state, lambda: frames.refits(state, config), "refits")
 
@@ -121,7 +121,7 @@ def _learns(config: RunConfig) -> bool:
     return bool(method and method.trains)
 
 
-def samples(state: RunState, reserve: bool = False) -> None:
+def samples(state: RunState, config: RunConfig, reserve: bool = False) -> None:
     """What the models write, side by side. `reserve`: with boxes from the start, so that nothing below moves."""
     if not (state.samples or reserve):
         return
@@ -131,7 +131,7 @@ def samples(state: RunState, reserve: bool = False) -> None:
         states = [s for s in states if s != "direct"]
     for column, name in zip(st.columns(len(states), gap="medium"), states, strict=True):
         with column, st.container(border=True, height=SAMPLE if reserve else "content"):
-            st.markdown(f"**{words.MODEL_STATES[name]}**")
+            st.markdown(f"**{words.states_of(config)[name]}**")
             sample = state.samples.get(name)
             st.caption(words.plain(sample.prompt) if sample else "Not yet written")
             st.text(sample.text if sample else "")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from trsp_core import escaping, formatting
+from trsp_core.schema.config import RunConfig
 
 PHASES = {
     "load": "Loading the model",
@@ -15,8 +16,8 @@ PHASES = {
     "importance": "Weighing each layer",
     "choose": "Stage 1: learning the layer weights",
     "direct": "Measuring direct deletion",
-    "repair": "Solving for the kept layers",
-    "repaired": "Measuring what was solved",
+    "repair": "Stage 2: repairing the kept layers",
+    "repaired": "Measuring the repaired model",
     "transfer": "Stage 2: moving the knowledge",
     "trained": "Measuring before deletion",
     "importance after": "Weighing each layer again",
@@ -32,7 +33,7 @@ SHORT_PHASES = {
     "importance": "Weigh",
     "choose": "Stage 1: choose",
     "direct": "Measure",
-    "repair": "Stage 2: solve",
+    "repair": "Stage 2: repair",
     "repaired": "Measure",
     "transfer": "Stage 2: transfer",
     "trained": "Measure",
@@ -45,7 +46,7 @@ SHORT_PHASES = {
 MODEL_STATES = {
     "dense": "Dense (as it came)",
     "direct": "Layers deleted at once",
-    "repaired": "Kept layers solved for, not trained",
+    "repaired": "Repaired, not yet trained",
     "trained": "After stage 2, all layers still there",
     "pruned": "Pruned: after stage 2, layers deleted",
 }
@@ -80,6 +81,15 @@ def letters(text: str) -> str:
     """Escaped for Markdown, each letter visible. Icons, addresses and arrows are looked for after a backslash has done
     its work, so a sign without width parts them."""
     return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", escaping.lines(text)))
+
+
+def states_of(config: RunConfig) -> dict[str, str]:
+    """What the models that a run measures are called."""
+    if not config.deletes_first and config.stage2_steps:
+        return MODEL_STATES
+    steps = f", then {config.stage2_steps} steps of training" if config.stage2_steps else ""
+    repair = ", kept layers repaired" if config.transfer not in ("penalty", "none") else ""
+    return MODEL_STATES | {"pruned": f"Pruned: layers deleted{repair}{steps}"}
 
 
 def phase(name: str) -> str:

@@ -104,7 +104,7 @@ def _draw(run_id: str, config: RunConfig, tape: Timeline, source: str, was_playi
         stages.stage_1(state, config)
     if config.stage2_steps:
         stages.stage_2(state, config)
-    stages.samples(state, reserve=True)
+    stages.samples(state, config, reserve=True)
 
 
 def _controls(run_id: str, head: Playhead) -> None:

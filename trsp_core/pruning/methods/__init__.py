@@ -138,8 +138,9 @@ def check(config: RunConfig) -> list[Problem]:
     elif config.cycles > 1 and (config.one_shot or config.deletes_first or not config.stage2_steps):
         wrong(
             "cycles",
-            "Cycles take turns between choosing and stage 2: not with one shot, delete_first or no steps of stage 2.",
-            "Set --cycles 1, or --one-shot false, --control none and --stage2-steps above 0.",
+            "Cycles take turns between choosing and stage 2: not with one shot, layers that are deleted first, or no "
+            "steps of stage 2.",
+            "Set --cycles 1, or --one-shot false, --control none, --transfer penalty and --stage2-steps above 0.",
         )
     if method.rewrite and config.stage2_steps and not config.deletes_first:
         wrong(

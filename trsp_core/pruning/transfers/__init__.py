@@ -35,12 +35,14 @@ class Cost:
 
     Attributes:
         passes: forward passes of the whole model over all calibration blocks.
+        climbs: those passes begin at the layer below the first deleted one.
         squares: whether it solves, for each layer, with an (F, F) matrix: the sum of products of what the MLP's output
             projection reads.
         states: how many hidden states (N, D) of all N calibration tokens it holds at once.
     """
 
     passes: float = 0.0
+    climbs: bool = False
     squares: bool = False
     states: int = 0
 
@@ -57,6 +59,7 @@ class Transfer:
         equation: what it minimises or solves, in LaTeX.
         repair: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values for
             parameters of the layers that stay, and leaves the model bit-identical. None for a transfer without repair.
+        require: raises TrspError for a model that `repair` would refuse; asked before any work.
         in_order: the repair goes up layer by layer, and tells how near each comes to the dense model's state.
         cost: of `repair`.
     """
@@ -67,6 +70,7 @@ class Transfer:
     summary: str
     equation: str
     repair: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
+    require: Callable[[Lab], None] | None = None
     in_order: bool = False
     cost: Cost = Cost()
 

@@ -17,7 +17,7 @@ changes no other layers. A run that begins with layer 0 has no layer below it, a
 from __future__ import annotations
 
 from trsp_core.pruning.transfers import Cost, Transfer
-from trsp_core.pruning.transfers.refit import fitted_in_order, fitted_layers, solved, transposed
+from trsp_core.pruning.transfers.refit import fitted_in_order, fitted_layers, require, solved, transposed
 from trsp_core.schema.events import PhaseStarted
 
 
@@ -41,12 +41,13 @@ def repair(lab, config, chosen):
 TRANSFER = Transfer(
     name="linear_map",
     title="Linear map at every cut",
-    paper="after ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization, "
+    paper="After ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization, "
     "arXiv:2505.02819",
     summary="The MLP below each run of deleted layers takes in a linear map, solved to do what the run did.",
     equation=r"\min_{E}\; \sum_t \frac{\lVert y_t + E^\top M_t - T_t \rVert^2}{\lVert T_t \rVert^2}"
     r" + r\, \overline{\mathrm{diag}\,G}\, \lVert E \rVert^2",
     repair=repair,
+    require=require,
     in_order=True,
-    cost=Cost(passes=1.5, states=5),
+    cost=Cost(passes=1.7, climbs=True, states=8),
 )

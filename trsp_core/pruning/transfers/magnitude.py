@@ -31,7 +31,10 @@ def repair(lab, config, chosen):
     Raises:
         TrspError: in this family a scale is not handed on from layer to layer.
     """
-    cuts, batches = runs(chosen), lab.pool()
+    cuts, batches = (
+        [run for run in runs(chosen) if run[1] < lab.n_layers - 1],
+        lab.pool(),
+    )  # above one reads a norm alone
     yield PhaseStarted("repair", len(batches))
     if not cuts:
         return {}
@@ -44,11 +47,21 @@ def repair(lab, config, chosen):
             post[cut] = post[cut] + states[cut[1] + 1].double().abs().flatten(0, 1).sum(0)
         yield Progressed(done)
     alphas = {cut: (post[cut] / (pre[cut] + 1e-12)).mean().item() for cut in cuts}
-    edits = scaled(lab, chosen, alphas)
-    require_handed_on(lab, cuts[0][0], edits, math.prod(alphas.values()))
     for (first, last), alpha in alphas.items():
-        yield Noted(f"What lies below layers {first} to {last} is scaled by {formatting.figure(alpha)}.")
-    return edits
+        require_handed_on(lab, chosen, (first, last), alpha)
+        names = f"layer {first}" if first == last else f"layers {first} to {last}"
+        yield Noted(f"What lies below {names} is scaled by {formatting.figure(alpha)}.")
+    return scaled(lab, chosen, alphas)
+
+
+def require(lab):
+    """Scale what lies below the layer in the middle, to see whether the scale is handed on.
+
+    Raises:
+        TrspError: it is not.
+    """
+    middle = lab.n_layers // 2
+    require_handed_on(lab, [middle], (middle, middle), 1.1)
 
 
 def runs(chosen):
@@ -72,9 +85,7 @@ def scaled(lab, chosen, alphas):
     for layer in set(range(max(first for first, _ in alphas))) - set(chosen):
         factor = math.prod(alpha for (first, _), alpha in alphas.items() if layer < first)
         edits |= {p: p.detach() * factor for p in lab.stack.outputs(layer)}
-    if head is embedding:
-        edits |= {p: p.detach() / whole for p in final_norm(lab).parameters()}
-    return edits
+    return edits | (divided(lab, final_norm(lab), whole) if head is embedding else {})
 
 
 def final_norm(lab):
@@ -94,12 +105,35 @@ def final_norm(lab):
     raise refusal()
 
 
-def require_handed_on(lab, layer, edits, factor):
-    """Raise TrspError unless, with the weights in `edits`, what enters `layer` is `factor` times what it was."""
+def divided(lab, norm, factor):
+    """New weights for `norm`, by parameter, with which it puts out 1 / `factor` of what it did: divided where it
+    multiplies by its weight w, (1 + w) / factor - 1 where it multiplies by 1 + w, as Gemma's does.
+
+    Raises:
+        TrspError: neither is so.
+    """
     ids = lab.pool()[0][:1]
-    expected = factor * lab.entering(layer, ids)
-    with lab.rewritten(edits):
-        state = lab.entering(layer, ids)
+    with lab.heard(norm) as calls:
+        lab.states(ids)
+    expected = calls[-1][1] / factor
+    plain = {p: p.detach() / factor for p in norm.parameters()}
+    for edits in (plain, {**plain, norm.weight: (1 + norm.weight.detach()) / factor - 1}):
+        with lab.rewritten(edits), lab.heard(norm) as calls:
+            lab.states(ids)
+        if (calls[-1][1] - expected).norm() <= CLOSE * expected.norm():
+            return edits
+    raise refusal()
+
+
+def require_handed_on(lab, chosen, cut, alpha):
+    """Raise TrspError unless scaling for the run `cut` alone makes what enters it, in the model without the runs below,
+    `alpha` times what it was, and leaves the head its own."""
+    ids, below = lab.pool()[0][:1], [i for i in chosen if i < cut[0]]
+    edits = scaled(lab, chosen, {cut: alpha})
+    with lab.skipped(below):
+        expected = alpha * lab.entering(cut[0], ids)
+        with lab.rewritten(edits):
+            state = lab.entering(cut[0], ids)
     if not (state - expected).norm() <= CLOSE * expected.norm():
         raise refusal()
 
@@ -108,7 +142,7 @@ def refusal():
     """The TrspError for a family in which a scale is not handed on."""
     return TrspError(
         "In this family a scale of the embedding is not handed on from layer to layer.",
-        "Set --transfer refit, none or penalty, or choose another model.",
+        "Set --transfer rebuild, none or penalty, or choose another model.",
     )
 
 
@@ -121,5 +155,6 @@ TRANSFER = Transfer(
     "layers left.",
     equation=r"\alpha = \tfrac{1}{D} \sum_k \frac{E\,|X_{post,k}|}{E\,|X_{pre,k}|}",
     repair=repair,
+    require=require,
     cost=Cost(passes=1.0),
 )

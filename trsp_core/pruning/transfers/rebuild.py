@@ -92,5 +92,5 @@ TRANSFER = Transfer(
     equation=r"\min_{W_k}\; E\,\lVert f_k(x) - T \rVert^2 \,/\, E\,\lVert T \rVert^2",
     repair=repair,
     in_order=True,
-    cost=Cost(passes=3.0, states=4),
+    cost=Cost(passes=4.0, states=4),
 )

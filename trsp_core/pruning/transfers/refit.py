@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.pruning.transfers import Cost, Transfer
 from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed
@@ -76,7 +77,9 @@ def fitted_in_order(lab, chosen, layers, solve):
     kept_layers = fitted_layers(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
     dense = [lab.entering(kept_layers[0], ids) for ids in batches]
-    pruned, edits, there, done = dense, {}, kept_layers[0], 0  # `there`: the layer that `dense` enters
+    with lab.skipped([i for i in chosen if i < kept_layers[0]]):
+        pruned = [lab.entering(kept_layers[0], ids) for ids in batches]
+    edits, there, done = {}, kept_layers[0], 0  # `there`: the layer that `dense` enters
     for layer, following in zip(kept_layers, [*kept_layers[1:], lab.n_layers], strict=True):
         for passed in range(there, following):
             dense = [lab.leaving(passed, ids, x) for ids, x in zip(batches, dense, strict=True)]
@@ -84,49 +87,89 @@ def fitted_in_order(lab, chosen, layers, solve):
         if layer not in layers:
             pruned = [lab.leaving(layer, ids, x) for ids, x in zip(batches, pruned, strict=True)]
             continue
-        module = output_projection(lab, layer)
-        outputs, inputs = [], []
-        for ids, x in zip(batches, pruned, strict=True):
-            with lab.heard(module) as calls:
-                outputs.append(lab.leaving(layer, ids, x))
-            if len(calls) != 1 or calls[0][0].numel() // calls[0][0].shape[-1] != ids.numel():
-                raise unfit(layer)  # it did not read every token once, as an expert does not
-            inputs.append(calls[0][0].view(*ids.shape, -1))
+        module, entering = output_projection(lab, layer), pruned[0]
+        inputs, outputs = zip(
+            *(read(lab, layer, module, *pair) for pair in zip(batches, pruned, strict=True)), strict=True
+        )
+        del pruned  # of N tokens there is a handful of states at a time
         weights = [1 / target.float().norm(dim=-1, keepdim=True).clamp(min=1e-6) for target in dense]
         errors = [target.float() - y.float() for target, y in zip(dense, outputs, strict=True)]
-        change = solve(module, inputs, errors, weights)
-        entering = pruned[0]
+        before = distance(errors, weights)
+        try:
+            change = solve(module, inputs, errors, weights)
+        except ArithmeticError as error:
+            raise TrspError(f"Layer {layer} cannot be solved for: {error}.", "Raise --ridge, or the blocks.") from error
+        del errors
         pruned = [(y.float() + h.float() @ change).to(y.dtype) for h, y in zip(inputs, outputs, strict=True)]
         new_weights = changed(module, change)
         require_added(lab, layer, new_weights, batches[0], entering, pruned[0])
         edits |= new_weights
+        del inputs, outputs
         errors_left = [target.float() - x.float() for target, x in zip(dense, pruned, strict=True)]
-        yield LayerRefitted(layer, distance(errors, weights), distance(errors_left, weights))
+        yield LayerRefitted(layer, before, distance(errors_left, weights))
         done += 1
         yield Progressed(done)
     return edits
 
 
+def require(lab):
+    """Look at every layer before any work: with its last weights moved at random, its output has to move as computed.
+
+    Raises:
+        TrspError: a layer's MLP does not end in one linear map that is added to the residual stream.
+    """
+    import torch
+
+    ids = lab.blocks[:1, :8].to(lab.device)
+    states = lab.states(ids)
+    for layer, state in enumerate(states[:-1]):
+        module = output_projection(lab, layer)
+        h, y = read(lab, layer, module, ids, state)
+        draw = torch.randn(h.shape[-1], y.shape[-1], generator=torch.Generator().manual_seed(layer)).to(lab.device)
+        scale = 0.1 * y.float().norm() / (h.float() @ draw).norm().clamp(min=1e-6)
+        moved = y.float() + h.float() @ (scale * draw)
+        require_added(lab, layer, changed(module, scale * draw), ids, state, moved)
+
+
+def read(lab, layer, module, ids, entering):
+    """What `module` of layer `layer` reads (B, T, F), and what leaves the layer (B, T, D), for token ids (B, T) and the
+    state that enters it (B, T, D).
+
+    Raises:
+        TrspError: it does not read every token once, as an expert does not, or the states have another shape.
+    """
+    with lab.heard(module) as calls:
+        leaving = lab.leaving(layer, ids, entering)
+    if len(calls) != 1 or leaving.dim() != 3 or calls[0][0].numel() // calls[0][0].shape[-1] != ids.numel():
+        raise unfit(layer)
+    return calls[0][0].view(*ids.shape, -1), leaving
+
+
 def solved(inputs, errors, weights, ridge):
-    """The map dW' (F, D) that solves the equation above. Products are summed in float32, and the system is solved in
-    float64.
+    """The map dW' (F, D) that solves the equation above. Products of a batch are taken in float32; they are summed, and
+    the system is solved, in float64.
 
     Args:
         inputs: h, batches (B, T, F).
         errors: T - y, batches (B, T, D).
         weights: w, batches (B, T, 1).
         ridge: r.
+
+    Raises:
+        ArithmeticError: the system is singular to rounding.
     """
     import torch
 
-    gram = cross = torch.zeros((), device=inputs[0].device)
+    gram = cross = torch.zeros((), device=inputs[0].device, dtype=torch.float64)
     for h, error, w in zip(inputs, errors, weights, strict=True):
         rows = (h.float() * w).flatten(0, 1)
         gram = gram + rows.T @ rows
         cross = cross + rows.T @ (error * w).flatten(0, 1)
-    gram, cross = gram.double(), cross.double()
     gram.diagonal().add_(ridge * gram.diagonal().mean().clamp(min=1e-12))
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).float()
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if info.item() or not factor.isfinite().all():
+        raise ArithmeticError(f"at a ridge of {formatting.setting(ridge)} its equations are singular to rounding")
+    return torch.cholesky_solve(cross, factor).float()
 
 
 def output_projection(lab, layer):
@@ -145,9 +188,9 @@ def output_projection(lab, layer):
 def unfit(layer):
     """The TrspError for a layer whose output is not linear in the last weights of its MLP."""
     return TrspError(
-        f"Layer {layer} does not end in one linear map whose output is added to the residual stream, so it cannot be "
-        "solved in closed form.",
-        "Set --transfer none or penalty, or choose another model.",
+        f"Layer {layer} does not end in one linear map whose output is added, as it is, to the residual stream, so it "
+        "cannot be solved in closed form.",
+        "Set --transfer rebuild, none or penalty, or choose another model.",
     )
 
 
@@ -190,6 +233,7 @@ TRANSFER = Transfer(
     equation=r"\min_{\Delta W}\; \sum_t \frac{\lVert y_t + \Delta W h_t - T_t \rVert^2}{\lVert T_t \rVert^2}"
     r" + r\, \overline{\mathrm{diag}\,H}\, \lVert \Delta W \rVert^2",
     repair=repair,
+    require=require,
     in_order=True,
-    cost=Cost(passes=1.7, squares=True, states=5),
+    cost=Cost(passes=1.7, climbs=True, squares=True, states=6),
 )
