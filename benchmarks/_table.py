@@ -103,6 +103,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "docs/results.md": {
             f"<!-- evidence: ablation, {made} -->": evidence_table("ablation"),
             f"<!-- evidence: methods, {made} -->": evidence_table("methods"),
+            f"<!-- evidence: transfers, {made} -->": evidence_table("transfers"),
             f"<!-- evidence: against the control, {made} -->": ratio_table(),
         },
     }

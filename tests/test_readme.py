@@ -203,6 +203,30 @@ def test_the_sentences_about_the_plans_follow_from_the_records():
             assert f"{value} [{low}, {high}]" in results, (one, other, domain)
 
 
+def test_the_sentences_about_transfers_follow_from_the_record():
+    results = " ".join(PAGES["docs/results.md"].split("## Which transfer?")[1].split("\n## ")[0].split())
+    record = plan_results.load(plan_results.shipped("transfers"))
+    for one, other in (
+        ("refit", "none_30"),
+        ("refit_10", "none_90"),
+        ("refit_10", "none_10"),
+        ("refit_30", "none_30"),
+        ("refit_30", "penalty_30"),
+        ("linear_map", "direct"),
+        ("rebuild", "direct"),
+        ("magnitude", "direct"),
+    ):
+        ratios = plan_results.compared(record, one, other)
+        cells = [f"{ratios[d].value:.2f} [{ratios[d].low:.2f}, {ratios[d].high:.2f}]" for d in DOMAINS]
+        assert f"{cells[0]}, {cells[1]}" in results, (one, other)
+    readme = " ".join(PAGES["README.md"].split())
+    home, away = (plan_results.compared(record, "refit_30", "none_30")[d].value for d in DOMAINS)
+    assert f"comes to {home:.2f} (held out {away:.2f}) times the control's" in readme
+    ahead = {f"{100 * (1 - plan_results.compared(record, 'refit_10', 'none_90')[d].value):.0f}" for d in DOMAINS}
+    assert len(ahead) == 1
+    assert f"in the same *time* it is {ahead.pop()} % ahead" in readme
+
+
 def test_the_headline_follows_from_the_records():
     text = " ".join(PAGES["README.md"].split("## What was measured")[1].split("##")[0].split())
     record = plan_results.load(plan_results.shipped("ablation"))

@@ -56,7 +56,7 @@ def _transfers(record: Record) -> list[str]:
     pairs = (
         ("Nothing trained", "refit", "direct"),
         ("Refit in order against training instead", "refit", "none_30"),
-        ("In the same time", "refit_10", "none_60"),
+        ("In the same time", "refit_10", "none_90"),
         ("After the same 30 steps", "refit_30", "none_30"),
         ("Beside the paper's transfer", "refit_30", "penalty_30"),
     )
