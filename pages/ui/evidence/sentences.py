@@ -54,22 +54,30 @@ def _methods(record: Record) -> list[str]:
 def _transfers(record: Record) -> list[str]:
     """The pairs that isolate one thing each, as far as they are there."""
     pairs = (
-        ("Nothing trained", "refit", "direct"),
-        ("Refit in order against training instead", "refit", "none_30"),
+        ("After the same steps", "refit_30", "none_30"),
         ("In the same time", "refit_10", "none_90"),
-        ("After the same 30 steps", "refit_30", "none_30"),
+        ("Nothing trained", "refit", "direct"),
+        ("Solving against training", "refit", "none_30"),
         ("Beside the paper's transfer", "refit_30", "penalty_30"),
     )
     rows = [(start, record.row(one), record.row(other)) for start, one, other in pairs]
-    lines = [f"{start}: {against(record, one, other)}" for start, one, other in rows if one and other]
+    lines = [
+        f"{start}: “{words.plain(one.title)}” against “{words.plain(other.title)}”, {_changes(record, one, other)}."
+        for start, one, other in rows
+        if one and other
+    ]
     return lines or ["This plan has no two transfers to compare."]
 
 
 def against(record: Record, one: Row, other: Row) -> str:
     """How the perplexity of row `one` stands beside row `other`'s, in both domains."""
+    beside = f"beside “{words.plain(other.title)}”"
+    return f"{words.plain(one.title)}'s perplexity is {_changes(record, one, other)}, {beside}."
+
+
+def _changes(record: Record, one: Row, other: Row) -> str:
     factors = plan_results.compared(record, one.name, other.name) or {}
-    parts = [f"{change(factors[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in factors]
-    return f"{words.plain(one.title)}'s perplexity is {' and '.join(parts)}, beside “{words.plain(other.title)}”."
+    return " and ".join(f"{change(factors[d])} in the {words.DOMAINS[d]}" for d in DOMAINS if d in factors)
 
 
 def _winner(record: Record, one: Row, other: Row) -> str:

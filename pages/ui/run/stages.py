@@ -45,7 +45,7 @@ def stage_1(state: RunState, config: RunConfig) -> None:
     trains = bool(state.weight_steps) or _learns(config)
     st.markdown("#### Stage 1: which layers matter least" if trains else "#### Choosing the layers")
     scored = trains or bool(state.scores) or not state.chosen  # layers that were named, or drawn, have no scores
-    left_column, right_column = st.columns([2, 1], gap="medium") if scored else (None, st.container())
+    left_column, right_column = st.columns([2, 1], gap="medium") if scored else (None, st.columns(2)[0])
     if left_column is not None:
         with left_column:
             _choice(state, config, trains)
