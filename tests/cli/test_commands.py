@@ -277,18 +277,6 @@ def test_progress_is_one_line():
     assert run_figures.progress(now) == "[ 25%] choose 20/80, about 2:30 left"
 
 
-@pytest.mark.slow
-def test_the_default_model_runs_from_the_shell(here, monkeypatch):
-    monkeypatch.delenv("TRSP_HOME")
-    words = shlex.split("--preset quick --stage1-steps 1 --stage2-steps 2 --measure-blocks 4 --probe-every 2 --json")
-    code, out, err = said("run", *words)
-    assert code == 0, err
-    figures = json.loads(out)
-    assert len(figures["removed"]) == 8
-    assert figures["peak_bytes"] <= 3 * 2**30
-    assert figures["perplexity"]["calibration"]["dense"] < figures["perplexity"]["calibration"]["direct"]
-
-
 def test_its_version_and_what_was_meant(capsys):
     for words, part in (
         (["--version"], "trsp-explorer 0.1.0"),

@@ -39,6 +39,7 @@ def test_the_summary_has_every_figure(quick):
         assert set(summary["perplexity"][domain]) == {"dense", "direct", "trained", "pruned"}
     assert summary["speed"]["ceiling"] == pytest.approx(30 / 22)
     assert summary["seconds"]["total"] > 0
+    assert summary["peak_bytes"] <= 3 * 2**30
     assert run.status() == "finished"
 
 
