@@ -261,7 +261,8 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
         )
     if name == "stack":
         frozen = " Outlined: a chosen one, as it was when it was the least of those left."
-        return "The layers now, input at the bottom." + (frozen if chosen_at(state) else "")
+        learns = config.method == "trsp"  # said from the start, so that nothing moves when the first one is chosen
+        return "The layers now, input at the bottom." + (frozen if learns or chosen_at(state) else "")
     if name == "probes":
         return (
             "Perplexity if the chosen layers were deleted now, as a multiple of the dense model's, on "
