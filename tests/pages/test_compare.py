@@ -10,7 +10,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui.run import importance
+from pages.ui.run import importance, subjects
 from pages.ui.what_if import history
 from pages.ui.what_if.history import Choice, Trials
 from tests import ROOT, story
@@ -29,10 +29,14 @@ class Script:
     def __init__(self):
         self.asked: dict[str, an.Request] = {}
         self.cancelled: list[str] = []
-        self.place = 0
+        self.prepared: list[an.Prepare] = []
+        self.place = self.others = 0
         self.ending: an.Answer | None = an.Answered(0.1)
 
-    def ask(self, request, instead="", visitor=""):
+    def prepare(self, request):
+        self.prepared.append(request)
+
+    def ask(self, request, instead="", visitor="", listens=None):
         an.check(request)
         if instead:
             self.cancel(instead)
@@ -44,7 +48,7 @@ class Script:
             raise TrspError("These answers are no longer kept.", "Ask again.")
         request = self.asked[ticket]
         if self.place:
-            return Reading(request, self.place, [], None)
+            return Reading(request, self.place, [], None, self.others, an.Prepare("a model"))
         told = list(_answers(request))
         return Reading(request, 0, [*told, self.ending] if self.ending else told, self.ending)
 
@@ -120,10 +124,35 @@ def press(app, key):
     return shown(app.button(key=key).click().run())
 
 
-def test_without_any_run_it_says_what_to_do(script):
+def test_without_any_run_the_default_model_can_be_asked_and_is_loaded_ahead(script):
     app = open_page("compare")
-    assert app.get("page_link")
-    assert not app.get("multiselect")
+    assert script.prepared == [an.Prepare("smollm2-135m")]
+    assert not Store().runs()  # nothing was copied
+    press(app, "write")
+    (request,) = script.asked.values()
+    assert [c.label for c in request.columns] == ["Dense", "Deleted at once"]
+    assert request.columns[1].removed == sorted(subjects.shipped().state.chosen)
+
+
+def test_without_any_run_layers_of_the_default_model_can_be_taken_out(script):
+    app = open_page("layers")
+    assert "as it came" in texts(app)
+    assert script.prepared == [an.Prepare("smollm2-135m", "wikipedia", "news")]
+    app = press(app, "layer-29")
+    assert query(app, "off") == "29"
+    app = press(app, "as-run")
+    assert query(app, "off") == ",".join(map(str, sorted(subjects.shipped().state.chosen)))
+    press(app, "run-manual")
+    (run,) = Store().runs()
+    assert run.config().method == "manual"
+
+
+def test_a_run_or_the_model_as_it_came_is_picked(script):
+    story.write(Store(), "finished")
+    app = open_page("layers")
+    assert "as it came" not in texts(app)
+    app = shown(app.selectbox(key="chosen-run").set_value("default").run())
+    assert "as it came" in texts(app)
 
 
 def test_a_prompt_is_asked_of_the_chosen_models(script):
@@ -191,11 +220,13 @@ def test_a_refresh_finds_text_and_form_again(script):
     assert "Leaves Dense at token 2" in texts(again)
 
 
-def test_a_busy_workbench_tells_the_place_and_can_be_left(script):
+def test_a_busy_workbench_tells_the_cause_and_can_be_left(script):
     run = story.write(Store(), "finished")
     script.place = 3
     app = press(open_page("compare", run=run.id), "write")
-    assert "place 3 in the queue" in texts(app)
+    assert "This comes next: the model is being loaded." in texts(app)
+    script.others = 2
+    assert "2 questions of other visitors come first." in texts(shown(app.run()))
     press(app, "stop-writing")
     assert script.cancelled == ["ticket0"]
 
@@ -326,7 +357,7 @@ def test_who_chose_a_set_is_kept_through_undo(script):
 
 @pytest.mark.parametrize("key", ["as-run", "as-shortgpt", "layer-3"])
 def test_a_full_workbench_is_told_on_the_page(script, key, monkeypatch):
-    def full(request, instead="", visitor=""):
+    def full(request, instead="", visitor="", listens=None):
         raise TrspError("All 16 places at the workbench are taken.", "Try again in a minute.")
 
     app = open_page("layers", run=story.write(Store(), "finished").id)
@@ -363,9 +394,8 @@ def test_a_page_says_that_a_run_goes_first(script, monkeypatch):
     run = story.write(Store(), "finished")
     assert "goes first" not in texts(open_page("layers", run=run.id, off="1"))
     monkeypatch.setattr("trsp_core.runs.queue.RunQueue.goes_first", lambda self: True)
-    assert "place 2 in the queue. A run is training on this machine and goes first." in texts(
-        open_page("layers", run=run.id, off="1")
-    )
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert "A run is using both cores and goes first." in texts(open_page("layers", run=run.id, off="1"))
 
 
 def test_stage_2_can_be_run_on_the_set(script):

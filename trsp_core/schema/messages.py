@@ -83,6 +83,7 @@ class WhatIf(Request):
     Attributes:
         text, heldout, seed: which texts, and how they are split: as in `RunConfig`.
         sample_tokens: 0 for no sample.
+        figures: False where the set's figures are known, and the sample alone is wanted.
     """
 
     model: str
@@ -92,6 +93,7 @@ class WhatIf(Request):
     seed: int = 0
     prompt: str = "The history of the city begins"
     sample_tokens: int = 24
+    figures: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,20 @@ class Influence(Request):
     model: Variant
     text: str = "wikipedia"
     heldout: str = "news"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepare(Request):
+    """Load `model` before anybody asks for something of it.
+
+    Attributes:
+        text, heldout, seed: as in `WhatIf`: the dense model is measured on these texts too; with "" it is only loaded.
+    """
+
+    model: str
+    text: str = ""
+    heldout: str = ""
     seed: int = 0
 
 
@@ -200,6 +216,7 @@ class SetMeasured(Answer):
         ceiling: L / (L - K), the most that it can speed up.
         layers_run: layers computed for this answer; the others' results were kept from before.
         cached: the set had been measured already.
+        recorded: the figures come from the record that ships with the app, not from this machine.
     """
 
     removed: list[int]
@@ -214,6 +231,7 @@ class SetMeasured(Answer):
     layers_run: int
     cached: bool
     seconds: float
+    recorded: bool = False
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,16 @@ def gather(request: Generate, answers: Sequence[Answer]) -> Comparison:
     return comparison
 
 
+def until(answers: Sequence[Answer], seconds: float) -> list[Answer]:
+    """Of complete `answers`, those that had come `seconds` after the request was begun; what follows the last token
+    comes with it."""
+    tokens = [answer for answer in answers if isinstance(answer, messages.TokenGenerated)]
+    if not tokens or tokens[-1].seconds <= seconds:
+        return list(answers)
+    early = [answer for answer in tokens if answer.seconds <= seconds]
+    return [*(answer for answer in answers if isinstance(answer, messages.PromptRead)), *early]
+
+
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     """First index at which two texts differ, as far as both go; None where there is none."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
@@ -135,7 +145,7 @@ def keep(run: Run, request: Generate, answers: Sequence[Answer]) -> str:
 def comparisons(run: Run) -> list[str]:
     """Ids of the comparisons kept with `run`, newest first."""
     files = [p for p in (run.folder / "comparisons").glob("*.json") if _ID.fullmatch(p.stem) and p.is_file()]
-    return [p.stem for p in sorted(files, key=lambda p: -p.stat().st_mtime)]
+    return [p.stem for p in sorted(files, key=lambda p: (-p.stat().st_mtime, p.stem))]
 
 
 def read(run: Run, name: str) -> tuple[Generate, list[Answer]]:
