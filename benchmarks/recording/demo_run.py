@@ -19,11 +19,12 @@ from trsp_core.files import write_atomic
 from trsp_core.runs import replay
 from trsp_core.runs.store import Run
 from trsp_core.schema import codec, messages, run_state
-from trsp_core.schema.messages import Answer, Generate, Variant
-from trsp_core.workbench import transcript
+from trsp_core.schema.messages import Answer, Generate, Importance, Variant
+from trsp_core.workbench import transcript, weighing
+from trsp_core.workbench.weighing import Weighing
 from trsp_core.workbench.worker import RequestHandler
 
-FLAGS = ("--preset", "quick", "--stage2-steps", "60", "--importance-blocks", "1", "--seed", "0")
+FLAGS = ("--preset", "quick", "--stage2-steps", "60", "--seed", "0")
 FILES = ("config.json", "env.json", "events.jsonl")
 NEW_TOKENS = 48  # of each text
 LABELS = ("Dense", "Deleted at once", "Pruned")
@@ -34,7 +35,7 @@ def record(folder: str | None, flags: list[str], shipped: Path = replay.FOLDER) 
     """Make the record from the finished run in `folder`, or from a new one with these `flags`; returns what it holds.
 
     Raises:
-        TrspError: the run did not finish, keeps no model, has not weighed its layers, or names a machine.
+        TrspError: the run did not finish, keeps no model, or names a machine.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as place:
@@ -45,7 +46,7 @@ def record(folder: str | None, flags: list[str], shipped: Path = replay.FOLDER) 
             return record(str(new), flags, shipped)
     run = Run(paths.named(folder, "run folder"))
     if absent := missing(run, texts=False):
-        raise TrspError(f"The run lacks {', '.join(absent)}.", "Run with --importance-blocks 1, and keep the model.")
+        raise TrspError(f"The run lacks {', '.join(absent)}.", "Let it finish, and keep its model (--save-model).")
     new = shipped.with_name(f".{shipped.name}-new")
     shutil.rmtree(new, ignore_errors=True)
     (new / "comparisons").mkdir(parents=True)
@@ -53,11 +54,9 @@ def record(folder: str | None, flags: list[str], shipped: Path = replay.FOLDER) 
         shutil.copy(run.folder / name, new / name)
     (new / "summary.json").write_text(codec.encode(run_state.summary(run.state()), indent=1) + "\n", "utf-8")
     handler = RequestHandler()
+    if "trained" not in run.state().importance:
+        weighing.keep(Run(new), weighed(run, handler))
     for n, kind in enumerate(PROMPTS):
-        if absent := missing(run, texts=False):
-            raise TrspError(
-                f"The run lacks: {', '.join(absent)}.", "Run with --importance-blocks 1, and keep the model."
-            )
         lines = [messages.to_values("", entry) for entry in comparison(run, kind, handler)]
         write_atomic(new / "comparisons" / f"{n + 1:012x}.json", codec.encode(lines))
     if absent := missing(Run(new)):
@@ -86,14 +85,24 @@ def comparison(run: Run, kind: str, handler: RequestHandler) -> Iterator[Generat
             yield answer
 
 
+def weighed(run: Run, handler: RequestHandler) -> Weighing:
+    """The layers of the dense and of the pruned model of `run`, each left out alone."""
+    config, figures = run.config(), []
+    for variant in (Variant(config.model), Variant(str(run.model_folder))):
+        request = Importance(variant, config.text, config.heldout, config.seed)
+        figures.append([round(v, 6) for v in weighing.rises([a for a in handler.answer(request) if a])])
+    return Weighing(*figures)
+
+
 def missing(run: Run, texts: bool = True) -> list[str]:
     """What a run lacks that ships: names of parts; with `texts` False, of those that a run makes itself."""
     state, absent = run.state(), []
     if state.ended != "finished" or state.removed is None:
         absent.append("an ending")
-    absent += [f"layers weighed ({name})" for name in ("dense", "trained") if name not in state.importance]
     if not texts:
         return absent + ([] if (run.model_folder / "config.json").is_file() else ["its model"])
+    if "trained" not in state.importance and weighing.read(run, state) is None:
+        absent.append("layers weighed before and after")
     prompts = set()
     for name in transcript.comparisons(run):
         request, answers = transcript.read(run, name)
@@ -107,6 +116,6 @@ def missing(run: Run, texts: bool = True) -> list[str]:
 
 def sizes(run: Run) -> dict[str, int]:
     """Bytes of each part."""
-    parts = [*FILES, "summary.json"]
+    parts = [name for name in (*FILES, "summary.json", weighing.FILE) if (run.folder / name).is_file()]
     texts = sum(p.stat().st_size for p in (run.folder / "comparisons").iterdir())
     return {**{name: (run.folder / name).stat().st_size for name in parts}, "comparisons": texts}

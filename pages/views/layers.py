@@ -51,7 +51,7 @@ def of_run(subject: Subject) -> None:
             panel.section(subject)
     if importance_tab.open:
         with importance_tab:
-            importance.section(subject.config, subject.state)
+            importance.section(subject)
 
 
 url_state.title("Layers")

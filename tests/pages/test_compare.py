@@ -17,8 +17,9 @@ from tests import ROOT, story
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Store
 from trsp_core.schema import messages as an
-from trsp_core.workbench import transcript
+from trsp_core.workbench import transcript, weighing
 from trsp_core.workbench.client import Reading
+from trsp_core.workbench.weighing import Weighing
 
 NASTY = "<b>*x*</b> $1"
 
@@ -412,6 +413,16 @@ def test_where_the_knowledge_went_is_told_in_numbers():
     assert "chosen layers' importance **fell** from 0.30 to 0.10" in text
     assert "(2 of 2 fell)" in text
     assert "other layers' importance **rose** from 1.00 to 1.50" in text
+
+
+def test_layers_weighed_in_the_pruned_model_are_told_of_those_that_are_left(script):
+    run = story.write(Store(), "finished", dataclasses.replace(story.CONFIG, control="delete_first"))
+    weighing.keep(run, Weighing([1.0, 0.5, 0.1, 0.1, 0.5, 1.0], [1.5, 0.4, 0.6, 1.5]))
+    app = open_page("layers", run=run.id)
+    app.session_state["layers-part"] = "Where the knowledge went"
+    assert "The kept layers' importance **rose** from 0.75 to 1.00 nats in the mean (3 of 4 rose)." in texts(
+        shown(app.run())
+    )
 
 
 def test_a_run_that_weighed_nothing_says_why_and_can_be_run_again(script):

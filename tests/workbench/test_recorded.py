@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.recording import demo_run
 from benchmarks.recording import what_if as recording
+from tests import tiny
+from trsp_core.errors import TrspError
+from trsp_core.pruning import engine, validate
+from trsp_core.runs import recorder
+from trsp_core.runs.store import Run, Store
 from trsp_core.schema import codec
 from trsp_core.schema import messages as an
 from trsp_core.schema.config import KNOBS
 from trsp_core.schema.messages import WhatIf
-from trsp_core.workbench import recorded
+from trsp_core.workbench import recorded, transcript, weighing
 from trsp_core.workbench.client import Workbench
 from trsp_core.workbench.worker import RequestHandler
 
@@ -94,3 +104,54 @@ def test_the_first_click_on_the_default_model_needs_no_child():
         assert measured.perplexity["heldout"] > measured.dense["heldout"]
     finally:
         bench.close()
+
+
+def _proved(folder, kept):
+    yield from ()
+    return SimpleNamespace(problems=[])
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory, tiny_model):
+    """A record made from a run of the tiny model, named as one that ships would be: by no path of this machine."""
+    place = tmp_path_factory.mktemp("shipped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        shutil.copytree(tiny_model, "tiny")
+        Path("text.txt").write_text(tiny.text(1200), "utf-8")
+        patch.setattr("trsp_core.evaluation.verification.checking", _proved)
+        values = tiny.SETTINGS | {"model": "tiny", "text": "text.txt", "heldout": "text.txt", "transfer": "none"}
+        run = Store(place / "runs").create(validate.from_values(values | {"save_model": True}))
+        assert recorder.record(run, engine.execute(run.config(), run.folder)).ended == "finished"
+        report = demo_run.record(str(run.folder), [], place / "demo_run")
+        yield Run(place / "demo_run"), report
+
+
+def test_what_ships_of_a_run_has_every_part(shipped):
+    run, report = shipped
+    assert demo_run.missing(run) == []
+    assert "comparisons" in report
+    assert len(transcript.comparisons(run)) == 5
+    request, answers = transcript.read(run, transcript.comparisons(run)[0])
+    whole = transcript.gather(request, answers)
+    assert [c.label for c in whole.columns] == list(demo_run.LABELS)
+    assert request.columns[2].model == ""
+    state = run.state()
+    stored = weighing.read(run, state)
+    rises = weighing.with_importance(state, stored).importance
+    assert [math.isnan(v) for v in rises["trained"].rises] == [i in state.chosen for i in range(tiny.L)]
+
+
+def test_texts_come_as_they_were_written(shipped):
+    request, answers = transcript.read(shipped[0], transcript.comparisons(shipped[0])[0])
+    tokens = [a for a in answers if isinstance(a, an.TokenGenerated)]
+    assert transcript.until(answers, tokens[-1].seconds) == answers
+    early = transcript.until(answers, tokens[3].seconds - 1e-6)
+    assert 0 < sum(len(c.tokens) for c in transcript.gather(request, early).columns) <= 3
+    assert not any(isinstance(a, an.TextTraced | an.ColumnFinished) for a in early)
+
+
+def test_a_run_that_kept_nothing_is_refused(shipped, tmp_path):
+    with pytest.raises(TrspError, match="its model"):
+        demo_run.record(str(shipped[0].folder), [], tmp_path / "demo_run")
+    assert not (tmp_path / "demo_run").exists()
