@@ -11,6 +11,7 @@ from trsp_core.runs.store import Store
 from trsp_core.schema import events as ev
 from trsp_core.schema.config import KNOBS, RunConfig
 
+
 @pytest.fixture
 def script(page_store, monkeypatch):
     made = Script()
