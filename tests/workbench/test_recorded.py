@@ -13,13 +13,15 @@ import pytest
 from benchmarks.recording import demo_run
 from benchmarks.recording import what_if as recording
 from tests import tiny
+from trsp_core.data import blocks
 from trsp_core.errors import TrspError
+from trsp_core.models import catalog, libraries
 from trsp_core.pruning import engine, validate
 from trsp_core.runs import recorder
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import codec
 from trsp_core.schema import messages as an
-from trsp_core.schema.config import KNOBS
+from trsp_core.schema.config import KNOBS, RunConfig
 from trsp_core.schema.messages import WhatIf
 from trsp_core.workbench import recorded, transcript, weighing
 from trsp_core.workbench.client import Workbench
@@ -92,6 +94,15 @@ def test_the_record_that_ships_is_whole_small_and_of_these_texts(monkeypatch, tm
     assert recorded.FILE.stat().st_size < 25_000
     monkeypatch.setenv("TRSP_HOME", str(tmp_path))  # no model here yet
     assert recorded.holds(record)
+
+
+def test_the_record_that_ships_is_of_the_blocks_that_are_measured_now():
+    """Else it is time for `python -m benchmarks.recording what-if`."""
+    tokenizer = libraries.load_tokenizer(catalog.locate(DEFAULT))
+    config = RunConfig(measure_blocks=1, measure_length=an.QUICK_TOKENS, calibration_blocks=1, block_length=8)
+    texts = blocks.prepare(config, tokenizer)
+    now = {domain: blocks.fingerprint(ids.tolist()) for domain, ids in texts.measure.items()}
+    assert now == recorded.read().block_fingerprints
 
 
 def test_the_first_click_on_the_default_model_needs_no_child():

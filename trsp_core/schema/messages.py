@@ -174,14 +174,15 @@ class TokenGenerated(Answer):
 @dataclass(frozen=True)
 class ColumnFinished(Answer):
     """A column's text is complete, by its end token (`end`) or by its length (`length`). `prefill` and `decode` are
-    tokens per second of its own computing time; `repetition` is the share of four-token runs that occurred before."""
+    tokens per second of its own computing time. `repetition` stands in comparisons that older versions kept: the share
+    of four-token runs that occurred before."""
 
     column: int
     tokens: int
     reason: str
     prefill: float
     decode: float
-    repetition: float
+    repetition: float = 0.0
 
 
 @dataclass(frozen=True)
