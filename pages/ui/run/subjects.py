@@ -126,4 +126,4 @@ def title(subject: Subject) -> None:
         return
     texts = " and ".join(words.TEXTS[text] for text in (subject.config.text, subject.config.heldout))
     st.markdown(f"#### {words.plain(title_of(subject.config.model))}, as it came")
-    st.caption(f"{subject.depth} layers, none removed yet. Measured on a block each of {texts}. No run is needed.")
+    st.caption(f"{subject.depth} layers. Figures are of a block each of {texts}. No run is needed.")

@@ -190,11 +190,9 @@ def _board(subject: Subject, now: Trials) -> None:
         "Sets tried, those of as many layers as now first, best first, on one block of each domain. Pick a row to go "
         "back to it."
     )
-    number = st.column_config.NumberColumn(format=formatting.C_FIGURE)
     st.dataframe(
-        history.board(now),
+        history.board(now).style.format(history.LOOKS, na_rep="–"),
         hide_index=True,
-        column_config=dict.fromkeys(("Times dense", "Calibration", "Held out", "KL held out"), number),
         key="what-if-board",
         on_select=back,
         selection_mode="single-row",
