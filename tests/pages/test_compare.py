@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from pages.ui.compare.prompts import PROMPTS
 from pages.ui.run import importance, subjects
 from pages.ui.what_if import history
 from pages.ui.what_if.history import Choice, Trials
 from tests import ROOT, story
 from trsp_core.errors import TrspError
-from trsp_core.runs.store import Store
+from trsp_core.runs import replay
+from trsp_core.runs.store import Run, Store
 from trsp_core.schema import messages as an
 from trsp_core.workbench import transcript, weighing
 from trsp_core.workbench.client import Reading
@@ -133,6 +137,30 @@ def test_without_any_run_the_default_model_can_be_asked_and_is_loaded_ahead(scri
     (request,) = script.asked.values()
     assert [c.label for c in request.columns] == ["Dense", "Deleted at once"]
     assert request.columns[1].removed == sorted(subjects.shipped().state.chosen)
+
+
+def test_recorded_texts_are_there_at_once_and_are_written_again(script, tmp_path, monkeypatch):
+    folder, clock = tmp_path / "demo_run", [100.0]
+    shutil.copytree(replay.FOLDER, folder, ignore=shutil.ignore_patterns("comparisons"))
+    monkeypatch.setattr(replay, "FOLDER", folder)
+    monkeypatch.setattr("pages.ui.compare.recorded_texts.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    columns = [an.Variant("a model", label=label) for label in ("Dense", "Deleted at once", "Pruned")]
+    request = an.Generate(columns, PROMPTS["Story"])
+    transcript.keep(Run(folder), request, list(_answers(request)))
+    app = open_page("compare")
+    assert "**Recorded**" in texts(app)
+    assert "Leaves Dense at token 2" in texts(app)
+    assert "Token by token" in texts(app)
+    assert not script.asked
+    clock[0] += 5
+    app = press(app, "replay-texts")
+    assert "Token by token" not in texts(app)
+    clock[0] += 0.25  # two of three tokens of each
+    assert "Leaves Dense at token 2" in texts(shown(app.run()))
+    clock[0] += 5
+    assert "Token by token" in texts(shown(app.run()))
+    app.text_area(key="compare-prompt").set_value("Something else").run()
+    assert "**Recorded**" not in texts(app)
 
 
 def test_without_any_run_layers_of_the_default_model_can_be_taken_out(script):
