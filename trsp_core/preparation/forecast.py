@@ -237,7 +237,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
     tokens = config.batch_blocks * config.block_length
     a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # kept for the backward pass, a token
-    steps = learns or methods.get(config.method).trains
+    passes = methods.get(config.method).pass_counts
+    steps = learns or methods.get(config.method).trains or passes.slopes
     held_layers = 1 if config.recompute else facts.n_layers
     activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
     if config.adapter_rank and config.stage2_steps:
@@ -256,10 +257,10 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
         # Values, gradients and two moments, 4 bytes each; a layer's linear maps, in and out, are some 20 D wide.
         optimizer_bytes = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
-    states = 0.0
-    if methods.get(config.method).pass_counts.keeps:
-        scored = config.score_blocks * config.block_length * facts.width * size
-        states = min(budget.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
+    scored = config.score_blocks * config.block_length
+    states = min(budget.SEARCH_ROOM, scored * facts.width * size * facts.n_layers**2 / 2) if passes.keeps else 0.0
+    if passes.predicts:
+        states += 4.0 * scored * facts.vocabulary
     cost = transfers.get(config.transfer).cost
     pool = config.calibration_blocks * config.block_length
     hidden = mlp_width(facts)
