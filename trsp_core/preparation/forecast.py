@@ -148,8 +148,8 @@ class _Cost:
         if not method.trains:
             return 0.05 + read
         rounds = [0] if c.one_shot else list(range(self.removed))
-        passes = 3.0 if c.learn_weights else 2.0
-        return sum(c.stage1_steps * self.step(passes, r, c.learn_weights) for r in rounds)
+        passes, steps = 3.0 if c.learn_weights else 2.0, methods.most_steps(c, 1)
+        return sum(steps * self.step(passes, r, c.learn_weights) for r in rounds)
 
     def training_step(self) -> float:
         """A step of stage 2, the mean of those that run the chosen layers and those that skip them: forward and

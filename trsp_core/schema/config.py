@@ -164,6 +164,27 @@ class RunConfig:
         help="Gradient steps before each choice. Higher: a better-founded choice, and more time.",
         paper="algorithm 1",
     )
+    stage1_average: int = knob(
+        1,
+        label="Steps that a choice is averaged over",
+        group="stage 1",
+        low=1,
+        high=10000,
+        unit="steps",
+        help="What is compared is the mean of each layer weight over the last so many steps of its round. Higher: the "
+        "choice hangs less on the last blocks, and more on weights from before. 1: the weights as they are.",
+    )
+    stage1_stretch: int = knob(
+        1,
+        label="Longest round",
+        group="stage 1",
+        low=1,
+        high=100,
+        unit="times",
+        help="A round takes its steps again, at most so many times, while the margin between the smallest weight and "
+        "the next one is within its noise. Higher: near ties get more steps, clear choices do not. 1: each round has "
+        "the same steps.",
+    )
     stage1_lr: float = knob(
         0.02,
         label="Learning rate of the layer weights",

@@ -10,6 +10,7 @@ import streamlit as st
 
 from pages.ui.app_state import session
 from trsp_core import formatting
+from trsp_core.pruning import methods
 from trsp_core.schema.config import KNOBS, PRESETS
 
 ROWS = (  # what, knob, in the paper, why
@@ -65,6 +66,12 @@ def markdown() -> str:
     rows = [(what, f"`{KNOBS[name].flag}`", theirs, _ours(name), why) for what, name, theirs, why in ROWS]
     head = ("", "flag", "the paper", "here", "why"), ("---",) * 5
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *rows))
+
+
+def of_others() -> pd.DataFrame:
+    """A row a method whose code here differs from its authors', as the method says itself."""
+    rows = [(m.title, m.differences) for m in methods.all_methods().values() if m.differences]
+    return pd.DataFrame([text for _, text in rows], index=[title for title, _ in rows], columns=["The difference"])
 
 
 def _ours(name: str) -> str:

@@ -168,6 +168,12 @@ def check(config: RunConfig) -> list[Problem]:
             f"The method {method.name} removes no layer, so there is none whose knowledge could move before.",
             "Set --stage2-steps 0, or --control delete_first to train the narrowed model.",
         )
+    if config.cycles > 1 and config.stage1_stretch > 1:
+        wrong(
+            "stage1_stretch",
+            "Cycles share out steps whose number is known before; rounds that go on have none.",
+            "Set --stage1-stretch 1, or --cycles 1.",
+        )
     for name in ("protect_first", "protect_last", "no_neighbours"):
         if method.narrow and getattr(config, name):
             wrong(
@@ -176,6 +182,12 @@ def check(config: RunConfig) -> list[Problem]:
                 f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
             )
     return problems
+
+
+def most_steps(config: RunConfig, count: int) -> int:
+    """How many steps the choice of `count` layers takes at most, for a method that `trains`."""
+    stretch = config.stage1_stretch if config.method == "trsp" else 1
+    return config.stage1_steps * stretch * (1 if config.one_shot else count)
 
 
 def progressed(done: float, whole: float) -> Progressed:
