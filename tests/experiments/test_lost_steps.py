@@ -85,7 +85,8 @@ def test_sentences_follow_from_the_figures():
     assert first.startswith("In every comparison a step of fading is surely worth less")
     assert first.endswith("in none surely more.")
     assert home == (
-        "An arm, in the calibration domain: 0.40 [0.40, 0.40] of a step after 30 steps, 0.40 [0.40, 0.40] after 480."
+        "In the calibration domain (An arm) it is worth 0.40 [0.40, 0.40] of a step after 30 steps, and 0.40 "
+        "[0.40, 0.40] after 480."
     )
     laws["heldout"] = {"An arm": lost_steps.law(*planted(1.5), share=0.25)}
     assert lost_steps.sentences(laws)[0].startswith("In 3 of 6 comparisons")

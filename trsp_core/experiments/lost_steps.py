@@ -162,20 +162,20 @@ def recorded() -> Sweep:
     return grid_results.joined(sweeps)["length"]
 
 
-HEADS = ("", "steps", "b", "if worth nothing", "measured", "worth, u")
+HEADS = ("", "steps", "u", "measured", "at u = 0", "b")
 
 
 def table(laws: Mapping[str, Sequence[LostSteps]]) -> list[list[str]]:
-    """A row for each arm and length, in words, under `HEADS`: the control's slope, the ratio to the control if fading
-    steps were worth nothing, the ratio that was measured, and u."""
+    """A row for each arm and length, in words, under `HEADS`: u, the ratio to the control that was measured, what it
+    would be if fading steps were worth nothing, and the control's slope."""
     return [
         [
             arm,
             str(row.steps),
-            f"{row.slope.value:.3f}",
-            f"{row.useless:.3f}",
-            in_words(row.ratio, 3),
             in_words(row.worth),
+            in_words(row.ratio, 3),
+            f"{row.useless:.3f}",
+            f"{row.slope.value:.3f}",
         ]
         for arm, rows in laws.items()
         for row in rows
@@ -216,7 +216,7 @@ def sentences(laws: Mapping[str, Mapping[str, Sequence[LostSteps]]]) -> list[str
         arm = max(arms, key=lambda name: len(arms[name]))
         short, long = arms[arm][0], arms[arm][-1]
         result.append(
-            f"{arm}, in the {DOMAIN_NAMES[domain]}: {in_words(short.worth)} of a step after {short.steps} steps, "
-            f"{in_words(long.worth)} after {long.steps}."
+            f"In the {DOMAIN_NAMES[domain]} ({arm}) it is worth {in_words(short.worth)} of a step after {short.steps} "
+            f"steps, and {in_words(long.worth)} after {long.steps}."
         )
     return result

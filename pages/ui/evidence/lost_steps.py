@@ -23,17 +23,16 @@ def laws() -> dict[str, dict[str, list[lost_steps.LostSteps]]]:
 
 def section() -> None:
     """The law, what it gives here, and each figure."""
-    st.markdown("#### What is a step of fading worth?")
-    for sentence in lost_steps.sentences(laws()):
-        st.markdown(words.plain(sentence))
+    for n, sentence in enumerate(lost_steps.sentences(laws())):
+        st.markdown(f"#### {words.plain(sentence)}" if n == 0 else words.plain(sentence))
     for column, (domain, arms) in zip(st.columns(2, gap="large"), laws().items(), strict=False):
         with column:
             st.markdown(f"**{words.DOMAINS[domain].capitalize()}**")
             frame = pd.DataFrame(lost_steps.table(arms), columns=["arm", *lost_steps.HEADS[1:]])
             st.dataframe(frame, hide_index=True, alt=f"What a step of fading is worth, {words.DOMAINS[domain]}.")
     st.caption(
-        "Training after deletion lowers the perplexity as T^(−b). Fading spends a share f of its steps on a network "
-        "that is not kept. If such a step is worth u of a step on the pruned one, fading stands at "
-        "(1 − f (1 − u))^(−b) times the control: at u = 0 those steps are lost, at u = 1 none is. Brackets: 95 % "
-        "intervals over the measured blocks; one seed."
+        "Training after deletion lowers the perplexity as T⁻ᵇ. Fading spends a share f of its steps on a network that "
+        "is not kept. If such a step is worth u of a step on the pruned one, fading stands at "
+        "(1\u00a0−\u00a0f\u00a0(1\u00a0−\u00a0u))⁻ᵇ times the control: at u = 0 those steps are lost, at u = 1 none is. "
+        "Brackets: 95 % intervals over the measured blocks; one seed."
     )

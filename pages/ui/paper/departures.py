@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui.app_state import session
+from pages.ui.style import words
 from trsp_core import formatting
 from trsp_core.pruning import methods
 from trsp_core.schema.config import KNOBS, PRESETS
@@ -68,10 +69,9 @@ def markdown() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *rows))
 
 
-def of_others() -> pd.DataFrame:
-    """A row a method whose code here differs from its authors', as the method says itself."""
-    rows = [(m.title, m.differences) for m in methods.all_methods().values() if m.differences]
-    return pd.DataFrame([text for _, text in rows], index=[title for title, _ in rows], columns=["The difference"])
+def of_others() -> list[str]:
+    """A line a method whose code here differs from its authors', as the method says itself."""
+    return [f"**{m.title}**: {words.plain(m.differences)}" for m in methods.all_methods().values() if m.differences]
 
 
 def _ours(name: str) -> str:
