@@ -33,6 +33,6 @@ def section() -> None:
     st.caption(
         "Training after deletion lowers the perplexity as T⁻ᵇ. Fading spends a share f of its steps on a network that "
         "is not kept. If such a step is worth u of a step on the pruned one, fading stands at "
-        "(1\u00a0−\u00a0f\u00a0(1\u00a0−\u00a0u))⁻ᵇ times the control: at u = 0 those steps are lost, at u = 1 none is. "
-        "Brackets: 95 % intervals over the measured blocks; one seed."
+        "(1\u00a0−\u00a0f\u00a0(1\u00a0−\u00a0u))⁻ᵇ times the control: at u = 0 those steps are lost, at u = 1 none "
+        "is. Brackets: 95 % intervals over the measured blocks; one seed."
     )
