@@ -219,6 +219,7 @@ DEMO = Limits(
     highest={
         "stage1_steps": 20,
         "stage1_stretch": 4,
+        "shortlist": 8,
         "stage2_steps": 120,
         "cycles": 4,
         "batch_blocks": 4,

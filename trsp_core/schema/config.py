@@ -142,8 +142,8 @@ class RunConfig:
         low=1,
         high=100000,
         unit="blocks",
-        help="How many calibration blocks the methods that score layers read (all but TRSP, masks, random, last, "
-        "magnitude and manual). Higher: scores depend less on the sample, and take more time.",
+        help="How many calibration blocks the methods that score layers read (all but masks, random, last, magnitude and "
+        "manual; TRSP where it has a shortlist). Higher: scores depend less on the sample, and take more time.",
     )
     gate: str = knob(
         "branch",
@@ -184,6 +184,17 @@ class RunConfig:
         help="A round takes its steps again, at most so many times, while the margin between the smallest weight and "
         "the next one is within its noise. Higher: near ties get more steps, clear choices do not. 1: each round has "
         "the same steps.",
+    )
+    shortlist: int = knob(
+        1,
+        label="Shortlist of a round",
+        group="stage 1",
+        low=1,
+        high=1000,
+        unit="layers",
+        help="Of so many layers with the smallest weights, each round takes the one without which the scored blocks' "
+        "loss is lowest. Higher: less is left to chance, and more time. 1: the smallest weight decides, as in the "
+        "paper.",
     )
     stage1_lr: float = knob(
         0.02,

@@ -4,9 +4,10 @@ smallest (arXiv:2505.18232).
     repeat K times:   steps on  L_LM(W, s; X) + lambda_1 * sum over i not in P of |s_i|,
                       then the candidate with the smallest |s_i| joins P and is skipped from then on.
 
-Two knobs of ours make the choice depend less on the last few steps: what is compared may be the mean of s over the last
+Knobs of ours make the choice depend less on the last few steps: what is compared may be the mean of s over the last
 `stage1_average` steps of a round, and a round may go on, to at most `stage1_stretch` times its steps, until the margin
-between the winner and the runner-up exceeds its noise.
+between the winner and the runner-up exceeds its noise. A third one, `shortlist`, lets the loss decide among the
+smallest: |s_i| tells well which layers come into question, and not so well which of them is the best one to lose.
 
 Symbols as in the paper: L layers, s (L,) the layer weights, all 1 at the start, W the model's parameters, P the chosen
 layers, K how many are to go. Where s enters the forward pass is `surgery.hooks.gated`.
@@ -68,19 +69,32 @@ def choose(lab, config, count):
                         yield StageOneStepped(step, round_, record["lm"].item(), record["l1"].item(), history[-1])
             weights = averaged(history, config.stage1_average)
             for _ in range(take):
-                yield _take_smallest(lab, config, weights, P, round_)
+                yield _taken(lab, config, weights, P, round_)
             lab.rounds.keep(round_, s, optimizer, P)
     return P
 
 
-def _take_smallest(lab, config, weights, P, round_):
-    """Add the candidate with the smallest |s_i| to P, of equal ones the lowest layer; returns the event that tells
-    it."""
+def _taken(lab, config, weights, P, round_):
+    """Add the candidate with the smallest |s_i| to P, of equal ones the lowest layer; or, of the `config.shortlist`
+    smallest, the one without which the loss is lowest. Returns the event that tells it."""
     ranked = _ranked(lab, config, weights, P)
+    shortlist = ranked[: config.shortlist]
+    if len(shortlist) > 1:
+        winner = _least_missed(lab, config, shortlist, P)
+        P.append(winner)
+        return LayerChosen(round_, winner, weights[winner])
     winner, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
     P.append(winner)
     margin = abs(weights[runner_up]) - abs(weights[winner]) if runner_up is not None else None
     return LayerChosen(round_, winner, weights[winner], runner_up, margin)
+
+
+def _least_missed(lab, config, layers, P):
+    """The one of `layers` without which, and without P, the loss of the scored blocks is lowest, with no weights on the
+    others."""
+    batches = lab.sample(config)
+    losses = {i: sum(lab.loss_without([*P, i], ids) * len(ids) for ids in batches) for i in layers}
+    return min(layers, key=lambda i: (math.isnan(losses[i]), losses[i], i))
 
 
 def _ranked(lab, config, weights, P):
