@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.ui.app_state import session, url_state, workbench
 from pages.ui.compare import generation_form, recorded_texts, side_by_side
-from pages.ui.run import model_picker, start, subjects
+from pages.ui.run import model_picker, run_list, start, subjects
 from pages.ui.style import words
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
@@ -80,3 +80,5 @@ else:
     recorded_texts.show(subject)
 if subject.run:
     generation_form.kept_list(subject.run, kept_name)
+else:
+    run_list.recorded("pages/views/compare.py")

@@ -4,13 +4,12 @@ import streamlit as st
 
 from pages.ui.app_state import session, url_state
 from pages.ui.charts import drawing, stack_pictures
-from pages.ui.run import importance, model_picker, start, subjects
+from pages.ui.run import importance, model_picker, run_list, start, subjects
 from pages.ui.run.subjects import Subject
 from pages.ui.style import theme, words
 from pages.ui.what_if import panel
 from trsp_core import formatting
 from trsp_core.charts import frames
-from trsp_core.runs import replay
 
 PARTS = ["Before and after", "Try it yourself", "Where the knowledge went"]
 
@@ -63,9 +62,7 @@ if subject.run is None:
     if start.fetchable(subject.config.model):
         model_picker.box(subject.config.model)
     panel.section(subject)
-    recorded = {"run": replay.RECORDED}
-    label = "What a run did to these layers"
-    st.page_link("pages/views/layers.py", label=label, icon=":material/history:", query_params=recorded)
+    run_list.recorded("pages/views/layers.py")
     st.stop()
 back = {"run": subject.run.id}
 st.page_link("pages/views/run.py", label="Back to this run", icon=":material/arrow_back:", query_params=back)
