@@ -15,13 +15,13 @@ from trsp_core.schema.messages import WhatIf
 from trsp_core.surgery import discovery
 from trsp_core.workbench import recorded, what_if
 from trsp_core.workbench.model_cache import Model
-from trsp_core.workbench.recorded import Record, RecordedSet
+from trsp_core.workbench.recorded import LayerRecord, RecordedSet
 from trsp_core.workbench.what_if import LayerStudy
 
 DIGITS = 8
 
 
-def record(request: WhatIf, run_set: Iterable[int] = ()) -> Record:
+def record(request: WhatIf, run_set: Iterable[int] = ()) -> LayerRecord:
     """Measure the model of `request` without each layer alone, without none, and without two sets of as many layers as
     `run_set`: that one, and those of the lowest block influence."""
     loaded, tokenizer = loading.load(request.model, device="cpu")
@@ -31,7 +31,7 @@ def record(request: WhatIf, run_set: Iterable[int] = ()) -> Record:
     depth, chosen = len(stack.layers), sorted(run_set)
     lowest = sorted(sorted(range(depth), key=influence.__getitem__)[: len(chosen)])
     sets = [[], *([layer] for layer in range(depth)), *([chosen, lowest] if chosen else [])]
-    return Record(
+    return LayerRecord(
         model=request.model,
         model_fingerprint=recorded.model_fingerprint(catalog.locate(request.model)),
         text=request.text,

@@ -66,7 +66,8 @@ class _Enquiry:
 
     Attributes:
         recorded: answers that ship with the app; those of the task follow.
-        left: how many answers of the task had come when this ticket was cancelled, while others waited for it on.
+        count: how many answers of the task had come when this ticket was cancelled, while others waited on for it; None
+            where it was not.
     """
 
     request: Request
@@ -75,17 +76,17 @@ class _Enquiry:
     visitor: str
     listens: Callable[[], bool]
     last_look: float = field(default_factory=time.monotonic)
-    left: int | None = None
+    count: int | None = None
 
     def answers(self) -> list[Answer]:
-        if self.left is not None:
-            return [*self.recorded, *self.task.answers[: self.left], messages.Stopped()]
+        if self.count is not None:
+            return [*self.recorded, *self.task.answers[: self.count], messages.Stopped()]
         return [*self.recorded, *self.task.answers]
 
     @property
     def over(self) -> bool:
         """Whether there is an ending."""
-        return self.left is not None or self.task.ended is not None
+        return self.count is not None or self.task.ended is not None
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ class Workbench:
             task = enquiry.task
             if len(task.enquiries) > 1:
                 task.enquiries.remove(enquiry)
-                enquiry.left = len(task.answers)
+                enquiry.count = len(task.answers)
                 self._changed.notify_all()
             else:
                 self._stop(task)
@@ -252,8 +253,8 @@ class Workbench:
         if replaced in self._waiting:
             at = self._waiting.index(replaced)
         elif not isinstance(request, messages.Prepare):
-            asked = [n for n, task in enumerate(self._waiting) if not isinstance(task.request, messages.Prepare)]
-            at = asked[-1] + 1 if asked else 0
+            places = [n for n, task in enumerate(self._waiting) if not isinstance(task.request, messages.Prepare)]
+            at = places[-1] + 1 if places else 0
         task = _Task(request)
         self._waiting.insert(at, task)
         return task

@@ -35,7 +35,7 @@ class RecordedSet:
 
 
 @dataclass(frozen=True)
-class Record:
+class LayerRecord:
     """The figures of one model on one pair of texts.
 
     Attributes:
@@ -75,14 +75,14 @@ class Record:
 
 
 @functools.lru_cache(maxsize=4)
-def read(file: Path = FILE) -> Record:
+def read(file: Path = FILE) -> LayerRecord:
     """The record in `file`.
 
     Raises:
         TrspError: it is missing or damaged.
     """
     try:
-        return codec.decode_document(file.read_text("utf-8"), SCHEMA, Record)
+        return codec.decode_document(file.read_text("utf-8"), SCHEMA, LayerRecord)
     except (OSError, ValueError) as error:
         raise TrspError(f"{file.name} cannot be read.", "Install the program again.") from error
 
@@ -109,7 +109,7 @@ def answers(request: Request, file: Path = FILE) -> tuple[list[Answer], Request 
     return [entry.measured, messages.TokenGenerated(0, -1, entry.sample, 0.0)], None
 
 
-def holds(record: Record) -> bool:
+def holds(record: LayerRecord) -> bool:
     """Whether model and texts on this machine are those of `record`."""
     texts = {"calibration": record.text, "heldout": record.heldout}
     if any(corpora.fingerprint(text) != record.text_fingerprints.get(domain) for domain, text in texts.items()):

@@ -10,6 +10,7 @@ from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.messages import Variant
 from trsp_core.schema.run_state import RunState
+from trsp_core.workbench import transcript
 
 OTHERS = 8  # newest other runs whose pruned models are offered
 
@@ -57,7 +58,9 @@ def missing(subject: Subject) -> str:
     """Why a model that one might look for is not offered: a sentence."""
     run, config, state = subject.run, subject.config, subject.state
     if run is None or run.id == replay.RECORDED:
-        return "The recorded run's pruned model does not ship, its texts after the ready prompts do."
+        texts = bool(transcript.comparisons(Run(replay.FOLDER)))
+        instead = "its texts after the ready prompts do" if texts else "so deletion at once stands in for it"
+        return f"The recorded run's pruned model does not ship, {instead}."
     parts = []
     if pruned_of(run, config, state, "") is None:
         if not state.ended:

@@ -24,8 +24,8 @@ BEAT = 0.25  # seconds between two looks at them
 def _texts(folder: str, changed: float) -> dict[str, tuple[Generate, list[Answer]]]:
     """Requests and answers of the recorded run, by their prompt."""
     run = Run(Path(folder))
-    read = [transcript.read(run, name) for name in transcript.comparisons(run)]
-    return {request.prompt: (request, answers) for request, answers in read}
+    pairs = [transcript.read(run, name) for name in transcript.comparisons(run)]
+    return {request.prompt: (request, answers) for request, answers in pairs}
 
 
 def find(prompt: str) -> tuple[Generate, list[Answer]] | None:
@@ -48,8 +48,8 @@ def show(subject: Subject) -> bool:
 def _draw(request: Generate, answers: list[Answer], began: float | None) -> None:
     """All of it, or what had been written after the time since `began`."""
     moment = time.monotonic() - began if began else None
-    shown = transcript.until(answers, moment) if moment is not None else answers
-    if moment is not None and len(shown) == len(answers):
+    so_far = transcript.until(answers, moment) if moment is not None else answers
+    if moment is not None and len(so_far) == len(answers):
         session.put(BEGUN, None)
         st.rerun()
     layers = len(subjects.shipped().state.chosen)
@@ -60,7 +60,7 @@ def _draw(request: Generate, answers: list[Answer], began: float | None) -> None
             width="stretch",
         )
         st.button("Replay", icon=":material/replay:", key="replay-texts", on_click=_begin, disabled=bool(began))
-    comparison = transcript.gather(request, shown)
+    comparison = transcript.gather(request, so_far)
     side_by_side.texts(comparison, live=moment is not None)
     if moment is None:
         side_by_side.reading_along(comparison)

@@ -139,11 +139,11 @@ def _ask(config: RunConfig) -> str:
     """The ticket of the question for each layer's block influence, asked once for a model and its texts; "" where it
     cannot be asked."""
     question = Influence(Variant(config.model), config.text, config.heldout, config.seed)
-    asked = session.get("preview-asked")
-    if asked and asked[0] == question and workbench.answers(asked[1]):
-        return asked[1]
+    last_question, last_ticket = session.get("preview-asked") or (None, "")
+    if last_question == question and workbench.answers(last_ticket):
+        return last_ticket
     try:
-        ticket = workbench.ask(question, instead=asked[1] if asked else "")
+        ticket = workbench.ask(question, instead=last_ticket)
     except TrspError:
         return ""
     session.put("preview-asked", (question, ticket))
@@ -177,22 +177,23 @@ def _show(guess: Guess, config: RunConfig, facts: Facts) -> None:
 def _boxes(depth: int, removed: set[int]) -> str:
     """A box a layer, input at the left. Numbers alone go in, so nothing has to be escaped."""
     palette = PALETTES[theme.mode()]
-    shared = "flex:1 1 1.5rem;max-width:3rem;text-align:center;font-size:0.75rem;line-height:1.6rem;border-radius:3px;"
-    kept = f"{shared}background:{palette.kept};color:{'#fff' if theme.mode() == 'light' else '#14181D'}"
-    gone = f"{shared}border:1px dashed {palette.removed};color:{palette.removed};text-decoration:line-through"
-    boxes = "".join(f'<span style="{gone if i in removed else kept}">{i}</span>' for i in range(depth))
+    shared = "text-align:center;font-size:0.75rem;line-height:1.6rem;border-radius:3px;"
+    stays = f"{shared}background:{palette.kept};color:{'#fff' if theme.mode() == 'light' else '#14181D'}"
+    goes = f"{shared}border:1px dashed {palette.removed};color:{palette.removed};text-decoration:line-through"
+    boxes = "".join(f'<span style="{goes if i in removed else stays}">{i}</span>' for i in range(depth))
     label = f"{depth} layers, of which {words.layers(sorted(removed))} would go"
-    return f'<div role="img" aria-label="{label}" style="display:flex;flex-wrap:wrap;gap:3px">{boxes}</div>'
+    grid = "display:grid;grid-template-columns:repeat(auto-fit,minmax(1.6rem,1fr));gap:3px"
+    return f'<div role="img" aria-label="{label}" style="{grid}">{boxes}</div>'
 
 
 def _remains(layers: Sequence[int], config: RunConfig, facts: Facts) -> str:
     """Size and speed of what is left."""
-    kept = [size for i, size in enumerate(facts.layer_parameters) if i not in layers]
-    parameters = facts.parameters - sum(facts.layer_parameters) + sum(kept)
-    left = replace(facts, parameters=parameters, layer_parameters=kept)
-    before, after = (inspection.weight_bytes(f, config.precision, config.compute_dtype) for f in (facts, left))
+    sizes = [size for i, size in enumerate(facts.layer_parameters) if i not in layers]
+    parameters = facts.parameters - sum(facts.layer_parameters) + sum(sizes)
+    rest = replace(facts, parameters=parameters, layer_parameters=sizes)
+    before, after = (inspection.weight_bytes(f, config.precision, config.compute_dtype) for f in (facts, rest))
     return (
-        f"**{len(kept)} of {facts.n_layers} layers stay:** {formatting.parameters(parameters)} parameters instead of "
+        f"**{len(sizes)} of {facts.n_layers} layers stay:** {formatting.parameters(parameters)} parameters instead of "
         f"{formatting.parameters(facts.parameters)}, {formatting.size(after)} instead of {formatting.size(before)}, at "
-        f"most {formatting.ratio(facts.n_layers / len(kept))} times as fast."
+        f"most {formatting.ratio(facts.n_layers / len(sizes))} times as fast."
     )
