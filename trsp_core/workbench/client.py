@@ -240,15 +240,15 @@ class Workbench:
         """The task of an equal request that is not answered yet; else a new one, among those that wait: in the place of
         `instead`, at the end, and before what is only prepared."""
         under_way = [*([self._working] if self._working else []), *self._waiting]
-        for task in under_way:
-            if task.request == request and task.ended is None and task.stop_asked is None:
-                return task
+        same = [t for t in under_way if t.request == request and t.ended is None and t.stop_asked is None]
         before = self._enquiries.get(instead)
         replaced = before.task if before and len(before.task.enquiries) == 1 else None
+        counted = [task for task in under_way if task is not replaced and (task in self._waiting or task in same)]
+        limits.current().refuse_request(sum(e.visitor == visitor for task in counted for e in task.enquiries))
+        if same:
+            return same[0]
         if len(self._waiting) - (replaced in self._waiting) >= self.places:
             raise TrspError(f"All {self.places} places at the workbench are taken.", "Try again in a minute.")
-        own = sum(e.visitor == visitor for t in self._waiting if t is not replaced for e in t.enquiries)
-        limits.current().refuse_request(own)
         at = len(self._waiting)
         if replaced in self._waiting:
             at = self._waiting.index(replaced)
