@@ -24,7 +24,7 @@ from trsp_core.workbench import transcript, weighing
 from trsp_core.workbench.weighing import Weighing
 from trsp_core.workbench.worker import RequestHandler
 
-FLAGS = ("--preset", "quick", "--stage2-steps", "60", "--seed", "0")
+FLAGS = ("--preset", "quick", "--seed", "0")
 FILES = ("config.json", "env.json", "events.jsonl")
 NEW_TOKENS = 48  # of each text
 LABELS = ("Dense", "Deleted at once", "Pruned")

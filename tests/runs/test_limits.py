@@ -63,7 +63,7 @@ def test_the_open_mode_refuses_nothing(tmp_path):
     assert not OPEN.deletes_runs
 
 
-@pytest.mark.parametrize("preset", ["quick", "standard"])
+@pytest.mark.parametrize("preset", ["quick", "standard", "two-stage"])
 def test_a_demo_takes_its_presets(preset, tmp_path):
     config = validate.from_values({}, preset)
     assert [p.message for p in DEMO.check_run(config, tmp_path)] == []
@@ -362,8 +362,8 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
     try:
         first = bench_.ask(request, visitor="a")
         until(lambda: bench_.read(first).place == 0)  # it is worked on
-        for _ in range(DEMO.requests_per_visitor):
-            bench_.ask(request, visitor="a")
+        for n in range(DEMO.requests_per_visitor):  # equal ones would be one
+            bench_.ask(dataclasses.replace(request, seed=n + 1), visitor="a")
         with pytest.raises(TrspError, match="your network address"):
             bench_.ask(request, visitor="a")
         assert bench_.ask(request, visitor="b")
