@@ -97,7 +97,7 @@ def _source(hint: precedents.Hint, config: RunConfig) -> str:
     which = "the recorded run" if run_id == replay.RECORDED else f"the run of {words.when(run_id, 0.0)}"
     if not hint.differences:
         return f"As {which} chose, with the same settings of the choice."
-    parts = [f"{KNOBS[name].label} was {_value(getattr(other, name))}" for name in hint.differences]
+    parts = [f"“{KNOBS[name].label}” was {_value(getattr(other, name))}" for name in hint.differences]
     return f"A guess from {which}, where {words.plain(' and '.join(parts))}."
 
 
