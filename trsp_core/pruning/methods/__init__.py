@@ -7,15 +7,13 @@ Method files import no torch at module level, since pages read their names and t
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from trsp_core.errors import Problem, TrspError
+from trsp_core.registry import Registry
 from trsp_core.schema.config import KNOBS
 from trsp_core.schema.events import LayerChosen, LayersScored, Progressed
 
@@ -94,26 +92,8 @@ class Method:
     narrow: Callable[[Lab, RunConfig, int], Narrowing] | None = None
 
 
-@cache
-def all_methods() -> dict[str, Method]:
-    """Every method in this folder, by name, TRSP first."""
-    methods = [importlib.import_module(f"{__name__}.{module.name}").METHOD for module in pkgutil.iter_modules(__path__)]
-    return {m.name: m for m in sorted(methods, key=lambda m: (m.name != "trsp", m.name))}
-
-
-def names() -> tuple[str, ...]:
-    return tuple(all_methods())
-
-
-def get(name: str) -> Method:
-    """The method called `name`.
-
-    Raises:
-        TrspError: there is none.
-    """
-    if name not in all_methods():
-        raise TrspError(f"There is no method {name[:60]!r}.", f"Take one of {', '.join(names())}.")
-    return all_methods()[name]
+_registry = Registry(__name__, "METHOD", Method, first="trsp")
+all_methods, names, get = _registry.all, _registry.names, _registry.get
 
 
 def check(config: RunConfig) -> list[Problem]:

@@ -8,15 +8,13 @@ Transfer files import no torch at module level, since pages read their names and
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
-from trsp_core.errors import Problem, TrspError
+from trsp_core.errors import Problem
 from trsp_core.pruning import methods
+from trsp_core.registry import Registry
 from trsp_core.schema.config import PACKED
 
 if TYPE_CHECKING:
@@ -75,26 +73,8 @@ class Transfer:
     cost: Cost = Cost()
 
 
-@cache
-def all_transfers() -> dict[str, Transfer]:
-    """Every transfer in this folder, by name, the paper's first."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return {t.name: t for t in sorted((m.TRANSFER for m in modules), key=lambda t: (t.name != "penalty", t.name))}
-
-
-def names() -> tuple[str, ...]:
-    return tuple(all_transfers())
-
-
-def get(name: str) -> Transfer:
-    """The transfer called `name`.
-
-    Raises:
-        TrspError: there is none.
-    """
-    if name not in all_transfers():
-        raise TrspError(f"There is no transfer {name[:60]!r}.", f"Take one of {', '.join(names())}.")
-    return all_transfers()[name]
+_registry = Registry(__name__, "TRANSFER", Transfer, first="penalty")
+all_transfers, names, get = _registry.all, _registry.names, _registry.get
 
 
 def check(config: RunConfig) -> list[Problem]:
