@@ -264,6 +264,7 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     pool = config.calibration_blocks * config.block_length
     hidden = mlp_width(facts)
     repair_bytes = 4.0 * pool * (cost.states * facts.width + cost.squares * hidden) + cost.squares * 20.0 * hidden**2
+    repair_bytes += cost.copies * weights
     if cost.squares:  # the old output projections and the new ones
         fitted_layers = facts.n_layers - below_the_cuts(config)
         repair_bytes += 8.0 * fitted_layers * hidden * facts.width

@@ -161,7 +161,7 @@ def _prepared(
     undo.enter_context(training.learning(model, []))
     texts = yield from _fresh_events(fresh, _texts(config, tokenizer, stack))
     lab = Lab(stack, texts.calibration, config)
-    lab.rounds = Rounds(run, config, past)
+    lab.rounds, lab.layer_weights = Rounds(run, config, past), past.layer_weights
     if require := transfers.get(config.transfer).require:
         require(lab)
     reference = perplexity.Reference(config.kl_blocks)

@@ -214,7 +214,8 @@ class RunConfig:
         help="How the work of the chosen layers moves into the others. penalty: train with all layers there, then "
         "delete (TRSP). Any other deletes first, and stage 2 trains what is left; before that refit solves each kept "
         "layer for the dense model's state, linear_map the layers below the cuts alone, magnitude scales what lies "
-        "below a cut, rebuild trains the layers beside the cuts, and none leaves all as it is.",
+        "below a cut, rotation turns it as well, kept_weights folds in what stage 1 has learned, rebuild trains the "
+        "layers beside the cuts, and none leaves all as it is.",
     )
     ridge: float = knob(
         1.0,

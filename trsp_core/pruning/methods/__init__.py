@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Narrowing = Generator[Event, None, tuple[list[nn.Module], dict[str, int]]]
     Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
 
+LAYER_WEIGHTS = "layer weights"
 UNITS = 100  # of the choosing phase, for a method that takes no steps: `Progressed` counts hundredths
 
 
@@ -66,6 +67,8 @@ class Method:
         choose: called with a `Lab`, the config and K; a generator of events that returns the chosen layers in order of
             choice. It leaves the model bit-identical, also when closed in the middle, unless the config lets the
             weights learn (`learn_weights`).
+        gives: what it leaves for a transfer: LAYER_WEIGHTS for the weight that each layer has in the end, in
+            `Lab.layer_weights`.
         trains: it takes gradient steps on weights of layers, as the settings of stage 1 say.
         pass_counts: the passes that it makes beside those steps, for the forecast.
         contiguous: it chooses one run of neighbouring layers.
@@ -84,6 +87,7 @@ class Method:
     paper: str
     summary: str
     choose: Callable[[Lab, RunConfig, int], Choice]
+    gives: tuple[str, ...] = ()
     trains: bool = False
     pass_counts: PassCounts = PassCounts()
     contiguous: bool = False

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
 
 
+OWN_HEAD = "a head of its own"  # that is not the embedding
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a repair costs, for forecasts.
@@ -37,12 +40,14 @@ class Cost:
         squares: whether it solves, for each layer, with an (F, F) matrix: the sum of products of what the MLP's output
             projection reads.
         states: how many hidden states (N, D) of all N calibration tokens it holds at once.
+        copies: how many times the model's weights it holds at once, beside the model: new ones and old ones.
     """
 
     passes: float = 0.0
     climbs: bool = False
     squares: bool = False
     states: int = 0
+    copies: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Transfer:
         repair: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values for
             parameters of the layers that stay, and leaves the model bit-identical. None for a transfer without repair.
         require: raises TrspError for a model that `repair` would refuse; asked before any work.
+        needs: what has to be there: `methods.LAYER_WEIGHTS` of the method that chooses, OWN_HEAD of the model.
+        contradictions: called with the config, for the settings that do not go with it, beside those that `check` finds
+            by what is declared here; None where there are none.
         in_order: the repair goes up layer by layer, and tells how near each comes to the dense model's state.
         cost: of `repair`.
     """
@@ -69,6 +77,8 @@ class Transfer:
     equation: str
     repair: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
     require: Callable[[Lab], None] | None = None
+    needs: tuple[str, ...] = ()
+    contradictions: Callable[[RunConfig], list[Problem]] | None = None
     in_order: bool = False
     cost: Cost = Cost()
 
@@ -89,6 +99,17 @@ def check(config: RunConfig) -> list[Problem]:
                 "Set --transfer none, or choose another method.",
             )
         )
+    if methods.LAYER_WEIGHTS in transfer.needs and methods.LAYER_WEIGHTS not in method.gives:
+        givers = [m.name for m in methods.all_methods().values() if methods.LAYER_WEIGHTS in m.gives]
+        problems.append(
+            Problem(
+                "transfer",
+                f"The transfer {transfer.name} needs the weights that stage 1 learns for the layers, and the method "
+                f"{method.name} learns none.",
+                f"Set --method {' or '.join(givers)}, or --transfer none.",
+            )
+        )
+    problems += transfer.contradictions(config) if transfer.contradictions else []
     if transfer.repair and config.precision in PACKED:
         problems.append(
             Problem(
