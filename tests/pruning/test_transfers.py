@@ -14,12 +14,13 @@ from trsp_core.data import blocks
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import perplexity
 from trsp_core.evaluation.losses import next_token_loss
+from trsp_core.models import loading
 from trsp_core.pruning import engine, transfers, validate
 from trsp_core.pruning.lab import Lab
 from trsp_core.pruning.transfers import kept_weights, magnitude, refit, rotation
 from trsp_core.schema import events
-from trsp_core.schema.config import TRANSFERS
-from trsp_core.surgery import discovery, hooks, removal, training
+from trsp_core.schema.config import PACKED, TRANSFERS
+from trsp_core.surgery import discovery, hooks, quantization, removal, training
 
 DEPTH = 6
 CHOSEN = [1, 2, 4]
@@ -430,13 +431,40 @@ def test_a_model_that_it_does_not_fit_is_refused_with_the_reason(name, model_typ
         ({"transfer": "kept_weights", "method": "trsp", "layers": "", "gate": "output"}, "on whole outputs"),
         ({"method": "laco", "layers": "", "control": "delete_first"}, "changes the weights that stay"),
         ({"method": "width", "layers": ""}, "removes no layer"),
-        ({"precision": "nf4", "adapter_rank": 4}, "packed as nf4"),
+        ({"precision": "nf4", "adapter_rank": 4, "transfer": "rebuild"}, "packed as nf4"),
+        ({"precision": "int8", "adapter_rank": 4, "transfer": "rotation"}, "packed as int8"),
         ({"cycles": 2, "method": "trsp", "layers": "", "stage2_steps": 4}, "Cycles"),
     ],
 )
 def test_what_cannot_go_together_is_refused(settings, word):
     config = dataclasses.replace(lab_of().config, **{"transfer": "refit", **settings})
     assert any(word in problem.message for problem in validate.check(config))
+
+
+@pytest.mark.parametrize("precision", PACKED)
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_a_packed_model_is_repaired_in_maps_that_are_unpacked(precision, name, tmp_path):
+    model, _ = loading.load(str(tiny.save(tmp_path, n_layers=DEPTH)), precision, "cpu")
+    lab, transfer = lab_of(model, ridge=0.01), transfers.get(name)
+    maps = [lab.stack.writers(i)[-1] for i in range(DEPTH)]
+    with transfers.opened(lab, transfer, []):
+        transfer.require(lab)
+    before, size = logits(model), perplexity.parameter_bytes(model)
+    assert [lab.stack.writers(i)[-1] for i in range(DEPTH)] == maps
+    with transfers.opened(lab, transfer, CHOSEN):
+        opened_maps = [i for i in range(DEPTH) if lab.stack.writers(i)[-1] is not maps[i]]
+        told, edits = repaired(lab, name, CHOSEN)
+        with lab.rewritten(edits), removal.removed(lab.stack, CHOSEN):
+            after = logits(model)
+            plain = quantization.spelled_out(lab.stack, torch.float32)
+        assert perplexity.parameter_bytes(model)[0] == size[0]
+    fits = [e for e in told if isinstance(e, events.LayerRefitted)]
+    assert [e.layer for e in fits] == opened_maps == ([0, 3, 5] if name == "refit" else [0, 3])
+    assert all(e.after < e.before for e in fits)
+    near = 1e-4 if precision == "nf4" else 0.2  # int8 rounds inputs, too
+    assert (logits(plain) - after).norm() < near * after.norm()
+    assert torch.equal(logits(model), before)
+    assert [lab.stack.writers(i)[-1] for i in range(DEPTH)] == maps
 
 
 def test_biases_are_kept():

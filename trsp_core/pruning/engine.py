@@ -163,7 +163,8 @@ def _prepared(
     lab = Lab(stack, texts.calibration, config)
     lab.rounds, lab.layer_weights = Rounds(run, config, past), past.layer_weights
     if require := transfers.get(config.transfer).require:
-        require(lab)
+        with transfers.opened(lab, transfers.get(config.transfer), []):
+            require(lab)
     reference = perplexity.Reference(config.kl_blocks)
     return Study(config, run, past, undo, model, tokenizer, stack, texts, lab, waypoints, reference)
 
@@ -287,6 +288,7 @@ def _repair(study: Study) -> Events:
     config, past, repair = study.config, study.past, study.transfer.repair
     if not repair or (past.step and not config.adapter_rank):
         return
+    study.undo.enter_context(transfers.opened(study.lab, study.transfer, study.chosen))
     edits = yield from _fresh_events("repair" not in past.done, repair(study.lab, config, study.chosen))
     study.undo.enter_context(training.rewritten(edits))
     if study.trains:

@@ -8,7 +8,8 @@ Transfer files import no torch at module level, since pages read their names and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,8 @@ class Transfer:
         equation: what it minimises or solves, in LaTeX.
         repair: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values for
             parameters of the layers that stay, and leaves the model bit-identical. None for a transfer without repair.
+        opens: called with a `Lab` and the chosen layers, [] where none is chosen yet, for the linear maps that `repair`
+            changes. In a packed model they are unpacked for it, and stay so. None for a repair that changes more.
         require: raises TrspError for a model that `repair` would refuse; asked before any work.
         needs: what has to be there: `methods.LAYER_WEIGHTS` of the method that chooses, OWN_HEAD of the model.
         contradictions: called with the config, for the settings that do not go with it, beside those that `check` finds
@@ -77,6 +80,7 @@ class Transfer:
     equation: str
     repair: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
     require: Callable[[Lab], None] | None = None
+    opens: Callable[[Lab, list[int]], list[nn.Module]] | None = None
     needs: tuple[str, ...] = ()
     contradictions: Callable[[RunConfig], list[Problem]] | None = None
     in_order: bool = False
@@ -85,6 +89,16 @@ class Transfer:
 
 _registry = Registry(__name__, "TRANSFER", Transfer, first="penalty")
 all_transfers, names, get = _registry.all, _registry.names, _registry.get
+
+
+@contextmanager
+def opened(lab: Lab, transfer: Transfer, chosen: list[int]) -> Iterator[None]:
+    """Inside, the maps that the repair of `transfer` changes are unpacked, if they were packed; where none is `chosen`
+    yet, those that it may change."""
+    from trsp_core.surgery import quantization
+
+    with quantization.opened(lab.stack, transfer.opens(lab, chosen) if transfer.opens else []):
+        yield
 
 
 def check(config: RunConfig) -> list[Problem]:
@@ -110,12 +124,13 @@ def check(config: RunConfig) -> list[Problem]:
             )
         )
     problems += transfer.contradictions(config) if transfer.contradictions else []
-    if transfer.repair and config.precision in PACKED:
+    if transfer.repair and not transfer.opens and config.precision in PACKED:
+        openers = [t.name for t in all_transfers().values() if t.opens]
         problems.append(
             Problem(
                 "transfer",
-                f"The transfer {transfer.name} changes the weights themselves, which are packed as {config.precision}.",
-                "Set --transfer penalty or none, or --precision float32.",
+                f"The transfer {transfer.name} changes whole layers, whose weights are packed as {config.precision}.",
+                f"Set --transfer {', '.join(openers)}, penalty or none, or --precision float32.",
             )
         )
     return problems

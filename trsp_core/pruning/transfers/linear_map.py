@@ -17,8 +17,22 @@ changes no other layers. A run that begins with layer 0 has no layer below it, a
 from __future__ import annotations
 
 from trsp_core.pruning.transfers import Cost, Transfer
-from trsp_core.pruning.transfers.refit import fitted_in_order, fitted_layers, require, solved, transposed
+from trsp_core.pruning.transfers.refit import (
+    fitted_in_order,
+    fitted_layers,
+    output_projection,
+    require,
+    solved,
+    transposed,
+)
 from trsp_core.schema.events import PhaseStarted
+
+
+def opens(lab, chosen):
+    """The maps that `repair` changes; those of all layers where none is chosen yet."""
+    return [
+        output_projection(lab, i) for i in range(lab.n_layers) if not chosen or (i not in chosen and i + 1 in chosen)
+    ]
 
 
 def repair(lab, config, chosen):
@@ -48,6 +62,7 @@ TRANSFER = Transfer(
     r" + r\, \overline{\mathrm{diag}\,G}\, \lVert E \rVert^2",
     repair=repair,
     require=require,
+    opens=opens,
     in_order=True,
     cost=Cost(passes=1.7, climbs=True, states=8),
 )

@@ -57,6 +57,11 @@ def fitted_layers(lab, chosen):
     return [i for i in kept_layers if i >= (below[-1] if below else 0)]
 
 
+def opens(lab, chosen):
+    """The maps that `repair` changes; those of all layers where none is chosen yet."""
+    return [output_projection(lab, i) for i in (fitted_layers(lab, chosen) if chosen else range(lab.n_layers))]
+
+
 def fitted_in_order(lab, chosen, layers, solve):
     """Go up through the kept layers, with the dense model's states beside the pruned model's, and fit those in
     `layers`. Yields a `LayerRefitted` for each of them.
@@ -234,6 +239,7 @@ TRANSFER = Transfer(
     r" + r\, \overline{\mathrm{diag}\,H}\, \lVert \Delta W \rVert^2",
     repair=repair,
     require=require,
+    opens=opens,
     in_order=True,
     cost=Cost(passes=1.7, climbs=True, squares=True, states=6),
 )
