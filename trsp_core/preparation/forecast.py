@@ -269,7 +269,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
         fitted_layers = facts.n_layers - below_the_cuts(config)
         repair_bytes += 8.0 * fitted_layers * hidden * facts.width
     if packed and transfers.get(config.transfer).opens:
-        weights += size * (facts.n_layers - below_the_cuts(config)) * hidden * facts.width
+        opened_layers = facts.n_layers - below_the_cuts(config)
+        weights += int(size * opened_layers * (hidden + facts.width) * facts.width)
     proof_bytes = PROCESS_BYTES if config.save_model or config.save_trained else 0
     if packed and proof_bytes:  # spelled out in bfloat16 beside the packed ones, or packed a second time
         proof_bytes += facts.parameters * 2 if config.save_as == "merged" else weights

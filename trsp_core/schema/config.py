@@ -227,6 +227,14 @@ class RunConfig:
         help="For transfers that solve for weights: how strongly the old ones are held on to, over the mean energy of "
         "what they read. Higher: the weights change less, and less of one text is learnt by heart.",
     )
+    refit: str = knob(
+        "all",
+        label="What refit solves for",
+        group="stage 2",
+        choices=("all", "mlp"),
+        help="all: the output projections of attention and of the MLP in each kept layer, one after the other. mlp: "
+        "the MLP's alone, in three quarters of the time.",
+    )
     control: str = knob(
         "none",
         label="Control",

@@ -49,7 +49,7 @@ def repair(lab, config, chosen):
         weight = transposed(module, module.weight.detach()).float()
         return weight @ solved([h.float() @ weight for h in inputs], errors, weights, config.ridge)
 
-    return (yield from fitted_in_order(lab, chosen, layers, solve))
+    return (yield from fitted_in_order(lab, chosen, layers, lambda layer: [output_projection(lab, layer)], solve))
 
 
 TRANSFER = Transfer(
