@@ -142,8 +142,8 @@ class RunConfig:
         low=1,
         high=100000,
         unit="blocks",
-        help="How many calibration blocks the methods that score layers read (all but TRSP, masks, random, last, "
-        "magnitude and manual). Higher: scores depend less on the sample, and take more time.",
+        help="How many calibration blocks the methods that score layers read (all but masks, random, last, magnitude and "
+        "manual; TRSP where it has a shortlist). Higher: scores depend less on the sample, and take more time.",
     )
     gate: str = knob(
         "branch",
@@ -163,6 +163,38 @@ class RunConfig:
         unit="steps",
         help="Gradient steps before each choice. Higher: a better-founded choice, and more time.",
         paper="algorithm 1",
+    )
+    stage1_average: int = knob(
+        1,
+        label="Steps that a choice is averaged over",
+        group="stage 1",
+        low=1,
+        high=10000,
+        unit="steps",
+        help="What is compared is the mean of each layer weight over the last so many steps of its round. Higher: the "
+        "choice hangs less on the last blocks, and more on weights from before. 1: the weights as they are.",
+    )
+    stage1_stretch: int = knob(
+        1,
+        label="Longest round",
+        group="stage 1",
+        low=1,
+        high=100,
+        unit="times",
+        help="A round takes its steps again, at most so many times, while the margin between the smallest weight and "
+        "the next one is within its noise. Higher: near ties get more steps, clear choices do not. 1: each round has "
+        "the same steps.",
+    )
+    shortlist: int = knob(
+        1,
+        label="Shortlist of a round",
+        group="stage 1",
+        low=1,
+        high=1000,
+        unit="layers",
+        help="Of so many layers with the smallest weights, each round takes the one without which the scored blocks' "
+        "loss is lowest. Higher: less is left to chance, and more time. 1: the smallest weight decides, as in the "
+        "paper.",
     )
     stage1_lr: float = knob(
         0.02,
@@ -591,7 +623,7 @@ class RunConfig:
 
 KNOBS: dict[str, Knob] = knobs.of(RunConfig)
 
-_QUICK: dict[str, Any] = {
+_TWO_STAGE: dict[str, Any] = {  # TRSP's own two stages, in a few steps each
     "stage1_steps": 5,
     "score_blocks": 4,
     "stage2_steps": 30,
@@ -604,10 +636,19 @@ _QUICK: dict[str, Any] = {
     "sample_tokens": 24,
 }
 
+_REFIT: dict[str, Any] = {  # what was measured to lose least for its time: docs/results.md
+    "shortlist": 4,
+    "score_blocks": 8,
+    "transfer": "refit",
+    "adapter_rank": 16,
+    "lr_schedule": "cosine",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": _QUICK,
-    "4-bit": {**_QUICK, "precision": "nf4", "adapter_rank": 8},
-    "standard": {"stage1_steps": 10, "stage2_steps": 100, "anneal": 0.25, "distil": 0.5},
+    "quick": {**_TWO_STAGE, **_REFIT, "anneal": 0.0, "stage2_steps": 40, "calibration_blocks": 128, "score_blocks": 4},
+    "standard": {**_REFIT, "stage1_steps": 5, "stage2_steps": 160},
+    "two-stage": _TWO_STAGE,
+    "4-bit": {**_TWO_STAGE, "precision": "nf4", "adapter_rank": 8},
     "paper": {
         "gate": "output",
         "protect_first": 3,
