@@ -51,7 +51,7 @@ def require(lab):
     for layer, entering in enumerate(lab.states(ids)[:-1]):
         modules = lab.stack.writers(layer)
 
-        def written(weights, layer=layer, entering=entering, modules=modules):
+        def addition(weights, layer=layer, entering=entering, modules=modules):
             """What the layer adds to `entering` where its writers are `weights` times themselves."""
             pairs = zip(modules, weights, strict=True)
             edits = {p: p.detach() * weight for module, weight in pairs for p in module.parameters()}
@@ -59,11 +59,11 @@ def require(lab):
                 return lab.leaving(layer, ids, entering).float() - entering.float()
 
         exact, size = entering.dtype.itemsize == 4, entering.float().norm()
-        proportional = written([0.0] * len(modules)).norm() <= CLOSE * size
+        proportional = addition([0.0] * len(modules)).norm() <= CLOSE * size
         for n in range(len(modules)):
             alone = [float(n == other) for other in range(len(modules))]
-            factor = (FAR * size / written(alone).norm().clamp(min=1e-30)).clamp(max=1e12).item()
-            whole, half = (written([share * factor * weight for weight in alone]) for share in (1.0, HALF))
+            factor = (FAR * size / addition(alone).norm().clamp(min=1e-30)).clamp(max=1e12).item()
+            whole, half = (addition([share * factor * weight for weight in alone]) for share in (1.0, HALF))
             room = (CLOSE if exact else 30 * CLOSE) * whole.norm()
             proportional = proportional and (HALF * whole - half).norm() <= room
         if not proportional:

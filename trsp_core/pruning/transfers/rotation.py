@@ -81,8 +81,8 @@ def nearest(cross, energy):
     """The turn that brings X_pre nearest to X_post, from X_pre' X_post (D, D) and |X_pre|^2."""
     import torch
 
-    left, sizes, right = torch.linalg.svd(cross)
-    return Turn((sizes.sum() / energy).item(), left @ right)
+    U, S, V_transposed = torch.linalg.svd(cross)
+    return Turn((S.sum() / energy).item(), U @ V_transposed)
 
 
 def turned(lab, chosen, turns):
