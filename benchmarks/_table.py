@@ -2,7 +2,8 @@
 marks. With `--check` it writes nothing, and fails where a file says something else than its records.
 
 The records are `benchmarks/results.jsonl` and `benchmarks/gpu.jsonl`, where the last row of each name counts, so that a
-benchmark that was run again can be appended; and those in `assets/evidence/`.
+benchmark that was run again can be appended; and those in `assets/evidence/`. Each of `STUDIES` that is recorded has
+its tables in docs/results.md, between marks with its name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trsp_core.evaluation import intervals
-from trsp_core.experiments import grid_results, plan_results
+from trsp_core.experiments import grid_results, plan_results, studies
 from trsp_core.schema.events import DOMAINS
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,7 @@ RATIOS = (  # what, record of a sweep, seed, arm, its control with the same loss
     ("fade out, half distilled", "longest", 0, "fade_distil", "control_distil"),
     ("TRSP's penalty alone", "length", 0, "trsp", "control"),
 )
+STUDIES = "splits", "choices", "ratios"  # records of sweeps over several splits
 Rows = dict[str, dict[str, Any]]
 
 
@@ -54,8 +56,28 @@ def evidence_table(plan: str) -> list[str]:
     """The rows of the recorded plan, with intervals, KL to the dense model, and the layers that went."""
     heads, *rows = plan_results.cells(plan_results.load(plan_results.shipped(plan)))
     heads[heads.index("KL")] = "KL, nats a token"
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return lines + [f"| {' | '.join([*row[:-1], re.sub(r',(?=[0-9])', ', ', row[-1])])} |" for row in rows]
+    return markdown([heads, *([*row[:-1], re.sub(r",(?=[0-9])", ", ", row[-1])] for row in rows)])
+
+
+def markdown(cells: list[list[str]]) -> list[str]:
+    """A table whose first row is its head."""
+    heads, *rows = (f"| {' | '.join(row)} |" for row in cells)
+    return [heads, "|---" * len(cells[0]) + "|", *rows]
+
+
+def study_tables(name: str) -> dict[str, list[str]]:
+    """The tables of a recorded study by their title: the means over splits, or of a study of ratios where each
+    treatment breaks; and how far each choice depends on the split. None where it is not recorded yet."""
+    file = grid_results.shipped() / f"{name}.json"
+    study = studies.read(grid_results.load(file)) if file.is_file() else None
+    if study is None:
+        return {}
+    if any(row.ratio is not None for row in study.rows):
+        tables = {f"{name}, {domain}": studies.ratio_cells(study, domain) for domain in DOMAINS}
+    else:
+        tables = {f"{name}, over splits": studies.cells(study)}
+    tables[f"{name}, choices of layers"] = studies.spread_cells(study)
+    return {title: markdown(cells) for title, cells in tables.items() if len(cells) > 1}
 
 
 def headline_table() -> list[str]:
@@ -105,6 +127,11 @@ def tables() -> dict[str, dict[str, list[str]]]:
             f"<!-- evidence: methods, {made} -->": evidence_table("methods"),
             f"<!-- evidence: transfers, {made} -->": evidence_table("transfers"),
             f"<!-- evidence: against the control, {made} -->": ratio_table(),
+            **{
+                f"<!-- evidence: study {title}, {made} -->": lines
+                for name in STUDIES
+                for title, lines in study_tables(name).items()
+            },
         },
     }
 
