@@ -73,7 +73,7 @@ def study_tables(name: str) -> dict[str, list[str]]:
     if study is None:
         return {}
     if any(row.ratio is not None for row in study.rows):
-        tables = {f"{name}, {domain}": studies.ratio_cells(study, domain) for domain in DOMAINS}
+        tables = {f"{name}, by ratio": studies.ratio_cells(study)}
     else:
         tables = {f"{name}, over splits": studies.cells(study)}
     tables[f"{name}, choices of layers"] = studies.spread_cells(study)

@@ -89,7 +89,7 @@ def test_one_split_is_no_study_and_a_row_of_one_split_has_no_interval():
     of = study(dataclasses.replace(sweep, points=points))
     figure = studies.ratio(row(of, "refit"), row(of, "direct"), "heldout")
     assert figure.sign == 0
-    assert "(one split)" in studies.written(figure, str)
+    assert "(one split)" in studies.in_words(figure, str)
     (line,) = [line for line in studies.cells(of) if line[0] == "Title of refit"]
     assert line[1] == "1"
 
@@ -226,10 +226,10 @@ def test_where_a_treatment_breaks_is_said_by_the_dense_model_and_by_split():
     of = study(made_up.ratios())
     assert studies.breaking_ratio(of, "direct", "heldout") == (0.4, 0.4)
     assert studies.breaking_ratio(of, "refit", "heldout") == (0.6, None)
-    head, direct, refit = studies.ratio_cells(of, "heldout")
-    assert head[1:] == ["0.2", "0.4", "0.6", "over 10 times dense"]
-    assert direct[-1] == "first at 0.4"
-    assert refit[-1] == "first at 0.6, on every split nowhere"
+    head, direct, refit = studies.ratio_cells(of)
+    assert head[1:] == ["0.2", "0.4", "0.6", "over 10 times dense, held out"]
+    assert direct[-1] == "at 0.4"
+    assert refit[-1] == "at 0.6 on some split, nowhere on all"
     assert [p.row.at == p.other.at for p in of.pairs] == [True] * 3
 
 
@@ -261,7 +261,7 @@ def test_a_record_keeps_contests_and_refuses_what_no_study_can_have(tmp_path):
 @pytest.mark.parametrize("sweep", [made_up.transfers(), made_up.choices(), made_up.ratios()], ids=lambda s: s.name)
 def test_every_table_of_a_study_is_rectangular(sweep):
     of = study(sweep)
-    for table in (studies.cells(of), studies.spread_cells(of), studies.ratio_cells(of, "heldout")):
+    for table in (studies.cells(of), studies.spread_cells(of), studies.ratio_cells(of)):
         assert len({len(line) for line in table}) == 1
 
 

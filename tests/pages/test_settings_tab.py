@@ -216,6 +216,7 @@ def test_the_tab_with_and_without_records(records, tmp_path, monkeypatch):
         )
         (grid_results.shipped() / "bad.json").write_text("{}")
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    app.query_params["evidence-part"] = "How the settings matter"
     app.switch_page("pages/views/evidence.py")
     app.run()
     assert not app.exception, [e.value for e in app.exception]

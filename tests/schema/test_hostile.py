@@ -15,7 +15,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +342,7 @@ def sweep_file(content: bytes, folder: Path) -> None:
         [sweep.command(point) for point in sweep.points]
         grid_results.to_json(sweep).encode()
         study = studies.read(sweep)
-        for cells in (studies.cells, studies.spread_cells, partial(studies.ratio_cells, domain="heldout")):
+        for cells in (studies.cells, studies.spread_cells, studies.ratio_cells):
             formatting.table(cells(study) if study else []).encode()
 
 

@@ -83,6 +83,11 @@ class StudyRow:
         """Of the repair and of stage 2: the median of the splits."""
         return statistics.median(p.repairing + p.seconds for p in self.points.values())
 
+    @property
+    def choosing(self) -> float:
+        """Seconds of the choice: the median of the splits."""
+        return statistics.median(p.choosing for p in self.points.values())
+
 
 @dataclass(frozen=True)
 class SplitFigure:
@@ -219,6 +224,14 @@ def over_dense(study: SplitStudy, row: StudyRow, domain: str) -> SplitFigure | N
     return _figure(logs) if logs else None
 
 
+def dense_perplexity(study: SplitStudy, domain: str) -> SplitFigure | None:
+    """Of the model as it came, on the blocks of each split; None where that was not measured."""
+    blocks = {seed: p.blocks[domain] for row in study.rows for seed, p in row.points.items()}
+    losses = {seed: study.sweep.dense.get(digest) for seed, digest in blocks.items()}
+    logs = {seed: statistics.fmean(values) for seed, values in losses.items() if values}
+    return _figure(logs) if logs else None
+
+
 def ratio(row: StudyRow, other: StudyRow, domain: str) -> SplitFigure | None:
     """Perplexity of `row` as a multiple of `other`'s, paired within each split; None where they share none. A split
     counts where both were measured on the same blocks."""
@@ -308,25 +321,28 @@ def beside(study: SplitStudy) -> dict[str, list[RowPair]]:
 
 
 def cells(study: SplitStudy) -> list[list[str]]:
-    """A table for a shell and for the docs: of each row the mean over splits, and its ratio to what it is beside."""
+    """A table for a shell and for the docs: of each row the mean over splits, and its ratio to what it is beside. Two
+    ratios in a cell are of the calibration and of the held-out domain."""
     columns = beside(study)
-    lines = [["", "splits", *(_DOMAINS[d] for d in DOMAINS), "times dense", *columns, "seconds"]]
+    clock = "seconds to choose" if study.reference else "seconds"
+    lines = [["", "splits", *(_DOMAINS[d] for d in DOMAINS), "times dense", *columns, clock]]
     for row in study.rows:
-        figures = [written(perplexity(row, d), formatting.perplexity) for d in DOMAINS]
+        figures = [in_words(perplexity(row, d), formatting.perplexity) for d in DOMAINS]
         ratios = [_both([over_dense(study, row, d) for d in DOMAINS])]
         for contests in columns.values():
             other = next((pair.other for pair in contests if pair.row.key == row.key), None)
             ratios.append(_both([ratio(row, other, d) for d in DOMAINS]) if other else "")
-        seconds = formatting.duration(row.seconds) if row.seconds else ""
-        lines.append([row.title, str(len(row.points)), *figures, *ratios, seconds])
+        seconds = row.choosing if study.reference else row.seconds
+        time = formatting.duration(seconds) if seconds else ""
+        lines.append([row.title, str(len(row.points)), *figures, *ratios, time])
     return lines
 
 
 def _both(figures: Sequence[SplitFigure | None]) -> str:
-    return ", ".join(written(figure, formatting.ratio) for figure in figures if figure)
+    return ", ".join(in_words(figure, formatting.ratio) for figure in figures if figure)
 
 
-def written(figure: SplitFigure, kind: Callable[[float], str]) -> str:
+def in_words(figure: SplitFigure, kind: Callable[[float], str]) -> str:
     """A figure with its interval over splits: `0.82 [0.77, 0.88]`; `0.82 (one split)`. For `kind` see `formatting`."""
     interval = figure.interval
     if len(figure.by_split) < LEAST_SPLITS:
@@ -347,24 +363,27 @@ def spread_cells(study: SplitStudy) -> list[list[str]]:
     return lines
 
 
-def ratio_cells(study: SplitStudy, domain: str) -> list[list[str]]:
-    """A table of each treatment's perplexity as a multiple of the dense model's, by the ratio of layers that go."""
+def ratio_cells(study: SplitStudy) -> list[list[str]]:
+    """A table of each treatment's perplexity as a multiple of the dense model's, in the calibration and in the held-out
+    domain, by the ratio of layers that go."""
     arms = {arm: by_ratio(study, arm) for arm in study.sweep.arms}
     values = sorted({value for rows in arms.values() for value in rows})
-    lines = [["", *(f"{value:g}" for value in values), f"over {BROKEN:g} times dense"]]
+    lines = [["", *(f"{value:g}" for value in values), f"over {BROKEN:g} times dense, held out"]]
     for arm, rows in arms.items():
-        times = {value: over_dense(study, row, domain) for value, row in rows.items()}
-        means = {value: formatting.ratio(t.interval.value) for value, t in times.items() if t}
+        cells = {
+            value: " / ".join(formatting.ratio(t.interval.value) for d in DOMAINS if (t := over_dense(study, row, d)))
+            for value, row in rows.items()
+        }
         if rows:
-            lines.append([study.sweep.arms[arm], *(means.get(v, "") for v in values), breaks(study, arm, domain)])
+            lines.append([study.sweep.arms[arm], *(cells.get(v, "") for v in values), breaks(study, arm, "heldout")])
     return lines
 
 
 def breaks(study: SplitStudy, arm: str, domain: str) -> str:
-    """`breaking_ratio` in words: `first at 0.4`."""
+    """`breaking_ratio` in words: `at 0.4`."""
     some, every = breaking_ratio(study, arm, domain)
     if some is None:
         return "at no ratio measured"
     if some == every:
-        return f"first at {some:g}"
-    return f"first at {some:g}, on every split " + ("nowhere" if every is None else f"at {every:g}")
+        return f"at {some:g}"
+    return f"at {some:g} on some split, " + ("nowhere on all" if every is None else f"at {every:g} on all")
