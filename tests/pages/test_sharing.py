@@ -106,7 +106,6 @@ def test_controls_of_the_evidence_are_in_the_address():
     assert app.get_by_key("domain-map").value == "calibration"
     app.get_by_key("domain-map").set_value("heldout").run()
     assert (word(app, "sweep"), word(app, "domain-map")) == ("map", None)
-    assert open_page("evidence", study="seeds").get_by_key("evidence-part").value == "Over splits"
 
 
 def test_controls_of_compare_are_in_the_address(store):

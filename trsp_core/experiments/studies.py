@@ -179,14 +179,14 @@ def read(sweep: Sweep) -> SplitStudy | None:
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for point in sweep.points:
         if AXIS in point.at:
-            place = tuple(sorted((k, v) for k, v in point.at.items() if k != AXIS))
-            groups.setdefault((point.arm, *place), []).append(point)
+            coordinates = tuple(sorted((k, v) for k, v in point.at.items() if k != AXIS))
+            groups.setdefault((point.arm, *coordinates), []).append(point)
     order = list(sweep.arms)
     rows = []
-    for (arm, *place), points in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
-        title = ", ".join([sweep.arms[arm], *(f"{grids.label(k)} {v}" for k, v in place)])
+    for (arm, *coordinates), points in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
+        title = ", ".join([sweep.arms[arm], *(f"{grids.label(k)} {v}" for k, v in coordinates)])
         settings = {p.seed: RunConfig(**{**sweep.shared, **p.settings}).as_dict() for p in points}
-        rows.append(StudyRow(arm, title, dict(place), {p.seed: p for p in points}, settings))
+        rows.append(StudyRow(arm, title, dict(coordinates), {p.seed: p for p in points}, settings))
     return SplitStudy(sweep, rows) if any(len(row.points) >= LEAST_SPLITS for row in rows) else None
 
 
