@@ -2,8 +2,8 @@
 marks. With `--check` it writes nothing, and fails where a file says something else than its records.
 
 The records are `benchmarks/results.jsonl` and `benchmarks/gpu.jsonl`, where the last row of each name counts, so that a
-benchmark that was run again can be appended; and those in `assets/evidence/`. Each of `STUDIES` that is recorded has
-its tables in docs/results.md, between marks with its name.
+benchmark that was run again can be appended; and those in `assets/evidence/`. A sweep that was recorded on several
+splits has its tables in docs/results.md, without a mark of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ RATIOS = (  # what, record of a sweep, seed, arm, its control with the same loss
     ("fade out, half distilled", "longest", 0, "fade_distil", "control_distil"),
     ("TRSP's penalty alone", "length", 0, "trsp", "control"),
 )
-STUDIES = "splits", "choices", "ratios"  # records of sweeps over several splits
 Rows = dict[str, dict[str, Any]]
 
 
@@ -65,19 +64,19 @@ def markdown(cells: list[list[str]]) -> list[str]:
     return [heads, "|---" * len(cells[0]) + "|", *rows]
 
 
-def study_tables(name: str) -> dict[str, list[str]]:
-    """The tables of a recorded study by their title: the means over splits, or of a study of ratios where each
-    treatment breaks; and how far each choice depends on the split. None where it is not recorded yet."""
-    file = grid_results.shipped() / f"{name}.json"
-    study = studies.read(grid_results.load(file)) if file.is_file() else None
-    if study is None:
-        return {}
-    if any(row.ratio is not None for row in study.rows):
-        tables = {f"{name}, by ratio": studies.ratio_cells(study)}
-    else:
-        tables = {f"{name}, over splits": studies.cells(study)}
-    tables[f"{name}, choices of layers"] = studies.spread_cells(study)
-    return {title: markdown(cells) for title, cells in tables.items() if len(cells) > 1}
+def study_tables() -> list[str]:
+    """Of each recorded study a heading and its tables: the means over splits, or of a study of ratios where each
+    treatment breaks; and how far each choice depends on the split. Those of the most splits come first."""
+    records = (grid_results.load(file) for file in sorted(grid_results.shipped().glob("*.json")))
+    recorded = sorted(filter(None, map(studies.read, records)), key=lambda study: -len(study.splits))
+    lines: list[str] = []
+    for study in recorded:
+        by_ratio = any(row.ratio is not None for row in study.rows)
+        tables = [studies.ratio_cells(study) if by_ratio else studies.cells(study), studies.spread_cells(study)]
+        lines += ["", f"### {study.sweep.title}", "", f"Splits: {len(study.splits)}. Made {study.sweep.made}."]
+        for cells in tables:
+            lines += ["", *markdown(cells)] if len(cells) > 1 else []
+    return [*lines[1:], ""]
 
 
 def headline_table() -> list[str]:
@@ -127,11 +126,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             f"<!-- evidence: methods, {made} -->": evidence_table("methods"),
             f"<!-- evidence: transfers, {made} -->": evidence_table("transfers"),
             f"<!-- evidence: against the control, {made} -->": ratio_table(),
-            **{
-                f"<!-- evidence: study {title}, {made} -->": lines
-                for name in STUDIES
-                for title, lines in study_tables(name).items()
-            },
+            f"<!-- evidence: over splits, {made} -->": study_tables(),
         },
     }
 

@@ -312,7 +312,8 @@ def test_points_are_paired_by_the_blocks_they_were_measured_on(store):
     found = grid_results.gather(grid, done)
     trsp, control = found.of("trsp"), found.of("control")
     one, other = grid_results.paired(trsp[:2], control[:2], "calibration")
-    assert len(one) == len(other) == 16
+    assert len(one) == len(other) == 2, "two splits, and not their sixteen blocks"
+    assert len(grid_results.paired(trsp[:1], control[:1], "calibration")[0]) == 8
     assert grid_results.paired(trsp[:1], [c for c in control if c.seed == 1], "calibration") == ([], [])
     with pytest.raises(TrspError):
         grid_results.gather(grid, {})

@@ -11,6 +11,7 @@ import statistics
 
 import pytest
 
+from tests import ROOT
 from tests import studies as made_up
 from tests.story import L
 from trsp_core.evaluation import intervals
@@ -263,6 +264,18 @@ def test_every_table_of_a_study_is_rectangular(sweep):
     of = study(sweep)
     for table in (studies.cells(of), studies.spread_cells(of), studies.ratio_cells(of)):
         assert len({len(line) for line in table}) == 1
+
+
+def test_the_study_of_the_docs_is_one():
+    section = (ROOT / "docs" / "cli.md").read_text("utf-8").split("## Studies over splits")[1]
+    grid = grids.parse(json.loads(section.split("```json")[1].split("```")[0]))
+    assert grid.contests == (TIME,)
+    assert len(grid.axes["seed"]) == 5
+
+
+@pytest.mark.parametrize("name", ["splits", "choices", "ratios"])
+def test_the_grids_of_the_studies_can_be_read(name):
+    assert grids.read(str(ROOT / "benchmarks" / "grids" / f"{name}.json")).axes["seed"]
 
 
 def test_records_that_ship_are_studies_where_they_have_several_seeds():

@@ -295,20 +295,25 @@ def _with(first: Sweep, more: Sweep) -> Sweep:
 
 
 def perplexity(points: list[Point], domain: str) -> Interval:
-    """The perplexity of several points together, over all their blocks."""
-    return intervals.perplexity([loss for p in points for loss in p.losses[domain]])
+    """The perplexity of several points together: of one split with its interval over blocks, of several over splits."""
+    return intervals.perplexity(_independent([p.losses[domain] for p in points]))
 
 
 def paired(ones: list[Point], others: list[Point], domain: str) -> tuple[list[float], list[float]]:
     """Losses of both on the blocks that they share: for each point of `ones`, that point of `others` which was
-    measured on the same ones. Several seeds give several pairs, one after the other."""
-    losses, other_losses = [], []
+    measured on the same ones. Of one split the losses of its blocks, of several the mean of each."""
+    pairs = []
     for one in ones:
         other = next((o for o in others if o.blocks[domain] == one.blocks[domain] and o.seed == one.seed), None)
         if other is not None:
-            losses += one.losses[domain]
-            other_losses += other.losses[domain]
-    return losses, other_losses
+            pairs.append((one.losses[domain], other.losses[domain]))
+    return _independent([losses for losses, _ in pairs]), _independent([losses for _, losses in pairs])
+
+
+def _independent(by_split: list[list[float]]) -> list[float]:
+    """What may be counted as independent: the blocks of one split, or the means of several, since the blocks of a split
+    share its calibration texts and its choice of layers."""
+    return by_split[0] if len(by_split) == 1 else [statistics.fmean(losses) for losses in by_split]
 
 
 def cells(sweep: Sweep) -> list[list[str]]:
