@@ -6,9 +6,14 @@ from functools import partial
 import streamlit as st
 
 from pages.ui.app_state import url_state
-from pages.ui.evidence import plan_tab, published, settings_tab, splits_tab
+from pages.ui.evidence import lost_steps, plan_tab, published, settings_tab, splits_tab
 
 PLANS = {"ablation": "Does the knowledge move?", "methods": "Which layers?", "transfers": "Which transfer?"}
+
+
+def show_settings() -> None:
+    settings_tab.tab()
+    lost_steps.section()
 
 
 def show_published() -> None:
@@ -20,7 +25,7 @@ def show_published() -> None:
 PARTS = {
     "Over splits": splits_tab.tab,
     **{title: partial(plan_tab.tab, plan) for plan, title in PLANS.items()},
-    "How the settings matter": settings_tab.tab,
+    "How the settings matter": show_settings,
     "Published figures": show_published,
 }
 

@@ -180,7 +180,7 @@ def test_what_is_no_grid_is_refused_with_a_remedy(change):
 
 def test_the_grid_in_the_docs_and_the_one_in_the_module_are_grids():
     blocks = re.findall(r"```json\n(.+?)```", (ROOT / "docs" / "cli.md").read_text("utf-8"), re.DOTALL)
-    (block,) = [block for block in blocks if '"axes"' in block]
+    block, _ = [block for block in blocks if '"axes"' in block]  # the second is a study
     assert len(grids.parse(json.loads(block)).plan.variations) == 2 + 2 * 8
     stated = (grids.__doc__ or "").partition("\n\n")[2].partition("\n\nAn arm")[0]
     assert len(grids.parse(json.loads(stated)).plan.variations) == 2 + 2 * 4
