@@ -81,6 +81,15 @@ def test_each_transfer_is_set_beside_the_control_of_the_same_layers_and_steps():
     others = study(dataclasses.replace(sweep, points=points))
     assert [p.row.arm for p in others.pairs] == ["refit"], "other layers isolate nothing"
     assert study(made_up.choices()).reference.arm == "trsp"
+    assert study(made_up.choices()).of_choices
+
+
+def test_rows_without_a_control_stand_beside_the_first():
+    sweep = made_up.transfers()
+    of = study(dataclasses.replace(sweep, points=[p for p in sweep.points if p.arm in ("direct", "refit_10")]))
+    assert [(p.row.arm, p.other.arm, p.equal) for p in of.contests] == [("refit_10", "direct", "")]
+    assert not of.of_choices
+    assert "beside Title of direct" in studies.cells(of)[0]
 
 
 def test_one_split_is_no_study_and_a_row_of_one_split_has_no_interval():

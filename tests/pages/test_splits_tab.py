@@ -42,6 +42,10 @@ def test_transfers_are_said_to_be_better_where_the_intervals_over_splits_say_so(
     assert penalty.count("% higher**") == 2
     assert bare.startswith("Nothing trained, over 5 splits")
     assert "lower**" not in "".join(split_sentences.lines(study("noisy")))
+    sweep = STUDIES["transfers"]
+    bare = [p for p in sweep.points if p.arm in ("direct", "refit_10")]
+    (line,) = split_sentences.lines(reader.read(dataclasses.replace(sweep, points=bare)))
+    assert line.startswith("As measured, over 5 splits: “Title of refit\\_10” against “Title of direct”, **")
 
 
 def test_nobody_is_first_where_two_cannot_be_told_apart():

@@ -109,7 +109,7 @@ class SplitFigure:
 
 @dataclass(frozen=True)
 class RowPair:
-    """Two rows that differ in how the layers' work is moved, and in nothing else. For `equal` see `grids.Contest`."""
+    """Two rows to be set beside each other. For `equal` see `grids.Contest`; "" where nothing is said to be."""
 
     row: StudyRow
     other: StudyRow
@@ -167,6 +167,18 @@ class SplitStudy:
     def reference(self) -> StudyRow | None:
         """The row that all others are set beside where there are no pairs: the first one."""
         return None if self.pairs or len(self.rows) < 2 else self.rows[0]
+
+    @property
+    def contests(self) -> list[RowPair]:
+        """The pairs, or each row beside the reference."""
+        first = self.reference
+        others = [row for row in self.rows[1:] if first and row.at == first.at]
+        return [RowPair(row, first, "") for row in others] if first else self.pairs
+
+    @property
+    def of_choices(self) -> bool:
+        """Whether its rows differ in how layers are chosen."""
+        return self.reference is not None and sum(row.chooses for row in self.rows) > 1
 
     @cached_property
     def spreads(self) -> list[ChoiceSpread]:
@@ -313,10 +325,10 @@ def breaking_ratio(study: SplitStudy, arm: str, domain: str) -> tuple[float | No
 
 def beside(study: SplitStudy) -> dict[str, list[RowPair]]:
     """By the head of a column, which rows are set beside which."""
-    contests, first = study.pairs, study.reference
-    columns = {f"beside the control, equal {e}": [p for p in contests if p.equal == e] for e in grids.EQUALS}
-    if first:
-        columns[f"beside {first.title}"] = [RowPair(row, first, "") for row in study.rows if row.at == first.at][1:]
+    heads = {equal: f"beside the control, equal {equal}" for equal in grids.EQUALS}
+    if study.reference:
+        heads = {"": f"beside {study.reference.title}"}
+    columns = {head: [pair for pair in study.contests if pair.equal == equal] for equal, head in heads.items()}
     return {head: chosen for head, chosen in columns.items() if chosen}
 
 
@@ -324,7 +336,7 @@ def cells(study: SplitStudy) -> list[list[str]]:
     """A table for a shell and for the docs: of each row the mean over splits, and its ratio to what it is beside. Two
     ratios in a cell are of the calibration and of the held-out domain."""
     columns = beside(study)
-    clock = "seconds to choose" if study.reference else "seconds"
+    clock = "seconds to choose" if study.of_choices else "seconds"
     lines = [["", "splits", *(_DOMAINS[d] for d in DOMAINS), "times dense", *columns, clock]]
     for row in study.rows:
         figures = [in_words(perplexity(row, d), formatting.perplexity) for d in DOMAINS]
@@ -332,7 +344,7 @@ def cells(study: SplitStudy) -> list[list[str]]:
         for contests in columns.values():
             other = next((pair.other for pair in contests if pair.row.key == row.key), None)
             ratios.append(_both([ratio(row, other, d) for d in DOMAINS]) if other else "")
-        seconds = row.choosing if study.reference else row.seconds
+        seconds = row.choosing if study.of_choices else row.seconds
         time = formatting.duration(seconds) if seconds else ""
         lines.append([row.title, str(len(row.points)), *figures, *ratios, time])
     return lines

@@ -36,7 +36,7 @@ _COLUMNS = ["kind", "order", "title", "role", "value", "low", "high", "label", "
 
 def role(study: SplitStudy, row: StudyRow) -> str:
     """What a row's colour stands for. In a study of choices TRSP's is set apart from the others'."""
-    if study.reference:
+    if study.of_choices:
         method = next(iter(row.settings.values()))["method"]
         return "transfer" if method == "trsp" else "control"
     if not row.deletes_first:
@@ -59,17 +59,12 @@ def levels(study: SplitStudy, domain: str) -> pd.DataFrame:
 def pairs(study: SplitStudy, domain: str) -> pd.DataFrame:
     """Ratios within each split: a line of the frame for each split, and one for their mean."""
     lines: list[tuple] = []
-    sides = SIDES if study.pairs else SIDES[::-1]
-    for n, pair in enumerate(contests(study)):
+    sides = SIDES[::-1] if study.of_choices else SIDES
+    for n, pair in enumerate(study.contests):
         figure = studies.ratio(pair.row, pair.other, domain)
         if figure:
             lines += _figures(n, headline(pair), sides[figure.sign + 1], figure, formatting.ratio)
     return _frame(lines)
-
-
-def contests(study: SplitStudy) -> list[RowPair]:
-    """The pairs of a study; where it has none, each row beside the first."""
-    return [pair for column in studies.beside(study).values() for pair in column]
 
 
 def headline(pair: RowPair) -> str:

@@ -19,7 +19,7 @@ def lines(study: SplitStudy) -> list[str]:
     """The most important first."""
     if any(row.ratio is not None for row in study.rows):
         return _ratios(study)
-    return _transfers(study) if study.pairs else [_ranking(study, domain) for domain in DOMAINS]
+    return [_ranking(study, domain) for domain in DOMAINS] if study.of_choices else _transfers(study)
 
 
 def spreads(study: SplitStudy) -> list[str]:
@@ -34,15 +34,15 @@ def count(number: int) -> str:
 
 def _transfers(study: SplitStudy) -> list[str]:
     """Pairs at equal time first, then those after the most steps."""
-    ordered = sorted(study.pairs, key=lambda pair: (pair.equal != "time", -pair.row.steps))
+    ordered = sorted(study.contests, key=lambda pair: (pair.equal != "time", -pair.row.steps))
     return [_pair(pair) for pair in ordered[:MOST]]
 
 
 def _pair(pair: RowPair) -> str:
-    start = "Nothing trained"
+    start = "Nothing trained" if pair.equal else "As measured"
     if pair.equal == "time":
         start = f"In about the same time ({_clock(pair.row)} against {_clock(pair.other)})"
-    elif pair.row.steps:
+    elif pair.equal and pair.row.steps:
         start = f"After the same {pair.row.steps} steps"
     figures = {d: studies.ratio(pair.row, pair.other, d) for d in DOMAINS}
     paired = {d: figure for d, figure in figures.items() if figure}

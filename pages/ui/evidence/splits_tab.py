@@ -62,7 +62,7 @@ def _rows(study: SplitStudy) -> None:
                 with column:
                     st.markdown(f"**{title}: {words.DOMAINS[domain]}**")
                     _draw(study, splits_charts.rows(theme.mode(), name), frame, name, domain)
-    better = (beside, "the other method") if reference else ("the transfer", "the control")
+    better = (beside, "the other method") if study.of_choices else ("the row", beside)
     st.caption(
         "A small dot is a split; the large one is the mean over splits (of logarithms), the bar its 95 % t interval. "
         "Splits differ in their texts, so the bars of perplexity are wide: which of two rows is better is to be read "
