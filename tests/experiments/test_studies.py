@@ -213,20 +213,21 @@ def recorded(tmp_path, weights, margin):
     return sweep.points[0]
 
 
-def test_noise_is_what_one_more_step_would_change_of_the_margin(tmp_path):
+def test_the_noise_of_a_round_is_what_chance_would_have_moved_its_margin_by(tmp_path):
     """The lead of layer 2's weight over layer 1's goes 0.1, 0.4, 0.2: by 0.3, then by -0.2."""
     ones = [1.0] * (L - 3)
     steps = [[1.0, 0.7, 0.8, *ones], [1.0, -0.2, 0.6, *ones], [1.0, 0.3, 0.5, *ones]]
     point = recorded(tmp_path, steps, 0.5 - 0.3)
     (round_,) = point.rounds
     assert (round_.layer, round_.margin) == (1, 0.2)
-    assert round_.noise == pytest.approx(math.sqrt((0.3**2 + 0.2**2) / 2), rel=1e-3)
+    assert round_.noise == pytest.approx(statistics.stdev([0.3, -0.2]) * math.sqrt(2), rel=1e-3)
 
 
-def test_one_step_a_round_or_weights_that_did_not_decide_say_nothing_of_noise(tmp_path):
+def test_two_steps_a_round_or_weights_that_did_not_decide_say_nothing_of_noise(tmp_path):
     steps = [[1.0, 0.3, 0.5, *[1.0] * (L - 3)]]
-    assert recorded(tmp_path / "one", steps, 0.2).rounds == []
-    assert recorded(tmp_path / "other", steps * 2, 0.9).rounds == []
+    assert recorded(tmp_path / "two", steps * 2, 0.2).rounds == []
+    assert recorded(tmp_path / "other", steps * 3, 0.9).rounds == []
+    assert recorded(tmp_path / "three", steps * 3, 0.2).rounds != []
 
 
 # -- ratios

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import statistics
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from trsp_core.evaluation.intervals import Interval
 from trsp_core.experiments import records
 from trsp_core.experiments.grids import Contest, Grid
 from trsp_core.experiments.plans import Ends
+from trsp_core.pruning.methods import trsp
 from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
@@ -32,7 +32,7 @@ class ChoiceRound:
 
     Attributes:
         margin: |s| of the runner-up less |s| of the layer, when it was chosen.
-        noise: what one more step changes that by: the root mean square of its changes from step to step in that round.
+        noise: how far chance would have moved that in the steps of the round; `pruning.methods.trsp.noise`.
     """
 
     layer: int
@@ -176,7 +176,7 @@ def _point(name: str, title: str, arm: str, at: dict[str, Any], config: RunConfi
         gap=[round(g, records.DIGITS) for g in gaps if g],
         choosing=round(state.phase_seconds.get("choose", 0.0), 1),
         repairing=round(state.phase_seconds.get("repair", 0.0), 1),
-        rounds=_rounds(state),
+        rounds=_rounds(state, config),
     )
 
 
@@ -190,20 +190,22 @@ def _weights(state: RunState) -> list[float]:
     return [round(abs(w), records.DIGITS) for w in weights]
 
 
-def _rounds(state: RunState) -> list[ChoiceRound]:
-    """Those of stage 1 that had two steps or more, and somebody to beat."""
-    steps: dict[int, list[list[float]]] = {}
+def _rounds(state: RunState, config: RunConfig) -> list[ChoiceRound]:
+    """Those of stage 1 that were decided by weights and had somebody to beat, and steps enough to tell the noise."""
+    histories: dict[int, list[list[float]]] = {}
     for step in state.weight_steps:
-        steps.setdefault(step.round, []).append([abs(w) for w in step.weights])
+        histories.setdefault(step.round, []).append(step.weights)
     rounds = []
     for chosen in state.rounds:
-        weights = steps.get(chosen.round, [])
-        layers = range(min(map(len, weights), default=0))
-        if len(weights) > 1 and chosen.margin is not None and {chosen.layer, chosen.runner_up} <= {*layers}:
-            leads = [w[chosen.runner_up or 0] - w[chosen.layer] for w in weights]
-            if math.isclose(leads[-1], chosen.margin, abs_tol=1e-9):  # else these weights are not what decided
-                noise = math.sqrt(statistics.fmean((b - a) ** 2 for a, b in itertools.pairwise(leads)))
-                rounds.append(ChoiceRound(chosen.layer, float(f"{chosen.margin:.4g}"), float(f"{noise:.4g}")))
+        history, runner_up = histories.get(chosen.round, []), chosen.runner_up
+        layers = range(min(map(len, history), default=0))
+        if chosen.margin is None or runner_up is None or not {runner_up, chosen.layer} <= {*layers}:
+            continue
+        weights = trsp.averaged(history, config.stage1_average)
+        noise = trsp.noise(history, chosen.layer, runner_up)
+        margin = abs(weights[runner_up]) - abs(weights[chosen.layer])
+        if math.isfinite(noise) and math.isclose(margin, chosen.margin, abs_tol=1e-9):  # else others decided
+            rounds.append(ChoiceRound(chosen.layer, float(f"{margin:.4g}"), float(f"{noise:.4g}")))
     return rounds
 
 

@@ -123,7 +123,7 @@ class ChoiceSpread:
     Attributes:
         counts: of each of the L layers, on how many splits it goes.
         agreement: mean over pairs of splits of |A and B| / |A or B| (Jaccard), 0 to 1; not-a-number for one split.
-        rounds: those of stage 1 whose noise is known; `close`: how many of them were decided by less than it.
+        rounds: those of stage 1 whose noise is known; `close`: how many of them were decided by a margin within it.
     """
 
     row: StudyRow
@@ -270,7 +270,7 @@ def _spread(row: StudyRow, depth: int) -> ChoiceSpread:
         counts=[sum(layer in choice for choice in choices) for layer in range(depth)],
         agreement=statistics.fmean(overlaps) if overlaps else math.nan,
         rounds=len(rounds),
-        close=sum(r.margin < r.noise for r in rounds),
+        close=sum(r.margin <= r.noise for r in rounds),
     )
 
 

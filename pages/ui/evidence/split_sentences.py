@@ -131,7 +131,5 @@ def _spread(spread: ChoiceSpread) -> str:
     if not math.isnan(spread.agreement):
         text += f"; two splits share {formatting.percent(spread.agreement)} of what either removes"
     if spread.rounds:
-        text += (
-            f"; {spread.close} of {spread.rounds} rounds were decided by less than one more step changes the margin by"
-        )
+        text += f"; {spread.close} of {spread.rounds} rounds were decided by a margin within the noise of their steps"
     return f"{text}."
