@@ -568,6 +568,11 @@ class RunConfig:
         """The chosen layers go before stage 2."""
         return self.control == "delete_first" or self.transfer != "penalty"
 
+    @property
+    def repairs(self) -> bool:
+        """The transfer finds new weights for layers that stay, before any training."""
+        return self.transfer not in ("penalty", "none")
+
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -18,12 +18,13 @@ SparseGPT.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.pruning.transfers import Cost, Transfer
-from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed
+from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed, RepairPlanned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ def fitted_layers(lab, chosen):
 
 def fitted_in_order(lab, chosen, layers, solve):
     """Go up through the kept layers, with the dense model's states beside the pruned model's, and fit those in
-    `layers`. Yields a `LayerRefitted` for each of them.
+    `layers`. Yields a `RepairPlanned`, and a `LayerRefitted` for each of them; `lab.edits` grows with each.
 
     Args:
         solve: called as `solve(module, inputs, errors, weights)` for the output projection `module` of a layer, with
@@ -74,12 +75,14 @@ def fitted_in_order(lab, chosen, layers, solve):
     """
     if not layers:
         return {}
+    yield RepairPlanned(layers)
     kept_layers = fitted_layers(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
     dense = [lab.entering(kept_layers[0], ids) for ids in batches]
     with lab.skipped([i for i in chosen if i < kept_layers[0]]):
         pruned = [lab.entering(kept_layers[0], ids) for ids in batches]
-    edits, there, done = {}, kept_layers[0], 0  # `there`: the layer that `dense` enters
+    lab.edits = edits = {}
+    there, done = kept_layers[0], 0  # `there`: the layer that `dense` enters
     for layer, following in zip(kept_layers, [*kept_layers[1:], lab.n_layers], strict=True):
         for passed in range(there, following):
             dense = [lab.leaving(passed, ids, x) for ids, x in zip(batches, dense, strict=True)]
@@ -96,7 +99,8 @@ def fitted_in_order(lab, chosen, layers, solve):
         errors = [target.float() - y.float() for target, y in zip(dense, outputs, strict=True)]
         before = distance(errors, weights)
         try:
-            change = solve(module, inputs, errors, weights)
+            shape = inputs[0].shape[-1], outputs[0].shape[-1]
+            change = lab.solutions.solved(shape, partial(solve, module, inputs, errors, weights), lab.device)
         except ArithmeticError as error:
             raise TrspError(f"Layer {layer} cannot be solved for: {error}.", "Raise --ridge, or the blocks.") from error
         del errors
