@@ -20,7 +20,7 @@ from trsp_core.schema.run_state import RunState
 MOST = 240  # steps drawn of one history
 MOST_LABELS = 48  # layers whose bars are high enough for a line of text
 LANGUAGE = "language modelling"
-NOW = "◂ now"  # at the layer that a repair is at
+NOW = "now"  # at the layer that a repair is at
 PULLS = {1: "λ₁ × sum of weights", 2: "λ₂ × penalty"}  # what each stage adds to it
 
 

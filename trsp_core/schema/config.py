@@ -546,7 +546,7 @@ class RunConfig:
         unit="minutes",
         help="So often stage 2 writes its weights and the optimiser's state to the run folder, and an interrupted run "
         "loses no more than that; they take up to three times the model's size until the run finishes. Higher: less "
-        "is written, more is lost. 0: nothing is written, and an interrupted stage 2 starts over.",
+        "is written, more is lost. 0: nothing is written, and an interrupted stage 2, or repair, starts over.",
     )
     save_model: bool = knob(
         True,

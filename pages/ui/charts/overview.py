@@ -76,7 +76,7 @@ def _heads(state: RunState) -> list[tuple]:
     if state.narrowed:
         heading = "Every layer is narrower"
     if state.refits or frames.repairing(state) is not None:
-        heading = ["", "", "Green: regained by repair", "What is left; green: regained"][now]
+        heading = ["", "", "Green: regained by repair", "Left; green: regained"][now]
     return [*rows, _row("note", LEFT, 87, heading if now or not depth else f"{depth} layers, input at the bottom")]
 
 
@@ -104,7 +104,7 @@ def _stack(state: RunState) -> list[tuple]:
             rows.append(_row("bar", start, y, fate=fate, x2=start + wide * length, y2=y2, opacity=opacity * faded))
         if i == at_work:
             rows.append(_row("now", start, y, x2=start + wide, y2=y2))
-            rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, f"{i} {frames.NOW}"))
+            rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, f"{i} · {frames.NOW}"))
         if fate == "chosen":
             rows.append(_row("strike", start - 1, (y + y2) / 2, x2=start + wide + 1, opacity=opacity, path=i))
         if fate != "kept":
