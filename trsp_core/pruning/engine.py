@@ -262,9 +262,8 @@ def _choose(study: Study, count: int, begun: bool) -> Events:
     """Choose `count` more layers for P. The choice is `begun` where a run broke off in the middle of it."""
     method, lab, config = study.method, study.lab, study.config
     if not begun:
-        steps = config.stage1_steps * (1 if config.one_shot else count)
         units = methods.UNITS if method.pass_counts != methods.PassCounts() else 0
-        yield ev.PhaseStarted("choose", steps if method.trains else units)
+        yield ev.PhaseStarted("choose", methods.most_steps(config, count) if method.trains else units)
     with hooks.skipped(study.stack, lab.gone):
         study.chosen = [*lab.gone, *(yield from method.choose(lab, config, count))]
     yield ev.LayersChosen(method.name, study.chosen)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trsp_core.errors import TrspError, disk_full
 from trsp_core.files import sync
@@ -28,6 +28,7 @@ from trsp_core.surgery import quantization
 from trsp_core.surgery.stack import Stack
 from trsp_core.training.progress import ROUND, STEP, Past
 
+Solve = Callable[[nn.Module, Sequence[Tensor], Sequence[Tensor], Any], Tensor]
 PATIENCE = 20.0  # after a write at least this many times its duration passes, so writing takes at most 1 / 20
 CHECKSUM, SOLUTION = "sha256", "solution"  # entries of the metadata
 NO_ROOM = "There is not enough room on the disk for a point to resume from, so an interrupted stage 2 would start over."
@@ -173,17 +174,26 @@ class Solutions:
         self._waiting: dict[int, Tensor] = {}
         self._next = 0.0
 
-    def solved(self, shape: tuple[int, ...], solve: Callable[[], Tensor], device: torch.device | str) -> Tensor:
-        """The next solution, of this shape: from its file where an earlier process has left one, else what `solve`
-        returns."""
-        number = self._count
-        self._count += 1
-        solution = self._read(self._run.solution_file(number), shape) if self._run else None
-        if solution is not None:
-            return solution.to(device)
-        solution = solve()
-        self._keep(number, solution)
-        return solution
+    def remembered(self, solve: Solve) -> Solve:
+        """`solve`, but the solutions that an earlier process has left come from their files.
+
+        Args:
+            solve: called as `solve(module, inputs, errors, weights)` with batches of inputs (B, T, F) and of errors
+                (B, T, D), it returns a solution (F, D).
+        """
+
+        def solved(module: nn.Module, inputs: Sequence[Tensor], errors: Sequence[Tensor], weights: Any) -> Tensor:
+            number = self._count
+            self._count += 1
+            shape = inputs[0].shape[-1], errors[0].shape[-1]
+            solution = self._read(self._run.solution_file(number), shape) if self._run else None
+            if solution is not None:
+                return solution.to(inputs[0].device)
+            solution = solve(module, inputs, errors, weights)
+            self._keep(number, solution)
+            return solution
+
+        return solved
 
     @staticmethod
     def _read(file: Path, shape: tuple[int, ...]) -> Tensor | None:
