@@ -127,6 +127,7 @@ def test_an_older_run_with_a_repair_is_drawn_without_what_it_did_not_tell():
     assert "now" not in set(overview.frame(state, story.REPAIR)["kind"])
     assert len(frames.repair_probes(state, story.REPAIR).query("kind == 'line'")) == 1
     assert html_report.charts(story.REPAIR, folded(told))
+    assert list(frames.layer_table(folded(told)).columns) == ["Layer", "Fate", "Weight", "Size, M"], "no gap was told"
 
 
 def test_a_run_without_probes_is_drawn_from_all_blocks():

@@ -108,7 +108,8 @@ def scores(state: RunState) -> pd.DataFrame:
 
 
 def layer_table(state: RunState) -> pd.DataFrame:
-    """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it."""
+    """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it; without columns in
+    which nothing stands."""
     fate, weights, rows, new_number = fates(state), weights_at_choice(state), [], 0
     order = {layer: n for n, layer in enumerate(state.chosen, start=1)}
     gaps_left = dict(zip(state.chosen, state.gap_steps[-1].gaps, strict=False)) if state.gap_steps else {}
@@ -121,7 +122,8 @@ def layer_table(state: RunState) -> pd.DataFrame:
         size = state.model.layer_parameters[i] / 1e6 if state.model else None
         rows.append((i, text, weights[i] if state.weight_steps else None, size, gaps_left.get(i)))
     columns = ["Layer", "Fate", "Weight", "Size, M", "Gap left"]
-    return pd.DataFrame(rows, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
+    frame = pd.DataFrame(rows, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
+    return frame.dropna(axis=1, how="all") if rows else frame
 
 
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
@@ -192,7 +194,7 @@ def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
 def repair_probes(state: RunState, config: RunConfig) -> pd.DataFrame:
     """Perplexity if the repair stopped here, over its layers, between the levels of `_between`."""
     levels, points = times_dense_in_repair(state, config)
-    return _between(levels, points, len(repair_layers(state)), "if it stopped here")
+    return _between(levels, points, len(repair_layers(state)), "stopped here")
 
 
 def _between(levels: dict[str, float], points: list[tuple[int, float]], last: int, line: str) -> pd.DataFrame:

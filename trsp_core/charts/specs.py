@@ -144,7 +144,7 @@ def refits(theme: str) -> Spec:
     palette = PALETTES[theme]
     x = alt.X("layer:O", title="Kept layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     base = alt.Chart().encode(x=x, tooltip=_tips("layer:N", "before:Q", "after:Q", "label:N"))
-    scale = alt.Scale(domain=["as deletion left it", "solved for"], range=[palette.removed, palette.pruned])
+    scale = alt.Scale(domain=["before", "solved for"], range=[palette.removed, palette.pruned])
     legend = alt.Legend(symbolType="square", symbolStrokeWidth=0, symbolSize=140, symbolOpacity=0.8, **_LEGEND)
 
     def bars(field: str, name: str, opacity: float) -> alt.Chart:
@@ -155,7 +155,7 @@ def refits(theme: str) -> Spec:
 
     return finish(
         _frame(base.encode(y="before:Q")),
-        bars("before", "as deletion left it", 0.5).transform_filter("datum.kind == 'bar'"),
+        bars("before", "before", 0.5).transform_filter("datum.kind == 'bar'"),
         bars("after", "solved for", 1.0).transform_filter("datum.kind == 'bar'"),
         _now(base.encode(y="before:Q"), theme, angle=270, align="left", dx=6).transform_filter("datum.kind == 'now'"),
     )
@@ -170,7 +170,7 @@ def probes(theme: str) -> Spec:
 @lru_cache
 def repair_probes(theme: str) -> Spec:
     """Perplexity if the repair stopped here, between the same levels."""
-    return _between(theme, "Layers repaired", "if it stopped here")
+    return _between(theme, "Layers repaired", "stopped here")
 
 
 def _between(theme: str, title: str, line: str) -> Spec:
