@@ -182,7 +182,7 @@ def repairing(state: RunState) -> int | None:
     done = len(state.refits)
     at_work = state.phase == "repair" and not state.ended and done < len(state.repair_layers)
     layer = state.repair_layers[done] if at_work else len(state.weights)
-    return layer if layer < len(state.weights) else None
+    return layer if 0 <= layer < len(state.weights) else None
 
 
 def probes(state: RunState, config: RunConfig) -> pd.DataFrame:

@@ -185,7 +185,7 @@ def _path(state: RunState, config: RunConfig) -> list[tuple[float, float]]:
     first over the layers of a repair, then over the steps of training. The last one is of the pruned model."""
     levels, probes = frames.times_dense(state, config)
     _, repair = frames.times_dense_in_repair(state, config)
-    layers, steps = len(frames.repair_layers(state)), frames.expected_steps(state, config, 2)
+    layers, steps = len(frames.repair_layers(state)) or 1, frames.expected_steps(state, config, 2)
     end = (REPAIR if config.stage2_steps else 1.0) if config.repairs else 0.0
     path = [(end * done / layers, value) for done, value in repair]
     path += [(end + (1 - end) * step / steps, value) for step, value in probes if step or not path]

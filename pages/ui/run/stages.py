@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import streamlit as st
@@ -111,9 +112,13 @@ def latest_repair(state: RunState) -> str:
     now, text = frames.repairing(state), "No layer is repaired yet."
     if state.refits:
         last = state.refits[-1]
+        before, after = (
+            formatting.percent(far) if math.isfinite(far) else formatting.NOT_A_NUMBER
+            for far in (last.before, last.after)
+        )
         text = (
-            f"Layer {last.layer}'s output was {formatting.percent(last.before)} off the dense model's state, and is "
-            f"{formatting.percent(last.after)} off now: {len(state.refits)} of {len(planned)} layers are repaired."
+            f"Layer {last.layer}'s output was {before} off the dense model's state, and is {after} off now: "
+            f"{len(state.refits)} of {len(planned)} layers are repaired."
         )
     return text + (f" Now layer {now}." if now is not None else "")
 
