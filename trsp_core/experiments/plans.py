@@ -73,7 +73,7 @@ def _methods_plan() -> dict[str, Any]:
     return {
         "name": "methods",
         "title": "Which layers: every method, deleted at once",
-        "preset": "quick",
+        "preset": "two-stage",
         "base": _LEAN | {"anneal": 0.0, "stage2_steps": 0, "speed_repeats": 0},
         "variations": rows,
     }
@@ -103,7 +103,7 @@ def _transfers_plan() -> dict[str, Any]:
     return {
         "name": "transfers",
         "title": "How the knowledge moves: every transfer of the same layers",
-        "preset": "quick",
+        "preset": "two-stage",
         "base": _LEAN | {"anneal": 0.0, "speed_repeats": 0, "probe_blocks": 0},
         "variations": variations,
     }
@@ -114,7 +114,7 @@ def built_in() -> dict[str, dict[str, Any]]:
     ablation = {
         "name": "ablation",
         "title": "What each part of TRSP is worth",
-        "preset": "quick",
+        "preset": "two-stage",
         "base": _LEAN | {"anneal": 0.0},
         "variations": [
             {"name": "trsp", "title": "TRSP"},

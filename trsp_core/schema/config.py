@@ -627,7 +627,7 @@ class RunConfig:
 
 KNOBS: dict[str, Knob] = knobs.of(RunConfig)
 
-_QUICK: dict[str, Any] = {
+_TWO_STAGE: dict[str, Any] = {  # TRSP's own two stages, in a few steps each
     "stage1_steps": 5,
     "score_blocks": 4,
     "stage2_steps": 30,
@@ -640,10 +640,19 @@ _QUICK: dict[str, Any] = {
     "sample_tokens": 24,
 }
 
+_REFIT: dict[str, Any] = {  # what was measured to lose least for its time: docs/results.md
+    "shortlist": 4,
+    "score_blocks": 8,
+    "transfer": "refit",
+    "adapter_rank": 16,
+    "lr_schedule": "cosine",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": _QUICK,
-    "4-bit": {**_QUICK, "precision": "nf4", "adapter_rank": 8},
-    "standard": {"stage1_steps": 10, "stage2_steps": 100, "anneal": 0.25, "distil": 0.5},
+    "quick": {**_TWO_STAGE, **_REFIT, "anneal": 0.0, "stage2_steps": 40, "calibration_blocks": 128, "score_blocks": 4},
+    "standard": {**_REFIT, "stage1_steps": 5, "stage2_steps": 160},
+    "two-stage": _TWO_STAGE,
+    "4-bit": {**_TWO_STAGE, "precision": "nf4", "adapter_rank": 8},
     "paper": {
         "gate": "output",
         "protect_first": 3,
