@@ -84,9 +84,10 @@ def probe_due(config: RunConfig, step: int) -> bool:
 
 def repair_probes(config: RunConfig, layers: int) -> list[int]:
     """Behind how many of a repair's `layers` it is probed: at most `REPAIR_PROBES` times, spread evenly, never behind
-    the last, after which the model is measured anyway. All probes together read a tenth at most of the tokens that the
-    repair itself reads, once in the dense model and once in the pruned one; where it reads few, they are fewer."""
-    read_by_repair = 2 * config.calibration_blocks * config.block_length
+    the last, after which the model is measured anyway. All probes together take a tenth at most of three passes over
+    the calibration blocks, which is about what `refit` takes with its sums and solves; with few blocks they are
+    fewer."""
+    read_by_repair = 3 * config.calibration_blocks * config.block_length
     read_by_probe = 2 * config.probe_blocks * config.measure_length  # both domains
     if not read_by_probe:
         return []
