@@ -32,7 +32,7 @@ class TestAnneal:
         assert schedules.opening(3, 0.0) == 1.0
 
     def test_lambda_2_ends_where_the_gate_shuts(self):
-        """Two-stage: of 30 steps the gate is open in 7, for 7 < 7.5; a straight line to 10 has come to 70 / 30 by then."""
+        """Of 30 steps the gate is open in 7, for 7 < 7.5; a straight line to 10 has come to 70 / 30 by then."""
         two_stage = validate.from_values({}, "two-stage")
         assert [schedules.lambda_2(two_stage, n) for n in (1, 7, 8, 30)] == pytest.approx([1 / 3, 7 / 3, 0.0, 0.0])
         assert schedules.acting(two_stage) == (7, pytest.approx(7 / 3))

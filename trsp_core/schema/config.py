@@ -142,8 +142,8 @@ class RunConfig:
         low=1,
         high=100000,
         unit="blocks",
-        help="How many calibration blocks the methods that score layers read (all but masks, random, last, magnitude and "
-        "manual; TRSP where it has a shortlist). Higher: scores depend less on the sample, and take more time.",
+        help="How many calibration blocks the methods that score layers read (all but masks, random, last, magnitude "
+        "and manual; TRSP where it has a shortlist). Higher: scores depend less on the sample, and take more time.",
     )
     gate: str = knob(
         "branch",

@@ -21,8 +21,8 @@ from trsp_core.schema.config import GROUPS, KNOBS, PRESETS, TEXTS
 from trsp_core.schema.knobs import Knob
 
 PRESET_HELP = {
-    "quick": "Quick: stage 1 with a shortlist, then the layers that stay are refitted, and trained for some steps; about "
-    "4 minutes on two cores with the default model.",
+    "quick": "Quick: stage 1 with a shortlist, then the layers that stay are refitted, and trained for some steps; "
+    "about 4 minutes on two cores with the default model.",
     "standard": "Standard: the same on twice the text, with four times the training; about 10 minutes.",
     "two-stage": "Two-stage: TRSP as in its equations, a few steps of each stage; λ₂ acts here. About 3 minutes.",
     "4-bit": "4-bit: Two-stage on weights packed into four bits, with LoRA adapters in stage 2; a third of the memory.",

@@ -5,8 +5,8 @@
                 "settings": {"ratio": 0.1}, "look_at": "the layer weights"},
                {"title": "What it writes now", "text": "Press Write.", "page": "compare", "prompt": "The city was"}]}
 
-`settings` are knobs that differ from an untouched form (the preset Two-stage). All texts are plain words: a page shows them
-letter by letter, so that a lesson from a stranger cannot bring links or pictures along.
+`settings` are knobs that differ from the preset Two-stage. All texts are plain words: a page shows them letter by
+letter, so that a lesson from a stranger cannot bring links or pictures along.
 """
 
 from __future__ import annotations
