@@ -46,6 +46,11 @@ def name_of(config: RunConfig, depth: int | None) -> str:
     return f"{what}, ratio {formatting.setting(config.ratio)}" if config.method != "manual" else what
 
 
+def chooser(config: RunConfig) -> str:
+    """The method that chose the layers, by its title."""
+    return methods.get(config.method).title if config.method in methods.names() else config.method
+
+
 def when(run: Run) -> str:
     try:
         return words.when(run.id, run.folder.stat().st_mtime)
