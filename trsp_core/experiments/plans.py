@@ -84,13 +84,15 @@ def _transfers_plan() -> dict[str, Any]:
     """Repairs alone, and transfers and the control at so many steps. A refit took as long as 75 steps of training on
     two cores: the control of 90 steps has the time of a refit and ten steps."""
     rows = [("direct", "Deleted at once", "none", 0)]
-    rows += [(t.name, t.title, t.name, 0) for t in transfers.all_transfers().values() if t.repair]
+    repairs = [t for t in transfers.all_transfers().values() if t.repair and transfers.OWN_HEAD not in t.needs]
+    rows += [(t.name, t.title, t.name, 0) for t in repairs]
     rows += [(f"refit_{steps}", f"Refit, then {steps} steps", "refit", steps) for steps in (10, 30)]
     rows += [(f"none_{steps}", f"Delete, then {steps} steps", "none", steps) for steps in (10, 30, 90)]
     rows += [("penalty_30", "Penalty (TRSP), 30 steps", "penalty", 30)]
+    own_choice = {t.name for t in repairs if methods.LAYER_WEIGHTS in t.needs}  # the same layers, chosen once more
     variations = [
         {"name": name, "title": title, "settings": {"transfer": transfer, "stage2_steps": steps}}
-        | ({"layers_of": "direct"} if name != "direct" else {})
+        | ({} if name == "direct" or name in own_choice else {"layers_of": "direct"})
         for name, title, transfer, steps in rows
     ]
     variations.append(
