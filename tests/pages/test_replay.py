@@ -239,7 +239,7 @@ def test_a_repair_is_told_layer_by_layer(store, clock):
     )
     assert overview.stage(state) == 2
     frame = overview.frame(state, story.REPAIR)
-    assert {"4 · now", "Green: regained by repair", "Repair", "then training"} <= set(frame["label"])
+    assert {"4 · now", "Green: regained", "Repair", "then training"} <= set(frame["label"])
     assert (frame["kind"] == "now").sum() == 1
     (gain,) = frame[frame["fate"].eq("deleted now") & frame["kind"].eq("bar")].itertuples()
     wide = overview.RIGHT - overview.LEFT

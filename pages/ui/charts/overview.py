@@ -76,7 +76,7 @@ def _heads(state: RunState) -> list[tuple]:
     if state.narrowed:
         heading = "Every layer is narrower"
     if state.refits or frames.repairing(state) is not None:
-        heading = ["", "", "Green: regained by repair", "Left; green: regained"][now]
+        heading = ["", "", "Green: regained", "Left; green: regained"][now]
     return [*rows, _row("note", LEFT, 87, heading if now or not depth else f"{depth} layers, input at the bottom")]
 
 
