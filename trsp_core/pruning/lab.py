@@ -16,7 +16,7 @@ from trsp_core.perf.removal_search import Search
 from trsp_core.schema.config import RunConfig
 from trsp_core.surgery import hooks, removal, training
 from trsp_core.surgery.stack import Stack
-from trsp_core.training.checkpointing import Rounds
+from trsp_core.training.checkpointing import Rounds, Solutions
 from trsp_core.training.passes import Passes
 
 
@@ -27,14 +27,19 @@ class Lab(Passes):
     Attributes:
         blocks: (N, T) token ids to calibrate on, on the CPU.
         gone: layers that earlier cycles have chosen; they cannot be chosen again.
+        layer_weights: what the choice has learned to weigh each layer with, (L,); [] of a method that learns none.
         rounds: keeps where stage 1 stands after each round, so that a run that breaks off can be resumed.
+        solutions: keeps what a repair has solved for, for the same end.
+        edits: the new weights that the repair at work has found so far, by parameter.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
         super().__init__(stack, config, blocks[:1, :8])
         self.blocks = blocks
         self.gone: list[int] = []
-        self.rounds = Rounds()
+        self.layer_weights: list[float] = []
+        self.rounds, self.solutions = Rounds(), Solutions()
+        self.edits: dict[nn.Parameter, Tensor] = {}
 
     def unprotected(self, config: RunConfig) -> list[int]:
         """The layers that may be removed: not protected, not gone, and not among those that their family needs."""

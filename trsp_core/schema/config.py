@@ -246,7 +246,8 @@ class RunConfig:
         help="How the work of the chosen layers moves into the others. penalty: train with all layers there, then "
         "delete (TRSP). Any other deletes first, and stage 2 trains what is left; before that refit solves each kept "
         "layer for the dense model's state, linear_map the layers below the cuts alone, magnitude scales what lies "
-        "below a cut, rebuild trains the layers beside the cuts, and none leaves all as it is.",
+        "below a cut, rotation turns it as well, kept_weights folds in what stage 1 has learned, rebuild trains the "
+        "layers beside the cuts, and none leaves all as it is.",
     )
     ridge: float = knob(
         1.0,
@@ -586,7 +587,7 @@ class RunConfig:
         unit="minutes",
         help="So often stage 2 writes its weights and the optimiser's state to the run folder, and an interrupted run "
         "loses no more than that; they take up to three times the model's size until the run finishes. Higher: less "
-        "is written, more is lost. 0: nothing is written, and an interrupted stage 2 starts over.",
+        "is written, more is lost. 0: nothing is written, and an interrupted stage 2, or repair, starts over.",
     )
     save_model: bool = knob(
         True,
@@ -607,6 +608,11 @@ class RunConfig:
     def deletes_first(self) -> bool:
         """The chosen layers go before stage 2."""
         return self.control == "delete_first" or self.transfer != "penalty"
+
+    @property
+    def repairs(self) -> bool:
+        """The transfer finds new weights for layers that stay, before any training."""
+        return self.transfer not in ("penalty", "none")
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

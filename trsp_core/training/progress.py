@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 STEP, ROUND = "step", "round"  # entries in the metadata of the files that a run resumes from
@@ -14,15 +14,18 @@ class Past:
 
     Attributes:
         next_event: number of the first event that has not been told; 0 for a run that begins.
-        done: names of the phases that were begun before it. All of them are complete, but for the transfer that `step`
-            is in.
+        done: names of the phases that were begun before it, without a repair that `refits` is in. All of them are
+            complete, but for the transfer that `step` is in.
         choices: P after each cycle's choice.
+        layer_weights: those after the last step of stage 1; [] before any.
         removed: whether `LayersRemoved` has been told.
         step: how many steps of stage 2 the weights in `checkpoint` have behind them; 0 without such a file.
         checkpoint: the file of stage 2; None where there is none.
         round: how many rounds of stage 1 the layer weights in `rounds` have behind them, in the choice that broke off;
             0 where that choice is made anew.
         rounds: the file of stage 1; None where there is none.
+        refits: behind how many layers of the repair that broke off the run goes on; 0 where the repair is begun anew,
+            and where it is complete.
     """
 
     next_event: int = 0
@@ -33,3 +36,5 @@ class Past:
     checkpoint: Path | None = None
     round: int = 0
     rounds: Path | None = None
+    layer_weights: list[float] = field(default_factory=list)
+    refits: int = 0

@@ -20,12 +20,13 @@ SparseGPT.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.pruning.transfers import Cost, Transfer
-from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed
+from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed, RepairPlanned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +47,7 @@ def repair(lab, config, chosen):
     def solve(module, inputs, errors, weights):
         return solved(inputs, errors, weights, config.ridge)
 
-    def modules(layer):
-        writers = lab.stack.writers(layer)
-        with_attention = config.refit == "all" and len(writers) == 2
-        return [output_projection(lab, layer), *(writers[:1] if with_attention else [])]
-
-    return (yield from fitted_in_order(lab, chosen, layers, modules, solve))
+    return (yield from fitted_in_order(lab, chosen, layers, partial(fitted_maps, lab), solve))
 
 
 def fitted_layers(lab, chosen):
@@ -64,9 +60,22 @@ def fitted_layers(lab, chosen):
     return [i for i in kept_layers if i >= (below[-1] if below else 0)]
 
 
+def opens(lab, chosen):
+    """The maps that `repair` may change; those of all layers where none is chosen yet."""
+    layers = fitted_layers(lab, chosen) if chosen else range(lab.n_layers)
+    return [module for layer in layers for module in fitted_maps(lab, layer)]
+
+
+def fitted_maps(lab, layer):
+    """The output projections of layer `layer` that are solved for, the MLP's first."""
+    writers = lab.stack.writers(layer)
+    with_attention = lab.config.refit == "all" and len(writers) == 2
+    return [output_projection(lab, layer), *(writers[:1] if with_attention else [])]
+
+
 def fitted_in_order(lab, chosen, layers, modules, solve):
     """Go up through the kept layers, with the dense model's states beside the pruned model's, and fit those in
-    `layers`. Yields a `LayerRefitted` for each of them.
+    `layers`. Yields a `RepairPlanned`, and a `LayerRefitted` for each of them; `lab.edits` grows with each.
 
     Args:
         modules: gives the output projections of a layer that are fitted, the MLP's first, by the layer's number.
@@ -82,12 +91,14 @@ def fitted_in_order(lab, chosen, layers, modules, solve):
     """
     if not layers:
         return {}
+    yield RepairPlanned(layers)
     kept_layers = fitted_layers(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
     dense = [lab.entering(kept_layers[0], ids) for ids in batches]
     with lab.skipped([i for i in chosen if i < kept_layers[0]]):
         pruned = [lab.entering(kept_layers[0], ids) for ids in batches]
-    edits, there, done = {}, kept_layers[0], 0  # `there`: the layer that `dense` enters
+    lab.edits, solve = (edits := {}), lab.solutions.remembered(solve)
+    there, done = kept_layers[0], 0  # `there`: the layer that `dense` enters
     for layer, following in zip(kept_layers, [*kept_layers[1:], lab.n_layers], strict=True):
         for passed in range(there, following):
             dense = [lab.leaving(passed, ids, x) for ids, x in zip(batches, dense, strict=True)]
@@ -278,6 +289,7 @@ TRANSFER = Transfer(
     r" + r\, \overline{\mathrm{diag}\,H}\, \lVert \Delta W \rVert^2",
     repair=repair,
     require=require,
+    opens=opens,
     in_order=True,
     cost=Cost(passes=2.5, climbs=True, squares=True, states=6),
 )
