@@ -148,7 +148,7 @@ def test_every_flag_they_name_exists():
         "--scheduler",
         "--results",
         "--nthreads",
-        "--accept-terms",
+        "--task",
         "--from",
         "--accept-terms",
         "--write",
