@@ -3,6 +3,7 @@ and training steps."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -18,6 +19,7 @@ from trsp_core.surgery import hooks, removal, training
 from trsp_core.surgery.stack import Stack
 from trsp_core.training.checkpointing import Rounds
 from trsp_core.training.passes import Passes
+from trsp_core.training.steering import Steering
 
 
 class Lab(Passes):
@@ -28,13 +30,14 @@ class Lab(Passes):
         blocks: (N, T) token ids to calibrate on, on the CPU.
         gone: layers that earlier cycles have chosen; they cannot be chosen again.
         rounds: keeps where stage 1 stands after each round, so that a run that breaks off can be resumed.
+        steering: the settings that may be turned while the steps are taken.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
         super().__init__(stack, config, blocks[:1, :8])
         self.blocks = blocks
         self.gone: list[int] = []
-        self.rounds = Rounds()
+        self.rounds, self.steering = Rounds(), Steering()
 
     def unprotected(self, config: RunConfig) -> list[int]:
         """The layers that may be removed: not protected, not gone, and not among those that their family needs."""
@@ -53,9 +56,12 @@ class Lab(Passes):
         near = {i + d for i in removed for d in (-1, 0, 1)} if config.no_neighbours else removed
         return [i for i in self.unprotected(config) if i not in near]
 
-    def batches(self, steps: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
+    def batches(self, steps: int | Callable[[], int], seed: int, skip: int = 0) -> Iterator[Tensor]:
         """`steps` batches (B, T) of the calibration blocks in the seed's order, after its first `skip`."""
-        for indices in data.order(len(self.blocks), self.config.batch_blocks, skip + steps, seed)[skip:]:
+        order = itertools.islice(data.order(len(self.blocks), self.config.batch_blocks, seed), skip, None)
+        for number, indices in enumerate(order):
+            if number >= (steps() if callable(steps) else steps):  # a number of steps that may change meanwhile
+                return
             yield self.blocks[indices].to(self.device)
 
     def sample(self, config: RunConfig) -> list[Tensor]:
@@ -129,7 +135,7 @@ class Lab(Passes):
         self,
         optimizer: torch.optim.Optimizer | EagerAdamW,
         loss: Callable[[Tensor], Tensor],
-        steps: int,
+        steps: int | Callable[[], int],
         seed: int,
         stage: str,
         before: Callable[[int], None] | None = None,

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from trsp_core.schema.events import Event
+
+T = TypeVar("T")
 
 STEP, ROUND = "step", "round"  # entries in the metadata of the files that a run resumes from
 
@@ -23,6 +30,7 @@ class Past:
         round: how many rounds of stage 1 the layer weights in `rounds` have behind them, in the choice that broke off;
             0 where that choice is made anew.
         rounds: the file of stage 1; None where there is none.
+        round_steps: how many steps of stage 1 the layer weights in `rounds` have behind them.
     """
 
     next_event: int = 0
@@ -33,3 +41,16 @@ class Past:
     checkpoint: Path | None = None
     round: int = 0
     rounds: Path | None = None
+    round_steps: int = 0
+
+
+def fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
+    """Run `story` and return its value. Its events are passed on if it is `fresh`: an earlier run has not told them."""
+    with contextlib.closing(story):
+        while True:
+            try:
+                event = next(story)
+            except StopIteration as end:
+                return end.value
+            if fresh:
+                yield event

@@ -16,22 +16,37 @@ from trsp_core.schema.events import LayerChosen, StageOneStepped
 
 def choose(lab, config, count):
     """The K layers of P in order of choice. From round to round s goes on from where it is. W stays as it is, unless
-    `config.learn_weights`."""
+    `config.learn_weights`. Rates, lambda_1, the steps of a round and K are those of the moment: `lab.steering`."""
     import torch
 
     s = torch.ones(lab.n_layers, device=lab.device, requires_grad=True)
     W = list(lab.model.parameters()) if config.learn_weights else []
-    groups = [{"params": [s], "lr": config.stage1_lr}]
-    if W:
-        groups.append({"params": W, "lr": config.stage1_weight_lr})
+    groups = [{"params": parameters} for parameters in ([s], W) if parameters]
     optimizer = torch.optim.Adam(groups, fused=bool(W))
     record = {}
     with torch.no_grad():
         s[lab.gone] = 0.0
     finished, P = lab.rounds.begin(s, optimizer)
-    rounds = 1 if config.one_shot else count
+    round_ = max(finished, len(lab.gone))
+    step = lab.rounds.steps or round_ * config.stage1_steps
+
+    def now():
+        return lab.steering.now(config)
+
+    def left():
+        """How many layers are still to be chosen."""
+        return lab.steering.layers(config, count, lab.n_layers) - len(P)
+
+    def round_steps():
+        return now().stage1_steps if left() > 0 else 0
+
+    def pace(step):
+        for group, rate in zip(optimizer.param_groups, (now().stage1_lr, now().stage1_weight_lr), strict=False):
+            group["lr"] = rate
+
     with lab.learning(W), lab.stepping():
-        for round_ in range(max(finished, len(lab.gone)) + 1, len(lab.gone) + rounds + 1):
+        while left() > 0:
+            round_ += 1
             free = [i for i in lab.unprotected(config) if i not in P]
 
             def loss(ids, free=free):
@@ -40,20 +55,19 @@ def choose(lab, config, count):
                 record["lm"], record["l1"] = lm.detach(), l1.detach()
                 if config.l1 == "proximal":  # the l1 term acts after the step instead
                     return lm
-                return lm + config.lambda_1 * l1
+                return lm + now().lambda_1 * l1
 
             def project(free=free):
                 if config.l1 == "proximal":
-                    s[free] = soft_threshold(s[free], config.stage1_lr * config.lambda_1)
+                    s[free] = soft_threshold(s[free], now().stage1_lr * now().lambda_1)
                 s[P] = 0.0  # else Adam's momentum would move them on
 
             with lab.gated(s, config.gate, free), lab.skipped(P):
-                first = (round_ - 1) * config.stage1_steps + 1
-                seed = config.seed * 1009 + round_
-                steps = lab.fit(optimizer, loss, config.stage1_steps, seed, "stage 1", after=project, first=first)
+                seed, first = config.seed * 1009 + round_, step + 1
+                steps = lab.fit(optimizer, loss, round_steps, seed, "stage 1", pace, after=project, first=first)
                 for step in steps:
                     yield StageOneStepped(step, round_, record["lm"].item(), record["l1"].item(), s.tolist())
-            for _ in range(count if config.one_shot else 1):
+            for _ in range(left() if config.one_shot else min(left(), 1)):
                 yield _take_smallest(lab, config, s.tolist(), P, round_)
             lab.rounds.keep(round_, s, optimizer, P)
     return P
