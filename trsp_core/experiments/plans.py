@@ -232,14 +232,16 @@ def config_of(plan: Plan, variation: Variation, done: Mapping[str, RunState]) ->
 
 
 def find(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run | None:
-    """The newest run of this variation with these settings, however it ended. A setting that is younger than the run
-    counts with its default."""
+    """The newest run of this variation with these settings, however it ended; none that was steered while it ran. A
+    setting that is younger than the run counts with its default."""
     mine = (plan.name, variation.name)
-    return next((run for run in store.runs() if belongs(run) == mine and _settings(run) == config), None)
+    runs = (run for run in store.runs() if belongs(run) == mine and _settings(run) == config)
+    return next((run for run in runs if run.waits_or_runs() or not run.summary()["turns"]), None)
 
 
 def finished(runs: Sequence[Run]) -> dict[RunConfig, Run]:
-    """For each settings the newest run that has finished, whichever plan it belongs to.
+    """For each settings the newest run that has finished, whichever plan it belongs to; none that was steered while it
+    ran, since its settings do not say what it did.
 
     Args:
         runs: newest first.
@@ -247,7 +249,7 @@ def finished(runs: Sequence[Run]) -> dict[RunConfig, Run]:
     newest = {}
     for run in reversed(runs):
         config = _settings(run)
-        if config and run.summary()["ended"] == "finished":
+        if config and (figures := run.summary())["ended"] == "finished" and not figures["turns"]:
             newest[config] = run
     return newest
 
@@ -280,8 +282,10 @@ def earlier_ends(plan: Plan, runs: Sequence[Run]) -> Ends:
     known = Ends()
     for run in runs:
         name, variation = belongs(run) or ("", "")
-        if name == plan.name and variation not in known and (state := run.state()).ended == "finished":
-            known[variation] = run, state
+        if name == plan.name and variation not in known:
+            state = run.state()
+            if state.ended == "finished" and not state.turns:
+                known[variation] = run, state
     return known
 
 

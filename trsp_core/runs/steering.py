@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from pathlib import Path
 
-from trsp_core import formatting
+from trsp_core import formatting, paths
 from trsp_core.errors import TrspError, refuse
 from trsp_core.pruning import validate
 from trsp_core.runs import limits
@@ -59,20 +60,29 @@ def ask(run: Run, wanted: Sequence[Turn], state: RunState | None = None, bounds:
         raise TrspError(f"Run {run.id} is not running, so nothing of it can be turned.", "Resume it first, if it can be.")
     config = run.config()
     for turn in wanted:
-        check(turn, config, state, bounds, run)
+        check(turn, config, state, bounds, run.folder.parent)
     _write(run, wanted)
 
 
-def schedule(run: Run, wanted: Sequence[Turn]) -> None:
-    """Let a run that has not begun turn knobs at the steps that `wanted` names. Raises TrspError as `ask` does."""
+def schedule(run: Run, wanted: Iterable[Turn]) -> None:
+    """Let a run that has not begun turn knobs at the steps that `wanted` names.
+
+    Raises:
+        TrspError: its folder cannot be written.
+    """
+    _write(run, list(wanted))
+
+
+def refuse_scheduled(config: RunConfig, wanted: Sequence[Turn]) -> None:
+    """Raises TrspError: a knob in `wanted` does nothing in a run of `config`, or its value is out of bounds."""
     for turn in wanted:
-        check(turn, run.config(), RunState(), limits.current(), run)
-    if wanted:
-        _write(run, wanted)
+        check(turn, config, RunState(), limits.current(), paths.runs_root())
 
 
 def _write(run: Run, wanted: Sequence[Turn]) -> None:
     """All lines at once, so that no reader meets a part of one; a torn line before them is ended."""
+    if not wanted:
+        return
     file = run.folder / "steer.jsonl"
     lines = "".join(f"{turns.to_line(turn)}\n" for turn in wanted).encode()
     try:
@@ -96,9 +106,9 @@ def is_waiting(run: Run) -> bool:
         return False
 
 
-def check(turn: Turn, config: RunConfig, state: RunState, bounds: Limits, run: Run) -> None:
+def check(turn: Turn, config: RunConfig, state: RunState, bounds: Limits, root: Path) -> None:
     """Raises TrspError: this turn would do nothing in a run of `config` that stands where `state` says, or is out of
-    bounds."""
+    bounds. `root` is the folder of runs."""
     turns.check(turn)
     if turn.name in (turns.PAUSE, turns.GO, turns.STEP):
         return
@@ -110,7 +120,7 @@ def check(turn: Turn, config: RunConfig, state: RunState, bounds: Limits, run: R
     if not turn.stage and (reason := _impossible(turn, now, state)):
         raise TrspError(reason, "It is left as it is.")
     wanted = turns.applied(now, {turn.name: turns.read(turn.name, turn.value)})
-    refuse([*validate.check(wanted, n_layers), *bounds.check_run(wanted, run.folder.parent)])
+    refuse([*validate.check(wanted, n_layers), *bounds.check_run(wanted, root)])
 
 
 def plain(turn: Turn, state: RunState) -> Turn:
@@ -273,7 +283,7 @@ class Helm:
                 yield self._turned(turns.PAUSE, int(self._state.paused), int(not self._state.paused), request)
         else:
             try:
-                check(turn, self._config, self._state, self._bounds, self._run)
+                check(turn, self._config, self._state, self._bounds, self._run.folder.parent)
                 turn = plain(turn, self._state)
             except TrspError as error:
                 yield from self._refuse(f"{turn.name}. {error.message}")

@@ -133,8 +133,12 @@ def course(config: RunConfig, history: Iterable[KnobTurned], name: str, steps: i
 
 def command(config: RunConfig, history: Sequence[KnobTurned]) -> str:
     """The shell command that repeats a run with all that was turned in it."""
-    words = [f"--steer {turn.stage}:{turn.step}:{turn.name}={turn.after}" for turn in history if turn.name in STAGE_OF]
-    return " ".join([config.as_command(), *words])
+    return " ".join([config.as_command(), *(f"--steer {word(turn)}" for turn in history)])
+
+
+def word(turn: KnobTurned) -> str:
+    """What `from_word` reads: `1:7:lambda_1=0.1`."""
+    return f"{turn.stage}:{turn.step}:{turn.name}={turn.after}"
 
 
 def label(turn: KnobTurned) -> str:

@@ -151,6 +151,9 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
         y = height(value)
         rows += [_row("level", x, y, fate=name) for x in (FROM, TO)]
         rows.append(_row("level-name", FROM, y, label, fate=name))
+    for step, label in frames.marks(state, 2):
+        x = FROM + (TO - FROM) * min(step / last, 1.0)
+        rows += [_row("turn", x, LOW, x2=x, y2=TOP), _row("turn-name", x, LOW, label)]
     spots = [(FROM + (TO - FROM) * step / last, height(value)) for step, value in now]
     rows += [_row("curve", x, y, fate="deleted now", path=n) for n, (x, y) in enumerate(spots)]
     if spots:
@@ -185,6 +188,8 @@ def spec(theme: str) -> Spec:
         "fewer": _text(base, palette.ink, 18).encode(text="label:N"),
         "level": base.mark_line(strokeWidth=2.5, strokeDash=[7, 5]).encode(color=colour, detail="fate:N"),
         "level-name": _text(base, palette.ink, 15, align="left", dy=-11).encode(text="label:N"),
+        "turn": base.mark_rule(strokeWidth=1.5, strokeDash=[2, 3], color=palette.ink).encode(x2="x2:Q", y2="y2:Q"),
+        "turn-name": _text(base, palette.ink, 13, align="left", weight="normal", dx=5, dy=-4).encode(text="label:N"),
         "curve": base.mark_line(strokeWidth=4, interpolate="monotone").encode(color=colour, order="path:Q"),
         "dot": base.mark_point(filled=True, size=190).encode(color=colour),
         "now-left": _text(base, palette.ink, 17, align="left", dy=24).encode(text="label:N"),

@@ -66,6 +66,8 @@ def summary(state: RunState, config: RunConfig, live: bool) -> None:
         headline = f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)})"
         if state.narrowed:
             headline = f"**No layer is gone, all {total} are narrower** ({state.narrowed.sentence})"
+        if state.turns:
+            headline += f" {words.STEERED}"
         st.markdown(
             f"{headline}: {formatting.parameters(after)} parameters instead of {formatting.parameters(before)}, "
             f"{words.share(before - after, before)} fewer."

@@ -61,6 +61,8 @@ DOMAINS = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
 TEXTS = {"wikipedia": "Wikipedia", "news": "news stories", "wikitext2": "WikiText-2", "c4": "C4"}
 
+STEERED = ":violet-badge[:material/tune: Steered]"  # of a run whose knobs were turned while it ran
+
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])")
 _JOINED = re.compile(r"(?<=:)(?=/|material|streamlit)|(?<=www)(?=\.)|(?=@)|(?<=[-<>=~])(?=[-<>=])", re.IGNORECASE)
 
