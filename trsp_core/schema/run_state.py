@@ -371,10 +371,10 @@ def _(event: events.KnobTurned, state: RunState) -> None:
         state.paused = event.after > 0
     elif event.name in turns.STAGE_OF:
         state.turns.append(event)
-        _plan_anew(event, state)
+        _reckon_anew(event, state)
 
 
-def _plan_anew(event: events.KnobTurned, state: RunState) -> None:
+def _reckon_anew(event: events.KnobTurned, state: RunState) -> None:
     """Let the forecast and what the phase counts up to follow from steps or layers that were turned."""
     name = "transfer" if turns.STAGE_OF[event.name] == 2 else "choose"
     units = state.units if state.phase == name else 0

@@ -33,19 +33,19 @@ def choose(lab, config, count):
     def now():
         return lab.steering.now(config)
 
-    def left():
+    def missing():
         """How many layers are still to be chosen."""
         return lab.steering.layers(config, count, lab.n_layers) - len(P)
 
     def round_steps():
-        return now().stage1_steps if left() > 0 else 0
+        return now().stage1_steps if missing() > 0 else 0
 
     def pace(step):
         for group, rate in zip(optimizer.param_groups, (now().stage1_lr, now().stage1_weight_lr), strict=False):
             group["lr"] = rate
 
     with lab.learning(W), lab.stepping():
-        while left() > 0:
+        while missing() > 0:
             round_ += 1
             free = [i for i in lab.unprotected(config) if i not in P]
 
@@ -67,7 +67,7 @@ def choose(lab, config, count):
                 steps = lab.fit(optimizer, loss, round_steps, seed, "stage 1", pace, after=project, first=first)
                 for step in steps:
                     yield StageOneStepped(step, round_, record["lm"].item(), record["l1"].item(), s.tolist())
-            for _ in range(left() if config.one_shot else min(left(), 1)):
+            for _ in range(missing() if config.one_shot else min(missing(), 1)):
                 yield _take_smallest(lab, config, s.tolist(), P, round_)
             lab.rounds.keep(round_, s, optimizer, P)
     return P
