@@ -114,7 +114,7 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
             st.metric(f"If deleted now, on {few} of {whole} blocks", value)
         st.metric("Time so far" if not state.ended else "Time", formatting.duration(state.at))
     if state.turns:
-        st.caption(f"{words.STEERED} {words.plain(turns.account(state.turns))}")
+        st.caption(words.plain(turns.account(state.turns)))
 
 
 def config_of(run: Run) -> RunConfig | None:

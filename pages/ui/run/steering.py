@@ -89,21 +89,30 @@ def _knobs(run: Run, config: RunConfig, state: RunState) -> None:
         st.caption("There is no knob any more that would change something in this run.")
         return
     st.caption("A knob is taken at the next step. Then this is a steered run: no plan and no evidence counts it.")
-    for name in names:
-        count = sum(turn.name == name for turn in state.turns)
-        key = f"knob-{run.id}-{name}-{count}"  # a new field once it was turned, by whomever
-        how = {"key": key, "on_change": _turn, "args": (run, name, key, state.model.n_layers if state.model else 0)}
-        if name == "ratio" and state.model:
-            depth = state.model.n_layers
-            st.number_input("Layers to remove", 1, depth - 1, layers_to_remove(now.ratio, depth), 1, **how)
-            continue
-        knob, value = KNOBS[name], getattr(now, name)
-        low, high = knob.kind(knob.low or 0), knob.kind(knob.high or 0)
-        if knob.kind is int:
-            st.number_input(knob.label, low, high, max(value, low), 1, help=knob.help, **how)
-        else:
-            step = value / 10 or high / 1000
-            st.number_input(knob.label, low, high, value, step, format=formatting.C_SETTING, help=knob.help, **how)
+    stages = sorted({turns.STAGE_OF[name] for name in names})
+    for column, stage in zip(st.columns(len(stages)), stages, strict=True):
+        with column:
+            st.markdown(f"**Stage {stage}**")
+            for name in names:
+                if turns.STAGE_OF[name] == stage:
+                    _field(run, name, now, state)
+
+
+def _field(run: Run, name: str, now: RunConfig, state: RunState) -> None:
+    """The field of one knob."""
+    depth, knob = state.model.n_layers if state.model else 0, KNOBS[name]
+    count = sum(turn.name == name for turn in state.turns)
+    key = f"knob-{run.id}-{name}-{count}"  # a new field once it was turned, by whomever
+    how = {"key": key, "on_change": _turn, "args": (run, name, key, depth)}
+    if name == "ratio":
+        st.number_input("Layers to remove", 1, depth - 1, layers_to_remove(now.ratio, depth), 1, **how)
+        return
+    low, high, value = knob.kind(knob.low or 0), knob.kind(knob.high or 0), getattr(now, name)
+    if knob.kind is int:
+        st.number_input(knob.label, low, high, max(value, low), 1, help=knob.help, **how)
+    else:
+        step = value / 10 or high / 1000
+        st.number_input(knob.label, low, high, value, step, format=formatting.C_SETTING, help=knob.help, **how)
 
 
 def _turn(run: Run, name: str, key: str, n_layers: int) -> None:
