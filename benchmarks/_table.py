@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from trsp_core.evaluation import intervals
-from trsp_core.experiments import grid_results, plan_results
+from trsp_core.experiments import grid_results, lost_steps, plan_results
 from trsp_core.schema.events import DOMAINS
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,17 @@ def ratio_table() -> list[str]:
     return lines
 
 
+def lost_steps_table() -> list[str]:
+    """What a step of fading is worth, by the recorded sweeps, in both domains; and in sentences."""
+    sweep, (first, *heads) = lost_steps.recorded(), lost_steps.HEADS
+    lines = [f"| {' | '.join([first, 'domain', *heads])} |", "|---" * (len(heads) + 2) + "|"]
+    laws = {domain: lost_steps.of_sweep(sweep, domain) for domain in DOMAINS}
+    for domain, arms in laws.items():
+        for arm, *cells in lost_steps.table(arms):
+            lines.append(f"| {' | '.join([arm, lost_steps.DOMAIN_NAMES[domain], *cells])} |")
+    return [*lines, "", *textwrap.wrap(" ".join(lost_steps.sentences(laws)), 120)]
+
+
 def _figures(row: dict[str, Any]) -> str:
     lower = row["better"] == "lower"
     reached = row["ratio"] <= row["aim"] if lower else row["ratio"] >= row["aim"]
@@ -105,6 +117,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             f"<!-- evidence: methods, {made} -->": evidence_table("methods"),
             f"<!-- evidence: transfers, {made} -->": evidence_table("transfers"),
             f"<!-- evidence: against the control, {made} -->": ratio_table(),
+            f"<!-- evidence: lost steps, {made} -->": lost_steps_table(),
         },
     }
 

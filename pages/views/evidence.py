@@ -6,7 +6,7 @@ import streamlit as st
 
 from pages.ui.app_state import server, url_state
 from pages.ui.charts import drawing, intervals_chart
-from pages.ui.evidence import plan_runs, published, sentences, settings_tab
+from pages.ui.evidence import lost_steps, plan_runs, published, sentences, settings_tab
 from pages.ui.style import theme, words
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
@@ -89,6 +89,7 @@ for tab, plan in zip(tabs, PLANS, strict=True):
         plan_runs.panel(plan)
 with settings:
     settings_tab.tab()
+    lost_steps.section()
 with others:
     st.caption(published.SOURCE)
     st.dataframe(published.table(), hide_index=True, alt="Published perplexities and accuracies.")

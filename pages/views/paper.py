@@ -39,6 +39,9 @@ st.subheader("What the public code does not do")
 st.markdown("\n".join(f"- {fact}" for fact in departures.PUBLIC_CODE))
 st.caption(departures.SOURCE)
 
+st.subheader("Where the other methods differ from their authors' code")
+st.markdown("\n".join(f"- {difference}" for difference in departures.of_others()))
+
 st.subheader("What a reviewer would ask, and what was measured")
 st.caption("Every sentence is made from the recorded figures that the page Evidence shows, with 95 % intervals.")
 columns = st.columns(2, gap="medium")

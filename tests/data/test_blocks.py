@@ -89,6 +89,14 @@ def test_a_split_is_disjoint_whatever_is_asked_for(count, words, seed, measure, 
         seen |= ids
 
 
+def test_what_is_trained_on_does_not_depend_on_how_much_is_measured(file):
+    path, tokenizer, calibrations = file("\n\n".join(articles(40))), Words(), []
+    for measure_blocks in (2, 4, 12, 100):
+        config = settings(text=path, measure_blocks=measure_blocks)
+        calibrations.append(data.prepare(config, tokenizer).calibration.tolist())
+    assert all(blocks == calibrations[0] for blocks in calibrations)
+
+
 def test_blocks_are_what_the_events_say_of_them(file):
     path = file(tiny.text(600))
     made = data.prepare(settings(text=path, heldout="news"), tiny.tokenizer())

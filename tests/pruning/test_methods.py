@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from tests import tiny
+from tests import ROOT, tiny
 from trsp_core.errors import TrspError
 from trsp_core.perf import removal_search
 from trsp_core.pruning import methods, validate
@@ -257,10 +257,30 @@ def test_sleb_is_the_naive_greedy_search():
     _, chosen = drain(methods.get("sleb").choose(lab, config, 3))
     naive: list[int] = []
     for _ in range(3):
-        free = [i for i in range(DEPTH) if i not in naive]
+        free = [i for i in range(1, DEPTH - 1) if i not in naive]
         costs = {i: lab.loss_without([*naive, i], lab.blocks[:3]) for i in free}
         naive.append(min(free, key=lambda i: costs[i]))
     assert chosen == naive
+
+
+def test_sleb_never_takes_the_first_or_the_last_layer():
+    """Not even where they do nothing, or where no other is left."""
+    told, chosen = choose("sleb", 2, plant(tiny.build(n_layers=DEPTH), (0, DEPTH - 1)))
+    assert not {0, DEPTH - 1} & set(chosen)
+    scores = next(e for e in told if isinstance(e, LayersScored)).scores
+    assert [i for i, score in enumerate(scores) if score is None] == [0, DEPTH - 1]
+    config = validate.from_values({"method": "sleb", "ratio": 0.8, "stage2_steps": 0})
+    assert [p.knob for p in validate.check(config, n_layers=DEPTH)] == ["ratio"]
+    with pytest.raises(TrspError, match="No layer is left that SLEB may choose"):
+        choose("sleb", DEPTH - 1)
+
+
+def test_the_docs_say_where_ours_differ_from_their_authors_code():
+    page = " ".join((ROOT / "docs" / "methods.md").read_text("utf-8").split())
+    for method in methods.all_methods().values():
+        assert (f"- `{method.name}`: {method.differences}" in page) == bool(method.differences), method.name
+        if method.differences:
+            assert method.differences.endswith("."), method.name
 
 
 def test_one_shot_perplexity_takes_the_cheapest_alone():

@@ -141,7 +141,18 @@ def test_each_fitted_layer_comes_nearer_to_the_dense_state(name):
     fits = [e for e in told if isinstance(e, events.LayerRefitted)]
     assert [e.layer for e in fits] == ([0, 3, 5] if name == "refit" else [0, 3])
     assert all(e.after < e.before for e in fits)
-    assert len(edits) == len(fits)
+    assert len(edits) == (2 if name == "refit" else 1) * len(
+        fits
+    )  # attention's and the MLP's projection, or the latter
+
+
+def test_fitting_attention_too_comes_nearer_than_the_mlp_alone():
+    distances = {}
+    for part in ("all", "mlp"):
+        told, edits = repaired(lab_of(ridge=0.01, refit=part), "refit", CHOSEN)
+        distances[part] = [e.after for e in told if isinstance(e, events.LayerRefitted)]
+        assert len(edits) == len(distances[part]) * (2 if part == "all" else 1)
+    assert all(both < alone for both, alone in zip(distances["all"], distances["mlp"], strict=True))
 
 
 @pytest.mark.parametrize("chosen", [CHOSEN, [0], [0, 3], [0, 5], [0, 1, 2], [5], [1, 2, 3, 4]])
@@ -289,7 +300,8 @@ def test_equations_that_are_singular_to_rounding_are_refused_with_the_way_out():
         raise ArithmeticError("singular")
 
     with pytest.raises(TrspError) as refusal:
-        drain(refit.fitted_in_order(lab_of(), [2], [1], solve))
+        lab = lab_of()
+        drain(refit.fitted_in_order(lab, [2], [1], lambda layer: [refit.output_projection(lab, layer)], solve))
     assert "--ridge" in refusal.value.remedy
 
 

@@ -62,6 +62,7 @@ CASES = {
     "cycles": {"resume_minutes": OFTEN, "cycles": 2},
     "adapters in cycles": {"resume_minutes": OFTEN, "cycles": 2, "adapter_rank": 2},
     "delete first": {"resume_minutes": OFTEN, "control": "delete_first"},
+    "rounds that go on": {"resume_minutes": OFTEN, "stage1_stretch": 3, "stage1_average": 2},
     "W learns in stage 1": {"resume_minutes": OFTEN, "learn_weights": True},
     "no stage 2": {"stage2_steps": 0, "method": "shortgpt"},
     "merged layers": {"resume_minutes": OFTEN, "method": "laco", "control": "delete_first"},

@@ -1,15 +1,17 @@
 """Cuts articles into blocks of tokens, split by article, so that nothing that is measured was ever trained on.
 
-The articles of each text are put in a seeded order. Those for measuring are taken first, then those for calibration
-from what is left; either takes at most a sixteenth of the tokens that it needs from one article. The articles taken for
-one purpose are joined, a blank line ("\\n\\n") between two, and cut into blocks. Each block begins as the tokenizer
-begins a text (`special_tokens`: with BOS in Gemma, OPT and others), and none is closed as a text is. Names of special
-tokens that stand in an article are read as ordinary letters.
+The articles of each text are put in a seeded order. The first of them, a quarter of the text, are set aside for
+measuring, and calibration takes from the others: so what a model is trained on does not depend on how many blocks are
+measured. Either takes at most a sixteenth of the tokens that it needs from one article. The articles taken for one
+purpose are joined, a blank line ("\\n\\n") between two, and cut into blocks. Each block begins as the tokenizer begins
+a text (`special_tokens`: with BOS in Gemma, OPT and others), and none is closed as a text is. Names of special tokens
+that stand in an article are read as ordinary letters.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,7 @@ from trsp_core.schema.events import TextPrepared
 if TYPE_CHECKING:
     import torch
 
+MEASURED = 0.25  # share of a text, in characters, that each domain measured on it sets aside
 SPREAD = 16  # at most 1/16 of the tokens for one purpose come from one article, as long as there are others
 
 Encode = Callable[[str], list[int]]  # the token ids of a text, without any before or after it
@@ -167,9 +170,9 @@ def cut(config: RunConfig, corpus_of: dict[str, Corpus], encode: Encode, prefix:
     pools = {id(source): shuffled(source, config.seed) for _, _, source in sources}
     sides: list[_Side] = []
     for n, (domain, role, source) in enumerate(sources):
-        later = sum(other is source for _, _, other in sources[n + 1 :])  # how many others still need a part of it
+        shared = any(other is source for _, _, other in sources[n + 1 :])  # others still need a part of it
         pool = pools[id(source)]
-        limit = sum(map(len, pool)) // (later + 1) if later else None
+        limit = int(MEASURED * sum(map(len, source))) if shared else None
         most_blocks = config.measure_blocks if role == "measure" else config.calibration_blocks
         length = config.measure_length if role == "measure" else config.block_length
         if length <= len(prefix) + 1:
@@ -180,9 +183,14 @@ def cut(config: RunConfig, corpus_of: dict[str, Corpus], encode: Encode, prefix:
         blocks, article_count, token_count = _fill(pool, most_blocks, length, limit, encode, prefix)
         if not blocks:
             raise _too_short(_text_of(config, domain), token_count, length, f"tokens for {_ROLES[role]}")
-        del pool[:article_count]
+        del pool[: max(article_count, _articles_within(pool, limit or 0))]
         sides.append(_Side(domain, role, length, blocks, article_count))
     return sides
+
+
+def _articles_within(pool: list[str], limit: int) -> int:
+    """How many of the first articles of `pool` have at most `limit` characters together."""
+    return sum(total <= limit for total in itertools.accumulate(map(len, pool)))
 
 
 def _source(corpus: Corpus, role: str) -> tuple[str, ...]:

@@ -148,8 +148,12 @@ class _Cost:
         if not method.trains:
             return 0.05 + read
         rounds = [0] if c.one_shot else list(range(self.removed))
-        passes = 3.0 if c.learn_weights else 2.0
-        return sum(c.stage1_steps * self.step(passes, r, c.learn_weights) for r in rounds)
+        passes, steps = 3.0 if c.learn_weights else 2.0, methods.most_steps(c, 1)
+        listed = c.shortlist if c.shortlist > 1 and method.name == "trsp" else 0
+        scored = c.score_blocks * c.block_length * listed * (self.removed if c.one_shot else 1)
+        return sum(
+            steps * self.step(passes, r, c.learn_weights) + self.forward(scored, c.block_length, r + 1) for r in rounds
+        )
 
     def training_step(self) -> float:
         """A step of stage 2, the mean of those that run the chosen layers and those that skip them: forward and
@@ -237,7 +241,8 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     learns = config.stage2_steps > 0 or (config.learn_weights and methods.get(config.method).trains)
     tokens = config.batch_blocks * config.block_length
     a_layer = 12 * facts.width + 1.5 * max(facts.layer_parameters) / facts.width  # kept for the backward pass, a token
-    steps = learns or methods.get(config.method).trains
+    passes = methods.get(config.method).pass_counts
+    steps = learns or methods.get(config.method).trains or passes.slopes
     held_layers = 1 if config.recompute else facts.n_layers
     activations = tokens * (held_layers * a_layer + facts.n_layers * facts.width) * size if steps else 0
     if config.adapter_rank and config.stage2_steps:
@@ -256,10 +261,10 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
         # Values, gradients and two moments, 4 bytes each; a layer's linear maps, in and out, are some 20 D wide.
         optimizer_bytes = 4 * 4 * config.adapter_rank * 20 * facts.width * facts.n_layers
     twins = weights if methods.get(config.method).narrow else 0  # the narrowed layers, and before them the gradients
-    states = 0.0
-    if methods.get(config.method).pass_counts.keeps:
-        scored = config.score_blocks * config.block_length * facts.width * size
-        states = min(budget.SEARCH_ROOM, scored * facts.n_layers**2 / 2)
+    scored = config.score_blocks * config.block_length
+    states = min(budget.SEARCH_ROOM, scored * facts.width * size * facts.n_layers**2 / 2) if passes.keeps else 0.0
+    if passes.predicts:
+        states += 4.0 * scored * facts.vocabulary
     cost = transfers.get(config.transfer).cost
     pool = config.calibration_blocks * config.block_length
     hidden = mlp_width(facts)

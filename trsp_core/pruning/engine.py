@@ -267,9 +267,8 @@ def _choose(study: Study, count: int, begun: bool) -> Events:
     """Choose `count` more layers for P. The choice is `begun` where a run broke off in the middle of it."""
     method, lab, config = study.method, study.lab, study.config
     if not begun:
-        rounds = 1 if config.one_shot else lab.steering.layers(config, count, lab.n_layers)
-        steps = lab.steering.now(config).stage1_steps * rounds
         units = methods.UNITS if method.pass_counts != methods.PassCounts() else 0
+        steps = methods.most_steps(lab.steering.now(config), lab.steering.layers(config, count, lab.n_layers))
         yield ev.PhaseStarted("choose", steps if method.trains else units)
     with hooks.skipped(study.stack, lab.gone):
         study.chosen = [*lab.gone, *(yield from method.choose(lab, config, count))]

@@ -122,7 +122,8 @@ def _check_depth(config: RunConfig, n_layers: int, manual_layers: list[int] | No
             f"Choose less than {formatting.figure((n_layers - 0.5) / n_layers)}.",
         )
         return
-    free = n_layers - config.protect_first - config.protect_last
+    ends = methods.get(config.method).ends
+    free = n_layers - max(config.protect_first, ends) - max(config.protect_last, ends)
     # Without neighbours, each greedy choice can take up to three candidates away.
     most = max(0, (free + 2) // 3) if config.no_neighbours else max(0, free)
     if count > most:

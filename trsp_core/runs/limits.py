@@ -219,6 +219,8 @@ DEMO = Limits(
     parameters=300_000_000,
     highest={
         "stage1_steps": 20,
+        "stage1_stretch": 4,
+        "shortlist": 8,
         "stage2_steps": 120,
         "cycles": 4,
         "batch_blocks": 4,

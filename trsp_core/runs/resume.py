@@ -52,7 +52,6 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
         run.checkpoint_file if restart_step else None,
         round_ if round_counts else 0,
         run.rounds_file if round_counts else None,
-        max((e.step for _, _, e in earlier if isinstance(e, events.StageOneStepped)), default=0) if round_counts else 0,
     )
 
 

@@ -142,8 +142,8 @@ class RunConfig:
         low=1,
         high=100000,
         unit="blocks",
-        help="How many calibration blocks the methods that score layers read (all but TRSP, masks, random, last, "
-        "magnitude and manual). Higher: scores depend less on the sample, and take more time.",
+        help="How many calibration blocks the methods that score layers read (all but masks, random, last, magnitude and "
+        "manual; TRSP where it has a shortlist). Higher: scores depend less on the sample, and take more time.",
     )
     gate: str = knob(
         "branch",
@@ -163,6 +163,38 @@ class RunConfig:
         unit="steps",
         help="Gradient steps before each choice. Higher: a better-founded choice, and more time.",
         paper="algorithm 1",
+    )
+    stage1_average: int = knob(
+        1,
+        label="Steps that a choice is averaged over",
+        group="stage 1",
+        low=1,
+        high=10000,
+        unit="steps",
+        help="What is compared is the mean of each layer weight over the last so many steps of its round. Higher: the "
+        "choice hangs less on the last blocks, and more on weights from before. 1: the weights as they are.",
+    )
+    stage1_stretch: int = knob(
+        1,
+        label="Longest round",
+        group="stage 1",
+        low=1,
+        high=100,
+        unit="times",
+        help="A round takes its steps again, at most so many times, while the margin between the smallest weight and "
+        "the next one is within its noise. Higher: near ties get more steps, clear choices do not. 1: each round has "
+        "the same steps.",
+    )
+    shortlist: int = knob(
+        1,
+        label="Shortlist of a round",
+        group="stage 1",
+        low=1,
+        high=1000,
+        unit="layers",
+        help="Of so many layers with the smallest weights, each round takes the one without which the scored blocks' "
+        "loss is lowest. Higher: less is left to chance, and more time. 1: the smallest weight decides, as in the "
+        "paper.",
     )
     stage1_lr: float = knob(
         0.02,
@@ -225,6 +257,14 @@ class RunConfig:
         log=True,
         help="For transfers that solve for weights: how strongly the old ones are held on to, over the mean energy of "
         "what they read. Higher: the weights change less, and less of one text is learnt by heart.",
+    )
+    refit: str = knob(
+        "all",
+        label="What refit solves for",
+        group="stage 2",
+        choices=("all", "mlp"),
+        help="all: the output projections of attention and of the MLP in each kept layer, one after the other. mlp: "
+        "the MLP's alone, in three quarters of the time.",
     )
     control: str = knob(
         "none",

@@ -108,14 +108,11 @@ class Rounds:
         run: the run folder; with None nothing is written.
         config: with `config.resume_minutes` 0 nothing is written.
         past: of a run that broke off, whose file is to be read.
-
-    Attributes:
-        steps: how many steps the layer weights that `begin` has read from a file have behind them; else 0.
     """
 
     def __init__(self, run: RunFolder | None = None, config: RunConfig | None = None, past: Past | None = None):
         self._run = run if config and config.resume_minutes and not config.learn_weights else None
-        self._past, self.steps = past or Past(), 0
+        self._past = past or Past()
 
     def begin(self, s: Tensor, optimizer: torch.optim.Optimizer) -> tuple[int, list[int]]:
         """Begin a choice of layers. Returns how many of its rounds are over, and the layers P that these chose.
@@ -129,7 +126,6 @@ class Rounds:
         from safetensors import SafetensorError, safe_open
 
         past, self._past = self._past, Past()
-        self.steps = past.round_steps
         if not past.rounds:
             return 0, []
         try:

@@ -30,7 +30,6 @@ class Past:
         round: how many rounds of stage 1 the layer weights in `rounds` have behind them, in the choice that broke off;
             0 where that choice is made anew.
         rounds: the file of stage 1; None where there is none.
-        round_steps: how many steps of stage 1 the layer weights in `rounds` have behind them.
     """
 
     next_event: int = 0
@@ -41,7 +40,6 @@ class Past:
     checkpoint: Path | None = None
     round: int = 0
     rounds: Path | None = None
-    round_steps: int = 0
 
 
 def fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:

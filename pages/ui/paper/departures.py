@@ -9,7 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from pages.ui.app_state import session
+from pages.ui.style import words
 from trsp_core import formatting
+from trsp_core.pruning import methods
 from trsp_core.schema.config import KNOBS, PRESETS
 
 ROWS = (  # what, knob, in the paper, why
@@ -65,6 +67,11 @@ def markdown() -> str:
     rows = [(what, f"`{KNOBS[name].flag}`", theirs, _ours(name), why) for what, name, theirs, why in ROWS]
     head = ("", "flag", "the paper", "here", "why"), ("---",) * 5
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *rows))
+
+
+def of_others() -> list[str]:
+    """A line a method whose code here differs from its authors', as the method says itself."""
+    return [f"**{m.title}**: {words.plain(m.differences)}" for m in methods.all_methods().values() if m.differences]
 
 
 def _ours(name: str) -> str:

@@ -78,7 +78,7 @@ EQUATIONS = (
         "After some steps the layer of the smallest weight of those left is chosen and skipped from then on, so that "
         "the others feel its absence before the next one goes. They sink on: the last one chosen may lie far below the "
         "first, and a layer that stays below both.",
-        ("one_shot", "no_neighbours"),
+        ("one_shot", "no_neighbours", "stage1_average", "stage1_stretch"),
         "“Stage 1”: the dots, and the sentence with the margin to the runner-up",
         (("pruning/methods/trsp.py", "_take_smallest"),),
     ),

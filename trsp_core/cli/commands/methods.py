@@ -7,6 +7,6 @@ from trsp_core.pruning import methods
 
 @command("methods")
 def main(as_json: bool) -> None:
-    fields = ("name", "title", "summary", "paper")
+    fields = ("name", "title", "summary", "paper", "differences")
     rows = [{field: getattr(method, field) for field in fields} for method in methods.all_methods().values()]
     output.show_either(rows, output.sentences(rows), as_json)

@@ -43,6 +43,8 @@ class PassCounts:
         each_pair: passes over them for each of the L layers in each of the K rounds.
         pool: passes over all calibration blocks.
         keeps: whether hidden states of the scored blocks are kept meanwhile, up to `perf.budget.SEARCH_ROOM` bytes.
+        predicts: whether the dense model's probabilities at all of the scored blocks' tokens are kept meanwhile.
+        slopes: whether gradients are taken, so that what happens in a pass is kept for the way back.
     """
 
     once: float = 0.0
@@ -50,6 +52,8 @@ class PassCounts:
     each_pair: float = 0.0
     pool: float = 0.0
     keeps: bool = False
+    predicts: bool = False
+    slopes: bool = False
 
     def over_sample(self, n_layers: int, count: int) -> float:
         """Passes over the scored blocks in all, where K = `count` of L = `n_layers` are to go."""
@@ -65,12 +69,14 @@ class Method:
         title: its name for people.
         paper: citation; "" for a control of our own.
         summary: one sentence: by what the layers are chosen.
+        differences: sentences: where it differs from its authors' code, or from their paper; "" where none is known.
         choose: called with a `Lab`, the config and K; a generator of events that returns the chosen layers in order of
             choice. It leaves the model bit-identical, also when closed in the middle, unless the config lets the
             weights learn (`learn_weights`).
         trains: it takes gradient steps on weights of layers, as the settings of stage 1 say.
         pass_counts: the passes that it makes beside those steps, for the forecast.
         contiguous: it chooses one run of neighbouring layers.
+        ends: so many layers at each end are never chosen, whatever is protected beside them.
         reads_weights: it reads or changes the weights themselves, or takes gradients by them: not possible on packed
             ones.
         rewrite: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values
@@ -86,9 +92,11 @@ class Method:
     paper: str
     summary: str
     choose: Callable[[Lab, RunConfig, int], Choice]
+    differences: str = ""
     trains: bool = False
     pass_counts: PassCounts = PassCounts()
     contiguous: bool = False
+    ends: int = 0
     reads_weights: bool = False
     rewrite: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
     narrow: Callable[[Lab, RunConfig, int], Narrowing] | None = None
@@ -160,6 +168,12 @@ def check(config: RunConfig) -> list[Problem]:
             f"The method {method.name} removes no layer, so there is none whose knowledge could move before.",
             "Set --stage2-steps 0, or --control delete_first to train the narrowed model.",
         )
+    if config.cycles > 1 and config.stage1_stretch > 1:
+        wrong(
+            "stage1_stretch",
+            "Cycles share out steps whose number is known before; rounds that go on have none.",
+            "Set --stage1-stretch 1, or --cycles 1.",
+        )
     for name in ("protect_first", "protect_last", "no_neighbours"):
         if method.narrow and getattr(config, name):
             wrong(
@@ -168,6 +182,12 @@ def check(config: RunConfig) -> list[Problem]:
                 f"Set {KNOBS[name].flag} {'false' if name == 'no_neighbours' else 0}, or choose another method.",
             )
     return problems
+
+
+def most_steps(config: RunConfig, count: int) -> int:
+    """How many steps the choice of `count` layers takes at most, for a method that `trains`."""
+    stretch = config.stage1_stretch if config.method == "trsp" else 1
+    return config.stage1_steps * stretch * (1 if config.one_shot else count)
 
 
 def progressed(done: float, whole: float) -> Progressed:

@@ -80,6 +80,10 @@ METHOD = Method(
     title="LaCo, merging",
     paper="LaCo: Large Language Model Pruning via Layer Collapse, arXiv:2402.11187",
     summary="Layers are merged into the one below, where that keeps the model's last hidden state most similar.",
+    differences="Its authors walk down from the top and merge runs of several layers wherever a threshold of "
+    "similarity allows; here K is given, and each round makes the one merge that changes the model least. They "
+    "compare the last states as one long vector, behind the final norm; here token by token, before it. They leave "
+    "the norms of the layer below as they are; here those are merged too.",
     choose=choose,
     pass_counts=PassCounts(once=1, each_pair=0.5),
     rewrite=rewrite,

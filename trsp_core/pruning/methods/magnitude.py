@@ -22,6 +22,7 @@ METHOD = Method(
     title="Weight magnitude",
     paper="Shortened LLaMA, arXiv:2402.02834",
     summary="The layers with the smallest weights, whatever the text.",
+    differences="Its authors count the weights of the norms too; here matrices alone.",
     choose=choose,
     reads_weights=True,
 )

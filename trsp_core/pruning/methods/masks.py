@@ -74,6 +74,8 @@ METHOD = Method(
     title="Learned masks",
     paper="Sheared LLaMA, arXiv:2310.06694",
     summary="Random gates on all layers learn to close until the wanted number is shut.",
+    differences="Its paper trains the model's weights along, and masks heads and channels too; here the gates of whole "
+    "layers learn alone.",
     choose=choose,
     trains=True,
 )

@@ -97,6 +97,8 @@ METHOD = Method(
     title="ReplaceMe, linear map",
     paper="ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization, arXiv:2505.02819",
     summary="A run of neighbouring layers makes way for a linear map, fitted to do what the run did.",
+    differences="Its authors score a run by the last token of each block; here by all tokens. The ridge that pulls the "
+    "map towards plain deletion is ours.",
     choose=choose,
     pass_counts=PassCounts(once=1, pool=1),
     contiguous=True,

@@ -30,6 +30,8 @@ METHOD = Method(
     title="ShortGPT, block influence",
     paper="ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, arXiv:2403.03853",
     summary="The layers whose output points most nearly where their input does.",
+    differences="Its authors score the last layer by what leaves the final norm behind it; here by what leaves the "
+    "layer.",
     choose=choose,
     pass_counts=PassCounts(once=1),
 )

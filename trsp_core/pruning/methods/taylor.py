@@ -30,7 +30,8 @@ METHOD = Method(
     title="Taylor, first order",
     paper="Shortened LLaMA, arXiv:2402.02834",
     summary="The layers whose weights times their gradients add up to least.",
+    differences="Its authors count the weights of the norms too; here matrices alone.",
     choose=choose,
-    pass_counts=PassCounts(once=3),
+    pass_counts=PassCounts(once=3, slopes=True),
     reads_weights=True,
 )

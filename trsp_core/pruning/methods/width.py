@@ -264,8 +264,10 @@ METHOD = Method(
     title="Width, grouped Taylor",
     paper="LLM-Pruner: On the Structural Pruning of Large Language Models, arXiv:2305.11627",
     summary="No layer goes: each loses the heads and channels whose weights times their gradients add up to least.",
+    differences="Its authors' code leaves the first three layers and the last one of 32 whole, and adds a second-order "
+    "term to the scores; here each layer loses the same, by first order alone.",
     choose=choose,
-    pass_counts=PassCounts(once=3),
+    pass_counts=PassCounts(once=3, slopes=True),
     narrow=narrow,
     reads_weights=True,
 )

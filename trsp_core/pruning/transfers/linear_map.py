@@ -17,7 +17,14 @@ changes no other layers. A run that begins with layer 0 has no layer below it, a
 from __future__ import annotations
 
 from trsp_core.pruning.transfers import Cost, Transfer
-from trsp_core.pruning.transfers.refit import fitted_in_order, fitted_layers, require, solved, transposed
+from trsp_core.pruning.transfers.refit import (
+    fitted_in_order,
+    fitted_layers,
+    output_projection,
+    require,
+    solved,
+    transposed,
+)
 from trsp_core.schema.events import PhaseStarted
 
 
@@ -35,7 +42,7 @@ def repair(lab, config, chosen):
         weight = transposed(module, module.weight.detach()).float()
         return weight @ solved([h.float() @ weight for h in inputs], errors, weights, config.ridge)
 
-    return (yield from fitted_in_order(lab, chosen, layers, solve))
+    return (yield from fitted_in_order(lab, chosen, layers, lambda layer: [output_projection(lab, layer)], solve))
 
 
 TRANSFER = Transfer(
