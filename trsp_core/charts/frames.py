@@ -302,5 +302,8 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
     if name == "loss-1":
         return f"Stage 1: language-modelling loss, and {PULLS[1]}."
     if name == "loss-2":
-        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.lambda_2_in_words(config)}"
+        acts = schedules.lambda_2_in_words(config)
+        if any(turn.name in ("lambda_2", "stage2_steps") for turn in state.turns):
+            acts = "λ₂, or its number of steps, was turned while the run went on: see the marks."
+        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {acts}"
     return ""

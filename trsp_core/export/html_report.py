@@ -42,8 +42,9 @@ def html(run: Run) -> str:
     method = methods.all_methods().get(config.method)
     public_config = model_card.public_config(config)
     failure = f"It failed: {state.failure.message} {state.failure.remedy}" if state.failure else ""
+    now = turns.applied(config, turns.values(state.turns))
     summary = [
-        f"Run {run.id}, {formatting.status(status)}. {model_card.procedure(config)}",
+        f"Run {run.id}, {formatting.status(status)}. {model_card.procedure(now)}",
         state.removed and model_card.removal(state),
         turns.account(state.turns),
         failure,

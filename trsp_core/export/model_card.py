@@ -246,12 +246,13 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
         dtype: the number format of the weights.
     """
     public, cells = public_config(config), rows(state)
+    now = turns.applied(config, turns.values(state.turns))
     table = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     parts = [
         f"---\n{_metadata(config)}\n---",
         f"# {escaping.markdown(title)}",
         f"{_base_in_words(config)} {escaping.markdown(removal(state))}",
-        f"## What was done\n\n{escaping.markdown(procedure(config))} Made with TRSP Explorer, after *Two-Stage "
+        f"## What was done\n\n{escaping.markdown(procedure(now))} Made with TRSP Explorer, after *Two-Stage "
         "Regularization-Based Structured Pruning for LLMs* (arXiv:2505.18232).",
         "## Before and after\n\n" + "\n".join("| " + " | ".join(map(escaping.markdown, row)) + " |" for row in table),
         escaping.markdown(turns.account(state.turns)),

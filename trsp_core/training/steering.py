@@ -22,14 +22,17 @@ class Steering:
 
     def __init__(self, values: Mapping[str, Any] | None = None):
         self._values = dict(values or {})
+        self._latest: tuple[RunConfig, RunConfig] | None = None  # a config, and it as it stands now
 
     def turn(self, name: str, value: Any) -> None:
         """Let a setting stand at `value` from the next step on."""
-        self._values[name] = value
+        self._values[name], self._latest = value, None
 
     def now(self, config: RunConfig) -> RunConfig:
         """`config`, with which the run was begun, as it stands now."""
-        return turns.applied(config, self._values)
+        if not self._latest or self._latest[0] is not config:
+            self._latest = config, turns.applied(config, self._values)
+        return self._latest[1]
 
     def steps(self, config: RunConfig, steps: int) -> int:
         """`steps` of stage 2 by `config`, and as many more or fewer as it has now."""
