@@ -2,7 +2,8 @@
 marks. With `--check` it writes nothing, and fails where a file says something else than its records.
 
 The records are `benchmarks/results.jsonl` and `benchmarks/gpu.jsonl`, where the last row of each name counts, so that a
-benchmark that was run again can be appended; and those in `assets/evidence/`.
+benchmark that was run again can be appended; and those in `assets/evidence/`. A sweep that was recorded on several
+splits has its tables in docs/results.md, without a mark of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trsp_core.evaluation import intervals
-from trsp_core.experiments import grid_results, lost_steps, plan_results
+from trsp_core.experiments import grid_results, lost_steps, plan_results, studies
 from trsp_core.schema.events import DOMAINS
 
 ROOT = Path(__file__).parent.parent
@@ -55,8 +56,28 @@ def evidence_table(plan: str) -> list[str]:
     """The rows of the recorded plan, with intervals, KL to the dense model, and the layers that went."""
     heads, *rows = plan_results.cells(plan_results.load(plan_results.shipped(plan)))
     heads[heads.index("KL")] = "KL, nats a token"
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return lines + [f"| {' | '.join([*row[:-1], re.sub(r',(?=[0-9])', ', ', row[-1])])} |" for row in rows]
+    return markdown([heads, *([*row[:-1], re.sub(r",(?=[0-9])", ", ", row[-1])] for row in rows)])
+
+
+def markdown(cells: list[list[str]]) -> list[str]:
+    """A table whose first row is its head."""
+    heads, *rows = (f"| {' | '.join(row)} |" for row in cells)
+    return [heads, "|---" * len(cells[0]) + "|", *rows]
+
+
+def study_tables() -> list[str]:
+    """Of each recorded study a heading and its tables: the means over splits, or of a study of ratios where each
+    treatment breaks; and how far each choice depends on the split. Those of the most splits come first."""
+    records = (grid_results.load(file) for file in sorted(grid_results.shipped().glob("*.json")))
+    recorded = sorted(filter(None, map(studies.read, records)), key=lambda study: -len(study.splits))
+    lines: list[str] = []
+    for study in recorded:
+        by_ratio = any(row.ratio is not None for row in study.rows)
+        tables = [studies.ratio_cells(study) if by_ratio else studies.cells(study), studies.spread_cells(study)]
+        lines += ["", f"### {study.sweep.title}", "", f"Splits: {len(study.splits)}. Made {study.sweep.made}."]
+        for cells in tables:
+            lines += ["", *markdown(cells)] if len(cells) > 1 else []
+    return [*lines[1:], ""]
 
 
 def headline_table() -> list[str]:
@@ -117,6 +138,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             f"<!-- evidence: methods, {made} -->": evidence_table("methods"),
             f"<!-- evidence: transfers, {made} -->": evidence_table("transfers"),
             f"<!-- evidence: against the control, {made} -->": ratio_table(),
+            f"<!-- evidence: over splits, {made} -->": study_tables(),
             f"<!-- evidence: lost steps, {made} -->": lost_steps_table(),
         },
     }

@@ -11,7 +11,7 @@ from trsp_core.schema import config
 
 PAGE_RANKS = (("style",), ("app_state",), ("charts",), ("run",), ("what_if", "compare", "evidence", "paper"), ("tour",))
 PAGES_WITHOUT_STREAMLIT = ("charts", "style.words", "evidence.faq", "evidence.published", "evidence.sentences",
-                           "tour.lessons", "what_if.history", "what_if.rivals")  # fmt: skip
+                           "evidence.split_sentences", "tour.lessons", "what_if.history", "what_if.rivals")  # fmt: skip
 CORE = sorted((ROOT / "trsp_core").rglob("*.py"))
 PAGES = sorted((ROOT / "pages").rglob("*.py"))
 HEAVY = ("torch", "transformers", "bitsandbytes", "datasets", "gensim", "peft", "distributed")
@@ -268,7 +268,7 @@ def test_variables_are_nouns():
 WORDS = {
     "card": (),
     "place": ("export_queue", "client", "exports", "run_status", "events"),
-    "plan": ("experiments/", "cli/", "compare", "limits", "server", "evidence", "faq", "plan_runs"),
+    "plan": ("experiments/", "cli/", "compare", "limits", "server", "evidence", "faq", "plan_runs", "plan_tab"),
     "sweep": ("experiments/", "charts/", "evidence/"),
 }
 

@@ -146,6 +146,7 @@ def test_every_flag_they_name_exists():
         "--plan",
         "--grid",
         "--scheduler",
+        "--results",
         "--nthreads",
         "--task",
         "--accept-terms",

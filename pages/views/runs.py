@@ -9,7 +9,7 @@ from pages.ui.style import words
 url_state.title("Runs")
 everything = server.runs()
 if not everything:
-    st.info("No runs yet. A Quick run takes about three minutes on two cores.", icon=":material/info:")
+    st.info("No runs yet. A Quick run takes about four minutes on two cores.", icon=":material/info:")
     st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
     st.stop()
 

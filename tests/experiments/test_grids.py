@@ -180,7 +180,7 @@ def test_what_is_no_grid_is_refused_with_a_remedy(change):
 
 def test_the_grid_in_the_docs_and_the_one_in_the_module_are_grids():
     blocks = re.findall(r"```json\n(.+?)```", (ROOT / "docs" / "cli.md").read_text("utf-8"), re.DOTALL)
-    (block,) = [block for block in blocks if '"axes"' in block]
+    block, _ = [block for block in blocks if '"axes"' in block]  # the second is a study
     assert len(grids.parse(json.loads(block)).plan.variations) == 2 + 2 * 8
     stated = (grids.__doc__ or "").partition("\n\n")[2].partition("\n\nAn arm")[0]
     assert len(grids.parse(json.loads(stated)).plan.variations) == 2 + 2 * 4
@@ -288,13 +288,32 @@ def test_the_shell_reports_and_writes_one_small_record(store, tmp_path, monkeypa
     assert validate.from_values(found.shared | trsp.settings).seed == 0
 
 
+def test_results_are_shown_over_splits_without_running_anything(store, tmp_path, monkeypatch, capsys):
+    work(store, Told(stop_after=99, fails=lambda c: c.control != "none" and c.stage2_steps == 20))
+    monkeypatch.setattr(executors, "LocalExecutor", lambda: pytest.fail("nothing is to be run"))
+    (tmp_path / "grid.json").write_text(json.dumps(GRID))
+    words = ["sweep", "--grid", str(tmp_path / "grid.json"), "--results"]
+    assert shell_main.main(words) == 0
+    said = capsys.readouterr()
+    assert "8 of 10 points are done, 2 are not." in said.err
+    points, over_splits, spread = said.out.split("\n\n")
+    assert points.count("\n") == 8
+    assert "beside the control, equal steps" in over_splits
+    assert "TRSP, steps 10" in over_splits
+    assert "1.00 [1.00, 1.00]" in over_splits
+    assert "agreement" in spread
+    assert shell_main.main([*words, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["points"]) == 8
+
+
 def test_points_are_paired_by_the_blocks_they_were_measured_on(store):
     grid = grids.parse(GRID)
     done = {t.variation.name: (t.run, t.state) for t in runner.work(grid.plan, store, Told()) if t.kind == "finished"}
     found = grid_results.gather(grid, done)
     trsp, control = found.of("trsp"), found.of("control")
     one, other = grid_results.paired(trsp[:2], control[:2], "calibration")
-    assert len(one) == len(other) == 16
+    assert len(one) == len(other) == 2, "two splits, and not their sixteen blocks"
+    assert len(grid_results.paired(trsp[:1], control[:1], "calibration")[0]) == 8
     assert grid_results.paired(trsp[:1], [c for c in control if c.seed == 1], "calibration") == ([], [])
     with pytest.raises(TrspError):
         grid_results.gather(grid, {})

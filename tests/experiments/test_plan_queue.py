@@ -147,6 +147,7 @@ def test_a_plan_that_cannot_begin_is_refused_at_once(store, monkeypatch):
 
 def open_page() -> AppTest:
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    app.query_params["evidence-part"] = "Does the knowledge move?"
     app.switch_page("pages/views/evidence.py")
     app.run()
     assert not app.exception, [e.value for e in app.exception]

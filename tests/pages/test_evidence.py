@@ -126,6 +126,7 @@ def test_the_page_with_and_without_records(shipped, tmp_path, monkeypatch):
         for plan in plans.built_in():
             place(plan).write_text(plan_results.to_json(record(plan, trsp=(3.5, 4.0), direct=(3.9, 4.6))))
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    app.query_params["evidence-part"] = "Does the knowledge move?"
     app.switch_page("pages/views/evidence.py")
     app.run()
     assert not app.exception, [e.value for e in app.exception]

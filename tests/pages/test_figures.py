@@ -251,7 +251,8 @@ def test_numbers_in_words():
 
 
 def test_the_form_and_the_run_say_how_long_lambda_2_acts(store):
-    app = open_page("run")
+    assert "λ₂ does nothing: the layers are deleted before stage 2." in texts(open_page("run"))
+    app = open_page("run", preset="two-stage")
     shown = "λ₂ acts in 7 of 30 steps of stage 2, until the gate on the chosen layers is shut, and rises to 2.33 of 10."
     assert shown in texts(app)
     app = open_page("run", preset="paper")

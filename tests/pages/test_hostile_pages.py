@@ -131,7 +131,8 @@ def test_the_evidence_page_shows_a_damaged_record(store, cases, capsys):
     def law(content):
         (folder / "own.json").write_bytes(content)
         streamlit.cache_resource.clear()
-        opened("evidence", {})
+        for part in ("How the settings matter", "Over splits"):
+            opened("evidence", {"evidence-part": part})
 
     tried = many(cases, as_bytes(damaged(st.just(document | {"name": "own", "title": "Own"}))), law)
     with capsys.disabled():

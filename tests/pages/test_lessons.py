@@ -30,7 +30,7 @@ def words(most: int, least: int = 1):
 def usable(draw):
     chosen = draw(settings())
     with contextlib.suppress(TrspError):
-        made = validate.from_values(chosen, "quick")
+        made = validate.from_values(chosen, "two-stage")
         return {name: getattr(made, name) for name in chosen}
     return {}
 
@@ -205,4 +205,4 @@ def test_a_step_fills_the_whole_form():
     changed = dataclasses.replace(step, settings={"lambda_1": 0.5})
     assert set(changed.form()) == set(config.KNOBS)
     assert changed.form() == step.form() | {"lambda_1": 0.5}
-    assert validate.from_values(step.form()) == validate.from_values({}, "quick")
+    assert validate.from_values(step.form()) == validate.from_values({}, "two-stage")

@@ -44,7 +44,7 @@ def test_the_table_of_departures_tells_the_defaults_as_they_are():
     assert [name for _, name, *_ in departures.ROWS if name not in KNOBS] == []
     here = dict(zip([r[1] for r in departures.ROWS], departures.table()["Here"], strict=True))
     assert here["gate"] == KNOBS["gate"].default
-    assert here["anneal"] == f"{config.PRESETS['quick']['anneal']:g}"
+    assert here["anneal"] == f"{config.PRESETS['two-stage']['anneal']:g}"
 
 
 def test_each_literal_run_is_a_config_and_comes_back_from_its_link():

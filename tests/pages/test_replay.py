@@ -52,7 +52,7 @@ def test_the_recorded_run_is_whole_small_and_names_no_machine():
     told = RECORDED.state()
     assert told.ended == "finished"
     assert codec.plain(run_state.summary(told)) == json.loads((replay.FOLDER / "summary.json").read_text("utf-8"))
-    assert RECORDED.config() == RunConfig(**PRESETS["quick"] | {"stage2_steps": 60})
+    assert RECORDED.config() == RunConfig(**PRESETS["two-stage"] | {"stage2_steps": 60})
 
 
 def test_a_moment_of_the_replay_is_the_live_run_at_that_event(store):

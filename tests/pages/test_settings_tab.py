@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -92,7 +93,7 @@ def test_the_sentence_follows_the_figures():
 
 def test_the_points_in_the_sentence_are_those_of_the_losses():
     (first, *_) = training_lengths.duels(long({60: (4.2, 4.3), 120: (4.1, 4.2)}))
-    both = [v for seed in (0, 1) for v in losses(4.3, seed)], [v for seed in (0, 1) for v in losses(4.0, seed)]
+    both = [[statistics.fmean(losses(level, seed)) for seed in (0, 1)] for level in (4.3, 4.0)]
     found = intervals.points(*both)
     assert first.differences["heldout"] == found
     assert f"{found.value:.1f} points" in training_lengths.sentence([first], "heldout")
@@ -216,6 +217,7 @@ def test_the_tab_with_and_without_records(records, tmp_path, monkeypatch):
         )
         (grid_results.shipped() / "bad.json").write_text("{}")
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    app.query_params["evidence-part"] = "How the settings matter"
     app.switch_page("pages/views/evidence.py")
     app.run()
     assert not app.exception, [e.value for e in app.exception]

@@ -14,14 +14,16 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.ui.style import words
-from tests import ROOT, story
+from tests import ROOT, story, studies
 from tests.pages.test_pages import open_page
 from trsp_core.experiments import grid_results
+from trsp_core.experiments.grid_results import Sweep
 from trsp_core.export import html_report, model_card
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import events as ev
 from trsp_core.schema import messages as an
 
+SETTINGS = {"evidence-part": "How the settings matter"}  # a part of a page that is not open at first
 PAGES = sorted(file.stem for file in (ROOT / "pages" / "views").glob("*.py"))
 PLANTED = (
     "<img src=x onerror=window.planted=1>**bold9**$x9$:material/skull:[link9](javascript:window.planted=2)"
@@ -86,15 +88,26 @@ FAILED = ev.RunFailed(PLANTED, PLANTED, PLANTED)
 
 
 def sweep_record(root: Path) -> None:
-    """A record of a sweep on this machine, planted."""
-    sweep = grid_results.load(grid_results.shipped() / "length.json")
+    """Records of a sweep and of a study on this machine, planted."""
+    for sweep in (grid_results.load(grid_results.shipped() / "length.json"), studies.transfers(range(9))):
+        plant(sweep, root)
+
+
+def plant(sweep: Sweep, root: Path) -> None:
     arms = {name: f"{name} {PLANTED}" for name in sweep.arms}
     told = [dataclasses.replace(p, title=PLANTED) for p in sweep.points]
     protocol = dict.fromkeys(sweep.protocol, PLANTED)
     made = dataclasses.replace(
-        sweep, name="planted", title=PLANTED, model=PLANTED, made=PLANTED, arms=arms, points=told, protocol=protocol
+        sweep,
+        name=f"planted_{sweep.name}",
+        title=PLANTED,
+        model=PLANTED,
+        made=PLANTED,
+        arms=arms,
+        points=told,
+        protocol=protocol,
     )
-    grid_results.write(made, grid_results.local(root) / "planted.json")
+    grid_results.write(made, grid_results.local(root) / f"{made.name}.json")
 
 
 @pytest.fixture
@@ -131,7 +144,14 @@ def unescaped(app: AppTest) -> list[str]:
 def test_no_page_takes_a_strangers_words_for_markup(store, name, ending):
     run = write(store, ending)
     sweep_record(store.root)
-    for query in ({}, {"run": run.id}, {"run": run.id, "kept": "a" * 12}, {"run": PLANTED}, {"model": PLANTED}):
+    for query in (
+        {},
+        {"run": run.id},
+        {"run": run.id, "kept": "a" * 12},
+        {"run": PLANTED},
+        {"model": PLANTED},
+        SETTINGS,
+    ):
         assert not unescaped(open_page(name, **query)), query
 
 

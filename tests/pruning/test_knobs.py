@@ -30,20 +30,20 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "lambda_1": (0.5, {}), "lambda_2": (1.0, {}), "method": ("last", {}), "layers": ("1, 2", {"method": "manual",
     "layers": "3"}), "protect_first": (3, {"method": "random"}), "protect_last": (3, {"method": "random"}),
     "no_neighbours": (True, {"method": "last"}), "score_blocks": (4, {"method": "shortgpt"}), "gate": ("output",
-    {"protect_last": 1}), "stage1_steps": (3, {}), "stage1_average": (2, {}),
-    "stage1_stretch": (3, {"stage1_steps": 1}), "shortlist": (6, {}), "stage1_lr": (0.05, {}), "l1": ("proximal", {}), "learn_weights":
-    (True, {}), "stage1_weight_lr": (1e-3, {"learn_weights": True}), "one_shot": (True, {}), "transfer":
-    ("refit", {}), "ridge": (0.1, {"transfer": "refit"}), "refit": ("mlp", {"transfer": "refit"}), "control": ("delete_first", {}), "stage2_steps": (3, {}),
-    "stage2_lr": (1e-2, {}), "output_rate": (1.0, {}), "penalty":
-    ("l2", {}), "penalty_reach": ("model", {}), "anneal": (0.5, {}), "cycles": (2, {}), "distil": (0.5, {}),
-    "distil_from": ("states", {"distil": 0.5}), "adapter_rank": (2, {}), "adapter_lr": (1e-2, {"adapter_rank": 2}),
-    "lambda_2_schedule": ("constant", {}), "lr_schedule": ("cosine", {}), "block_length": (20, {}), "batch_blocks":
-    (2, {}), "calibration_blocks": (6, {}), "measure_blocks": (4, {}), "measure_length": (20, {}), "probe_every":
-    (1, {}), "probe_blocks": (1, {}), "importance_blocks": (0, {}), "kl_blocks": (0, {}), "speed_repeats": (0, {}),
-    "prompt": ("Another", {}), "sample_tokens": (2, {}), "seed": (1, {}), "precision": ("bfloat16", {}),
-    "compute_dtype": ("bfloat16", PACKED), "recompute": (True, {}), "fuse": (True, {"device": "cuda"}),
-    "save_as": ("adapters", {**PACKED, "save_model": True}), "device": ("cuda", {}), "threads": (2, {}),
-    "resume_minutes": (1e-9, {}), "save_model": (True, {}), "save_trained": (True, {}),
+    {"protect_last": 1}), "stage1_steps": (3, {}), "stage1_average": (2, {}), "stage1_stretch": (3, {"stage1_steps":
+    1}), "shortlist": (6, {}), "stage1_lr": (0.05, {}), "l1": ("proximal", {}), "learn_weights": (True, {}),
+    "stage1_weight_lr": (1e-3, {"learn_weights": True}), "one_shot": (True, {}), "transfer": ("refit", {}), "ridge":
+    (0.1, {"transfer": "refit"}), "refit": ("mlp", {"transfer": "refit"}), "control": ("delete_first", {}),
+    "stage2_steps": (3, {}), "stage2_lr": (1e-2, {}), "output_rate": (1.0, {}), "penalty": ("l2", {}), "penalty_reach":
+    ("model", {}), "anneal": (0.5, {}), "cycles": (2, {}), "distil": (0.5, {}), "distil_from": ("states", {"distil":
+    0.5}), "adapter_rank": (2, {}), "adapter_lr": (1e-2, {"adapter_rank": 2}), "lambda_2_schedule": ("constant", {}),
+    "lr_schedule": ("cosine", {}), "block_length": (20, {}), "batch_blocks": (2, {}), "calibration_blocks": (6, {}),
+    "measure_blocks": (4, {}), "measure_length": (20, {}), "probe_every": (1, {}), "probe_blocks": (1, {}),
+    "importance_blocks": (0, {}), "kl_blocks": (0, {}), "speed_repeats": (0, {}), "prompt": ("Another", {}),
+    "sample_tokens": (2, {}), "seed": (1, {}), "precision": ("bfloat16", {}), "compute_dtype": ("bfloat16", PACKED),
+    "recompute": (True, {}), "fuse": (True, {"device": "cuda"}), "save_as": ("adapters", {**PACKED, "save_model":
+    True}), "device": ("cuda", {}), "threads": (2, {}), "resume_minutes": (1e-9, {}), "save_model": (True, {}),
+    "save_trained": (True, {}),
 }  # fmt: skip
 
 

@@ -201,14 +201,17 @@ def test_fused_layers_give_the_same_gradients(family, settings, monkeypatch):
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("save_as", ["merged", "adapters"])
-def test_an_export_of_a_packed_run_is_proved(text, save_as, tmp_path):
-    """As wide as bitsandbytes' own layout for inference wants it, which the fresh process uses."""
+@pytest.mark.parametrize(("save_as", "transfer"), [("merged", "penalty"), ("adapters", "refit")])
+def test_an_export_of_a_packed_run_is_proved(text, save_as, transfer, tmp_path):
+    """As wide as bitsandbytes' own layout for inference wants it, which the fresh process uses. A refit leaves the maps
+    that it changes unpacked."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=tiny.V, **shape)).save_pretrained(tmp_path / "base")
     tiny.tokenizer().save_pretrained(tmp_path / "base")
     values = {**TINY, "model": str(tmp_path / "base"), "text": text, "heldout": text, "precision": "nf4"}
-    config = validate.from_values({**values, "adapter_rank": 2, "adapter_lr": 1e-2, "ratio": 0.25, "save_as": save_as})
+    config = validate.from_values(
+        {**values, "adapter_rank": 2, "adapter_lr": 1e-2, "ratio": 0.25, "save_as": save_as, "transfer": transfer}
+    )
     run = Store(tmp_path / "runs").create(config)
     assert recorder.record(run, engine.execute(config, run.folder)).ended == "finished"
     assert export.formats(run) == (("bfloat16", "float32", "float16") if save_as == "merged" else ())

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tests import tiny
-from tests.pruning.test_methods import choose
+from tests.pruning.test_methods import choose, lab_of
 from trsp_core.errors import TrspError
 from trsp_core.pruning import methods, validate
 from trsp_core.pruning.methods import trsp
@@ -37,6 +37,22 @@ def test_an_average_is_what_is_compared():
     for number, layer in enumerate(chosen, 1):
         free = [i for i in range(8) if i not in chosen[: number - 1]]
         assert layer == min(free, key=lambda i: (abs(weights_in[number][i]), i))
+
+
+@pytest.mark.parametrize("one_shot", [False, True])
+def test_of_a_shortlist_the_layer_is_chosen_that_the_loss_misses_least(one_shot):
+    told, chosen = choose("trsp", 3, tiny.build(n_layers=8), stage1_steps=2, shortlist=4, one_shot=one_shot)
+    lab, config = lab_of("trsp", tiny.build(n_layers=8))
+    weights_in = {e.round: e.weights for e in told if isinstance(e, StageOneStepped)}  # after the round's last step
+    overruled = 0
+    for number, end in enumerate(e for e in told if isinstance(e, LayerChosen)):
+        gone, weights = chosen[:number], weights_in[end.round]
+        shortlist = sorted((i for i in range(8) if i not in gone), key=lambda i, w=weights: (abs(w[i]), i))[:4]
+        losses = {i: sum(lab.loss_without([*gone, i], ids) * len(ids) for ids in lab.sample(config)) for i in shortlist}
+        assert end.layer == chosen[number] == min(losses, key=losses.get)
+        assert (end.score, end.margin) == (weights[end.layer], None)
+        overruled += end.layer != shortlist[0]
+    assert overruled, "the smallest weight was the best one each time, so this shows nothing"
 
 
 @pytest.mark.parametrize("one_shot", [False, True])

@@ -10,14 +10,17 @@ from torch import nn
 
 from tests import tiny, zoo
 from tests.pruning.test_methods import drain
+from trsp_core.data import blocks
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import perplexity
+from trsp_core.evaluation.losses import next_token_loss
+from trsp_core.models import loading
 from trsp_core.pruning import engine, transfers, validate
 from trsp_core.pruning.lab import Lab
-from trsp_core.pruning.transfers import magnitude, refit
+from trsp_core.pruning.transfers import kept_weights, magnitude, refit, rotation
 from trsp_core.schema import events
-from trsp_core.schema.config import TRANSFERS
-from trsp_core.surgery import discovery, removal, training
+from trsp_core.schema.config import PACKED, TRANSFERS
+from trsp_core.surgery import discovery, hooks, quantization, removal, training
 
 DEPTH = 6
 CHOSEN = [1, 2, 4]
@@ -26,13 +29,14 @@ CLOSED_FORMS = ["refit", "linear_map"]
 LEAST = 1e-6  # the smallest ridge
 
 
-def lab_of(model=None, blocks=None, **settings):
+def lab_of(model=None, token_blocks=None, **settings):
     config = validate.from_values(
         {"method": "manual", "layers": "1,2,4", "block_length": 16, "stage2_steps": 0, **settings}
     )
-    return Lab(
-        discovery.find(model or tiny.build(n_layers=DEPTH)), tiny.ids(24, 16) if blocks is None else blocks, config
-    )
+    stack = discovery.find(model or tiny.build(n_layers=DEPTH))
+    lab = Lab(stack, tiny.ids(24, 16) if token_blocks is None else token_blocks, config)
+    lab.layer_weights = [0.9 + 0.05 * i for i in range(lab.n_layers)]
+    return lab
 
 
 def repaired(lab, name, chosen):
@@ -190,6 +194,109 @@ def test_magnitude_is_the_ratio_of_mean_sizes():
     assert torch.equal(logits(model), head_of)
 
 
+def family_of(model_type, **settings):
+    """A lab of a zoo model of this family."""
+    return lab_of(zoo.build(model_type), torch.randint(0, 30, (16, 16)), **settings)
+
+
+def drawn_turn(width, scale=1.3):
+    generator = torch.Generator().manual_seed(5)
+    draw = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    return rotation.Turn(scale, torch.linalg.qr(draw).Q)
+
+
+ROTATED = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "granite",
+    "mamba2",
+]  # biases, a query's own norm, fused maps, multipliers
+
+
+@pytest.mark.parametrize("model_type", ROTATED)
+@pytest.mark.parametrize("chosen", [[1, 4, 5], [0, 7]])
+def test_a_turn_below_a_cut_is_that_of_the_state_there(model_type, chosen):
+    """However many cuts there are: the model with the folded weights computes what the old weights compute with each
+    state turned by a map of its own where layers are gone."""
+    lab = family_of(model_type)
+    turns = {run: drawn_turn(zoo.D, 1 + 0.1 * n) for n, run in enumerate(magnitude.runs(chosen), 1)}
+    ids = torch.randint(3, 30, (2, 8))
+
+    def by(turn):
+        return lambda module, args, output: hooks.with_hidden(
+            output, rotation.product(hooks.hidden_of(output), turn.matrix)
+        )
+
+    with lab.skipped(chosen):
+        handles = [lab.stack.layers[run[1]].register_forward_hook(by(turn)) for run, turn in turns.items()]
+        expected, plain = logits(lab.model, ids), None
+        for handle in handles:
+            handle.remove()
+        plain = logits(lab.model, ids)
+        with lab.rewritten(rotation.turned(lab, chosen, turns)):
+            folded = logits(lab.model, ids)
+    assert (folded - expected).norm() < 1e-2 * (plain - expected).norm()
+
+
+def test_the_turn_is_the_nearest_one():
+    """The conditions of the minimum: Q' C is symmetric without negative eigenvalues, and the error is orthogonal to
+    a X Q."""
+    torch.manual_seed(0)
+    x, y = (torch.randn(40, 6, dtype=torch.float64) for _ in range(2))
+    turn = rotation.nearest(x.T @ y, x.square().sum().item())
+    assert torch.allclose(turn.rotation.T @ turn.rotation, torch.eye(6, dtype=torch.float64))
+    product = turn.rotation.T @ (x.T @ y)
+    assert torch.allclose(product, product.T)
+    assert torch.linalg.eigvalsh(product).min() >= -1e-9
+    moved = x @ turn.matrix
+    assert abs((moved * (y - moved)).sum()) < 1e-9
+
+
+def test_a_run_that_turns_the_states_is_undone():
+    """Where the deleted layers do nothing, and where they do what a turn does."""
+    model = tiny.build(n_layers=DEPTH)
+    with torch.no_grad():
+        for parameter in discovery.find(model).outputs(3):
+            parameter.zero_()
+    lab, dense = lab_of(model), logits(model)
+    _, edits = repaired(lab, "rotation", [3])
+    with training.rewritten(edits), removal.removed(lab.stack, [3]):
+        assert torch.allclose(logits(model), dense, atol=1e-3 * float(dense.abs().max()))
+    turn, x = drawn_turn(6), torch.randn(40, 6, dtype=torch.float64)
+    again = rotation.nearest(x.T @ (x @ turn.matrix), x.square().sum().item())
+    assert torch.allclose(again.matrix, turn.matrix)
+
+
+@pytest.mark.parametrize("model_type", ["gptj", "phi", "falcon"])
+def test_kept_weights_are_those_of_stage_1_where_attention_and_mlp_read_the_same(model_type):
+    lab, chosen = family_of(model_type), [1, 4]
+    ids, s = torch.randint(3, 30, (2, 8)), torch.tensor(lab.layer_weights)
+    kept_layers = [i for i in range(lab.n_layers) if i not in chosen]
+    _, edits = repaired(lab, "kept_weights", chosen)
+    with lab.skipped(chosen):
+        plain = logits(lab.model, ids)
+        with lab.gated(s, "branch", kept_layers):
+            weighed = logits(lab.model, ids)
+        with lab.rewritten(edits):
+            folded = logits(lab.model, ids)
+    assert (folded - weighed).norm() < 1e-3 * (plain - weighed).norm()
+
+
+def test_elsewhere_each_half_of_a_layer_writes_s_times_as_much():
+    """The MLP then reads what attention has written, s times as large."""
+    lab, ids, s = family_of("llama"), torch.randint(3, 30, (2, 8)), 0.8
+    layer, entering, down = lab.stack.layers[2], lab.entering(2, ids), lab.stack.writers(2)[-1].weight
+    with lab.rewritten({down: torch.zeros_like(down)}):
+        attention = lab.leaving(2, ids, entering) - entering
+    with torch.no_grad():
+        between = entering + s * attention
+        expected = between + s * layer.mlp(layer.post_attention_layernorm(between))
+    with lab.rewritten(kept_weights.scaled(lab, 2, s)):
+        assert torch.allclose(lab.leaving(2, ids, entering), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", TRANSFERS)
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_whole_run_ends_and_keeps_what_it_measured(name, steps, tmp_path, unproved):
@@ -222,6 +329,9 @@ def test_a_whole_run_ends_and_keeps_what_it_measured(name, steps, tmp_path, unpr
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     removed = next(e for e in told if isinstance(e, events.LayersRemoved))
     assert perplexity.parameter_bytes(kept)[0] == removed.parameters
+    measured_blocks = blocks.prepare(config, tiny.tokenizer()).measure["calibration"]
+    losses = next_token_loss(logits(kept, measured_blocks), measured_blocks).mean(-1).tolist()
+    assert losses == pytest.approx(figures["pruned"], abs=1e-4)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gptj", "bloom", "opt", "mamba", "qwen3", "phi"])
@@ -306,17 +416,67 @@ def test_equations_that_are_singular_to_rounding_are_refused_with_the_way_out():
 
 
 @pytest.mark.parametrize(
+    ("name", "model_type", "reason"),
+    [
+        ("rotation", "smollm3", "is its head as well"),
+        ("rotation", "gpt_neox", "more than an RMS norm"),
+        ("rotation", "olmo2", "through a norm"),
+        ("rotation", "mixtral", "by experts"),
+        ("kept_weights", "gemma2", "adds 1"),
+        ("kept_weights", "mixtral", "experts write beside"),
+    ],
+)
+def test_a_model_that_it_does_not_fit_is_refused_with_the_reason(name, model_type, reason):
+    lab = family_of(model_type)
+    before = logits(lab.model)
+    with pytest.raises(TrspError, match=reason) as refusal:
+        transfers.get(name).require(lab)
+    assert "--transfer" in refusal.value.remedy
+    assert torch.equal(logits(lab.model), before)
+
+
+@pytest.mark.parametrize(
     ("settings", "word"),
     [
+        ({"transfer": "kept_weights"}, "the method manual learns none"),
+        ({"transfer": "kept_weights", "method": "sleb", "layers": ""}, "the method sleb learns none"),
+        ({"transfer": "kept_weights", "method": "trsp", "layers": "", "gate": "output"}, "on whole outputs"),
         ({"method": "laco", "layers": "", "control": "delete_first"}, "changes the weights that stay"),
         ({"method": "width", "layers": ""}, "removes no layer"),
-        ({"precision": "nf4", "adapter_rank": 4}, "packed as nf4"),
+        ({"precision": "nf4", "adapter_rank": 4, "transfer": "rebuild"}, "packed as nf4"),
+        ({"precision": "int8", "adapter_rank": 4, "transfer": "rotation"}, "packed as int8"),
         ({"cycles": 2, "method": "trsp", "layers": "", "stage2_steps": 4}, "Cycles"),
     ],
 )
 def test_what_cannot_go_together_is_refused(settings, word):
-    config = dataclasses.replace(lab_of().config, transfer="refit", **settings)
+    config = dataclasses.replace(lab_of().config, **{"transfer": "refit", **settings})
     assert any(word in problem.message for problem in validate.check(config))
+
+
+@pytest.mark.parametrize("precision", PACKED)
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_a_packed_model_is_repaired_in_maps_that_are_unpacked(precision, name, tmp_path):
+    model, _ = loading.load(str(tiny.save(tmp_path, n_layers=DEPTH)), precision, "cpu")
+    lab, transfer = lab_of(model, ridge=0.01), transfers.get(name)
+    maps = [lab.stack.writers(i)[-1] for i in range(DEPTH)]
+    with transfers.opened(lab, transfer, []):
+        transfer.require(lab)
+    before, size = logits(model), perplexity.parameter_bytes(model)
+    assert [lab.stack.writers(i)[-1] for i in range(DEPTH)] == maps
+    with transfers.opened(lab, transfer, CHOSEN):
+        opened_maps = [i for i in range(DEPTH) if lab.stack.writers(i)[-1] is not maps[i]]
+        told, edits = repaired(lab, name, CHOSEN)
+        with lab.rewritten(edits), removal.removed(lab.stack, CHOSEN):
+            after = logits(model)
+            plain = quantization.spelled_out(lab.stack, torch.float32)
+        assert perplexity.parameter_bytes(model)[0] == size[0]
+    fits = [e for e in told if isinstance(e, events.LayerRefitted)]
+    assert [e.layer for e in fits] == opened_maps == ([0, 3, 5] if name == "refit" else [0, 3])
+    assert all(e.after < e.before for e in fits)
+    near = 1e-4 if precision == "nf4" else 0.2  # int8 rounds inputs, too
+    assert (logits(plain) - after).norm() < near * after.norm()
+    assert torch.equal(logits(model), before)
+    assert [lab.stack.writers(i)[-1] for i in range(DEPTH)] == maps
 
 
 def test_biases_are_kept():

@@ -32,15 +32,15 @@ class TestAnneal:
         assert schedules.opening(3, 0.0) == 1.0
 
     def test_lambda_2_ends_where_the_gate_shuts(self):
-        """Quick: of 30 steps the gate is open in 7, for 7 < 7.5; a straight line to 10 has come to 70 / 30 by then."""
-        quick = validate.from_values({}, "quick")
-        assert [schedules.lambda_2(quick, n) for n in (1, 7, 8, 30)] == pytest.approx([1 / 3, 7 / 3, 0.0, 0.0])
-        assert schedules.acting(quick) == (7, pytest.approx(7 / 3))
-        assert schedules.lambda_2_in_words(quick).startswith("λ₂ acts in 7 of 30 steps of stage 2, until the gate ")
-        assert schedules.lambda_2_in_words(quick).endswith(" is shut, and rises to 2.33 of 10.")
-        level = dataclasses.replace(quick, lambda_2_schedule="constant")
+        """Of 30 steps the gate is open in 7, for 7 < 7.5; a straight line to 10 has come to 70 / 30 by then."""
+        two_stage = validate.from_values({}, "two-stage")
+        assert [schedules.lambda_2(two_stage, n) for n in (1, 7, 8, 30)] == pytest.approx([1 / 3, 7 / 3, 0.0, 0.0])
+        assert schedules.acting(two_stage) == (7, pytest.approx(7 / 3))
+        assert schedules.lambda_2_in_words(two_stage).startswith("λ₂ acts in 7 of 30 steps of stage 2, until the gate ")
+        assert schedules.lambda_2_in_words(two_stage).endswith(" is shut, and rises to 2.33 of 10.")
+        level = dataclasses.replace(two_stage, lambda_2_schedule="constant")
         assert [schedules.lambda_2(level, n) for n in (1, 7, 8)] == [10.0, 10.0, 0.0]
-        ungated = dataclasses.replace(quick, anneal=0.0)
+        ungated = dataclasses.replace(two_stage, anneal=0.0)
         assert schedules.lambda_2(ungated, 30) == 10.0
         assert schedules.lambda_2_in_words(ungated) == "λ₂ acts in all 30 steps of stage 2."
 
@@ -55,7 +55,7 @@ class TestAnneal:
         ],
     )
     def test_the_form_says_where_it_does_nothing(self, settings, said):
-        assert said in schedules.lambda_2_in_words(validate.from_values(settings, "quick"))
+        assert said in schedules.lambda_2_in_words(validate.from_values(settings, "two-stage"))
 
     @given(
         steps=some.integers(1, 60),

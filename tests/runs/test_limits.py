@@ -63,7 +63,7 @@ def test_the_open_mode_refuses_nothing(tmp_path):
     assert not OPEN.deletes_runs
 
 
-@pytest.mark.parametrize("preset", ["quick", "standard"])
+@pytest.mark.parametrize("preset", ["quick", "standard", "two-stage"])
 def test_a_demo_takes_its_presets(preset, tmp_path):
     config = validate.from_values({}, preset)
     assert [p.message for p in DEMO.check_run(config, tmp_path)] == []

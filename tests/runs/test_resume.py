@@ -67,6 +67,8 @@ CASES = {
     "no stage 2": {"stage2_steps": 0, "method": "shortgpt"},
     "merged layers": {"resume_minutes": OFTEN, "method": "laco", "control": "delete_first"},
     "refit, then trained": {"resume_minutes": OFTEN, "transfer": "refit"},
+    "kept weights, then trained": {"resume_minutes": OFTEN, "transfer": "kept_weights"},
+    "kept weights, nothing trained": {"transfer": "kept_weights", "stage2_steps": 0, "resume_minutes": 0},
     "refit, then adapters": {"resume_minutes": OFTEN, "transfer": "refit", "adapter_rank": 2},
     "narrow": {"method": "width", "stage2_steps": 0},
 }

@@ -26,6 +26,7 @@ from starlette.requests import Request
 from pages.ui.app_state import file_routes, uploads
 from pages.ui.tour import lessons
 from tests import ROOT, story
+from tests import studies as made_up
 from tests.models.test_models import CONFIG as MODEL
 from tests.models.test_models import shard, weights
 from trsp_core import formatting
@@ -33,7 +34,7 @@ from trsp_core.cli import run_figures
 from trsp_core.data import corpora
 from trsp_core.errors import TrspError
 from trsp_core.evaluation import questions
-from trsp_core.experiments import grid_results, grids, plan_results, plans
+from trsp_core.experiments import grid_results, grids, plan_results, plans, studies
 from trsp_core.export import model_card
 from trsp_core.models import inspection
 from trsp_core.pruning import validate
@@ -340,6 +341,9 @@ def sweep_file(content: bytes, folder: Path) -> None:
         formatting.table(grid_results.cells(sweep)).encode()
         [sweep.command(point) for point in sweep.points]
         grid_results.to_json(sweep).encode()
+        study = studies.read(sweep)
+        for cells in (studies.cells, studies.spread_cells, studies.ratio_cells):
+            formatting.table(cells(study) if study else []).encode()
 
 
 def model_folder(case: tuple[str, bytes], folder: Path) -> None:
@@ -444,6 +448,7 @@ FORMATS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], None]]] =
     "grid": (as_bytes(damaged(st.just(GRID | {"axes": {"stage2_steps": [60], "seed": [0]}}))), grid_file),
     "evidence": (as_bytes(damaged(st.deferred(lambda: st.just(_small_record())))), record_file),
     "sweep": (as_bytes(damaged(st.deferred(lambda: st.just(_small_sweep())))), sweep_file),
+    "study": (as_bytes(damaged(st.deferred(lambda: st.just(_small_study())))), sweep_file),
     "model": (
         st.tuples(st.just("config.json"), as_bytes(damaged(st.just(MODEL))))
         | st.tuples(st.just("model.safetensors"), headed(damaged(st.just(_header()))))
@@ -471,6 +476,11 @@ def _small_sweep() -> dict[str, Any]:
             losses.update({domain: values[:3] for domain, values in losses.items()})
     document["dense"] = {k: v[:3] for k, v in document["dense"].items()}
     return document | {"points": document["points"][:2]}
+
+
+def _small_study() -> dict[str, Any]:
+    document = json.loads(grid_results.to_json(made_up.transfers(range(2))))
+    return document | {"points": document["points"][:4]}
 
 
 @pytest.fixture

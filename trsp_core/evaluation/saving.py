@@ -104,7 +104,7 @@ def save(config: RunConfig, stack: Stack, tokenizer: Any, target: Path, referenc
     model: Any = quantization.spelled_out(stack, torch.bfloat16) if packed and not beside else stack.model
     dtype = model.config.dtype
     try:
-        with lora.set_aside(stack) if beside else contextlib.nullcontext():
+        with lora.set_aside(stack) if beside else contextlib.nullcontext(), quantization.named_in_config(stack):
             model.save_pretrained(temporary)
     finally:
         model.config.dtype = dtype  # save_pretrained leaves a string there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,29 @@ from trsp_core.errors import TrspError
 from trsp_core.evaluation import intervals
 from trsp_core.evaluation.intervals import Interval
 from trsp_core.experiments import records
-from trsp_core.experiments.grids import Grid
+from trsp_core.experiments.grids import Contest, Grid
 from trsp_core.experiments.plans import Ends
+from trsp_core.pruning.methods import trsp
 from trsp_core.schema import codec
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
+
+MOST_LAYERS = 1000  # of a model; more are drawn by no picture
+
+
+@dataclass(frozen=True)
+class ChoiceRound:
+    """A layer that stage 1 chose, and how narrowly.
+
+    Attributes:
+        margin: |s| of the runner-up less |s| of the layer, when it was chosen.
+        noise: how far chance would have moved that in the steps of the round; `pruning.methods.trsp.noise`.
+    """
+
+    layer: int
+    margin: float
+    noise: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class Point:
         kl: by domain, mean nats a token from the dense model.
         steps, seconds: of stage 2, probes left out.
         gap: sum of the chosen layers' relative gaps at the first and at the last step of stage 2; empty without one.
+        choosing, repairing: seconds that the choice took, and the repair.
+        rounds: of stage 1, where their steps are known; in the order of choice.
     """
 
     name: str
@@ -54,6 +74,9 @@ class Point:
     steps: int
     seconds: float
     gap: list[float] = field(default_factory=list)
+    choosing: float = 0.0
+    repairing: float = 0.0
+    rounds: list[ChoiceRound] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,8 @@ class Sweep:
         axes: knob to its values; `arms`: name to title.
         dense: losses of the model as it came, by fingerprint of the blocks.
         continues: the sweep that these points belong to as well; see `joined`.
+        n_layers: of the model as it came; 0 in older records.
+        contests: which arms are to be set beside which.
     """
 
     name: str
@@ -80,6 +105,8 @@ class Sweep:
     dense: dict[str, list[float]]
     points: list[Point]
     continues: str = ""
+    n_layers: int = 0
+    contests: list[Contest] = field(default_factory=list)
 
     def of(self, arm: str) -> list[Point]:
         return [p for p in self.points if p.arm == arm]
@@ -123,6 +150,8 @@ def gather(grid: Grid, finished: Ends) -> Sweep:
         dense=dense,
         points=points,
         continues=grid.continues,
+        n_layers=first.model.n_layers if first.model else 0,
+        contests=list(grid.contests),
     )
 
 
@@ -145,6 +174,9 @@ def _point(name: str, title: str, arm: str, at: dict[str, Any], config: RunConfi
         steps=len(state.gap_steps),
         seconds=round(math.fsum(state.step_times), 2),
         gap=[round(g, records.DIGITS) for g in gaps if g],
+        choosing=round(state.phase_seconds.get("choose", 0.0), 1),
+        repairing=round(state.phase_seconds.get("repair", 0.0), 1),
+        rounds=_rounds(state, config),
     )
 
 
@@ -156,6 +188,25 @@ def _weights(state: RunState) -> list[float]:
         if chosen.score is not None and chosen.layer < len(weights):
             weights[chosen.layer] = chosen.score
     return [round(abs(w), records.DIGITS) for w in weights]
+
+
+def _rounds(state: RunState, config: RunConfig) -> list[ChoiceRound]:
+    """Those of stage 1 that were decided by weights and had somebody to beat, and steps enough to tell the noise."""
+    histories: dict[int, list[list[float]]] = {}
+    for step in state.weight_steps:
+        histories.setdefault(step.round, []).append(step.weights)
+    rounds = []
+    for chosen in state.rounds:
+        history, runner_up = histories.get(chosen.round, []), chosen.runner_up
+        layers = range(min(map(len, history), default=0))
+        if chosen.margin is None or runner_up is None or not {runner_up, chosen.layer} <= {*layers}:
+            continue
+        weights = trsp.averaged(history, config.stage1_average)
+        noise = trsp.noise(history, chosen.layer, runner_up)
+        margin = abs(weights[runner_up]) - abs(weights[chosen.layer])
+        if math.isfinite(noise) and math.isclose(margin, chosen.margin, abs_tol=1e-9):  # else others decided
+            rounds.append(ChoiceRound(chosen.layer, float(f"{margin:.4g}"), float(f"{noise:.4g}")))
+    return rounds
 
 
 def to_json(sweep: Sweep) -> str:
@@ -179,8 +230,12 @@ def load(path: Path) -> Sweep:
 
 def _check(sweep: Sweep) -> None:
     """Raise ValueError unless one can reckon with the figures; a loss may be what is not a number."""
+    if not 0 <= sweep.n_layers <= MOST_LAYERS:
+        raise ValueError("no number of layers")
     if any(p.arm not in sweep.arms or not set(p.at) <= set(sweep.axes) for p in sweep.points):
         raise ValueError("a point outside the grid")
+    if any(not isinstance(v, (str, int, float)) for p in sweep.points for v in p.at.values()):
+        raise ValueError("a point at no plain value")
     for point in sweep.points:
         codec.build(RunConfig, {**sweep.shared, **point.settings})
         if not set(DOMAINS) <= set(point.losses) & set(point.blocks):
@@ -189,8 +244,13 @@ def _check(sweep: Sweep) -> None:
         records.check_losses(point.direct)
         if math.isnan(sum([*point.weights, *point.gap, *point.kl.values(), point.seconds])):
             raise ValueError("a figure that is not a number")
+        figures = [point.choosing, point.repairing, *(v for r in point.rounds for v in (r.margin, r.noise))]
+        if not all(map(math.isfinite, figures)):
+            raise ValueError("a round or a time without its figures")
         if min(point.steps, point.seed) < 0:
             raise ValueError("a number below nothing")
+        if not set(point.removed) <= set(range(sweep.n_layers or MOST_LAYERS)):
+            raise ValueError("a layer that no model has")
 
 
 def shipped() -> Path:
@@ -230,25 +290,32 @@ def _with(first: Sweep, more: Sweep) -> Sweep:
         axes={**more.axes, **axes},
         arms={**more.arms, **first.arms},
         dense={**more.dense, **first.dense},
+        n_layers=first.n_layers or more.n_layers,
+        contests=list(dict.fromkeys([*first.contests, *more.contests])),
         points=[*points(first), *points(more)],
     )
 
 
 def perplexity(points: list[Point], domain: str) -> Interval:
-    """The perplexity of several points together, over all their blocks."""
-    return intervals.perplexity([loss for p in points for loss in p.losses[domain]])
+    """The perplexity of several points together: of one split with its interval over blocks, of several over splits."""
+    return intervals.perplexity(_independent([p.losses[domain] for p in points]))
 
 
 def paired(ones: list[Point], others: list[Point], domain: str) -> tuple[list[float], list[float]]:
     """Losses of both on the blocks that they share: for each point of `ones`, that point of `others` which was
-    measured on the same ones. Several seeds give several pairs, one after the other."""
-    losses, other_losses = [], []
+    measured on the same ones. Of one split the losses of its blocks, of several the mean of each."""
+    pairs = []
     for one in ones:
         other = next((o for o in others if o.blocks[domain] == one.blocks[domain] and o.seed == one.seed), None)
         if other is not None:
-            losses += one.losses[domain]
-            other_losses += other.losses[domain]
-    return losses, other_losses
+            pairs.append((one.losses[domain], other.losses[domain]))
+    return _independent([losses for losses, _ in pairs]), _independent([losses for _, losses in pairs])
+
+
+def _independent(by_split: list[list[float]]) -> list[float]:
+    """What may be counted as independent: the blocks of one split, or the means of several, since the blocks of a split
+    share its calibration texts and its choice of layers."""
+    return by_split[0] if len(by_split) == 1 else [statistics.fmean(losses) for losses in by_split]
 
 
 def cells(sweep: Sweep) -> list[list[str]]:

@@ -9,7 +9,9 @@ nothing more: what is read here is a `Plan`, whose variations know where in the 
 
 An arm spans all axes, or those that it names; without arms there is one. `layers_of` and `as_long_as` name an earlier
 arm whose axes the arm has too, and mean its point with the same values. `"continues": NAME` says that the points belong
-to another grid's record as well: the same arms, further on along an axis. Imports no torch.
+to another grid's record as well: the same arms, further on along an axis. A grid with a `seed` axis is a study (see
+`studies`); `"contests": [{"arm": "refit_10", "other": "none_90", "equal": "time"}]` says which of its arms are to be
+set beside which. Imports no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from trsp_core.schema import codec
 from trsp_core.schema.config import KNOBS
 
 MOST = 1000  # points of one grid
-_PARTS = {"name", "title", "preset", "base", "axes", "arms", "continues"}
+EQUALS = ("steps", "time")  # what two arms may have in common
+_PARTS = {"name", "title", "preset", "base", "axes", "arms", "continues", "contests"}
 _ARM_PARTS = {"name", "title", "settings", "axes", "layers_of", "as_long_as"}
 _SHORT = {"lambda_1": "λ₁", "lambda_2": "λ₂", "stage2_steps": "steps", "stage2_lr": "rate"}
 
@@ -44,12 +47,27 @@ class GridPoint:
 
 
 @dataclass(frozen=True)
+class Contest:
+    """Two arms of a grid that are to be set beside each other: the same layers after the same steps, or the same time.
+
+    Attributes:
+        arm, other: names; `other` is the control.
+        equal: one of `EQUALS`.
+    """
+
+    arm: str
+    other: str
+    equal: str
+
+
+@dataclass(frozen=True)
 class Grid:
     """A plan and the point of each of its variations, by name.
 
     Attributes:
         axes: knob to its values; `arms`: name to title.
         continues: the grid whose record this one's points belong to as well; "" for none.
+        contests: which arms are to be set beside which, as far as the grid says so.
     """
 
     plan: Plan
@@ -57,6 +75,7 @@ class Grid:
     arms: Mapping[str, str]
     points: Mapping[str, GridPoint]
     continues: str = ""
+    contests: tuple[Contest, ...] = ()
 
 
 def read(path: str) -> Grid:
@@ -115,7 +134,11 @@ def _parse(document: Any) -> Grid:
     body = {k: document[k] for k in ("name", "title", "preset", "base") if k in document}
     titles = {str(arm["name"]): str(arm.get("title") or arm["name"]) for arm in arms}
     plan = plans.parse(body | {"variations": variations})
-    return Grid(plan, axes, titles, points, str(document.get("continues", "")))
+    contests = tuple(codec.build(Contest, contest) for contest in document.get("contests", []))
+    for contest in contests:
+        if not {contest.arm, contest.other} <= set(titles) or contest.equal not in EQUALS:
+            raise ValueError(f"contest {contest}: it wants two arms, and what is equal: {' or '.join(EQUALS)}")
+    return Grid(plan, axes, titles, points, str(document.get("continues", "")), contests)
 
 
 def _variation(arm: Any, at: Mapping[str, Any], spans: Mapping[str, list[str]]) -> dict[str, Any]:

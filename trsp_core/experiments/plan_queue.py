@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trsp_core import supervision
 from trsp_core.errors import TrspError
@@ -57,6 +58,9 @@ class PlanQueue:
         self._folder = store.root / "agenda"
         self._lock = threading.Lock()
         self._work: dict[str, Iterator[PlanEvent]] = {}  # by plan
+        self._done: dict[
+            str, tuple[Any, dict[str, RunState]]
+        ] = {}  # by plan: fingerprint of the runs, states of its own
         self._troubles: dict[str, str] = {}  # plan to why it was given up, whether or not that could be written
         self._changed, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._serve, name="plans", daemon=True)
@@ -162,7 +166,11 @@ class PlanQueue:
     def _look(self, plan: Plan) -> tuple[dict[str, RunState], tuple[str, Run] | None]:
         """States of the finished runs by variation, and the variation and run that is queued or running."""
         runs = self.store.runs()
-        done = {name: state for name, (_, state) in plans.ends(plan, runs).items()}
+        fingerprint = plans.fingerprint(runs)
+        earlier, done = self._done.get(plan.name, (None, {}))
+        if earlier != fingerprint:
+            done = {name: state for name, (_, state) in plans.ends(plan, runs).items()}
+            self._done[plan.name] = fingerprint, done
         missing = {v.name for v in plan.variations} - set(done)
         for run in runs:
             name, variation = plans.belongs(run) or ("", "")

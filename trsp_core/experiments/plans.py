@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from trsp_core import paths
@@ -73,7 +74,7 @@ def _methods_plan() -> dict[str, Any]:
     return {
         "name": "methods",
         "title": "Which layers: every method, deleted at once",
-        "preset": "quick",
+        "preset": "two-stage",
         "base": _LEAN | {"anneal": 0.0, "stage2_steps": 0, "speed_repeats": 0},
         "variations": rows,
     }
@@ -83,13 +84,15 @@ def _transfers_plan() -> dict[str, Any]:
     """Repairs alone, and transfers and the control at so many steps. A refit took as long as 75 steps of training on
     two cores: the control of 90 steps has the time of a refit and ten steps."""
     rows = [("direct", "Deleted at once", "none", 0)]
-    rows += [(t.name, t.title, t.name, 0) for t in transfers.all_transfers().values() if t.repair]
+    repairs = [t for t in transfers.all_transfers().values() if t.repair and transfers.OWN_HEAD not in t.needs]
+    rows += [(t.name, t.title, t.name, 0) for t in repairs]
     rows += [(f"refit_{steps}", f"Refit, then {steps} steps", "refit", steps) for steps in (10, 30)]
     rows += [(f"none_{steps}", f"Delete, then {steps} steps", "none", steps) for steps in (10, 30, 90)]
     rows += [("penalty_30", "Penalty (TRSP), 30 steps", "penalty", 30)]
+    own_choice = {t.name for t in repairs if methods.LAYER_WEIGHTS in t.needs}  # the same layers, chosen once more
     variations = [
         {"name": name, "title": title, "settings": {"transfer": transfer, "stage2_steps": steps}}
-        | ({"layers_of": "direct"} if name != "direct" else {})
+        | ({} if name == "direct" or name in own_choice else {"layers_of": "direct"})
         for name, title, transfer, steps in rows
     ]
     variations.append(
@@ -103,7 +106,7 @@ def _transfers_plan() -> dict[str, Any]:
     return {
         "name": "transfers",
         "title": "How the knowledge moves: every transfer of the same layers",
-        "preset": "quick",
+        "preset": "two-stage",
         "base": _LEAN | {"anneal": 0.0, "speed_repeats": 0, "probe_blocks": 0},
         "variations": variations,
     }
@@ -114,7 +117,7 @@ def built_in() -> dict[str, dict[str, Any]]:
     ablation = {
         "name": "ablation",
         "title": "What each part of TRSP is worth",
-        "preset": "quick",
+        "preset": "two-stage",
         "base": _LEAN | {"anneal": 0.0},
         "variations": [
             {"name": "trsp", "title": "TRSP"},
@@ -248,10 +251,38 @@ def finished(runs: Sequence[Run]) -> dict[RunConfig, Run]:
     """
     newest = {}
     for run in reversed(runs):
-        config = _settings(run)
-        if config and (figures := run.summary())["ended"] == "finished" and not figures["turns"]:
+        config = _finished_settings(run, _stamp(run))
+        if config:
             newest[config] = run
     return newest
+
+
+def fingerprint(runs: Sequence[Run]) -> tuple[Any, ...]:
+    """What is the same as long as no run finishes, goes or is changed after it has: then `ends` is too."""
+    stamps = [(run, _stamp(run)) for run in runs]
+    return tuple((run.id, stamp) for run, stamp in stamps if _finished_settings(run, stamp))
+
+
+def _stamp(run: Run) -> tuple[tuple[int, int], ...]:
+    """Time in nanoseconds and size in bytes of the files that say what a run is, and how it ended."""
+    stamps = []
+    for file in (run.events_file, run.folder / "config.json", run.folder / "summary.json"):
+        try:
+            facts = file.stat()
+            stamps.append((facts.st_mtime_ns, facts.st_size))
+        except OSError:
+            stamps.append((0, -1))
+    return tuple(stamps)
+
+
+@lru_cache(maxsize=4096)
+def _finished_settings(run: Run, stamp: tuple[tuple[int, int], ...]) -> RunConfig | None:
+    """The settings of a run that has finished and was not steered, else None; each file is read once, until its `stamp`
+    changes."""
+    config = _settings(run)
+    if config is None or (figures := run.summary())["ended"] != "finished" or figures["turns"]:
+        return None
+    return config
 
 
 def ends(plan: Plan, runs: Sequence[Run]) -> Ends:

@@ -269,9 +269,13 @@ def peak_bytes(config: RunConfig, facts: Facts) -> int:
     pool = config.calibration_blocks * config.block_length
     hidden = mlp_width(facts)
     repair_bytes = 4.0 * pool * (cost.states * facts.width + cost.squares * hidden) + cost.squares * 20.0 * hidden**2
+    repair_bytes += cost.copies * weights
     if cost.squares:  # the old output projections and the new ones
         fitted_layers = facts.n_layers - below_the_cuts(config)
         repair_bytes += 8.0 * fitted_layers * hidden * facts.width
+    if packed and transfers.get(config.transfer).opens:
+        opened_layers = facts.n_layers - below_the_cuts(config)
+        weights += int(size * opened_layers * (hidden + facts.width) * facts.width)
     proof_bytes = PROCESS_BYTES if config.save_model or config.save_trained else 0
     if packed and proof_bytes:  # spelled out in bfloat16 beside the packed ones, or packed a second time
         proof_bytes += facts.parameters * 2 if config.save_as == "merged" else weights

@@ -164,9 +164,10 @@ def _prepared(
     undo.enter_context(training.learning(model, []))
     texts = yield from fresh_events(fresh, _texts(config, tokenizer, stack))
     lab = Lab(stack, texts.calibration, config)
-    lab.rounds = Rounds(run, config, past)
+    lab.rounds, lab.layer_weights = Rounds(run, config, past), past.layer_weights
     if require := transfers.get(config.transfer).require:
-        require(lab)
+        with transfers.opened(lab, transfers.get(config.transfer), []):
+            require(lab)
     reference = perplexity.Reference(config.kl_blocks)
     return Study(config, run, past, undo, model, tokenizer, stack, texts, lab, waypoints, reference)
 
@@ -291,6 +292,7 @@ def _repair(study: Study) -> Events:
     config, past, repair = study.config, study.past, study.transfer.repair
     if not repair or (past.step and not config.adapter_rank):
         return
+    study.undo.enter_context(transfers.opened(study.lab, study.transfer, study.chosen))
     edits = yield from fresh_events("repair" not in past.done, repair(study.lab, config, study.chosen))
     study.undo.enter_context(training.rewritten(edits))
     if study.trains:

@@ -29,6 +29,7 @@ class Lab(Passes):
     Attributes:
         blocks: (N, T) token ids to calibrate on, on the CPU.
         gone: layers that earlier cycles have chosen; they cannot be chosen again.
+        layer_weights: what the choice has learned to weigh each layer with, (L,); [] of a method that learns none.
         rounds: keeps where stage 1 stands after each round, so that a run that breaks off can be resumed.
         steering: the settings that may be turned while the steps are taken.
     """
@@ -37,6 +38,7 @@ class Lab(Passes):
         super().__init__(stack, config, blocks[:1, :8])
         self.blocks = blocks
         self.gone: list[int] = []
+        self.layer_weights: list[float] = []
         self.rounds, self.steering = Rounds(), Steering()
 
     def unprotected(self, config: RunConfig) -> list[int]:

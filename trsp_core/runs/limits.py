@@ -221,7 +221,7 @@ DEMO = Limits(
         "stage1_steps": 20,
         "stage1_stretch": 4,
         "shortlist": 8,
-        "stage2_steps": 120,
+        "stage2_steps": 240,
         "cycles": 4,
         "batch_blocks": 4,
         "block_length": 256,

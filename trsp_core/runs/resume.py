@@ -52,6 +52,7 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
         run.checkpoint_file if restart_step else None,
         round_ if round_counts else 0,
         run.rounds_file if round_counts else None,
+        next((e.weights for _, _, e in reversed(earlier) if isinstance(e, events.StageOneStepped)), []),
     )
 
 

@@ -142,8 +142,8 @@ class RunConfig:
         low=1,
         high=100000,
         unit="blocks",
-        help="How many calibration blocks the methods that score layers read (all but masks, random, last, magnitude and "
-        "manual; TRSP where it has a shortlist). Higher: scores depend less on the sample, and take more time.",
+        help="How many calibration blocks the methods that score layers read (all but masks, random, last, magnitude "
+        "and manual; TRSP where it has a shortlist). Higher: scores depend less on the sample, and take more time.",
     )
     gate: str = knob(
         "branch",
@@ -246,7 +246,8 @@ class RunConfig:
         help="How the work of the chosen layers moves into the others. penalty: train with all layers there, then "
         "delete (TRSP). Any other deletes first, and stage 2 trains what is left; before that refit solves each kept "
         "layer for the dense model's state, linear_map the layers below the cuts alone, magnitude scales what lies "
-        "below a cut, rebuild trains the layers beside the cuts, and none leaves all as it is.",
+        "below a cut, rotation turns it as well, kept_weights folds in what stage 1 has learned, rebuild trains the "
+        "layers beside the cuts, and none leaves all as it is.",
     )
     ridge: float = knob(
         1.0,
@@ -622,7 +623,7 @@ class RunConfig:
 
 KNOBS: dict[str, Knob] = knobs.of(RunConfig)
 
-_QUICK: dict[str, Any] = {
+_TWO_STAGE: dict[str, Any] = {  # TRSP's own two stages, in a few steps each
     "stage1_steps": 5,
     "score_blocks": 4,
     "stage2_steps": 30,
@@ -635,10 +636,19 @@ _QUICK: dict[str, Any] = {
     "sample_tokens": 24,
 }
 
+_REFIT: dict[str, Any] = {  # what was measured to lose least for its time: docs/results.md
+    "shortlist": 4,
+    "score_blocks": 8,
+    "transfer": "refit",
+    "adapter_rank": 16,
+    "lr_schedule": "cosine",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": _QUICK,
-    "4-bit": {**_QUICK, "precision": "nf4", "adapter_rank": 8},
-    "standard": {"stage1_steps": 10, "stage2_steps": 100, "anneal": 0.25, "distil": 0.5},
+    "quick": {**_TWO_STAGE, **_REFIT, "anneal": 0.0, "stage2_steps": 40, "calibration_blocks": 128, "score_blocks": 4},
+    "standard": {**_REFIT, "stage1_steps": 5, "stage2_steps": 160},
+    "two-stage": _TWO_STAGE,
+    "4-bit": {**_TWO_STAGE, "precision": "nf4", "adapter_rank": 8},
     "paper": {
         "gate": "output",
         "protect_first": 3,

@@ -111,7 +111,7 @@ def set_aside(stack: Stack) -> Iterator[None]:
         yield
     finally:
         for name, adapter in carried.items():
-            _set(stack, name, adapter)
+            put(stack, name, adapter)
 
 
 def save(stack: Stack, folder: Path, base: str) -> None:
@@ -142,12 +142,13 @@ def _config(rank: int, maps: list[str], turned: bool) -> Any:
 def _put_back(stack: Stack, carried: dict[str, Any]) -> None:
     """Put the linear maps themselves back in place of the adapters `carried`, and forget peft's config."""
     for name, adapter in carried.items():
-        _set(stack, name, adapter.get_base_layer())
+        put(stack, name, adapter.get_base_layer())
     if "peft_config" in vars(stack.model):
         del stack.model.peft_config
 
 
-def _set(stack: Stack, name: str, module: nn.Module) -> None:
+def put(stack: Stack, name: str, module: nn.Module) -> None:
+    """Put `module` in place of the one called `name` in the model."""
     parent, _, attribute = name.rpartition(".")
     setattr(stack.model.get_submodule(parent), attribute, module)
 

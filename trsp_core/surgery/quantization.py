@@ -4,8 +4,10 @@ to unpack them again. Only the layers' linear maps are packed; embeddings, head 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -95,6 +97,49 @@ def unpacked(module: Any) -> Tensor:
         scales = module.state.SCB if module.state.SCB is not None else weight.SCB  # where a first pass leaves them
         return weight.data.float() * (scales.float() / 127)[:, None]
     return weight
+
+
+@contextlib.contextmanager
+def opened(stack: Stack, modules: Collection[nn.Module]) -> Iterator[None]:
+    """Inside, those of `modules` that are packed linear maps are ordinary ones, with the weights that they stand for in
+    the number format of what is not packed. On exit the packed ones are back."""
+    packed_maps = {n: m for n, m in stack.model.named_modules() if m in modules and _is_packed_map(m)}
+    outer: Any = stack.model
+    dtype = outer.get_input_embeddings().weight.dtype
+    for name, module in packed_maps.items():
+        weight, bias = unpacked(module).detach().to(dtype), vars(module)["_parameters"]["bias"]
+        with torch.device("meta"):
+            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.register_parameter("bias", bias)
+        lora.put(stack, name, plain)
+    try:
+        yield
+    finally:
+        for name, module in packed_maps.items():
+            lora.put(stack, name, module)
+
+
+@contextlib.contextmanager
+def named_in_config(stack: Stack) -> Iterator[None]:
+    """Inside, the config of a packed model in whose layers some linear maps are `opened` names all that are, as a
+    checkpoint of it has to."""
+    outer: Any = stack.model
+    if not is_packed(outer) or not any(type(m) is nn.Linear for m in stack.layers.modules()):
+        yield
+        return
+    recipe_in_use = outer.config.quantization_config
+    before = recipe_in_use.llm_int8_skip_modules
+    recipe_in_use.llm_int8_skip_modules = [n for n, m in outer.named_modules() if type(m) is nn.Linear]
+    try:
+        yield
+    finally:
+        recipe_in_use.llm_int8_skip_modules = before
+
+
+def _is_packed_map(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    return hasattr(weight, "quant_state") or hasattr(weight, "SCB")
 
 
 def spelled_out(stack: Stack, dtype: torch.dtype) -> Any:

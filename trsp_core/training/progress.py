@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ class Past:
         done: names of the phases that were begun before it. All of them are complete, but for the transfer that `step`
             is in.
         choices: P after each cycle's choice.
+        layer_weights: those after the last step of stage 1; [] before any.
         removed: whether `LayersRemoved` has been told.
         step: how many steps of stage 2 the weights in `checkpoint` have behind them; 0 without such a file.
         checkpoint: the file of stage 2; None where there is none.
@@ -40,6 +41,7 @@ class Past:
     checkpoint: Path | None = None
     round: int = 0
     rounds: Path | None = None
+    layer_weights: list[float] = field(default_factory=list)
 
 
 def fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:

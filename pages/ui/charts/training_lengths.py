@@ -59,7 +59,7 @@ def arms(sweep: Sweep) -> dict[str, list[Point]]:
     return {arm: points for arm, points in trained.items() if len({p.at[STEPS] for p in points}) > 1}
 
 
-def split(sweep: Sweep) -> tuple[list[str], list[str]]:
+def both_sides(sweep: Sweep) -> tuple[list[str], list[str]]:
     """Arms of TRSP, and controls."""
     there = arms(sweep)
     controls = [arm for arm, points in there.items() if is_control(points, sweep)]
@@ -68,7 +68,7 @@ def split(sweep: Sweep) -> tuple[list[str], list[str]]:
 
 def duels(sweep: Sweep) -> list[Duel]:
     """At each length the best of TRSP's arms and of the controls, by the held-out domain, shortest first."""
-    there, (ours, controls) = arms(sweep), split(sweep)
+    there, (ours, controls) = arms(sweep), both_sides(sweep)
     results = []
     for steps in sorted({p.at[STEPS] for points in there.values() for p in points}):
         one, other = (_best({arm: at(there[arm], steps) for arm in side}) for side in (ours, controls))
@@ -141,7 +141,7 @@ def curves(sweep: Sweep, domain: str, by: str) -> pd.DataFrame:
     Args:
         by: `steps`, or `seconds` (of all of stage 2, the mean of the seeds).
     """
-    there, (ours, controls) = arms(sweep), split(sweep)
+    there, (ours, controls) = arms(sweep), both_sides(sweep)
     rows: list[tuple] = []
     ends: list[tuple[float, str, str]] = []  # value, role, title of each line at its right end
     for arm, points in there.items():
@@ -243,11 +243,11 @@ def length(theme: str, by: str, numbers: tuple[float, ...]) -> Spec:
 
 def legend(sweep: Sweep) -> str:
     """How to read the chart."""
-    ours, controls = split(sweep)
+    ours, controls = both_sides(sweep)
     text = (
         "Green: TRSP, trained with all its layers, then deleted. Blue: delete, then train. Bars: the 95 % interval of "
-        "the difference from the best control at that length, paired block by block and set upon the control's value; "
-        "a bar that does not reach the blue line is a difference for sure."
+        "the difference from the best control at that length, paired block by block (split by split, where there are "
+        "several), and set upon the control's value; a bar that does not reach the blue line is a difference for sure."
     )
     if len(ours) > 1 or len(controls) > 1:
         arms_, rivals = _count(len(ours), "arm"), _count(len(controls), "control")

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
-from pages.ui.app_state import server, url_state
+from pages.ui.app_state import url_state
 from pages.ui.charts import drawing, grid_maps, training_lengths
+from pages.ui.evidence import sweep_records
 from pages.ui.style import theme, words
-from trsp_core.errors import TrspError
-from trsp_core.experiments import grid_results
 from trsp_core.experiments.grid_results import Sweep
 from trsp_core.schema.events import DOMAINS
 
 COMMAND = "python -m trsp_core sweep --grid FILE"
+BARE = 3  # the place of a sweep that no picture fits
 
 
 def records() -> dict[str, Sweep]:
-    """By title, those that ship and those of this machine, with a picture first; one that was made here stands for
-    a shipped one of its name where it has as many points."""
-    sweeps: dict[str, Sweep] = {}
-    for folder in (grid_results.shipped(), grid_results.local(server.store().root)):
-        for file in sorted(folder.glob("*.json")):
-            sweep = _load(str(file), file.stat().st_mtime_ns)
-            if sweep and len(sweep.points) >= len(sweeps[sweep.name].points if sweep.name in sweeps else []):
-                sweeps[sweep.name] = sweep
-    ordered = sorted(grid_results.joined(sweeps.values()).values(), key=_order)
-    return {f"{words.plain(sweep.title)}": sweep for sweep in ordered}
+    """By name, those with a picture first. A study without one is shown over its splits instead."""
+    ordered = sorted(sweep_records.sweeps().values(), key=_order)
+    elsewhere = sweep_records.over_splits()
+    return {sweep.name: sweep for sweep in ordered if _order(sweep) < BARE or sweep.name not in elsewhere}
 
 
 def _order(sweep: Sweep) -> int:
@@ -40,24 +32,15 @@ def _order(sweep: Sweep) -> int:
     ].index(True)
 
 
-@st.cache_resource(show_spinner=False, max_entries=20)
-def _load(path: str, changed: int) -> Sweep | None:
-    try:
-        return grid_results.load(Path(path))
-    except TrspError:
-        return None
-
-
 def tab() -> None:
     """Everything about the settings."""
     there = records()
     if not there:
         st.info("No sweep has been recorded yet. The command below makes one of a grid.", icon=":material/info:")
     elif len(there) > 1:
-        first, names = next(iter(there)), {sweep.name: title for title, sweep in there.items()}
-        key = url_state.linked("sweep", there[first].name, url_state.one_of(list(names)))
-        choice = st.pills("Sweep", list(names), format_func=names.__getitem__, key=key)
-        show(there[names.get(choice or "", first)])
+        first, names = next(iter(there)), {name: words.plain(sweep.title) for name, sweep in there.items()}
+        key = url_state.linked("sweep", first, url_state.one_of(list(names)))
+        show(there[st.pills("Sweep", list(names), format_func=names.__getitem__, key=key) or first])
     else:
         show(next(iter(there.values())))
     st.markdown("Run a grid here or on a cluster; a stopped one goes on where it was:")

@@ -47,11 +47,11 @@ PUBLIC_CODE = (
     "Layers are switched off, not deleted; perplexity and accuracy are commented out; one model family is wired up.",
 )
 SOURCE = "Read in the repository fmk345/TRSP, commit 9fb3435 of April 2026."
-_QUICK = PRESETS["quick"] | {"stage2_steps": 0}
+_TWO_STAGE = PRESETS["two-stage"] | {"stage2_steps": 0}
 RUNS: dict[str, Mapping[str, object]] = {
-    "The gate as drawn": _QUICK | {"gate": "output"},
-    "As drawn, ends protected": _QUICK | {"gate": "output", "protect_first": 3, "protect_last": 4},
-    "Our gate": _QUICK,
+    "The gate as drawn": _TWO_STAGE | {"gate": "output"},
+    "As drawn, ends protected": _TWO_STAGE | {"gate": "output", "protect_first": 3, "protect_last": 4},
+    "Our gate": _TWO_STAGE,
 }
 
 
@@ -75,7 +75,7 @@ def of_others() -> list[str]:
 
 
 def _ours(name: str) -> str:
-    value = PRESETS["quick"].get(name, KNOBS[name].default)
+    value = PRESETS["two-stage"].get(name, KNOBS[name].default)
     if isinstance(value, bool):
         return "on" if value else "off"
     unit = f" {KNOBS[name].unit}" if KNOBS[name].unit else ""

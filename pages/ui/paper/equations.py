@@ -80,7 +80,7 @@ EQUATIONS = (
         "first, and a layer that stays below both.",
         ("one_shot", "no_neighbours", "stage1_average", "stage1_stretch"),
         "“Stage 1”: the dots, and the sentence with the margin to the runner-up",
-        (("pruning/methods/trsp.py", "_take_smallest"),),
+        (("pruning/methods/trsp.py", "_taken"),),
     ),
     PaperEquation(
         "Stage 2: move the knowledge",

@@ -21,9 +21,11 @@ from trsp_core.schema.config import GROUPS, KNOBS, PRESETS, TEXTS
 from trsp_core.schema.knobs import Knob
 
 PRESET_HELP = {
-    "quick": "Quick: a few steps of each stage, about 3 minutes on two cores with the default model.",
-    "4-bit": "4-bit: Quick on weights packed into four bits, with LoRA adapters in stage 2; a third of the memory.",
-    "standard": "Standard: twice the steps in stage 1, three times in stage 2, which distils too; about 10 minutes.",
+    "quick": "Quick: stage 1 with a shortlist, then the layers that stay are refitted, and trained for some steps; "
+    "about 4 minutes on two cores with the default model.",
+    "standard": "Standard: the same on twice the text, with four times the training; about 10 minutes.",
+    "two-stage": "Two-stage: TRSP as in its equations, a few steps of each stage; λ₂ acts here. About 3 minutes.",
+    "4-bit": "4-bit: Two-stage on weights packed into four bits, with LoRA adapters in stage 2; a third of the memory.",
     "paper": "Paper: the settings of the paper, long blocks and all weights learning; made for a GPU.",
 }
 

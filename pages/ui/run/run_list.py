@@ -27,7 +27,7 @@ def latest(count: int) -> None:
     """The newest runs, each with a link."""
     runs = server.runs()[:count]
     if not runs:
-        st.caption("No runs yet. A Quick run takes about three minutes on two cores.")
+        st.caption("No runs yet. A Quick run takes about four minutes on two cores.")
         with st.container(horizontal=True):
             st.page_link("pages/views/run.py", label="Start one", icon=":material/play_arrow:")
             recorded("pages/views/run.py")

@@ -5,8 +5,8 @@
                 "settings": {"ratio": 0.1}, "look_at": "the layer weights"},
                {"title": "What it writes now", "text": "Press Write.", "page": "compare", "prompt": "The city was"}]}
 
-`settings` are knobs that differ from an untouched form (the preset Quick). All texts are plain words: a page shows them
-letter by letter, so that a lesson from a stranger cannot bring links or pictures along.
+`settings` are knobs that differ from the preset Two-stage. All texts are plain words: a page shows them letter by
+letter, so that a lesson from a stranger cannot bring links or pictures along.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Step:
 
     def form(self) -> dict[str, Any]:
         """Every knob as this step wants it."""
-        return {name: knob.default for name, knob in KNOBS.items()} | PRESETS["quick"] | dict(self.settings)
+        return {name: knob.default for name, knob in KNOBS.items()} | PRESETS["two-stage"] | dict(self.settings)
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,13 @@ class _Reader:
         return "home"
 
     def settings(self) -> dict[str, Any]:
-        """Each value checked by its knob, and then all of them beside the preset Quick."""
+        """Each value checked by its knob, and then all of them beside the preset Two-stage."""
         values = self.document.get("settings", {})
         if not isinstance(values, dict):
             self.wrong("settings", f"{_kind(values)} was given, expected knobs and values.", 'Write {"ratio": 0.2}.')
             return {}
         try:
-            config = validate.from_values(values, "quick")
+            config = validate.from_values(values, "two-stage")
         except TrspError as error:
             for problem in error.problems:
                 self.wrong(f"settings, {problem.knob}", problem.message, problem.remedy)

@@ -7,15 +7,13 @@ Method files import no torch at module level, since pages read their names and t
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from trsp_core.errors import Problem, TrspError
+from trsp_core.registry import Registry
 from trsp_core.schema.config import KNOBS
 from trsp_core.schema.events import LayerChosen, LayersScored, Progressed
 
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     Narrowing = Generator[Event, None, tuple[list[nn.Module], dict[str, int]]]
     Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
 
+LAYER_WEIGHTS = "layer weights"
 UNITS = 100  # of the choosing phase, for a method that takes no steps: `Progressed` counts hundredths
 
 
@@ -73,6 +72,8 @@ class Method:
         choose: called with a `Lab`, the config and K; a generator of events that returns the chosen layers in order of
             choice. It leaves the model bit-identical, also when closed in the middle, unless the config lets the
             weights learn (`learn_weights`).
+        gives: what it leaves for a transfer: LAYER_WEIGHTS for the weight that each layer has in the end, in
+            `Lab.layer_weights`.
         trains: it takes gradient steps on weights of layers, as the settings of stage 1 say.
         pass_counts: the passes that it makes beside those steps, for the forecast.
         contiguous: it chooses one run of neighbouring layers.
@@ -93,6 +94,7 @@ class Method:
     summary: str
     choose: Callable[[Lab, RunConfig, int], Choice]
     differences: str = ""
+    gives: tuple[str, ...] = ()
     trains: bool = False
     pass_counts: PassCounts = PassCounts()
     contiguous: bool = False
@@ -102,26 +104,8 @@ class Method:
     narrow: Callable[[Lab, RunConfig, int], Narrowing] | None = None
 
 
-@cache
-def all_methods() -> dict[str, Method]:
-    """Every method in this folder, by name, TRSP first."""
-    methods = [importlib.import_module(f"{__name__}.{module.name}").METHOD for module in pkgutil.iter_modules(__path__)]
-    return {m.name: m for m in sorted(methods, key=lambda m: (m.name != "trsp", m.name))}
-
-
-def names() -> tuple[str, ...]:
-    return tuple(all_methods())
-
-
-def get(name: str) -> Method:
-    """The method called `name`.
-
-    Raises:
-        TrspError: there is none.
-    """
-    if name not in all_methods():
-        raise TrspError(f"There is no method {name[:60]!r}.", f"Take one of {', '.join(names())}.")
-    return all_methods()[name]
+_registry = Registry(__name__, "METHOD", Method, first="trsp")
+all_methods, names, get = _registry.all, _registry.names, _registry.get
 
 
 def check(config: RunConfig) -> list[Problem]:

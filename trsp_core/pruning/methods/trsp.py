@@ -19,13 +19,14 @@ import itertools
 import math
 import statistics
 
-from trsp_core.pruning.methods import Method
+from trsp_core.pruning.methods import LAYER_WEIGHTS, Method
 from trsp_core.schema.events import LayerChosen, StageOneStepped
 
 
 def choose(lab, config, count):
-    """The K layers of P in order of choice. From round to round s goes on from where it is. W stays as it is, unless
-    `config.learn_weights`. Rates, lambda_1, the steps of a round and K are those of the moment: `lab.steering`."""
+    """The K layers of P in order of choice; leaves s in `lab.layer_weights`. From round to round s goes on from where
+    it is. W stays as it is, unless `config.learn_weights`. Rates, lambda_1, the steps of a round and K are those of the
+    moment: `lab.steering`."""
     import torch
 
     s = torch.ones(lab.n_layers, device=lab.device, requires_grad=True)
@@ -88,6 +89,7 @@ def choose(lab, config, count):
             for _ in range(take()):
                 yield _taken(lab, config, weights, P, round_)
             lab.rounds.keep(round_, s, optimizer, P)
+    lab.layer_weights = s.tolist()
     return P
 
 
@@ -159,5 +161,6 @@ METHOD = Method(
     paper="Two-Stage Regularization-Based Structured Pruning for LLMs, arXiv:2505.18232",
     summary="A weight on each layer learns under an l1 penalty; the smallest is chosen, again and again.",
     choose=choose,
+    gives=(LAYER_WEIGHTS,),
     trains=True,
 )

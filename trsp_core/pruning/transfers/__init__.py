@@ -8,15 +8,14 @@ Transfer files import no torch at module level, since pages read their names and
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
-from trsp_core.errors import Problem, TrspError
+from trsp_core.errors import Problem
 from trsp_core.pruning import methods
+from trsp_core.registry import Registry
 from trsp_core.schema.config import PACKED
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     Edits = Generator[Event, None, Mapping[nn.Parameter, Tensor]]
 
 
+OWN_HEAD = "a head of its own"  # that is not the embedding
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a repair costs, for forecasts.
@@ -39,12 +41,14 @@ class Cost:
         squares: whether it solves, for each layer, with an (F, F) matrix: the sum of products of what the MLP's output
             projection reads.
         states: how many hidden states (N, D) of all N calibration tokens it holds at once.
+        copies: how many times the model's weights it holds at once, beside the model: new ones and old ones.
     """
 
     passes: float = 0.0
     climbs: bool = False
     squares: bool = False
     states: int = 0
+    copies: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,12 @@ class Transfer:
         equation: what it minimises or solves, in LaTeX.
         repair: called with a `Lab`, the config and the chosen layers; a generator of events that returns new values for
             parameters of the layers that stay, and leaves the model bit-identical. None for a transfer without repair.
+        opens: called with a `Lab` and the chosen layers, [] where none is chosen yet, for the linear maps that `repair`
+            changes. In a packed model they are unpacked for it, and stay so. None for a repair that changes more.
         require: raises TrspError for a model that `repair` would refuse; asked before any work.
+        needs: what has to be there: `methods.LAYER_WEIGHTS` of the method that chooses, OWN_HEAD of the model.
+        contradictions: called with the config, for the settings that do not go with it, beside those that `check` finds
+            by what is declared here; None where there are none.
         in_order: the repair goes up layer by layer, and tells how near each comes to the dense model's state.
         cost: of `repair`.
     """
@@ -71,30 +80,25 @@ class Transfer:
     equation: str
     repair: Callable[[Lab, RunConfig, list[int]], Edits] | None = None
     require: Callable[[Lab], None] | None = None
+    opens: Callable[[Lab, list[int]], list[nn.Module]] | None = None
+    needs: tuple[str, ...] = ()
+    contradictions: Callable[[RunConfig], list[Problem]] | None = None
     in_order: bool = False
     cost: Cost = Cost()
 
 
-@cache
-def all_transfers() -> dict[str, Transfer]:
-    """Every transfer in this folder, by name, the paper's first."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return {t.name: t for t in sorted((m.TRANSFER for m in modules), key=lambda t: (t.name != "penalty", t.name))}
+_registry = Registry(__name__, "TRANSFER", Transfer, first="penalty")
+all_transfers, names, get = _registry.all, _registry.names, _registry.get
 
 
-def names() -> tuple[str, ...]:
-    return tuple(all_transfers())
+@contextmanager
+def opened(lab: Lab, transfer: Transfer, chosen: list[int]) -> Iterator[None]:
+    """Inside, the maps that the repair of `transfer` changes are unpacked, if they were packed; where none is `chosen`
+    yet, those that it may change."""
+    from trsp_core.surgery import quantization
 
-
-def get(name: str) -> Transfer:
-    """The transfer called `name`.
-
-    Raises:
-        TrspError: there is none.
-    """
-    if name not in all_transfers():
-        raise TrspError(f"There is no transfer {name[:60]!r}.", f"Take one of {', '.join(names())}.")
-    return all_transfers()[name]
+    with quantization.opened(lab.stack, transfer.opens(lab, chosen) if transfer.opens else []):
+        yield
 
 
 def check(config: RunConfig) -> list[Problem]:
@@ -109,12 +113,24 @@ def check(config: RunConfig) -> list[Problem]:
                 "Set --transfer none, or choose another method.",
             )
         )
-    if transfer.repair and config.precision in PACKED:
+    if methods.LAYER_WEIGHTS in transfer.needs and methods.LAYER_WEIGHTS not in method.gives:
+        givers = [m.name for m in methods.all_methods().values() if methods.LAYER_WEIGHTS in m.gives]
         problems.append(
             Problem(
                 "transfer",
-                f"The transfer {transfer.name} changes the weights themselves, which are packed as {config.precision}.",
-                "Set --transfer penalty or none, or --precision float32.",
+                f"The transfer {transfer.name} needs the weights that stage 1 learns for the layers, and the method "
+                f"{method.name} learns none.",
+                f"Set --method {' or '.join(givers)}, or --transfer none.",
+            )
+        )
+    problems += transfer.contradictions(config) if transfer.contradictions else []
+    if transfer.repair and not transfer.opens and config.precision in PACKED:
+        openers = [t.name for t in all_transfers().values() if t.opens]
+        problems.append(
+            Problem(
+                "transfer",
+                f"The transfer {transfer.name} changes whole layers, whose weights are packed as {config.precision}.",
+                f"Set --transfer {', '.join(openers)}, penalty or none, or --precision float32.",
             )
         )
     return problems

@@ -28,6 +28,13 @@ from trsp_core.pruning.transfers.refit import (
 from trsp_core.schema.events import PhaseStarted
 
 
+def opens(lab, chosen):
+    """The maps that `repair` changes; those of all layers where none is chosen yet."""
+    return [
+        output_projection(lab, i) for i in range(lab.n_layers) if not chosen or (i not in chosen and i + 1 in chosen)
+    ]
+
+
 def repair(lab, config, chosen):
     """New weights, by parameter: the MLPs' output projections in the layers right below the runs of deleted ones.
 
@@ -55,6 +62,7 @@ TRANSFER = Transfer(
     r" + r\, \overline{\mathrm{diag}\,G}\, \lVert E \rVert^2",
     repair=repair,
     require=require,
+    opens=opens,
     in_order=True,
     cost=Cost(passes=1.7, climbs=True, states=8),
 )

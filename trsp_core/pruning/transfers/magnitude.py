@@ -156,5 +156,5 @@ TRANSFER = Transfer(
     equation=r"\alpha = \tfrac{1}{D} \sum_k \frac{E\,|X_{post,k}|}{E\,|X_{pre,k}|}",
     repair=repair,
     require=require,
-    cost=Cost(passes=1.0),
+    cost=Cost(passes=1.0, copies=1.0),
 )

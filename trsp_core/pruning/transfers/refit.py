@@ -20,6 +20,7 @@ SparseGPT.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trsp_core import formatting
@@ -46,12 +47,7 @@ def repair(lab, config, chosen):
     def solve(module, inputs, errors, weights):
         return solved(inputs, errors, weights, config.ridge)
 
-    def modules(layer):
-        writers = lab.stack.writers(layer)
-        with_attention = config.refit == "all" and len(writers) == 2
-        return [output_projection(lab, layer), *(writers[:1] if with_attention else [])]
-
-    return (yield from fitted_in_order(lab, chosen, layers, modules, solve))
+    return (yield from fitted_in_order(lab, chosen, layers, partial(fitted_maps, lab), solve))
 
 
 def fitted_layers(lab, chosen):
@@ -62,6 +58,19 @@ def fitted_layers(lab, chosen):
     kept_layers = [i for i in range(lab.n_layers) if i not in chosen]
     below = [i for i in kept_layers if i < min(chosen)]
     return [i for i in kept_layers if i >= (below[-1] if below else 0)]
+
+
+def opens(lab, chosen):
+    """The maps that `repair` may change; those of all layers where none is chosen yet."""
+    layers = fitted_layers(lab, chosen) if chosen else range(lab.n_layers)
+    return [module for layer in layers for module in fitted_maps(lab, layer)]
+
+
+def fitted_maps(lab, layer):
+    """The output projections of layer `layer` that are solved for, the MLP's first."""
+    writers = lab.stack.writers(layer)
+    with_attention = lab.config.refit == "all" and len(writers) == 2
+    return [output_projection(lab, layer), *(writers[:1] if with_attention else [])]
 
 
 def fitted_in_order(lab, chosen, layers, modules, solve):
@@ -278,6 +287,7 @@ TRANSFER = Transfer(
     r" + r\, \overline{\mathrm{diag}\,H}\, \lVert \Delta W \rVert^2",
     repair=repair,
     require=require,
+    opens=opens,
     in_order=True,
     cost=Cost(passes=2.5, climbs=True, squares=True, states=6),
 )

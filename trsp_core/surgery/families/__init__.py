@@ -7,11 +7,11 @@ seen: which modules write into the residual stream, or why a family cannot be pr
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from trsp_core import registry
 
 # How most families call the modules of a layer whose output is added to the residual stream.
 OUTPUTS = ("o_proj", "out_proj", "c_proj", "down_proj", "fc2", "dense", "dense_4h_to_h", "wo", "w2")
@@ -67,10 +67,7 @@ def context(config: Any) -> int | None:
 @cache
 def all_families() -> dict[str, Family]:
     """Every declared family, by name."""
-    families = []
-    for module in pkgutil.iter_modules(__path__):
-        families.extend(importlib.import_module(f"{__name__}.{module.name}").FAMILIES)
-    return {f.name: f for f in families}
+    return {family.name: family for families in registry.declared(__name__, "FAMILIES", tuple) for family in families}
 
 
 def of(model_type: str) -> Family:
