@@ -152,6 +152,13 @@ def damage(run: Run, number: int) -> None:
     run.events_file.write_bytes(b"\n".join(lines))
 
 
+def tell_more(run: Run, more: list[Event]) -> None:
+    """Append events to those of a run."""
+    written = len(run.read()[0])
+    with run.events_file.open("a", encoding="utf-8") as file:
+        file.writelines(ev.to_line(event, n, n * 0.5) + "\n" for n, event in enumerate(more, written))
+
+
 def failing() -> Generator[Event, None, None]:
     yield ev.PhaseStarted("text")
     raise TrspError("The text `my_file.txt` has **0** words.", "Bring at least [384] tokens.")

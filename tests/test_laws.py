@@ -20,7 +20,7 @@ RANKS = (("",), ("schema",), ("surgery", "charts"), ("models",), ("data", "perf"
          ("pruning",), ("preparation",), ("runs",), ("experiments", "workbench", "export"), ("cli",))  # fmt: skip
 TORCH_FREE = ("", "schema", "charts", "models", "data", "preparation", "runs", "experiments", "export", "cli")
 TORCH_FREE_BESIDE = ("surgery.families", "evaluation.intervals", "evaluation.questions", "evaluation.tasks",
-                     "evaluation.verification", "training.progress", "pruning.methods",
+                     "evaluation.verification", "training.progress", "training.steering", "pruning.methods",
                      "pruning.validate", "workbench.client", "workbench.recorded", "workbench.transcript",
                      "workbench.weighing")  # fmt: skip
 

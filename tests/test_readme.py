@@ -155,6 +155,11 @@ def test_every_flag_they_name_exists():
         "--dtype",
         "--push",
         "--help",
+        "--steer",
+        "--pause",
+        "--step",
+        "--go",
+        "--end-stage",
         *PIP_AND_LLAMA_CPP,
         *DOCKER,
     }

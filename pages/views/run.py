@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.ui.app_state import server, session, url_state
-from pages.ui.run import exports, form, model_picker, preview, results, run_status, stages, start
+from pages.ui.run import exports, form, model_picker, preview, results, run_status, stages, start, steering
 from pages.ui.style import theme, words
 from pages.ui.tour import classroom
 from trsp_core.errors import TrspError
@@ -66,6 +66,8 @@ def watch(run_id: str, last_status: str, beat: float | None) -> None:
     with standing:
         if status in ("queued", "running"):
             run_status.progress(run, state, status)
+            if status == "running":
+                steering.wheel(run, config, state)
         else:
             results.ending(run, state, status)
     with numbers:

@@ -16,7 +16,7 @@ from tests import ROOT, tiny
 from trsp_core.cli import main, run_figures
 from trsp_core.pruning import methods, validate
 from trsp_core.runs.store import Run, Store
-from trsp_core.schema import config, run_state
+from trsp_core.schema import config, run_state, turns
 from trsp_core.schema.run_state import RunState
 
 SMALL = shlex.split(
@@ -319,3 +319,54 @@ def test_a_python_without_the_packages_says_what_to_do():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "psutil is not installed for this Python. Run `make setup`, then `. .venv/bin/activate`.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--lambda-1", "0.1"], "is not running"),
+        ([], "Nothing is to be turned"),
+        (["--lambda-1", "-3"], "0 to 100"),
+        (["--stage2-steps", "many"], "a whole number"),
+        (["--seed", "3"], "No such option"),
+    ],
+)
+def test_a_knob_that_cannot_be_turned_is_refused(finished, capsys, words, part):
+    assert main.main(["steer", str(finished[0]), *words]) == 2
+    assert part in capsys.readouterr().err
+    assert not (finished[0] / "steer.jsonl").exists()
+
+
+@pytest.mark.parametrize("word", ["lambda_1=3", "3:1:lambda_1=3", "1:1:seed=3", "1:1:lambda_1=1e9", "1:1:lambda_1=x"])
+def test_a_turn_that_is_none_is_refused_before_there_is_a_run(here, tiny_model, text, word, capsys):
+    assert main.main([*pruning(tiny_model, text), "--steer", word]) == 2
+    assert capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_steered_run_that_is_killed_and_resumed_is_what_its_command_repeats(here, tiny_model, text):
+    """Three real processes: one that is paused, steered and killed; one that resumes it; one that repeats it."""
+    folders = [here / name for name in ("run", "again")]
+    command = pruning(tiny_model, text, "--stage2-steps", "60", "--probe-every", "50")
+    child = trsp(*command, "--steer", "1:1:lambda_1=2.0", "--out", str(folders[0]))
+    run = Run(folders[0])
+    while not run.held():
+        assert child.poll() is None
+        time.sleep(0.05)
+    assert main.main(["steer", str(run.folder), "--pause"]) == 0
+    while not run.state().paused:
+        time.sleep(0.05)
+    assert main.main(["steer", str(run.folder), "--lambda-2", "500", "--step"]) == 0
+    while len(run.state().turns) < 1 + any(t.name == "lambda_1" for t in run.state().turns):
+        time.sleep(0.05)
+    child.kill()
+    child.communicate()
+    assert said("resume", str(run.folder))[0] == 0
+    state = run.state()
+    assert state.ended == "finished"
+    assert {turn.name for turn in state.turns} == {"lambda_1", "lambda_2"}
+    words = shlex.split(turns.command(run.config(), state.turns).partition(" run ")[2])
+    assert said("run", *words, "--out", str(folders[1]))[0] == 0
+    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in folders]
+    assert models[0] == models[1]

@@ -20,9 +20,9 @@ from trsp_core.models import catalog
 from trsp_core.models.inspection import Facts
 from trsp_core.preparation import preflight
 from trsp_core.pruning import engine
-from trsp_core.runs import process, recorder
+from trsp_core.runs import process, recorder, steering
 from trsp_core.runs.store import Store
-from trsp_core.schema import events
+from trsp_core.schema import events, turns
 
 TINY = tiny.SETTINGS | {
     "probe_blocks": 1,
@@ -81,6 +81,33 @@ def test_a_plan_runs_each_variation_once_and_prints_one_table(plan_file, tmp_pat
     assert found.row("dense").parameters > found.row("trsp").parameters
     assert set(found.row("trsp").speed) == {"prefill", "decode"}
     assert set(found.row("trsp").kl) == set(events.DOMAINS)
+
+
+def test_a_steered_run_counts_for_no_plan_and_is_run_again(plan_file, monkeypatch, capsys):
+    file, ran = plan_file
+    start = process.start
+
+    def steered(run):
+        config = run.config()
+        steering.schedule(run, [turns.from_word("2:1:stage2_lr=1e-4")])
+        model = (tiny.build(), tiny.tokenizer())
+        recorder.record(
+            run,
+            steering.steered(run, config, lambda wheel: engine.execute(config, None, model, steering=wheel)),
+        )
+        return story.no_child(run)
+
+    monkeypatch.setattr(process, "start", steered)
+    assert shell_main.main(["compare", "--plan", str(file)]) == 3
+    assert "steered while it ran, so it does not count" in capsys.readouterr().err
+    (run,) = Store().runs()
+    assert run.summary()["turns"][0]["name"] == "stage2_lr"
+    plan = plans.read(str(file))
+    assert plans.ends(plan, [run]) == plans.earlier_ends(plan, [run]) == {}
+    monkeypatch.setattr(process, "start", start)
+    monkeypatch.setattr("time.strftime", lambda *_: "20990101-000000")  # another second, another name
+    assert shell_main.main(["compare", "--plan", str(file)]) == 0
+    assert len(ran) == 2
 
 
 def test_one_run_serves_all_variations_of_equal_settings_and_each_has_its_row(plan_file, tmp_path, capsys):

@@ -32,7 +32,7 @@ from trsp_core.runs import limits
 from trsp_core.runs.recorder import record
 from trsp_core.runs.store import STATUSES, Store
 from trsp_core.schema.config import KNOBS, RunConfig
-from trsp_core.schema.events import Progressed
+from trsp_core.schema.events import KnobTurned, Progressed
 from trsp_core.schema.run_state import RunState, fold
 from trsp_core.subprocesses import Progress
 
@@ -693,3 +693,50 @@ def test_a_chart_is_worked_out_once_for_all_who_watch(store, monkeypatch):
     for _ in range(2 * drawing.RECENT):
         drawing.of_run({}, RunState(), lambda: series.stack(state), "stack")
     assert len(drawing.recent_tables) == drawing.RECENT, "it does not grow"
+
+
+def test_a_run_is_steered_on_its_page(store):
+    """Each button and field leaves a line in the run's folder; what another tab turned stands on the page."""
+    with story.running(store, 16) as run:
+        app = open_page("run", run=run.id)
+        app.button(key="steer-pause").click().run()
+        app.number_input(key=f"knob-{run.id}-lambda_2-0").set_value(3.0).run()
+        app.number_input(key=f"knob-{run.id}-ratio-0").set_value(3).run()
+        assert not app.exception
+        asked = [json.loads(line) for line in (run.folder / "steer.jsonl").read_text().splitlines()]
+        assert [(turn["name"], turn["value"]) for turn in asked] == [("pause", 0), ("lambda_2", 3.0), ("ratio", 0.5)]
+        story.tell_more(run, [KnobTurned(1, 5, "lambda_1", 0.05, 0.2, 1), KnobTurned(1, 5, "pause", 0, 1, 2)])
+        shown = texts(open_page("run", run=run.id))
+        assert "Steered while it ran, so its figures are no evidence" in shown
+        assert "λ₁ from 0\\.05 to 0\\.2" in shown
+        assert "Paused" in shown
+        assert "Go on" in shown
+        assert "--steer 1:5:lambda_1=0.2" in shown
+        assert "steered while it ran" in texts(open_page("runs"))
+
+
+def test_every_chart_over_steps_marks_what_was_turned(store):
+    run = story.write(store, "finished")
+    lines = [event for _, _, event in run.state().lines]
+    at = next(n for n, e in enumerate(lines) if getattr(e, "gaps", None))
+    turned = [
+        *lines[:at],
+        KnobTurned(1, 5, "lambda_1", 0.05, 0.2),
+        KnobTurned(2, 4, "stage2_lr", 1e-4, 1e-3),
+        *lines[at:],
+    ]
+    state = fold(RunState(), [(n, float(n), e) for n, e in enumerate(turned)])
+    frames = {
+        1: [series.weights(state, 10), series.losses(state, story.CONFIG, 1)],
+        2: [
+            series.probes(state, story.CONFIG),
+            series.gaps(state, story.CONFIG),
+            series.losses(state, story.CONFIG, 2),
+        ],
+    }
+    for stage, mark in ((1, (5, "λ₁ 0.2")), (2, (4, "rate 0.001"))):
+        for frame in frames[stage]:
+            assert [*frame[frame.kind == "turn"][["step", "turn"]].itertuples(index=False, name=None)] == [mark]
+    pull = frames[1][1].query("part == 'λ₁ × sum of weights' and kind == 'line'").value.to_list()
+    sums = [step.l1 for step in state.weight_steps]
+    assert pull == pytest.approx([0.05 * total for total in sums[:5]] + [0.2 * total for total in sums[5:]])

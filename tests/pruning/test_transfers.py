@@ -261,7 +261,7 @@ def family_of(model_type, **settings):
 def drawn_turn(width, scale=1.3):
     generator = torch.Generator().manual_seed(5)
     draw = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    return rotation.Turn(scale, torch.linalg.qr(draw).Q)
+    return rotation.ScaledRotation(scale, torch.linalg.qr(draw).Q)
 
 
 ROTATED = [

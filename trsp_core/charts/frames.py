@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from trsp_core import formatting
-from trsp_core.schema import schedules
+from trsp_core.schema import schedules, turns
 from trsp_core.schema.config import RunConfig, count_to_remove
 from trsp_core.schema.run_state import RunState
 
@@ -65,7 +65,8 @@ def weights(state: RunState, expected: int) -> pd.DataFrame:
     )
     rows["fate"] = np.array(fate, dtype=object)[rows["layer"]]
     marks = [("mark", n, round(abs(steps[n - 1].weights[i]), 4), i, fate[i]) for i, n in ends.items()]
-    return pd.concat([frame, rows, pd.DataFrame(marks, columns=columns)], ignore_index=True)
+    rows = pd.concat([frame, rows, pd.DataFrame(marks, columns=columns)], ignore_index=True)
+    return _with_turns(rows, state, 1)
 
 
 def stack(state: RunState) -> pd.DataFrame:
@@ -129,14 +130,16 @@ def layer_table(state: RunState) -> pd.DataFrame:
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
     """The parts of the loss over the steps of a stage, as they enter the sum."""
     if stage == 1:
-        parts = [(step.lm_loss, config.lambda_1 * abs(step.l1)) for step in state.weight_steps]
+        lambdas = turns.course(config, state.turns, "lambda_1", len(state.weight_steps))
+        pairs = zip(state.weight_steps, lambdas, strict=True)
+        parts = [(step.lm_loss, lambda_1 * abs(step.l1)) for step, lambda_1 in pairs]
     else:
         parts = [(step.lm_loss, step.lambda_2 * abs(step.penalty)) for step in state.gap_steps]
     rows: list[tuple] = [("frame", 0, 0.0, LANGUAGE), ("frame", expected_steps(state, config, stage), 1.0, LANGUAGE)]
     for i in thin(len(parts)):
         language, pull = parts[i]
         rows += [("line", i + 1, language, LANGUAGE), ("line", i + 1, pull, PULLS[stage])]
-    return pd.DataFrame(rows, columns=["kind", "step", "value", "part"])
+    return _with_turns(pd.DataFrame(rows, columns=["kind", "step", "value", "part"]), state, stage)
 
 
 def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
@@ -153,7 +156,7 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
     highest = max([row[2] for row in rows if math.isfinite(row[2])], default=0.0)
     heights = apart([row[2] for row in last], max(0.085 * highest, 0.032), 0.0)  # the axis reaches 0.5 at least
     ends = [("mark", row[1], y, *row[3:]) for row, y in zip(last, heights, strict=True)]
-    return pd.DataFrame(frame + rows + ends, columns=columns)
+    return _with_turns(pd.DataFrame(frame + rows + ends, columns=columns), state, 2)
 
 
 def refits(state: RunState, config: RunConfig) -> pd.DataFrame:
@@ -188,7 +191,7 @@ def repairing(state: RunState) -> int | None:
 def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
     """Perplexity if the chosen layers were deleted now, over the steps of stage 2, between the levels of `_between`."""
     levels, points = times_dense(state, config)
-    return _between(levels, points, expected_steps(state, config, 2), "deleted now")
+    return _with_turns(_between(levels, points, expected_steps(state, config, 2), "deleted now"), state, 2)
 
 
 def repair_probes(state: RunState, config: RunConfig) -> pd.DataFrame:
@@ -266,10 +269,30 @@ def first_blocks(state: RunState, model_state: str, blocks: int) -> float | None
     return None
 
 
+def marks(state: RunState, stage: int) -> list[tuple[int, str]]:
+    """Steps of a stage after which knobs were turned, each with what it says there: `(7, "λ₁ 0.1")`. What was turned
+    for stage 2 before it began stands at its step 0."""
+    by_step: dict[int, list[str]] = {}
+    for turn in state.turns:
+        early = stage == 2 and turn.stage == 1 and turns.STAGE_OF[turn.name] == 2
+        if turn.stage == stage or early:
+            by_step.setdefault(0 if early else turn.step, []).append(turns.label(turn))
+    return [(step, ", ".join(labels)) for step, labels in sorted(by_step.items())]
+
+
+def _with_turns(frame: pd.DataFrame, state: RunState, stage: int) -> pd.DataFrame:
+    """`frame` with a row of kind `turn` for each mark, whose label is in the column `turn`."""
+    rows = pd.DataFrame([("turn", *mark) for mark in marks(state, stage)], columns=["kind", "step", "turn"])
+    return pd.concat([frame.assign(turn=""), rows], ignore_index=True) if len(rows) else frame.assign(turn="")
+
+
 def expected_steps(state: RunState, config: RunConfig, stage: int) -> int:
     """Steps that a stage will take, as far as it is known."""
+    now = turns.applied(config, turns.values(state.turns))
     if stage == 2:
-        return max(config.stage2_steps, len(state.gap_steps), 1)
+        return max(now.stage2_steps, len(state.gap_steps), 1)
+    if now.stage1_steps != config.stage1_steps:  # rounds of several lengths
+        return max(state.units if state.phase == "choose" else 0, len(state.weight_steps), 1)
     return max(expected_rounds(state, config) * config.stage1_steps, len(state.weight_steps), 1)
 
 
@@ -279,7 +302,8 @@ def expected_rounds(state: RunState, config: RunConfig) -> int:
 
 def expected_removals(state: RunState, config: RunConfig) -> int:
     """K of this run; 0 before the model is known."""
-    return count_to_remove(config, state.model.n_layers) if state.model else 0
+    now = turns.applied(config, turns.values(state.turns))
+    return count_to_remove(now, state.model.n_layers) if state.model else 0
 
 
 def thin(count: int, also: set[int] | frozenset[int] = frozenset()) -> list[int]:
@@ -331,5 +355,8 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
     if name == "loss-1":
         return f"Stage 1: language-modelling loss, and {PULLS[1]}."
     if name == "loss-2":
-        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {schedules.lambda_2_in_words(config)}"
+        acts = schedules.lambda_2_in_words(config)
+        if any(turn.name in ("lambda_2", "stage2_steps") for turn in state.turns):
+            acts = "λ₂, or its number of steps, was turned while the run went on: see the marks."
+        return f"Stage 2: language-modelling loss, and {PULLS[2]}. {acts}"
     return ""

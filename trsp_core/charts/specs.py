@@ -55,6 +55,7 @@ def weights(theme: str) -> Spec:
         lines.transform_filter("datum.kind == 'line'"),
         dots.transform_filter("datum.kind == 'mark'"),
         names.transform_filter("datum.kind == 'mark'"),
+        *_turns(theme, "Step of stage 1"),
         height=420,
     )
 
@@ -119,7 +120,7 @@ def losses(theme: str, pull: str) -> Spec:
     lines = base.mark_line(strokeWidth=2.5).encode(
         color=alt.Color("part:N", scale=scale, legend=LINES), tooltip=_tips("part:N", "step:Q", "value:Q")
     )
-    return finish(_frame(base), lines.transform_filter("datum.kind == 'line'"))
+    return finish(_frame(base), lines.transform_filter("datum.kind == 'line'"), *_turns(theme, "Step"))
 
 
 @lru_cache
@@ -135,6 +136,7 @@ def gaps(theme: str) -> Spec:
         _frame(base),
         lines.transform_filter("datum.kind == 'line'"),
         names.transform_filter("datum.kind == 'mark'"),
+        *_turns(theme, "Step of stage 2"),
     )
 
 
@@ -194,6 +196,7 @@ def _between(theme: str, title: str, line: str) -> Spec:
         levels.transform_filter("datum.kind == 'level'"),
         curve.transform_filter("datum.kind == 'line'"),
         names.transform_filter("datum.kind == 'name'"),
+        *_turns(theme, title),
     )
 
 
@@ -215,6 +218,15 @@ def set_apart(scale: alt.Scale) -> dict[str, Any]:
         "strokeWidth": alt.condition("datum.frozen", alt.value(1.5), alt.value(0)),
         "fillOpacity": alt.condition("datum.frozen", alt.value(0.25), alt.value(1)),
     }
+
+
+def _turns(theme: str, title: str) -> list[alt.Chart]:
+    """A line at each step after which a knob was turned, and what it was turned to at its top."""
+    base = alt.Chart().encode(x=_steps(title), tooltip=_tips("turn:N", "step:Q"))
+    rule = base.mark_rule(strokeWidth=1.5, strokeDash=[2, 3], color=PALETTES[theme].ink)
+    words = base.mark_text(align="left", baseline="top", dx=5, fontSize=12, color=PALETTES[theme].ink)
+    words = words.encode(y=alt.value(2), text="turn:N")
+    return [layer.transform_filter("datum.kind == 'turn'") for layer in (rule, words)]
 
 
 def _steps(title: str) -> alt.X:

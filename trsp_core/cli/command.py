@@ -12,6 +12,7 @@ EPILOG = "Exit codes: 0 done, 2 bad input, 3 failed, 130 stopped."
 SUMMARIES = {
     "run": "prune a model, and write all that happens into a run folder",
     "resume": "go on with a run that was stopped, lost or failed, to the end that it would have had",
+    "steer": "turn the knobs of a run while it runs; pause it, let it take one step, go on, end its stage",
     "list": "the runs, newest first",
     "show": "the figures of one run",
     "methods": "the ways to choose layers",

@@ -11,7 +11,13 @@ from trsp_core.experiments.runner import PlanEvent
 from trsp_core.runs.store import Store
 from trsp_core.schema.events import DOMAINS
 
-NEWS = {"found": "already there", "begun": "running", "going": "", "left out": "left out: what it needs has failed"}
+NEWS = {
+    "found": "already there",
+    "begun": "running",
+    "going": "",
+    "steered": "steered while it ran, so it does not count",
+    "left out": "left out: what it needs has failed",
+}
 
 
 def work(plan: Plan, store: Store, executor: Executor, write: Callable[[Ends], None] = lambda ends: None) -> Ends:

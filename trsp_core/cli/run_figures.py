@@ -6,7 +6,8 @@ import click
 
 from trsp_core import escaping, formatting, paths
 from trsp_core.runs.store import Run, Store
-from trsp_core.schema.events import LayersNarrowed
+from trsp_core.schema import codec, turns
+from trsp_core.schema.events import KnobTurned, LayersNarrowed
 from trsp_core.schema.run_state import RunState
 
 
@@ -47,6 +48,8 @@ def account(figures: dict[str, Any]) -> str:
         if by_state:
             perplexities = ", ".join(f"{state} {formatting.perplexity(v)}" for state, v in by_state.items())
             lines.append(f"perplexity, {domain}: {perplexities}")
+    if sentence := turns.account([codec.build(KnobTurned, turn) for turn in figures.get("turns", [])]):
+        lines.append(sentence)
     for kind in ("prefill", "decode"):
         speeds = {s: v[kind] for s, v in figures["speed"].items() if s != "ceiling"}
         if speeds:
@@ -63,6 +66,8 @@ def progress(state: RunState) -> str:
     """Where a run is, in one line: `[ 42%] choose 23/80, about 1:32 left`."""
     seconds_left = state.seconds_left
     count = f" {state.done}/{state.units}" if state.units else ""
+    if state.paused:
+        return f"[{formatting.progress(state.fraction)}] {escaping.line(state.phase or 'start')}{count}, paused"
     return f"[{formatting.progress(state.fraction)}] {escaping.line(state.phase or 'start')}{count}" + (
         f", about {formatting.clock(seconds_left)} left" if seconds_left is not None else ""
     )

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,17 +131,19 @@ def prepare(config: RunConfig, tokenizer: Any) -> Texts:
     )
 
 
-def order(n_blocks: int, batch_blocks: int, steps: int, seed: int) -> list[list[int]]:
-    """Which blocks each step trains on: `steps` lists of `batch_blocks` numbers below `n_blocks`.
+def order(n_blocks: int, batch_blocks: int, seed: int) -> Iterator[list[int]]:
+    """Which blocks each step trains on, without an end: lists of `batch_blocks` numbers below `n_blocks`.
 
     All blocks come once, then once more in another order, and so on, by `seed`; a batch may hold the end of one order
     and the beginning of the next.
     """
     draw = random.Random(seed)  # noqa: S311 - a reproducible order, no secret
     stream: list[int] = []
-    while len(stream) < steps * batch_blocks:
-        stream += draw.sample(range(n_blocks), n_blocks)
-    return [stream[i * batch_blocks : (i + 1) * batch_blocks] for i in range(steps)]
+    while True:
+        while len(stream) < batch_blocks:
+            stream += draw.sample(range(n_blocks), n_blocks)
+        yield stream[:batch_blocks]
+        del stream[:batch_blocks]
 
 
 def fingerprint(blocks: Sequence[Sequence[int]]) -> str:

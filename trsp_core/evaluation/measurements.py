@@ -29,7 +29,7 @@ def remember_dense(config: RunConfig, stack: Stack, texts: Texts, reference: per
     """Let `reference` see what the dense model predicts, without telling events: for a run that broke off after it had
     measured the dense model."""
     device = next(stack.model.parameters()).device
-    for domain in ev.DOMAINS:
+    for domain in ev.DOMAINS if config.kl_blocks else ():
         blocks = texts.measure[domain]
         watch, _ = reference.watch(domain)
         first = blocks[: perplexity.whole_batches(blocks, config.kl_blocks, device)]

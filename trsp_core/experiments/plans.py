@@ -235,14 +235,16 @@ def config_of(plan: Plan, variation: Variation, done: Mapping[str, RunState]) ->
 
 
 def find(store: Store, plan: Plan, variation: Variation, config: RunConfig) -> Run | None:
-    """The newest run of this variation with these settings, however it ended. A setting that is younger than the run
-    counts with its default."""
+    """The newest run of this variation with these settings, however it ended; none that was steered while it ran. A
+    setting that is younger than the run counts with its default."""
     mine = (plan.name, variation.name)
-    return next((run for run in store.runs() if belongs(run) == mine and _settings(run) == config), None)
+    runs = (run for run in store.runs() if belongs(run) == mine and _settings(run) == config)
+    return next((run for run in runs if run.waits_or_runs() or not run.summary()["turns"]), None)
 
 
 def finished(runs: Sequence[Run]) -> dict[RunConfig, Run]:
-    """For each settings the newest run that has finished, whichever plan it belongs to.
+    """For each settings the newest run that has finished, whichever plan it belongs to; none that was steered while it
+    ran, since its settings do not say what it did.
 
     Args:
         runs: newest first.
@@ -275,9 +277,12 @@ def _stamp(run: Run) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=4096)
 def _finished_settings(run: Run, stamp: tuple[tuple[int, int], ...]) -> RunConfig | None:
-    """The settings of a run that has finished, else None; each file is read once, until its `stamp` changes."""
+    """The settings of a run that has finished and was not steered, else None; each file is read once, until its `stamp`
+    changes."""
     config = _settings(run)
-    return config if config and run.summary()["ended"] == "finished" else None
+    if config is None or (figures := run.summary())["ended"] != "finished" or figures["turns"]:
+        return None
+    return config
 
 
 def ends(plan: Plan, runs: Sequence[Run]) -> Ends:
@@ -308,8 +313,10 @@ def earlier_ends(plan: Plan, runs: Sequence[Run]) -> Ends:
     known = Ends()
     for run in runs:
         name, variation = belongs(run) or ("", "")
-        if name == plan.name and variation not in known and (state := run.state()).ended == "finished":
-            known[variation] = run, state
+        if name == plan.name and variation not in known:
+            state = run.state()
+            if state.ended == "finished" and not state.turns:
+                known[variation] = run, state
     return known
 
 

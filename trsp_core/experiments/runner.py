@@ -35,7 +35,8 @@ class PlanEvent:
 
     Attributes:
         kind: begun, going (a look at it meanwhile), found (it had finished before), or how it ended: finished, failed,
-            cancelled, lost, damaged; left out: what it needs has not finished.
+            cancelled, lost, damaged; steered: it finished, but somebody turned its knobs; left out: what it needs has
+            not finished.
         number: of the variation in the plan, from 1.
         seconds_left: until all are done; None where it is not known.
     """
@@ -50,7 +51,7 @@ class PlanEvent:
 
 Numbered = tuple[int, Variation]  # from 1
 BUSY = ("queued", "running")
-BAD = ("failed", "cancelled", "lost", "damaged", "left out")
+BAD = ("failed", "cancelled", "lost", "damaged", "steered", "left out")
 
 
 def work(plan: Plan, store: Store, executor: Executor) -> Iterator[PlanEvent]:
@@ -92,6 +93,7 @@ def work(plan: Plan, store: Store, executor: Executor) -> Iterator[PlanEvent]:
             numbered, state = at_work.pop(run), run.state()
             elsewhere.discard(run)
             status, name = run.status(state.ended), numbered[1].name
+            status = "steered" if status == "finished" and state.turns else status
             if status == "finished":
                 states[name] = state
                 finished[run.config()] = run

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trsp_core import escaping
-from trsp_core.schema import schedules
+from trsp_core.schema import schedules, turns
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
 from trsp_core.schema.run_state import RunState
@@ -28,9 +28,10 @@ def table(config: RunConfig, state: RunState) -> str:
 
 
 def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
-    for step in state.weight_steps:
+    lambdas = turns.course(config, state.turns, "lambda_1", len(state.weight_steps))
+    for step, lambda_1 in zip(state.weight_steps, lambdas, strict=True):
         yield "language-modelling loss", "calibration", "", step.step, STAGE_1, step.lm_loss, "nats per token"
-        pull = config.lambda_1 * step.l1
+        pull = lambda_1 * step.l1
         yield "l1 times lambda_1", "calibration", "", step.step, STAGE_1, pull, "nats per token"
         for layer, weight in enumerate(step.weights):
             yield "layer weight", "calibration", layer, step.step, STAGE_1, weight, "1"
@@ -59,5 +60,7 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
     for measurement in state.measured:
         for block, loss in enumerate(measurement.losses):
             yield f"loss, {measurement.state}", measurement.domain, "", block, "measured block", loss, "nats per token"
+    for turn in state.turns:
+        yield f"turned: {turn.name}", "", "", turn.step, STAGE_1 if turn.stage == 1 else STAGE_2, turn.after, "1"
     for stretch in state.missing:
         yield "cannot be read", "", "", stretch.first, "number of the event", stretch.count, "events"

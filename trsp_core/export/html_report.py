@@ -22,6 +22,7 @@ from trsp_core.export import model_card
 from trsp_core.files import write_atomic
 from trsp_core.pruning import methods
 from trsp_core.runs.store import Run
+from trsp_core.schema import turns
 from trsp_core.schema.codec import plain
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.run_state import RunState
@@ -41,9 +42,11 @@ def html(run: Run) -> str:
     method = methods.all_methods().get(config.method)
     public_config = model_card.public_config(config)
     failure = f"It failed: {state.failure.message} {state.failure.remedy}" if state.failure else ""
+    now = turns.applied(config, turns.values(state.turns))
     summary = [
-        f"Run {run.id}, {formatting.status(status)}. {model_card.procedure(config)}",
+        f"Run {run.id}, {formatting.status(status)}. {model_card.procedure(now)}",
         state.removed and model_card.removal(state),
+        turns.account(state.turns),
         failure,
     ]
     return _template().render(
@@ -59,8 +62,8 @@ def html(run: Run) -> str:
         prompt=next((sample.prompt for sample in state.samples.values()), ""),
         samples=_samples(state),
         notes=state.notes,
-        command=public_config.as_command(),
-        script=model_card.script(public_config),
+        command=turns.command(public_config, state.turns),
+        script=model_card.script(public_config, state.turns),
         settings=public_config.as_dict().items(),
         environment=_environment(run),
     )

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from trsp_core.evaluation.verification import Proof
 from trsp_core.export import gguf_layer_kinds
 from trsp_core.models import catalog
 from trsp_core.pruning import methods, transfers
+from trsp_core.schema import turns
 from trsp_core.schema.config import KNOBS, PACKED, TEXTS, RunConfig
-from trsp_core.schema.events import DOMAINS, DivergenceMeasured, PerplexityMeasured
+from trsp_core.schema.events import DOMAINS, DivergenceMeasured, KnobTurned, PerplexityMeasured
 from trsp_core.schema.run_state import RunState
 
 TITLES = {
@@ -46,16 +48,24 @@ def public_config(config: RunConfig) -> RunConfig:
     )
 
 
-def script(config: RunConfig) -> str:
-    """A Python script that repeats the run; only what differs from the defaults is named."""
+def script(config: RunConfig, history: Sequence[KnobTurned] = ()) -> str:
+    """A Python script that repeats the run, with the knobs that were turned in it; only settings that differ from the
+    defaults are named."""
     changes = {name: value for name, value in config.as_dict().items() if value != KNOBS[name].default}
     arguments = "".join(f"\n    {name}={value!r}," for name, value in changes.items()) + ("\n" if changes else "")
+    words = "".join(f"\n    {turns.word(turn)!r}," for turn in history)
+    more = "from trsp_core.runs import steering\nfrom trsp_core.schema import turns\n" if words else ""
+    schedule = f"steering.schedule(run, map(turns.from_word, [{words}\n]))  # it was steered while it ran\n"
+    story = "execute(config, run.folder)"
+    if words:
+        story = "steering.steered(run, config, lambda wheel: execute(config, run.folder, steering=wheel))"
     return (
-        "from trsp_core import RunConfig, Store, execute, record\n"
+        f"from trsp_core import RunConfig, Store, execute, record\n{more}"
         "\n"
         f"config = RunConfig({arguments})\n"
         "run = Store().create(config)  # a new folder under runs/\n"
-        "state = record(run, execute(config, run.folder))\n"
+        f"{schedule if words else ''}"
+        f"state = record(run, {story})\n"
         "print(run.folder, state.ended, state.perplexity)\n"
     )
 
@@ -236,14 +246,16 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
         dtype: the number format of the weights.
     """
     public, cells = public_config(config), rows(state)
+    now = turns.applied(config, turns.values(state.turns))
     table = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     parts = [
         f"---\n{_metadata(config)}\n---",
         f"# {escaping.markdown(title)}",
         f"{_base_in_words(config)} {escaping.markdown(removal(state))}",
-        f"## What was done\n\n{escaping.markdown(procedure(config))} Made with TRSP Explorer, after *Two-Stage "
+        f"## What was done\n\n{escaping.markdown(procedure(now))} Made with TRSP Explorer, after *Two-Stage "
         "Regularization-Based Structured Pruning for LLMs* (arXiv:2505.18232).",
         "## Before and after\n\n" + "\n".join("| " + " | ".join(map(escaping.markdown, row)) + " |" for row in table),
+        escaping.markdown(turns.account(state.turns)),
         escaping.markdown(" ".join([against_dense(state), protocol(config, state)]).strip()),
         _speed(state),
         f"## Proof\n\n{escaping.markdown(proof.sentence)} The figures are in `proof.json`.",
@@ -251,8 +263,8 @@ def write(config: RunConfig, state: RunState, proof: Proof, title: str, exported
         'folder = "."  # this folder, or the name of this repository\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n```",
-        f"## Repeat\n\n{escaping.fenced(public.as_command(), 'sh')}\n\n"
-        f"The same from Python:\n\n{escaping.fenced(script(public), 'python')}\n\n"
+        f"## Repeat\n\n{escaping.fenced(turns.command(public, state.turns), 'sh')}\n\n"
+        f"The same from Python:\n\n{escaping.fenced(script(public, state.turns), 'python')}\n\n"
         "`run.json` holds every setting and the versions. Local models and texts are named by their last part.",
     ]
     parts.append(

@@ -11,6 +11,7 @@ from trsp_core.preparation.preflight import RunSetup, preflight
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import Event, RunPlanned
 from trsp_core.training.progress import Past
+from trsp_core.training.steering import Steering
 
 
 def execute(
@@ -19,6 +20,7 @@ def execute(
     loaded: tuple[Any, Any] | None = None,
     past: Past | None = None,
     setup: RunSetup | None = None,
+    steering: Steering | None = None,
 ) -> Generator[Event, None, None]:
     """Prune as `config` says, and yield each event of the run; the first is the forecast.
 
@@ -28,6 +30,7 @@ def execute(
             nothing is forecast.
         past: how far a run that broke off has come: its events are not told again, its work is repeated only if needed.
         setup: the answer of `preflight` to `config`, where it has been asked already.
+        steering: whoever reads the events may turn knobs with it in between.
 
     Raises:
         TrspError: the run cannot be done, or `setup` is of another config; the message says why and what to do.
@@ -41,4 +44,4 @@ def execute(
             yield RunPlanned(list(setup.forecast.phases), setup.forecast.peak_bytes)
     from trsp_core.pruning import engine  # torch comes in here
 
-    yield from engine.execute(config, folder, loaded, past, setup.facts if setup else None)
+    yield from engine.execute(config, folder, loaded, past, setup.facts if setup else None, steering)

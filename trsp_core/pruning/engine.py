@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,9 +39,9 @@ from trsp_core.schema.schedules import Span, probe_due, shared_out
 from trsp_core.surgery import discovery, hooks, lora, quantization, removal, training
 from trsp_core.surgery.stack import Stack
 from trsp_core.training.checkpointing import Rounds, Solutions, Waypoints
-from trsp_core.training.progress import Past
+from trsp_core.training.progress import Past, fresh_events
+from trsp_core.training.steering import Steering
 
-T = TypeVar("T")
 Events = Generator[Event, None, None]
 
 
@@ -112,6 +112,7 @@ def execute(
     loaded: tuple[nn.Module, Any] | None = None,
     past: Past | None = None,
     facts: Facts | None = None,
+    steering: Steering | None = None,
 ) -> Events:
     """Prune as `config` says, and yield each event of the run.
 
@@ -120,12 +121,14 @@ def execute(
         loaded: a model and its tokenizer to work on, instead of loading `config.model`. They end as they were.
         past: how far a run that broke off has come: its events are not told again, its work is repeated only if needed.
         facts: of the model, where `config` has been checked against them.
+        steering: whoever reads the events may turn knobs with it in between.
 
     Raises:
         TrspError: the run cannot be done; the message says why and what to do.
     """
     with contextlib.ExitStack() as undo:
         study = yield from _prepared(config, folder, loaded, past or Past(), undo, facts)
+        study.lab.steering = steering or study.lab.steering
         yield from study.measured("dense")
         _remember_dense(study)
         yield from study.importance("dense", "importance")
@@ -154,11 +157,11 @@ def _prepared(
     run, fresh = RunFolder(folder) if folder else None, not past.next_event
     undo.callback(torch.set_num_threads, torch.get_num_threads())  # their number changes sums in the last bit
     waypoints = Waypoints(run, config)
-    model, tokenizer, stack = yield from _fresh_events(fresh, _model(config, loaded, facts))
+    model, tokenizer, stack = yield from fresh_events(fresh, _model(config, loaded, facts))
     if loaded and (config.learn_weights or config.stage2_steps):
         undo.enter_context(training.restored(model))
     undo.enter_context(training.learning(model, []))
-    texts = yield from _fresh_events(fresh, _texts(config, tokenizer, stack))
+    texts = yield from fresh_events(fresh, _texts(config, tokenizer, stack))
     lab = Lab(stack, texts.calibration, config)
     lab.rounds, lab.solutions = Rounds(run, config, past), Solutions(run, config)
     lab.layer_weights = past.layer_weights
@@ -248,14 +251,15 @@ def _choose_and_move(study: Study) -> Events:
             yield from _choose(study, part.steps, begun=bool(begun))
         else:
             study.chosen = past.choices[cycle - 1]
-        yield from _fresh_events(fresh, _ways_to_prune(study, count))
+        yield from fresh_events(fresh, _ways_to_prune(study, count))
         if study.changes and config.cycles == 1:  # with more cycles, training comes before the last choice
             with study.pruned():
                 yield from study.measured("direct")
         yield from _repair(study)
         if not study.trains:
             return
-        if past.step <= span.done + span.steps:  # else the file to resume from has the weights of a later cycle
+        last = span.done + lab.steering.steps(config, span.steps)
+        if past.step <= last:  # else the file to resume from has the weights of a later cycle
             yield from _move(study, cycle, span)
         lab.gone = study.chosen
 
@@ -265,7 +269,8 @@ def _choose(study: Study, count: int, begun: bool) -> Events:
     method, lab, config = study.method, study.lab, study.config
     if not begun:
         units = methods.UNITS if method.pass_counts != methods.PassCounts() else 0
-        yield ev.PhaseStarted("choose", methods.most_steps(config, count) if method.trains else units)
+        steps = methods.most_steps(lab.steering.now(config), lab.steering.layers(config, count, lab.n_layers))
+        yield ev.PhaseStarted("choose", steps if method.trains else units)
     with hooks.skipped(study.stack, lab.gone):
         study.chosen = [*lab.gone, *(yield from method.choose(lab, config, count))]
     yield ev.LayersChosen(method.name, study.chosen)
@@ -304,7 +309,7 @@ def _move(study: Study, cycle: int, span: Span) -> Events:
         study.undo.enter_context(lora.adapted(stack, config.adapter_rank, config.seed))  # never merged, but kept
     resumed = past.step > span.done
     if not resumed:
-        yield ev.PhaseStarted("transfer", span.steps)
+        yield ev.PhaseStarted("transfer", study.lab.steering.steps(config, span.steps))
     with study.pruned() if study.deletes_first else contextlib.nullcontext():
         penalised_layers = [] if study.deletes_first else study.chosen
         if cycle == 1 and not resumed:
@@ -312,7 +317,7 @@ def _move(study: Study, cycle: int, span: Span) -> Events:
         within = past if resumed else None
         for event in transfer(study.lab, config, study.chosen, span, study.deletes_first, within, study.waypoints):
             yield event
-            if isinstance(event, ev.StageTwoStepped) and probe_due(config, event.step):
+            if isinstance(event, ev.StageTwoStepped) and probe_due(study.lab.steering.now(config), event.step):
                 yield from measurements.probe(config, stack, texts, penalised_layers, event.step)
 
 
@@ -339,18 +344,6 @@ def _save(study: Study) -> Events:
         with study.pruned():
             size += yield from keep("model", 2 * trained)
     yield ev.ModelSaved(size)
-
-
-def _fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
-    """Run `story` and return its value. Its events are passed on if it is `fresh`: an earlier run has not told them."""
-    with contextlib.closing(story):
-        while True:
-            try:
-                event = next(story)
-            except StopIteration as end:
-                return end.value
-            if fresh:
-                yield event
 
 
 def _size(stack: Stack) -> tuple[int, int]:

@@ -3,6 +3,7 @@ and training steps."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -18,6 +19,7 @@ from trsp_core.surgery import hooks, removal, training
 from trsp_core.surgery.stack import Stack
 from trsp_core.training.checkpointing import Rounds, Solutions
 from trsp_core.training.passes import Passes
+from trsp_core.training.steering import Steering
 
 
 class Lab(Passes):
@@ -31,6 +33,7 @@ class Lab(Passes):
         rounds: keeps where stage 1 stands after each round, so that a run that breaks off can be resumed.
         solutions: keeps what a repair has solved for, for the same end.
         edits: the new weights that the repair at work has found so far, by parameter.
+        steering: the settings that may be turned while the steps are taken.
     """
 
     def __init__(self, stack: Stack, blocks: Tensor, config: RunConfig):
@@ -38,7 +41,7 @@ class Lab(Passes):
         self.blocks = blocks
         self.gone: list[int] = []
         self.layer_weights: list[float] = []
-        self.rounds, self.solutions = Rounds(), Solutions()
+        self.rounds, self.solutions, self.steering = Rounds(), Solutions(), Steering()
         self.edits: dict[nn.Parameter, Tensor] = {}
 
     def unprotected(self, config: RunConfig) -> list[int]:
@@ -58,9 +61,12 @@ class Lab(Passes):
         near = {i + d for i in removed for d in (-1, 0, 1)} if config.no_neighbours else removed
         return [i for i in self.unprotected(config) if i not in near]
 
-    def batches(self, steps: int, seed: int, skip: int = 0) -> Iterator[Tensor]:
+    def batches(self, steps: int | Callable[[], int], seed: int, skip: int = 0) -> Iterator[Tensor]:
         """`steps` batches (B, T) of the calibration blocks in the seed's order, after its first `skip`."""
-        for indices in data.order(len(self.blocks), self.config.batch_blocks, skip + steps, seed)[skip:]:
+        order = itertools.islice(data.order(len(self.blocks), self.config.batch_blocks, seed), skip, None)
+        for number, indices in enumerate(order):
+            if number >= (steps() if callable(steps) else steps):  # a number of steps that may change meanwhile
+                return
             yield self.blocks[indices].to(self.device)
 
     def sample(self, config: RunConfig) -> list[Tensor]:
@@ -134,7 +140,7 @@ class Lab(Passes):
         self,
         optimizer: torch.optim.Optimizer | EagerAdamW,
         loss: Callable[[Tensor], Tensor],
-        steps: int,
+        steps: int | Callable[[], int],
         seed: int,
         stage: str,
         before: Callable[[int], None] | None = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def transfer(
     equation = Equation(config, chosen, lab.n_layers, deleted)
     penalised_layers = equation.penalised_layers
     closing = [i for i in penalised_layers if i not in lab.gone]
-    base_rate = config.adapter_lr if config.adapter_rank else config.stage2_lr
+    rate = "adapter_lr" if config.adapter_rank else "stage2_lr"
 
     with trainer_class(lab, config, equation, equation.tapped(), penalised_layers) as trainer:
         done = span.done
@@ -61,19 +62,24 @@ def transfer(
             waypoints.restore(past.checkpoint, lab.stack, trainer.optimizer)
             done = past.step
 
+        def factor(step: int) -> float:
+            """On the learning rates of `config`: by the schedule, and by what was turned."""
+            now = lab.steering.now(config)
+            scheduled = rate_factor(step, now.stage2_steps, config.lr_schedule)
+            return scheduled * (getattr(now, rate) / getattr(config, rate))
+
         def schedule(step: int) -> None:
-            weight = lambda_2(config, step, span) if penalised_layers else 0.0
-            trainer.pace(weight, rate_factor(step, config.stage2_steps, config.lr_schedule))
+            weight = lambda_2(lab.steering.now(config), step, span) if penalised_layers else 0.0
+            trainer.pace(weight, factor(step))
             if config.anneal:
                 trainer.fade(closing, opening(step - span.done, config.anneal * span.steps))
 
-        remaining_steps, seed = span.done + span.steps - done, config.seed * 1009
-        for step in lab.fit(
-            trainer.optimizer, trainer.loss, remaining_steps, seed, "stage 2", schedule, first=done + 1, skip=done
-        ):
+        remaining, seed = span.done + span.steps - done, config.seed * 1009
+        more, optimizer = partial(lab.steering.steps, config, remaining), trainer.optimizer
+        for step in lab.fit(optimizer, trainer.loss, more, seed, "stage 2", schedule, first=done + 1, skip=done):
             lm, penalty_sum, *gaps = trainer.record
-            rate = base_rate * rate_factor(step, config.stage2_steps, config.lr_schedule)
-            yield StageTwoStepped(step, lm, penalty_sum, trainer.lambda_2, rate, gaps)
+            learning_rate = getattr(config, rate) * factor(step)
+            yield StageTwoStepped(step, lm, penalty_sum, trainer.lambda_2, learning_rate, gaps)
             if waypoints.due() and (refusal := waypoints.keep(step, lab.stack, trainer.optimizer)):
                 yield Noted(refusal)
 

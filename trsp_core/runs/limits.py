@@ -40,7 +40,7 @@ class Limits:
         parameters: of the largest model.
         highest: highest value by knob.
         step_tokens: tokens of one training step.
-        minutes: of a run, from its start.
+        minutes: of a run, from its start. `pause_minutes`: of a pause in it, after which it goes on by itself.
         prompt, new_tokens: characters read and tokens written by one request.
         upload_bytes, stored_bytes: of one uploaded text, and of all of them.
         visitor_bytes, held_bytes: of the texts that one visitor has stored or is uploading, and of all files that are
@@ -63,6 +63,7 @@ class Limits:
     highest: Mapping[str, float] = field(default_factory=dict)
     step_tokens: float = math.inf
     minutes: float = math.inf
+    pause_minutes: float = math.inf
     prompt: float = math.inf
     new_tokens: float = math.inf
     upload_bytes: int = 20_000_000
@@ -238,6 +239,7 @@ DEMO = Limits(
     },
     step_tokens=1024,
     minutes=45,
+    pause_minutes=3,
     prompt=1000,
     new_tokens=128,
     workbench_yields=True,

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from trsp_core.schema import events
+from trsp_core.schema import events, turns
 from trsp_core.runs import recorder
 from trsp_core.schema.config import RunConfig
 from trsp_core.errors import TrspError
@@ -35,7 +35,8 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
     state = run.state() if state is None else state
     if not state.count:
         return Past()
-    config = run.config()
+    history = [event for _, _, event in state.lines if isinstance(event, events.KnobTurned)]
+    config = turns.applied(run.config(), turns.values(history))
     step, round_ = saved_step(run.checkpoint_file), saved_round(run.rounds_file)
     lines = list(itertools.takewhile(lambda line: not isinstance(line[2], events.EventsMissing), state.lines))
     next_event = state.reopened
@@ -199,7 +200,8 @@ def _behind(lines: Sequence[Line], step: int) -> int | None:
     at = next((i for i, (_, _, e) in enumerate(lines) if isinstance(e, events.StageTwoStepped) and e.step == step), None)
     if at is None:
         return None
-    probes = itertools.takewhile(lambda line: isinstance(line[2], events.DeletionProbed), lines[at + 1 :])
+    behind = (events.DeletionProbed, events.KnobTurned)
+    probes = itertools.takewhile(lambda line: isinstance(line[2], behind), lines[at + 1 :])
     return [lines[at], *probes][-1][0] + 1
 
 

@@ -2,9 +2,9 @@
 and where it was asked for `trained-model/` (after stage 2, before deletion).
 
 `proof.safetensors` holds what the model in memory computed (see `evaluation.verification`), `exports/` what was made to
-be downloaded. Besides: `cancel` (asks the run to stop), `queued` (waits for its turn), `lock` (held by the process that
-runs it, so that its death is seen at once, whoever looks; it says which process that is), `exit.json` (how that process
-ended), `summary.json` (made from the events, to list many runs fast), `keep` (it is not deleted for its age),
+be downloaded. Besides: `cancel` (asks the run to stop), `steer.jsonl` (asks it to turn knobs: `runs.steering`),
+`queued` (waits for its turn), `lock` (held by the process that runs it, so that its death is seen at once, whoever
+looks; it says which process that is), `exit.json` (how that process ended), `summary.json` (made from the events, to list many runs fast), `keep` (it is not deleted for its age),
 `interrupted` (the next server goes on with it), `exports.lock` (held by the process that makes something in `exports/`).
 """
 
@@ -43,7 +43,8 @@ _SCRAPS = (  # what a run's process may leave half-written; safetensors writes t
     ".reserve", ".*.partial", ".tmp??????", ".summary.json.*", ".env.json.*", ".exit.json.*",
 )  # fmt: skip
 _WHOLE_FILES = (  # what a run's process writes whole
-    "events.jsonl", "env.json", "summary.json", "exit.json", "stderr.log", "lock", "cancel", "model", "trained-model",
+    "events.jsonl", "env.json", "summary.json", "exit.json", "stderr.log", "lock", "cancel", "steer.jsonl", "model",
+    "trained-model",
     "unproved-model", "unproved-trained-model", "proof.safetensors", "resume.safetensors", "rounds.safetensors",
 )  # fmt: skip
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{3,80}")

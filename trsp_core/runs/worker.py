@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 
 from trsp_core import malloc
 from trsp_core.preparation import execution, preflight
 from trsp_core.preparation.preflight import RunSetup
-from trsp_core.runs import recorder, resume
+from trsp_core.runs import recorder, resume, steering
 from trsp_core.errors import TrspError
 from trsp_core.schema.events import Event, Noted
 from trsp_core.schema.run_state import RunState
@@ -64,7 +65,8 @@ def _execute(run: Run, notes: Sequence[str], setup: RunSetup | None, checked: bo
     yield from map(Noted, notes)
     config = setup.config if setup else run.config()
     setup = preflight.recheck(config) if checked else setup
-    yield from execution.execute(config, run.folder, past=past, setup=setup)
+    execute = partial(execution.execute, config, run.folder, None, past, setup)
+    yield from steering.steered(run, config, execute)
 
 
 def _stop(run: Run) -> None:

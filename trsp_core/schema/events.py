@@ -289,6 +289,20 @@ class Noted(Event):
 
 
 @dataclass(frozen=True)
+class KnobTurned(Event):
+    """A person turned a knob while the run went on, after `step` of `stage` (0 before its first step): the next step
+    takes it. `name` is a setting's, or "pause" (`after` is 1 for paused, 0 for gone on). `request` is the line of
+    steer.jsonl, from 1, that asked for it; 0 where none did."""
+
+    stage: int
+    step: int
+    name: str
+    before: float
+    after: float
+    request: int = 0
+
+
+@dataclass(frozen=True)
 class Resumed(Event):
     """A run that broke off goes on at the event numbered `place`: those from there up to this one are overtaken and do
     not count any more, but stay in the file."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
 
-from trsp_core.schema import codec, events
+from trsp_core.schema import codec, events, turns
+from trsp_core.schema.config import layers_to_remove
 from trsp_core.schema.events import Event
 
 ENDED = ("finished", "cancelled", "failed", "damaged")
@@ -34,6 +35,9 @@ class RunState:
         repair_layers: those that the repair goes through, in order; [] before it says so, and in older runs.
         refits: one `LayerRefitted` each layer that was solved.
         repair_probes: in both domains.
+        turns: the knobs that were turned while it ran, in order: then it is no evidence.
+        paused: it waits for somebody to let it go on. `paused_seconds`: how long it has; no phase counts them.
+        requests: of steer.jsonl, the last line that was taken.
         probes, probes_elsewhere: in the calibration and in the held-out domain.
         perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
@@ -69,6 +73,10 @@ class RunState:
     repair_layers: list[int] = field(default_factory=list)
     refits: list[events.LayerRefitted] = field(default_factory=list)
     repair_probes: list[events.RepairProbed] = field(default_factory=list)
+    turns: list[events.KnobTurned] = field(default_factory=list)
+    paused: bool = False
+    paused_seconds: float = 0.0
+    requests: int = 0
     removed: events.LayersRemoved | None = None
     narrowed: events.LayersNarrowed | None = None
     measured: list[events.PerplexityMeasured] = field(default_factory=list)
@@ -108,7 +116,7 @@ class RunState:
         if self.ended or not total:
             return None
         done = self._seconds_done
-        pace = self.at / done if done > 0.03 * total and done > 1 else 1.0
+        pace = (self.at - self.paused_seconds) / done if done > 0.03 * total and done > 1 else 1.0
         return max(total - done, 0.0) * pace
 
     @property
@@ -134,6 +142,9 @@ def fold(state: RunState, lines: Iterable[Line]) -> RunState:
     for n, at, event in lines:
         state.count += event.count if isinstance(event, events.EventsMissing) else 1
         state.between, state.at = at - state.at, at
+        if state.paused:
+            state.paused_seconds += state.between
+            state.phase_began += state.between
         if isinstance(event, events.Resumed):
             _go_back(state, at, event)
             continue
@@ -149,6 +160,7 @@ def _go_back(state: RunState, at: float, event: events.Resumed) -> None:
     lost_seconds = at - earlier.at
     earlier.count, earlier.at, earlier.between, earlier.reopened = state.count, at, 0.0, event.place
     earlier.phase_began += lost_seconds
+    earlier.paused, earlier.requests = False, max(earlier.requests, state.requests)
     earlier.notes = list(dict.fromkeys([*earlier.notes, RESUMED]))
     vars(state).update(vars(earlier))
 
@@ -178,6 +190,7 @@ class Summary:
         speed: by state of the model, tokens a second; `ceiling` is `RunState.ceiling`.
         seconds: `total`, and by phase.
         missing_events: how many cannot be read; older versions did not count them.
+        turns: the knobs that were turned while it ran: then its figures are no evidence.
     """
 
     ended: str
@@ -195,6 +208,7 @@ class Summary:
     peak_bytes: int
     failure: Failure | None
     missing_events: int = 0
+    turns: list[events.KnobTurned] = field(default_factory=list)
 
 
 def summary(state: RunState) -> dict[str, Any]:
@@ -219,6 +233,7 @@ def summary(state: RunState) -> dict[str, Any]:
         peak_bytes=state.peak_bytes,
         failure=Failure(state.failure.message, state.failure.remedy) if state.failure else None,
         missing_events=sum(stretch.count for stretch in state.missing),
+        turns=state.turns,
     )
     return codec.plain(figures)
 
@@ -361,6 +376,42 @@ def _(event: events.LayerRefitted, state: RunState) -> None:
 @_add.register
 def _(event: events.RepairProbed, state: RunState) -> None:
     state.repair_probes.append(event)
+
+
+@_add.register
+def _(event: events.KnobTurned, state: RunState) -> None:
+    state.requests = max(state.requests, event.request)
+    if event.name == turns.PAUSE:
+        state.paused = event.after > 0
+    elif event.name in turns.STAGE_OF:
+        state.turns.append(event)
+        _reckon_anew(event, state)
+
+
+def _reckon_anew(event: events.KnobTurned, state: RunState) -> None:
+    """Let the forecast and what the phase counts up to follow from steps or layers that were turned."""
+    name = "transfer" if turns.STAGE_OF[event.name] == 2 else "choose"
+    units = state.units if state.phase == name else 0
+    before, after = event.before, event.after
+    if event.name == "ratio" and state.model and 0 <= before <= 1 and 0 <= after <= 1:
+        chosen = len(state.chosen) if units else 0
+        before, after = (layers_to_remove(ratio, state.model.n_layers) - chosen for ratio in (before, after))
+    elif event.name not in ("stage1_steps", "stage2_steps"):
+        return
+    scale = after / before if before > 0 else 1.0
+    if not 0 <= scale < 1e6:  # a damaged record
+        return
+    behind = _steps_of_rounds(state) if units and name == "choose" else 0
+    if units:
+        state.units = behind + round((units - behind) * scale)
+        scale = state.units / units
+    state.phases = [p | {"seconds": p["seconds"] * scale} if p["name"] == name else p for p in state.phases]
+
+
+def _steps_of_rounds(state: RunState) -> int:
+    """How many steps of stage 1 belong to rounds that are over."""
+    last = state.rounds[-1].round if state.rounds else None
+    return sum(step.round <= last for step in state.weight_steps) if last is not None else 0
 
 
 @_add.register

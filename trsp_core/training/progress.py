@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+from trsp_core.schema.events import Event
+
+T = TypeVar("T")
 
 STEP, ROUND = "step", "round"  # entries in the metadata of the files that a run resumes from
 
@@ -38,3 +45,15 @@ class Past:
     rounds: Path | None = None
     layer_weights: list[float] = field(default_factory=list)
     refits: int = 0
+
+
+def fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:
+    """Run `story` and return its value. Its events are passed on if it is `fresh`: an earlier run has not told them."""
+    with contextlib.closing(story):
+        while True:
+            try:
+                event = next(story)
+            except StopIteration as end:
+                return end.value
+            if fresh:
+                yield event

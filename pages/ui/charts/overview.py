@@ -168,6 +168,9 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
         y = height(value)
         rows += [_row("level", x, y, fate=name) for x in (FROM, TO)]
         rows.append(_row("level-name", FROM, y, label, fate=name))
+    for step, label in frames.marks(state, 2):
+        x = FROM + (TO - FROM) * _trained(step, state, config)
+        rows += [_row("turn", x, LOW, x2=x, y2=TOP), _row("turn-name", x, LOW, label)]
     spots = [(FROM + (TO - FROM) * share, height(value)) for share, value in now]
     rows += [_row("curve", x, y, fate="deleted now", path=n) for n, (x, y) in enumerate(spots)]
     if spots:
@@ -185,14 +188,19 @@ def _path(state: RunState, config: RunConfig) -> list[tuple[float, float]]:
     first over the layers of a repair, then over the steps of training. The last one is of the pruned model."""
     levels, probes = frames.times_dense(state, config)
     _, repair = frames.times_dense_in_repair(state, config)
-    layers, steps = len(frames.repair_layers(state)) or 1, frames.expected_steps(state, config, 2)
-    end = (REPAIR if config.stage2_steps else 1.0) if config.repairs else 0.0
+    layers, end = len(frames.repair_layers(state)) or 1, _trained(0, state, config)
     path = [(end * done / layers, value) for done, value in repair]
-    path += [(end + (1 - end) * step / steps, value) for step, value in probes if step or not path]
+    path += [(_trained(step, state, config), value) for step, value in probes if step or not path]
     pruned = levels.get("pruned")
     if pruned is None:
         return path
     return [*(path if config.stage2_steps and not probes else path[:-1]), (1.0, pruned)]
+
+
+def _trained(step: int, state: RunState, config: RunConfig) -> float:
+    """How far a run is, 0 to 1, once it has taken `step` steps of training: what comes before them is a repair."""
+    begin = (REPAIR if config.stage2_steps else 1.0) if config.repairs else 0.0
+    return begin + (1 - begin) * min(step / frames.expected_steps(state, config, 2), 1.0)
 
 
 @lru_cache
@@ -221,6 +229,8 @@ def spec(theme: str) -> Spec:
         "fewer": _text(base, palette.ink, 18).encode(text="label:N"),
         "level": base.mark_line(strokeWidth=2.5, strokeDash=[7, 5]).encode(color=colour, detail="fate:N"),
         "level-name": _text(base, palette.ink, 15, align="left", dy=-11).encode(text="label:N"),
+        "turn": base.mark_rule(strokeWidth=1.5, strokeDash=[2, 3], color=palette.ink).encode(x2="x2:Q", y2="y2:Q"),
+        "turn-name": _text(base, palette.ink, 13, align="left", weight="normal", dx=5, dy=-4).encode(text="label:N"),
         "curve": base.mark_line(strokeWidth=4, interpolate="monotone").encode(color=colour, order="path:Q"),
         "dot": base.mark_point(filled=True, size=190).encode(color=colour),
         "now-left": _text(base, palette.ink, 17, align="left", dy=24).encode(text="label:N"),

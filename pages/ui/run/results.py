@@ -13,6 +13,7 @@ from trsp_core import escaping, formatting
 from trsp_core.pruning import transfers
 from trsp_core.runs import resume
 from trsp_core.runs.store import Run
+from trsp_core.schema import turns
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS, PerplexityMeasured
 from trsp_core.schema.run_state import RunState
@@ -60,12 +61,15 @@ def summary(state: RunState, config: RunConfig, live: bool) -> None:
     """The result in sentences, then as a table; while the run is `live`, some of it is still being measured."""
     if not state.removed:
         return
+    config = turns.applied(config, turns.values(state.turns))
     removed, total = state.removed, len(state.removed.removed) + len(state.removed.kept)
     before, after = removed.parameters_before, removed.parameters
     with st.container(border=True, key="result"):
         headline = f"**{len(removed.removed)} of {total} layers are gone** (layers {words.layers(removed.removed)})"
         if state.narrowed:
             headline = f"**No layer is gone, all {total} are narrower** ({state.narrowed.sentence})"
+        if state.turns:
+            headline += f" {words.STEERED}"
         st.markdown(
             f"{headline}: {formatting.parameters(after)} parameters instead of {formatting.parameters(before)}, "
             f"{words.share(before - after, before)} fewer."

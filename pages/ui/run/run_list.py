@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -15,8 +16,9 @@ from trsp_core.errors import TrspError
 from trsp_core.export import model_card
 from trsp_core.runs import replay
 from trsp_core.runs.store import Run
-from trsp_core.schema import run_state
+from trsp_core.schema import codec, run_state, turns
 from trsp_core.schema.config import RunConfig
+from trsp_core.schema.events import KnobTurned
 
 PER_PAGE = 10
 
@@ -49,7 +51,7 @@ def row(run: Run, more: bool = False) -> None:
                 "pages/views/run.py", label="Open", icon=":material/open_in_full:", query_params={"run": run.id}
             )
             if more:
-                _actions(run, config, status)
+                _actions(run, config, status, [codec.build(KnobTurned, turn) for turn in summary["turns"]])
         st.caption(_figures_in_words(run, summary, status, with_size=more))
 
 
@@ -77,6 +79,8 @@ def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size:
     by = summary["perplexity"]["calibration"]
     if "dense" in by and "pruned" in by:
         parts.append(f"perplexity {formatting.perplexity(by['dense'])} → {formatting.perplexity(by['pruned'])}")
+    if summary["turns"]:
+        parts.append("steered while it ran, so no evidence")
     if seconds := summary["seconds"]["total"]:
         spent = formatting.duration(seconds)
         parts.append(f"{spent} so far" if status == "running" else f"took {spent}")
@@ -89,7 +93,7 @@ def _figures_in_words(run: Run, summary: dict[str, Any], status: str, with_size:
     return " · ".join(parts)
 
 
-def _actions(run: Run, config: RunConfig | None, status: str) -> None:
+def _actions(run: Run, config: RunConfig | None, status: str, history: Sequence[KnobTurned]) -> None:
     if status in ("queued", "running"):
         run_status.stop_button(run, "Stop", f"stop-{run.id}")
     elif config and status in ("cancelled", "failed", "lost", "damaged"):
@@ -97,9 +101,9 @@ def _actions(run: Run, config: RunConfig | None, status: str) -> None:
     with st.popover("More", icon=":material/more_horiz:", key=f"more-{run.id}"):
         if config:
             st.caption("The same run from a shell:")
-            st.code(escaping.lines(config.as_command()), language="bash", wrap_lines=True)
+            st.code(escaping.lines(turns.command(config, history)), language="bash", wrap_lines=True)
             st.caption("And from Python:")
-            st.code(model_card.script(config), language="python", wrap_lines=True)
+            st.code(model_card.script(config, history), language="python", wrap_lines=True)
         st.caption("Run folder:")
         st.code(run.id, language=None)
         if status != "running":
@@ -124,4 +128,5 @@ def _delete(run_id: str) -> None:
 
 def title(run: Run) -> str:
     summary, status, config = figures(run)
-    return f"{_name(config, summary)} · {run_status.when(run)} · {formatting.status(status).capitalize()}"
+    suffix = ", steered" if summary["turns"] else ""
+    return f"{_name(config, summary)} · {run_status.when(run)} · {formatting.status(status).capitalize()}{suffix}"

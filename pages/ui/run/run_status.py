@@ -18,6 +18,7 @@ from trsp_core.errors import TrspError
 from trsp_core.pruning import methods, transfers
 from trsp_core.runs import resume
 from trsp_core.runs.store import Run
+from trsp_core.schema import turns
 from trsp_core.schema.config import RunConfig, count_to_remove
 from trsp_core.schema.run_state import RunState
 
@@ -26,6 +27,7 @@ def title(run: Run, config: RunConfig, state: RunState, status: str) -> None:
     """Which run this is, and how it stands."""
     badge = f":{STATUS_COLOURS[status]}-badge[{STATUS_ICONS[status]} {formatting.status(status).capitalize()}]"
     with st.container():
+        badge += f" {words.STEERED}" if state.turns else ""
         st.markdown(f"#### {words.plain(name_of(config, state.model.n_layers if state.model else None))} {badge}")
         text = words.TEXTS.get(config.text) or title_of(config.text)
         transfer = transfers.all_transfers().get(config.transfer)
@@ -74,6 +76,8 @@ def progress(run: Run, state: RunState, status: str) -> None:
         text += f", now layer {layer} ({len(state.refits) + 1} of {len(state.repair_layers)})"
     if run.cancelled():
         text = "Stopping after the step at hand"
+    elif state.paused:
+        text += " · paused"
     elif seconds_left is not None:
         text += f" · about {formatting.duration(seconds_left)} left"
     st.progress(state.fraction, text=text)
@@ -117,6 +121,8 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
             value = f"{words.times(now)} dense" if math.isfinite(now) else formatting.NOT_A_NUMBER
             st.metric(f"If {when}, on {few} of {whole} blocks", value)
         st.metric("Time so far" if not state.ended else "Time", formatting.duration(state.at))
+    if state.turns:
+        st.caption(words.plain(turns.account(state.turns)))
 
 
 def _now(state: RunState, config: RunConfig) -> tuple[float | None, str]:
@@ -157,7 +163,7 @@ def actions(run: Run, config: RunConfig, state: RunState, status: str) -> bool:
             )
             st.toggle("Keep", run.is_kept(), key=f"keep-{run.id}", help=tip, on_change=keep, args=(run,))
         st.button("New run", icon=":material/add:", key="new", on_click=session.leave_run)
-        start.command(config)
+        start.command(config, history=state.turns)
         url_state.copy("Link")
     resume_refused()
     return again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import streamlit as st
@@ -17,8 +18,9 @@ from trsp_core.models.catalog import Facts, HubModel
 from trsp_core.preparation import forecast, preflight
 from trsp_core.pruning import methods, validate
 from trsp_core.schema import config as configs
-from trsp_core.schema import schedules
+from trsp_core.schema import schedules, turns
 from trsp_core.schema.config import KNOBS, PACKED, RunConfig
+from trsp_core.schema.events import KnobTurned
 
 
 @dataclass
@@ -171,13 +173,13 @@ def forecast_and_start(draft: Draft) -> None:
             start(draft.config)
 
 
-def command(config: RunConfig, caption: str = "The same run from a shell:") -> None:
-    """The run as a shell command, to copy."""
+def command(config: RunConfig, caption: str = "The same run from a shell:", history: Sequence[KnobTurned] = ()) -> None:
+    """The run as a shell command, to copy; with the knobs that were turned in it."""
     with st.popover("Command", icon=":material/terminal:"):
         st.caption(caption)
-        st.code(escaping.lines(config.as_command()), language="bash", wrap_lines=True)
+        st.code(escaping.lines(turns.command(config, history)), language="bash", wrap_lines=True)
         st.caption("The same from Python:")
-        st.code(model_card.script(config), language="python", wrap_lines=True)
+        st.code(model_card.script(config, history), language="python", wrap_lines=True)
 
 
 def _problems(draft: Draft) -> str:

@@ -61,6 +61,8 @@ DOMAINS = {"calibration": "calibration domain", "heldout": "held-out domain"}
 
 TEXTS = {"wikipedia": "Wikipedia", "news": "news stories", "wikitext2": "WikiText-2", "c4": "C4"}
 
+STEERED = ":violet-badge[:material/tune: Steered]"  # of a run whose knobs were turned while it ran
+
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])")
 _FLAG = re.compile(r"(?P<flag>--[a-z][a-z0-9-]*)(?P<value> (?!to\b)[\w.]*\w)?")
 _KNOB_OF = {knob.flag: knob for knob in KNOBS.values()}

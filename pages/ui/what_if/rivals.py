@@ -47,10 +47,15 @@ def alike(one: RunConfig, other: RunConfig) -> bool:
 
 
 def rival(run: Run, config: RunConfig, state: RunState, like: RunState | None = None) -> Rival | None:
-    """What `run` came to; None where it has not finished, gave no numbers, or was measured on other blocks than
-    `like`."""
+    """What `run` came to; None where it has not finished, was steered, gave no numbers, or was measured on other
+    blocks than `like`."""
     pruned, dense = ({m.domain: m.losses for m in state.measured if m.state == s} for s in ("pruned", "dense"))
-    if state.ended != "finished" or not state.removed or any(d not in pruned or d not in dense for d in DOMAINS):
+    if (
+        state.ended != "finished"
+        or state.turns
+        or not state.removed
+        or any(d not in pruned or d not in dense for d in DOMAINS)
+    ):
         return None
     if like is not None and _blocks(state) != _blocks(like):
         return None

@@ -20,4 +20,5 @@ def _cells(figures: dict[str, Any]) -> list[str]:
     count = f"{len(figures['removed'])} of {figures['n_layers']}" if figures["removed"] else ""
     count = "all narrower" if figures.get("narrowed") else count
     by_state = ", ".join(f"{state} {formatting.perplexity(value)}" for state, value in perplexity.items())
-    return [figures["run"], formatting.status(figures["status"]), figures["model"] or "", count, by_state]
+    status = formatting.status(figures["status"]) + (", steered" if figures.get("turns") else "")
+    return [figures["run"], status, figures["model"] or "", count, by_state]

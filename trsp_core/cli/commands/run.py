@@ -12,9 +12,9 @@ from trsp_core.models import catalog
 from trsp_core.preparation import preflight
 from trsp_core.preparation.preflight import RunSetup
 from trsp_core.pruning import validate
-from trsp_core.runs import worker
+from trsp_core.runs import steering, worker
 from trsp_core.runs.store import Run, Store
-from trsp_core.schema import config, run_state
+from trsp_core.schema import config, run_state, turns
 from trsp_core.schema.config import GROUPS, KNOBS, PRESETS, RunConfig
 from trsp_core.schema.events import Event, PhaseStarted
 from trsp_core.schema.knobs import Knob
@@ -46,13 +46,23 @@ def _flag(knob: Knob) -> click.Option:
 
 @command("run", json="the summary, at the end", cls=GroupedFlags, params=[_flag(knob) for knob in KNOBS.values()])
 @click.option("--preset", type=click.Choice(tuple(PRESETS)), help="start from these settings; flags change them")
+@click.option(
+    "--steer",
+    "words",
+    multiple=True,
+    metavar="STAGE:STEP:SETTING=VALUE",
+    help="turn a knob after this step of this stage, for example 1:7:lambda_1=0.1; any number of them",
+)
 @click.option("--out", metavar="FOLDER", help="the run's folder; default a new one under runs/")
-def main(preset: str | None, out: str | None, as_json: bool, **flags: str | None) -> int:
+def main(preset: str | None, out: str | None, words: tuple[str, ...], as_json: bool, **flags: str | None) -> int:
+    wanted = [turns.from_word(word) for word in words]
     setup = _setup(config.parse({name: value for name, value in flags.items() if value is not None}, preset))
     from trsp_core.models import loading  # torch comes in here, which the run needs anyway
 
     special_tokens.begun(loading.check(setup.facts), setup.config.prompt)
+    steering.refuse_scheduled(setup.config, wanted)
     run = Store().create(setup.config, paths.named(out, "place") if out else None)
+    steering.schedule(run, wanted)
     roughly = " (a rough figure: nothing was timed on this machine yet)" if setup.forecast.rough else ""
     output.tell(f"Run {run.id} in {run.folder}")
     seconds, memory = formatting.clock(setup.forecast.seconds), formatting.size(setup.forecast.peak_bytes)

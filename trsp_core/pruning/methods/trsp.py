@@ -25,23 +25,41 @@ from trsp_core.schema.events import LayerChosen, StageOneStepped
 
 def choose(lab, config, count):
     """The K layers of P in order of choice; leaves s in `lab.layer_weights`. From round to round s goes on from where
-    it is. W stays as it is, unless `config.learn_weights`."""
+    it is. W stays as it is, unless `config.learn_weights`. Rates, lambda_1, the steps of a round and K are those of the
+    moment: `lab.steering`."""
     import torch
 
     s = torch.ones(lab.n_layers, device=lab.device, requires_grad=True)
     W = list(lab.model.parameters()) if config.learn_weights else []
-    groups = [{"params": [s], "lr": config.stage1_lr}]
-    if W:
-        groups.append({"params": W, "lr": config.stage1_weight_lr})
+    groups = [{"params": parameters} for parameters in ([s], W) if parameters]
     optimizer = torch.optim.Adam(groups, fused=bool(W))
     record = {}
     with torch.no_grad():
         s[lab.gone] = 0.0
     finished, P = lab.rounds.begin(s, optimizer)
     step = len(lab.gone) * config.stage1_steps + int(optimizer.state[s]["step"] if finished else 0)
-    rounds, take = (1, count) if config.one_shot else (count, 1)
+    round_ = max(finished, len(lab.gone))
+
+    def now():
+        return lab.steering.now(config)
+
+    def missing():
+        """How many layers are still to be chosen."""
+        return lab.steering.layers(config, count, lab.n_layers) - len(P)
+
+    def take():
+        return missing() if config.one_shot else min(missing(), 1)
+
+    def round_steps():
+        return now().stage1_steps if missing() > 0 else 0
+
+    def pace(step):
+        for group, rate in zip(optimizer.param_groups, (now().stage1_lr, now().stage1_weight_lr), strict=False):
+            group["lr"] = rate
+
     with lab.learning(W), lab.stepping():
-        for round_ in range(max(finished, len(lab.gone)) + 1, len(lab.gone) + rounds + 1):
+        while missing() > 0:
+            round_ += 1
             free = [i for i in lab.unprotected(config) if i not in P]
 
             def loss(ids, free=free):
@@ -50,25 +68,25 @@ def choose(lab, config, count):
                 record["lm"], record["l1"] = lm.detach(), l1.detach()
                 if config.l1 == "proximal":  # the l1 term acts after the step instead
                     return lm
-                return lm + config.lambda_1 * l1
+                return lm + now().lambda_1 * l1
 
             def project(free=free):
                 if config.l1 == "proximal":
-                    s[free] = soft_threshold(s[free], config.stage1_lr * config.lambda_1)
+                    s[free] = soft_threshold(s[free], now().stage1_lr * now().lambda_1)
                 s[P] = 0.0  # else Adam's momentum would move them on
 
             history = []  # s after each step of this round
             with lab.gated(s, config.gate, free), lab.skipped(P):
-                while not history or _goes_on(lab, config, P, take, history):
+                while missing() > 0 and _goes_on(lab, now(), P, take(), history):
                     seed, skip = config.seed * 1009 + round_, len(history)
                     steps = lab.fit(
-                        optimizer, loss, config.stage1_steps, seed, "stage 1", after=project, first=step + 1, skip=skip
+                        optimizer, loss, round_steps, seed, "stage 1", pace, after=project, first=step + 1, skip=skip
                     )
                     for step in steps:
                         history.append(s.tolist())
                         yield StageOneStepped(step, round_, record["lm"].item(), record["l1"].item(), history[-1])
-            weights = averaged(history, config.stage1_average)
-            for _ in range(take):
+            weights = averaged(history or [s.tolist()], config.stage1_average)  # no step: the stage was ended
+            for _ in range(take()):
                 yield _taken(lab, config, weights, P, round_)
             lab.rounds.keep(round_, s, optimizer, P)
     lab.layer_weights = s.tolist()
@@ -103,10 +121,12 @@ def _ranked(lab, config, weights, P):
 
 
 def _goes_on(lab, config, P, take, history):
-    """Whether a round takes its steps once more: it may, and the margin between the last layer that it would choose, of
-    `take`, and the next one is within its noise."""
+    """Whether a round takes its steps, or takes them once more: it may, and the margin between the last layer that it
+    would choose, of `take`, and the next one is within its noise."""
     if len(history) >= config.stage1_stretch * config.stage1_steps:
         return False
+    if not history:
+        return True
     weights = averaged(history, config.stage1_average)
     ranked = _ranked(lab, config, weights, P)
     if len(ranked) <= take:

@@ -40,7 +40,7 @@ CLOSE = 1e-2  # relative difference that is allowed: the epsilon inside a norm d
 
 
 @dataclass(frozen=True)
-class Turn:
+class ScaledRotation:
     """R = a Q: a scale, and a rotation (D, D) in float64."""
 
     scale: float
@@ -50,9 +50,9 @@ class Turn:
     def matrix(self) -> Tensor:
         return self.scale * self.rotation
 
-    def then(self, other: Turn) -> Turn:
+    def then(self, other: ScaledRotation) -> ScaledRotation:
         """This one, and `other` after it."""
-        return Turn(self.scale * other.scale, self.rotation @ other.rotation)
+        return ScaledRotation(self.scale * other.scale, self.rotation @ other.rotation)
 
 
 def repair(lab, config, chosen):
@@ -82,7 +82,7 @@ def nearest(cross, energy):
     import torch
 
     U, S, V_transposed = torch.linalg.svd(cross)
-    return Turn((S.sum() / energy).item(), U @ V_transposed)
+    return ScaledRotation((S.sum() / energy).item(), U @ V_transposed)
 
 
 def turned(lab, chosen, turns):
@@ -94,7 +94,7 @@ def turned(lab, chosen, turns):
     import torch
 
     ids, embedding = lab.blocks[:1, :8].to(lab.device), lab.model.get_input_embeddings().weight
-    states, edits, above = lab.states(ids), {}, Turn(1.0, torch.eye(embedding.shape[-1], dtype=torch.float64))
+    states, edits, above = lab.states(ids), {}, ScaledRotation(1.0, torch.eye(embedding.shape[-1], dtype=torch.float64))
     for layer in reversed(range(max(last for _, last in turns) + 1)):
         for run, turn in turns.items():
             if run[1] == layer:
@@ -191,7 +191,7 @@ def require(lab):
             "Set --transfer linear_map or refit, or choose a model with a head of its own.",
         )
     draw = torch.randn(embedding.shape[-1], embedding.shape[-1], generator=torch.Generator().manual_seed(0))
-    turn, ids = Turn(1.1, torch.linalg.qr(draw.double()).Q), lab.blocks[:1, :8].to(lab.device)
+    turn, ids = ScaledRotation(1.1, torch.linalg.qr(draw.double()).Q), lab.blocks[:1, :8].to(lab.device)
     states, turned_embedding = lab.states(ids), {embedding: product(embedding, turn.matrix)}
     with lab.rewritten(turned_embedding):
         require_near(lab.entering(0, ids), states[0], turn, 0)
