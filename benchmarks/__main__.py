@@ -21,8 +21,9 @@ from trsp_core.runs.recorder import environment
 
 
 def names() -> list[str]:
-    """Every module of this folder but the runner."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_"))
+    """Every module of this folder but the runner; `recording` makes what ships, and is called by itself."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(m.name for m in modules if not m.name.startswith("_") and not m.ispkg)
 
 
 def main(words: list[str] | None = None) -> int:

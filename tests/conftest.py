@@ -132,6 +132,13 @@ def page_store(tmp_path, monkeypatch) -> Store:
 
 
 @pytest.fixture(autouse=True)
+def no_model_is_loaded_ahead(request, monkeypatch) -> None:
+    """Pages have a process load the default model before anybody asks; here it would load it beside other tests."""
+    if request.path.parent.name != "workbench":
+        monkeypatch.setattr("trsp_core.workbench.client.Workbench.prepare", lambda workbench, wanted: None)
+
+
+@pytest.fixture(autouse=True)
 def no_queue_outlives_its_test(monkeypatch) -> Iterator[None]:
     """A queue that works on after its test, its stand-ins gone, would start real runs beside all tests that follow."""
     made: list = []

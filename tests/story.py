@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from trsp_core.errors import TrspError
 from trsp_core.runs.recorder import record
@@ -80,6 +81,35 @@ def tell_narrow() -> Generator[Event, None, None]:
     yield from (e for e in told if isinstance(e, ev.SpeedMeasured | ev.RunFinished))
 
 
+REPAIR = dataclasses.replace(CONFIG, transfer="refit", stage2_steps=4)
+REPAIRED = (1, 4, 5)
+
+
+def tell_repair(config: RunConfig = REPAIR) -> Generator[Event, None, None]:
+    """The same run with a repair of the layers that stay, probed behind the first two of three; then the training that
+    `config` asks for."""
+    told = list(tell())
+    later = [name for name in PLAN[5:] if name not in ("trained", *(() if config.stage2_steps else ("transfer",)))]
+    names = [*PLAN[:5], "repair", *(["repaired"] if config.stage2_steps else []), *later]
+    yield ev.RunPlanned([{"name": name, "seconds": 10.0} for name in names], 10**9)
+    yield from told[1 : next(n for n, e in enumerate(told) if isinstance(e, ev.PhaseStarted) and e.name == "transfer")]
+    yield ev.PhaseStarted("repair", len(REPAIRED))
+    yield ev.RepairPlanned(list(REPAIRED))
+    for n, layer in enumerate(REPAIRED, 1):
+        yield ev.LayerRefitted(layer, 0.3 + 0.1 * n, 0.2 + 0.1 * n)
+        for domain in ev.DOMAINS if n < len(REPAIRED) else ():
+            yield ev.RepairProbed(n, 90.0 - 10 * n, 2, 510, domain, [math.log(90.0 - 10 * n)] * 2)
+        yield ev.Progressed(n)
+    if config.stage2_steps:
+        yield from _measured("repaired", 60.0)
+        yield ev.PhaseStarted("transfer", config.stage2_steps)
+    for step in range(config.stage2_steps + 1 if config.stage2_steps else 0):
+        if step:
+            yield ev.StageTwoStepped(step, 3.0, 0.0, 0.0, 1e-4, [])
+        yield ev.DeletionProbed(step, 60.0 - 2 * step, 2, 510)
+    yield from told[next(n for n, e in enumerate(told) if isinstance(e, ev.LayersRemoved)) :]
+
+
 def _measured(state: str, level: float) -> Iterator[Event]:
     yield ev.PhaseStarted(state, 16)
     for domain, text in zip(ev.DOMAINS, ("wikipedia", "news"), strict=True):
@@ -134,7 +164,7 @@ def failing() -> Generator[Event, None, None]:
     raise TrspError("The text `my_file.txt` has **0** words.", "Bring at least [384] tokens.")
 
 
-def append(run: Run, upto: int | None) -> None:
+def append(run: Run, upto: int | None, tell: Callable[[], Iterator[Event]] = tell) -> None:
     """Write the story up to event `upto`, going on from what is there."""
     written = len(run.read()[0])
     with run.events_file.open("a", encoding="utf-8") as file:
@@ -144,10 +174,12 @@ def append(run: Run, upto: int | None) -> None:
 
 
 @contextlib.contextmanager
-def running(store: Store, upto: int = 40) -> Iterator[Run]:
+def running(
+    store: Store, upto: int = 40, config: RunConfig = CONFIG, tell: Callable[[], Iterator[Event]] = tell
+) -> Iterator[Run]:
     """A run told up to event `upto`, held by a living process."""
-    run = create(store)
-    append(run, upto)
+    run = create(store, config)
+    append(run, upto, tell)
     with _holder(run):
         yield run
 

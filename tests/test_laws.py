@@ -21,7 +21,8 @@ RANKS = (("",), ("schema",), ("surgery", "charts"), ("models",), ("data", "perf"
 TORCH_FREE = ("", "schema", "charts", "models", "data", "preparation", "runs", "experiments", "export", "cli")
 TORCH_FREE_BESIDE = ("surgery.families", "evaluation.intervals", "evaluation.questions", "evaluation.tasks",
                      "evaluation.verification", "training.progress", "training.steering", "pruning.methods",
-                     "pruning.validate", "workbench.client", "workbench.transcript")  # fmt: skip
+                     "pruning.validate", "workbench.client", "workbench.recorded", "workbench.transcript",
+                     "workbench.weighing")  # fmt: skip
 
 
 def imports(file: Path) -> set[str]:

@@ -17,16 +17,22 @@ NOT_A_NUMBER = "not a number"
 
 
 def perplexity(value: float | None) -> str:
-    """A perplexity: `41.7`, `1,240`, `20,000`, `3.9e+05`; "not a number" for None, infinity and not-a-number."""
+    """A perplexity: `41.7`, `1,240`, `170,000`, `790 million`, to three digits from 10,000 on; "not a number" for None,
+    infinity and not-a-number."""
     if value is None or not math.isfinite(value):
         return NOT_A_NUMBER
-    if abs(value) >= 1e5:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    if abs(value) < 999.95:
+        return f"{value:.1f}"
+    rounded = value if abs(value) < 9999.5 else float(f"{value:.2e}")
+    if abs(rounded) < 1e6:
+        return f"{rounded:,.0f}"
+    scales = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
+    scale, name = next((scale, name) for scale, name in scales if abs(rounded) >= scale)
+    return f"{rounded / scale:,.3g} {name}" if abs(rounded) < 1e15 else f"10^{math.floor(math.log10(abs(rounded)))}"
 
 
 def ratio(value: float) -> str:
-    """One quantity as a multiple of another: `0.96`, `2.41`, `34.5`, `10,603`."""
+    """One quantity as a multiple of another: `0.96`, `2.41`, `34.5`, `10,600`."""
     return f"{value:.2f}" if abs(value) < 10 else perplexity(value)
 
 
@@ -176,8 +182,8 @@ def table(rows: Sequence[Sequence[str]], width: int = 110) -> str:
 
 
 # Patterns of d3, by which charts in the browser format.
-D3_FIGURE = ",.4~g"  # perplexity, ratios, counts
-D3_AXIS = "~g"
+D3_FIGURE = ",.4~r"  # perplexity, ratios, counts: without exponents
+D3_AXIS = ",.4~r"
 D3_NATS = ".3f"
 D3_WEIGHT = ".2f"
 D3_MILLIONS = ",.1f"

@@ -77,6 +77,16 @@ def file(text: str, kind: str, remedy: str, most_bytes: int = MOST_JSON) -> Path
     return path
 
 
+def mark(text: str) -> tuple[int, int]:
+    """Size and time of change of the file that `text` means, which tell whether it is still the same; zeros where there
+    is none."""
+    try:
+        status = named(text).stat()
+    except (TrspError, OSError):
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
 def content(path: Path, most_bytes: int = MOST_JSON) -> bytes:
     """The bytes of a file whose path `file` has checked.
 

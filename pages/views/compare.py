@@ -2,18 +2,18 @@
 
 import streamlit as st
 
-from pages.ui.app_state import server, session, url_state, workbench
-from pages.ui.compare import generation_form, side_by_side
-from pages.ui.run import run_list, run_status
+from pages.ui.app_state import session, url_state, workbench
+from pages.ui.compare import generation_form, recorded_texts, side_by_side
+from pages.ui.run import model_picker, run_list, start, subjects
 from pages.ui.style import words
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
-from trsp_core.schema.messages import Generate
+from trsp_core.schema.messages import Generate, Prepare
 from trsp_core.workbench import transcript
 from trsp_core.workbench.transcript import Comparison
 
 
-def watch(run: Run, ticket: str, live: bool) -> None:
+def watch(run: Run | None, ticket: str, live: bool) -> None:
     """The texts as they are written; drawn again four times a second."""
     try:
         reading = workbench.client().follow(ticket, 0, 0.4)
@@ -31,7 +31,10 @@ def watch(run: Run, ticket: str, live: bool) -> None:
         side_by_side.texts(comparison, live)
     if not live and any(c.tokens for c in comparison.columns):
         side_by_side.reading_along(comparison)
-        generation_form.keep(run, reading.request, reading.answers, comparison)
+        if run:
+            generation_form.keep(run, reading.request, reading.answers, comparison)
+        else:
+            generation_form.copy(comparison)
 
 
 def show_kept(run: Run, name: str) -> None:
@@ -49,12 +52,15 @@ def show_kept(run: Run, name: str) -> None:
 
 
 url_state.title("Compare")
-run = run_list.choose(server.runs(), "pages/views/compare.py")
-config = run_status.config_of(run) if run else None
-if run is None or config is None:
+subject = subjects.choose()
+if subject is None:
     st.stop()
-state, status = server.look(run)
-run_status.title(run, config, state, status)
+subjects.title(subject)
+if subject.run is None:
+    subject = subjects.recorded_default()
+    if start.fetchable(subject.config.model):
+        model_picker.box(subject.config.model)
+workbench.prepare(Prepare(subject.config.model))
 
 ticket, kept_name = session.ticket(), session.kept_comparison()
 live = False
@@ -65,9 +71,14 @@ if ticket:
         generation_form.restore(reading.request)
     except TrspError:
         pass
-generation_form.form(run, config, state, ticket if live else None)
+generation_form.form(subject, ticket if live else None)
 if ticket:
-    st.fragment(watch, run_every=0.25 if live else None)(run, ticket, live)
-elif kept_name:
-    show_kept(run, kept_name)
-generation_form.kept_list(run, kept_name)
+    st.fragment(watch, run_every=0.25 if live else None)(subject.run, ticket, live)
+elif kept_name and subject.run:
+    show_kept(subject.run, kept_name)
+else:
+    recorded_texts.show(subject)
+if subject.run:
+    generation_form.kept_list(subject.run, kept_name)
+else:
+    run_list.recorded("pages/views/compare.py")

@@ -7,6 +7,10 @@ from pages.ui.tour import custom_lessons, glossary, guide, lessons, player
 from trsp_core.schema.config import KNOBS
 
 TOURS = ("two-minutes", "twenty-minutes")
+REPAIR = (
+    "The chosen layers stop. From below, each layer that stays is solved to hand on what the whole model had there; "
+    "then all may train together for some steps."
+)
 STAGES = {
     "Find": (
         "Every layer gets a weight, 1 at first. Training pulls all weights down; those that the text needs hold out. "
@@ -28,13 +32,15 @@ if not touring:
                 guide.start(name)
         if st.button("Start a run", type="primary", icon=":material/play_arrow:", key="go"):
             st.switch_page("pages/views/run.py")
-player.area(*player.run_to_replay())
+run, config = player.run_to_replay()
+player.area(run, config)
 
 default = str(KNOBS["model"].default)
 if start.fetchable(default):
     model_picker.box(default)
 
-for column, (number, (title, text)) in zip(st.columns(3, gap="large"), enumerate(STAGES.items(), 1), strict=True):
+texts = STAGES | ({"Move": REPAIR} if config.repairs else {})
+for column, (number, (title, text)) in zip(st.columns(3, gap="large"), enumerate(texts.items(), 1), strict=True):
     with column:
         st.subheader(f"{number}  {title}")
         st.markdown(text)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.ui.app_state import server, session, url_state
-from pages.ui.run import exports, form, model_picker, results, run_status, stages, start, steering
+from pages.ui.run import exports, form, model_picker, preview, results, run_status, stages, start, steering
 from pages.ui.style import theme, words
 from pages.ui.tour import classroom
 from trsp_core.errors import TrspError
@@ -18,6 +18,7 @@ def show_form() -> None:
     form.first(draft.problems, model_picker.choose, start.ratio_in_words(draft), start.lambda_2_in_words(draft))
     if draft.missing:
         model_picker.box(draft.missing, draft.config)
+    preview.area(draft)
     start.forecast_and_start(draft)
     st.markdown("#### More settings")
     form.more(draft.problems)

@@ -29,9 +29,11 @@ def test_each_page_opens_by_its_address_on_a_fresh_server_and_nothing_is_fetched
             ("compare", "Compare"),
             ("runs", "Runs"),
             ("paper", "The paper"),
+            ("home", "Prune a language model while you watch"),  # by its other address
         ):
             tab.goto(f"{server.url}/{name}")
             tab.get_by_role("heading", name=title, exact=True).wait_for()
             tab.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(state="attached")
             assert tab.evaluate("window.refusals") == []
+            addresses.append(tab.evaluate("document.querySelector('link[rel~=icon]').href"))  # fetched unseen
         assert [url for url in addresses if not url.startswith((server.url, "data:", "blob:"))] == []

@@ -272,7 +272,13 @@ def test_a_record_keeps_contests_and_refuses_what_no_study_can_have(tmp_path):
 @pytest.mark.parametrize("sweep", [made_up.transfers(), made_up.choices(), made_up.ratios()], ids=lambda s: s.name)
 def test_every_table_of_a_study_is_rectangular(sweep):
     of = study(sweep)
-    for table in (studies.cells(of), studies.spread_cells(of), studies.ratio_cells(of)):
+    assert "KL, nats a token" not in studies.cells(of)[0]
+    points = [dataclasses.replace(p, kl={"calibration": 0.5, "heldout": p.seed}) for p in sweep.points]
+    measured = study(dataclasses.replace(sweep, points=points))
+    column = studies.cells(measured)[0].index("KL, nats a token")
+    middle = statistics.fmean(sweep.axes["seed"])
+    assert {line[column] for line in studies.cells(measured)[1:]} == {f"0.50 / {middle:.2f}"}
+    for table in (studies.cells(of), studies.cells(measured), studies.spread_cells(of), studies.ratio_cells(of)):
         assert len({len(line) for line in table}) == 1
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from pages.ui.run import importance
+from pages.ui.compare.prompts import PROMPTS
+from pages.ui.run import importance, subjects
 from pages.ui.what_if import history
 from pages.ui.what_if.history import Choice, Trials
 from tests import ROOT, story
 from trsp_core.errors import TrspError
-from trsp_core.runs.store import Store
+from trsp_core.runs import replay
+from trsp_core.runs.store import Run, Store
 from trsp_core.schema import messages as an
-from trsp_core.workbench import transcript
+from trsp_core.workbench import transcript, weighing
 from trsp_core.workbench.client import Reading
+from trsp_core.workbench.weighing import Weighing
 
 NASTY = "<b>*x*</b> $1"
 
@@ -29,10 +34,14 @@ class Script:
     def __init__(self):
         self.asked: dict[str, an.Request] = {}
         self.cancelled: list[str] = []
-        self.place = 0
+        self.prepared: list[an.Prepare] = []
+        self.place = self.others = 0
         self.ending: an.Answer | None = an.Answered(0.1)
 
-    def ask(self, request, instead="", visitor=""):
+    def prepare(self, request):
+        self.prepared.append(request)
+
+    def ask(self, request, instead="", visitor="", listens=None):
         an.check(request)
         if instead:
             self.cancel(instead)
@@ -44,7 +53,7 @@ class Script:
             raise TrspError("These answers are no longer kept.", "Ask again.")
         request = self.asked[ticket]
         if self.place:
-            return Reading(request, self.place, [], None)
+            return Reading(request, self.place, [], None, self.others, an.Prepare("a model"))
         told = list(_answers(request))
         return Reading(request, 0, [*told, self.ending] if self.ending else told, self.ending)
 
@@ -69,12 +78,12 @@ def _answers(request):
         yield an.SetMeasured(off, story.L, both, dense, kl, 255, size, 60_000, 1.2, 4, False, 0.2)
         yield an.TokenGenerated(0, 5, f" {NASTY}", 0.1)
     elif isinstance(request, an.Generate):
-        texts = [[" a", " b", " c"], [" a", f" {NASTY}", " d"], [" a", " b", " c"]][: len(request.columns)]
+        texts = [[" a", " b", " c"], [" a", f" {NASTY}", " b b b b b b"], [" a", " b", " c"]][: len(request.columns)]
         for n, pieces in enumerate(texts):
             yield an.PromptRead(n, 4, False)
             for i, piece in enumerate(pieces):
                 yield an.TokenGenerated(n, hash(piece) % 1000, piece, 0.1 * (i + 1))
-            yield an.ColumnFinished(n, 3, "length", 100.0, 10.0 * (n + 1), 0.5 if n else 0.0)
+            yield an.ColumnFinished(n, 3, "length", 100.0, 10.0 * (n + 1))
         for t, pieces in enumerate(texts):
             for n in range(len(texts)):
                 two = [["x", "y"]] * 3
@@ -120,10 +129,59 @@ def press(app, key):
     return shown(app.button(key=key).click().run())
 
 
-def test_without_any_run_it_says_what_to_do(script):
+def test_without_any_run_the_default_model_can_be_asked_and_is_loaded_ahead(script):
     app = open_page("compare")
-    assert app.get("page_link")
-    assert not app.get("multiselect")
+    assert script.prepared == [an.Prepare("smollm2-135m")]
+    assert not Store().runs()  # nothing was copied
+    press(app, "write")
+    (request,) = script.asked.values()
+    assert [c.label for c in request.columns] == ["Dense", "Deleted at once"]
+    assert request.columns[1].removed == sorted(subjects.shipped().state.chosen)
+
+
+def test_recorded_texts_are_there_at_once_and_are_written_again(script, tmp_path, monkeypatch):
+    folder, clock = tmp_path / "demo_run", [100.0]
+    shutil.copytree(replay.FOLDER, folder, ignore=shutil.ignore_patterns("comparisons"))
+    monkeypatch.setattr(replay, "FOLDER", folder)
+    monkeypatch.setattr("pages.ui.compare.recorded_texts.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    columns = [an.Variant("a model", label=label) for label in ("Dense", "Deleted at once", "Pruned")]
+    request = an.Generate(columns, PROMPTS["Story"])
+    transcript.keep(Run(folder), request, list(_answers(request)))
+    app = open_page("compare")
+    assert "**Recorded**" in texts(app)
+    assert "Leaves Dense at token 2" in texts(app)
+    assert "Token by token" in texts(app)
+    assert not script.asked
+    clock[0] += 5
+    app = press(app, "replay-texts")
+    assert "Token by token" not in texts(app)
+    clock[0] += 0.25  # two of three tokens of each
+    assert "Leaves Dense at token 2" in texts(shown(app.run()))
+    clock[0] += 5
+    assert "Token by token" in texts(shown(app.run()))
+    app.text_area(key="compare-prompt").set_value("Something else").run()
+    assert "**Recorded**" not in texts(app)
+
+
+def test_without_any_run_layers_of_the_default_model_can_be_taken_out(script):
+    app = open_page("layers")
+    assert "as it came" in texts(app)
+    assert script.prepared == [an.Prepare("smollm2-135m", "wikipedia", "news")]
+    app = press(app, "layer-29")
+    assert query(app, "off") == "29"
+    app = press(app, "as-run")
+    assert query(app, "off") == ",".join(map(str, sorted(subjects.shipped().state.chosen)))
+    press(app, "run-manual")
+    (run,) = Store().runs()
+    assert run.config().method == "manual"
+
+
+def test_a_run_or_the_model_as_it_came_is_picked(script):
+    story.write(Store(), "finished")
+    app = open_page("layers")
+    assert "as it came" not in texts(app)
+    app = shown(app.selectbox(key="chosen-run").set_value("default").run())
+    assert "as it came" in texts(app)
 
 
 def test_a_prompt_is_asked_of_the_chosen_models(script):
@@ -136,7 +194,7 @@ def test_a_prompt_is_asked_of_the_chosen_models(script):
     assert request.columns[1].removed == sorted(story.CHOSEN)
     assert query(app, "ask") == "ticket0"
     assert "Leaves Dense at token 2" in texts(app)
-    assert "repeats itself: 50 %" in texts(app).replace("\\", "")
+    assert "repeats itself: 36 %" in texts(app).replace("\\", "").replace("\u00a0", " ")
     assert "reads like gibberish" in texts(app)
     assert "**20 tokens/s**" in texts(app)
 
@@ -191,11 +249,13 @@ def test_a_refresh_finds_text_and_form_again(script):
     assert "Leaves Dense at token 2" in texts(again)
 
 
-def test_a_busy_workbench_tells_the_place_and_can_be_left(script):
+def test_a_busy_workbench_tells_the_cause_and_can_be_left(script):
     run = story.write(Store(), "finished")
     script.place = 3
     app = press(open_page("compare", run=run.id), "write")
-    assert "place 3 in the queue" in texts(app)
+    assert "This comes next: the model is being loaded." in texts(app)
+    script.others = 2
+    assert "2 questions of other visitors come first." in texts(shown(app.run()))
     press(app, "stop-writing")
     assert script.cancelled == ["ticket0"]
 
@@ -326,7 +386,7 @@ def test_who_chose_a_set_is_kept_through_undo(script):
 
 @pytest.mark.parametrize("key", ["as-run", "as-shortgpt", "layer-3"])
 def test_a_full_workbench_is_told_on_the_page(script, key, monkeypatch):
-    def full(request, instead="", visitor=""):
+    def full(request, instead="", visitor="", listens=None):
         raise TrspError("All 16 places at the workbench are taken.", "Try again in a minute.")
 
     app = open_page("layers", run=story.write(Store(), "finished").id)
@@ -363,9 +423,8 @@ def test_a_page_says_that_a_run_goes_first(script, monkeypatch):
     run = story.write(Store(), "finished")
     assert "goes first" not in texts(open_page("layers", run=run.id, off="1"))
     monkeypatch.setattr("trsp_core.runs.queue.RunQueue.goes_first", lambda self: True)
-    assert "place 2 in the queue. A run is training on this machine and goes first." in texts(
-        open_page("layers", run=run.id, off="1")
-    )
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert "A run is using both cores and goes first." in texts(open_page("layers", run=run.id, off="1"))
 
 
 def test_stage_2_can_be_run_on_the_set(script):
@@ -382,6 +441,16 @@ def test_where_the_knowledge_went_is_told_in_numbers():
     assert "chosen layers' importance **fell** from 0.30 to 0.10" in text
     assert "(2 of 2 fell)" in text
     assert "other layers' importance **rose** from 1.00 to 1.50" in text
+
+
+def test_layers_weighed_in_the_pruned_model_are_told_of_those_that_are_left(script):
+    run = story.write(Store(), "finished", dataclasses.replace(story.CONFIG, control="delete_first"))
+    weighing.keep(run, Weighing([1.0, 0.5, 0.1, 0.1, 0.5, 1.0], [1.5, 0.4, 0.6, 1.5]))
+    app = open_page("layers", run=run.id)
+    app.session_state["layers-part"] = "Where the knowledge went"
+    assert "The kept layers' importance **rose** from 0.75 to 1.00 nats in the mean (3 of 4 rose)." in texts(
+        shown(app.run())
+    )
 
 
 def test_a_run_that_weighed_nothing_says_why_and_can_be_run_again(script):

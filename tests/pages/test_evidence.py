@@ -93,7 +93,14 @@ def test_a_charts_fields_are_columns_of_its_frame(mode):
                         assert part["field"] in frame.columns
         assert len(frame)
         assert not frame.isin([float("inf")]).any().any()
-    assert set(intervals_chart.speeds(found)["ceiling"]) == {1.333}
+    speeds = intervals_chart.speeds(found)
+    assert set(speeds["ceiling"]) == {1.333}
+    assert (speeds["possible"] <= speeds["ceiling"]).all()
+    assert not speeds["label"].str.endswith("in part noise").any()
+    found.rows[1].speed.update({kind: tuple(1.5 * v for v in figures) for kind, figures in SPEEDS.items()})
+    speeds = intervals_chart.speeds(found)
+    assert (speeds["possible"] == speeds["ceiling"]).all()
+    assert set(speeds["label"]) == {"1.50 times, in part noise"}
     assert len(intervals_chart.table(found)) == 3
 
 

@@ -94,6 +94,42 @@ def test_the_tile_of_a_probe_is_no_perplexity_of_all_blocks(store):
     assert (tile.label, tile.value) == ("If deleted now, on 2 of 8 blocks", "4.05 × dense")  # 81 beside 20
 
 
+def test_a_repair_shows_what_stopping_here_would_give(store):
+    told = cut(list(story.tell_repair()), ev.RepairProbed, layers=2, domain="heldout")
+    with story.running(store, len(told), story.REPAIR, story.tell_repair) as run:
+        app = open_page("run", run=run.id)
+        (tile,) = [m for m in app.metric if m.label.startswith("If it stopped")]
+    assert (tile.label, tile.value) == ("If it stopped here, on 2 of 8 blocks", "3.50 × dense")  # 70 beside 20
+    shown = texts(app).replace("\u00a0", " ")
+    assert "Layer 4's output was 50 % off the dense model's state, and is 40 % off now" in shown
+    assert "2 of 3 layers are repaired. Now layer 5." in shown
+    state = folded(told)
+    points = frames.repair_probes(state, story.REPAIR).query("kind == 'line'")
+    assert points[["step", "times"]].values.tolist() == [[0, 4.5], [1, 4.0], [2, 3.5]]
+    for frame in (frames.refits(state, story.REPAIR), frames.stack(state)):
+        assert frame.query("kind == 'now'")["layer"].tolist() == [5]
+
+
+def test_the_path_of_a_repair_begins_at_deletion_and_ends_at_the_repaired_model():
+    for steps, name in ((4, "repaired"), (0, "pruned")):
+        config = dataclasses.replace(story.REPAIR, stage2_steps=steps)
+        state = folded(list(story.tell_repair(config)))
+        levels, points = frames.times_dense_in_repair(state, config)
+        assert [n for n, _ in points] == [0, 1, 2, 3]
+        assert (points[0][1], points[-1][1]) == (levels["direct"], levels[name])
+
+
+def test_an_older_run_with_a_repair_is_drawn_without_what_it_did_not_tell():
+    told = [e for e in story.tell_repair() if not isinstance(e, ev.RepairPlanned | ev.RepairProbed)]
+    state = folded(cut(told, ev.LayerRefitted, layer=4))
+    assert frames.repair_layers(state) == list(story.REPAIRED)
+    assert frames.repairing(state) is None
+    assert "now" not in set(overview.frame(state, story.REPAIR)["kind"])
+    assert len(frames.repair_probes(state, story.REPAIR).query("kind == 'line'")) == 1
+    assert html_report.charts(story.REPAIR, folded(told))
+    assert list(frames.layer_table(folded(told)).columns) == ["Layer", "Fate", "Weight", "Size, M"], "no gap was told"
+
+
 def test_a_run_without_probes_is_drawn_from_all_blocks():
     config = RunConfig(stage2_steps=0)
     state = folded(cut(list(story.tell()), ev.LayersChosen))

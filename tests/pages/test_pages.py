@@ -501,15 +501,19 @@ def test_plain_text_is_no_markdown(text, shown):
 def test_figures_in_words():
     assert formatting.duration(200) == "3 min 20 s"
     assert formatting.size(93_000_000) == "93 MB"
-    assert formatting.perplexity(288298.0) == "2.9e+05"
+    assert formatting.perplexity(288298.0) == "288,000"
     assert formatting.perplexity(None) == "not a number"
     assert words.layers([13, 3, 14, 15, 26, 27]) == "3, 13 to 15, 26, 27"
 
 
-def test_uploads_are_stored_under_made_up_names(tmp_path):
-    kept = uploads.keep(b"some text", "../../etc/passwd.txt", tmp_path)
+def test_uploads_keep_the_letters_of_their_name_and_lie_in_one_folder(tmp_path):
+    kept = uploads.keep(b"some text", "../../etc/My notes (2).txt", tmp_path)
     assert kept.parent == tmp_path / "uploads"
+    assert uploads.title(kept) == "My-notes-2.txt"
     assert kept == uploads.keep(b"some text", "other.txt", tmp_path)
+    assert uploads.title(uploads.keep(b"other", "\u202e/\0.txt", tmp_path)) == "text.txt"
+    assert uploads.title(Path("0123456789abcdef0123.txt")) == "012345.txt"  # stored by an older version
+    assert words.in_form(f"{kept.name} is too short.") == words.plain("My-notes-2.txt is too short.")
     for content, name in ((b"x", "model.pkl"), (b"x" * (limits.OPEN.upload_bytes + 1), "big.txt")):
         with pytest.raises(TrspError):
             uploads.keep(content, name, tmp_path)
@@ -527,6 +531,43 @@ def test_a_text_of_ones_own_becomes_the_calibration_text(store, tiny_model):
     assert app.get_by_key("knob-text").value == str(path)
     app.get_by_key("start").click().run()
     assert store.runs()[0].config().text == str(path)
+
+
+def test_a_text_is_judged_before_the_start_and_shown_as_read(store, tiny_model):
+    app = open_page("run", model=str(tiny_model))
+    assert not app.get_by_key("start").disabled
+    app.file_uploader[0].upload("notes.txt", b"A short text, all of one line. " * 9).run()
+    assert not app.exception
+    (note,) = (box.value.replace("\\", "") for box in app.info if "It begins" in box.value)
+    assert "words in" in note
+    assert "It begins: “A short text" in note
+    refusals = " ".join(box.value.replace("\\", "") for box in app.error)
+    assert "notes.txt is too short" in refusals
+    assert f"shorter blocks (“{KNOBS['block_length'].label}”" in refusals
+    assert app.get_by_key("start").disabled
+    assert "Your file, notes.txt" in str(app.get_by_key("knob-text").options)
+
+
+def test_a_text_that_only_the_tokenizer_finds_too_short_is_refused_too(store, tiny_model):
+    app = open_page("run", model=str(tiny_model), block_length="512", measure_length="512")
+    app.file_uploader[0].upload("notes.txt", b"A sentence of one's own. " * 60).run()
+    assert any("is too short" in box.value for box in app.error)
+    assert app.get_by_key("start").disabled
+
+
+def test_checks_speak_the_language_of_the_form():
+    for text, form in (
+        ("Set --learn-weights false, or --precision float32.",
+         "Set “{learn_weights}” off, or “{precision}” to float32."),
+        ("Set --method manual, or no layers.", "Set “{method}” to manual, or no layers."),
+        ("Set --probe-blocks to 0 to 1000, or more.", "Set “{probe_blocks}” to 0 to 1000, or more."),
+        ("Lower --probe-blocks or raise --measure-blocks.", "Lower “{probe_blocks}” or raise “{measure_blocks}”."),
+        ("(--block-length, --measure-length)", "(“{block_length}”, “{measure_length}”)"),
+        ("Set --adapter-rank, for example to 8, or --stage2-steps 0.",
+         "Set “{adapter_rank}”, for example to 8, or “{stage2_steps}” to 0."),
+        ("There is no --such-flag here.", "There is no --such-flag here."),
+    ):  # fmt: skip
+        assert words.in_form(text) == words.plain(form.format(**{name: knob.label for name, knob in KNOBS.items()}))
 
 
 def test_a_text_is_in_memory_until_it_is_stored(store, tiny_model, monkeypatch):

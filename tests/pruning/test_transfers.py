@@ -18,7 +18,7 @@ from trsp_core.models import loading
 from trsp_core.pruning import engine, transfers, validate
 from trsp_core.pruning.lab import Lab
 from trsp_core.pruning.transfers import kept_weights, magnitude, refit, rotation
-from trsp_core.schema import events
+from trsp_core.schema import events, schedules
 from trsp_core.schema.config import PACKED, TRANSFERS
 from trsp_core.surgery import discovery, hooks, quantization, removal, training
 
@@ -178,6 +178,65 @@ def test_a_layer_is_fitted_on_what_those_below_it_really_give(chosen):
         after = far()
     assert after == pytest.approx(fits[-1].after, rel=1e-4)
     assert after < 0.95 * before
+
+
+def whole_run(folder, **settings):
+    """The events of a run on the tiny model, and its model."""
+    text = folder / "text.txt"
+    text.write_text(tiny.text(800), "utf-8")
+    values = {**tiny.SETTINGS, "model": "tiny", "text": str(text), "heldout": str(text), "calibration_blocks": 96,
+              "save_model": False, "importance_blocks": 0, "transfer": "refit", "stage2_steps": 0,
+              "speed_repeats": 0, "probe_blocks": 1}  # fmt: skip
+    model = tiny.build(n_layers=DEPTH)
+    config = validate.from_values({**values, **settings})
+    return list(engine.execute(config, None, (model, tiny.tokenizer()))), model, config
+
+
+@pytest.mark.parametrize("name", ["refit", "rebuild"])
+def test_a_repair_tells_its_layers_and_is_probed_behind_some_of_them(name, tmp_path):
+    told, model, config = whole_run(tmp_path, transfer=name, method="manual", layers="1,4")
+    (plan,) = [e for e in told if isinstance(e, events.RepairPlanned)]
+    fits = [e.layer for e in told if isinstance(e, events.LayerRefitted)]
+    assert plan.layers == fits == ([0, 2, 3, 5] if name == "refit" else [0, 3])
+    due = schedules.repair_probes(config, len(fits))
+    probes = [e for e in told if isinstance(e, events.RepairProbed)]
+    assert [(p.layers, p.domain) for p in probes] == [(n, d) for n in due for d in events.DOMAINS]
+    at = [n for n, e in enumerate(told) if isinstance(e, events.RepairProbed) and e.domain == "calibration"]
+    assert all(isinstance(told[n - 1], events.LayerRefitted) for n in at)
+    assert torch.equal(logits(model), logits(tiny.build(n_layers=DEPTH)))
+    assert len(at) == (3 if name == "refit" else 1)
+
+
+def test_a_probe_of_a_repair_is_what_stopping_there_gives(tmp_path):
+    """A probe is of the model with the first layers as the repair left them, and the others as they came: held against
+    a repair that is stopped by hand behind that layer."""
+    told, model, config = whole_run(tmp_path, method="manual", layers="1,4", save_model=False)
+    probe = next(e for e in told if isinstance(e, events.RepairProbed) and e.layers == 2)
+    from trsp_core.data import blocks
+
+    texts = blocks.prepare(config, tiny.tokenizer())
+    lab = Lab(discovery.find(model), texts.calibration, config)
+    for event in transfers.get("refit").repair(lab, config, [1, 4]):
+        if isinstance(event, events.LayerRefitted) and event.layer == 2:
+            break
+    with training.rewritten(lab.edits), removal.removed(lab.stack, [1, 4]):
+        sample = texts.measure[probe.domain][: config.probe_blocks]
+        losses = [loss for few in perplexity.block_losses(model, sample) for loss in few]
+    assert losses == pytest.approx(probe.losses, rel=1e-5)
+
+
+def test_probes_of_a_repair_take_a_tenth_of_three_passes_at_most():
+    quick = validate.from_values({"transfer": "refit"}, "quick")
+    assert schedules.repair_probes(quick, 22) == [4, 9, 13, 18]
+    for settings in ({"calibration_blocks": 64}, {"probe_blocks": 8}, {"calibration_blocks": 4}, {}):
+        config = dataclasses.replace(quick, **settings)
+        for layers in (0, 1, 2, 5, 22, 60):
+            due = schedules.repair_probes(config, layers)
+            read = len(due) * 2 * config.probe_blocks * config.measure_length
+            assert read <= 0.1 * 3 * config.calibration_blocks * config.block_length
+            assert sorted({*due}) == due
+            assert all(0 < n < layers for n in due)
+    assert schedules.repair_probes(dataclasses.replace(quick, probe_blocks=0), 22) == []
 
 
 def test_magnitude_is_the_ratio_of_mean_sizes():

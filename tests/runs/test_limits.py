@@ -362,8 +362,8 @@ def test_a_visitor_leaves_places_at_the_workbench_and_among_errands(demo, tmp_pa
     try:
         first = bench_.ask(request, visitor="a")
         until(lambda: bench_.read(first).place == 0)  # it is worked on
-        for _ in range(DEMO.requests_per_visitor):
-            bench_.ask(request, visitor="a")
+        for n in range(DEMO.requests_per_visitor):  # equal ones would be one
+            bench_.ask(dataclasses.replace(request, seed=n + 1), visitor="a")
         with pytest.raises(TrspError, match="your network address"):
             bench_.ask(request, visitor="a")
         assert bench_.ask(request, visitor="b")

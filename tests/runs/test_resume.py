@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from trsp_core.errors import TrspError
 from trsp_core.pruning import engine, validate
+from trsp_core.pruning.transfers import refit
 from trsp_core.training import checkpointing
 from trsp_core.runs import recorder, resume, worker
 from trsp_core.runs.store import Store
@@ -69,6 +70,8 @@ CASES = {
     "refit, then trained": {"resume_minutes": OFTEN, "transfer": "refit"},
     "kept weights, then trained": {"resume_minutes": OFTEN, "transfer": "kept_weights"},
     "kept weights, nothing trained": {"transfer": "kept_weights", "stage2_steps": 0, "resume_minutes": 0},
+    "refit alone": {"transfer": "refit", "stage2_steps": 0},
+    "rebuild": {"transfer": "rebuild", "stage2_steps": 0},
     "refit, then adapters": {"resume_minutes": OFTEN, "transfer": "refit", "adapter_rank": 2},
     "narrow": {"method": "width", "stage2_steps": 0},
 }
@@ -102,6 +105,83 @@ def ends_the_same(case, text, tmp_path, stops, same=operator.eq):
 
 def test_an_interrupted_run_ends_the_same(text, tmp_path):
     ends_the_same("usual", text, tmp_path, (0.1, 0.55, 0.7, 0.95))
+
+
+def repair_cut(run, layers):
+    """The number of events up to that of the last of so many repaired layers."""
+    refits = [n for n, _, e in run.state().lines if isinstance(e, events.LayerRefitted)]
+    return refits[layers - 1] + 1
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_repair_goes_on_behind_the_layers_that_it_has_solved(steps, text, tmp_path, monkeypatch):
+    """Killed right after a layer, and between its event and the next: no layer is solved twice, and the run ends as it
+    would have."""
+    solves, plain = [], refit.solved
+    monkeypatch.setattr(refit, "solved", lambda *args: solves.append(1) or plain(*args))
+    settings = {"transfer": "refit", "stage2_steps": steps, "calibration_blocks": 48, "probe_blocks": 1}
+    store, config = Store(tmp_path), config_of(text, **settings)
+    whole = store.create(config)
+    go(whole)
+    layers = len(whole.state().repair_layers)
+    assert len(whole.state().repair_probes) == 4
+    each, repaired = len(solves) // layers, len(whole.state().refits)
+    assert (each, repaired, layers) == (2, 3, 3)
+    for stop in (repair_cut(whole, 1), repair_cut(whole, 2), repair_cut(whole, 2) + 1, repair_cut(whole, 3) + 3):
+        solves.clear()
+        run = store.create(config)
+        with pytest.raises(Killed):
+            go(run, stop)
+        before = len(run.state().refits)
+        assert len(solves) == each * before
+        past = resume.reopen(run)
+        complete = stop > repair_cut(whole, 3)
+        assert past.refits == (0 if complete else before)
+        if not complete:
+            assert f"It goes on behind {before} layer" in resume.outlook(run)
+        go(run)
+        assert len(solves) == each * layers, "a layer was solved twice"
+        assert run.status() == "finished"
+        assert told(run) == told(whole)
+        assert all(torch.equal(a, weights(run)[name]) for name, a in weights(whole).items())
+        assert not run.points
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut short", "of another shape", "gone"])
+def test_a_solution_that_cannot_be_used_is_found_again(damage, text, tmp_path):
+    store, config = Store(tmp_path), config_of(text, transfer="refit", stage2_steps=0)
+    whole, run = store.create(config), store.create(config)
+    go(whole)
+    with pytest.raises(Killed):
+        go(run, repair_cut(whole, 2))
+    first, *others = run.solution_files
+    content = first.read_bytes()
+    if damage == "gone":
+        for file in others:
+            file.unlink()
+    elif damage == "of another shape":
+        solve = checkpointing.Solutions(run, config).remembered(lambda *args: torch.zeros(2, 3))
+        solve(torch.nn.Linear(2, 3), [torch.zeros(1, 1, 2)], [torch.zeros(1, 1, 3)], [])
+        assert first.read_bytes() != content
+    else:
+        first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damage == "a bit" else content[:40])
+    assert resume.reopen(run).refits == (1 if damage == "gone" else 2)
+    go(run)
+    assert told(run) == told(whole)
+    assert all(torch.equal(a, weights(run)[name]) for name, a in weights(whole).items())
+
+
+def test_with_no_points_kept_a_repair_starts_over(text, tmp_path):
+    store, config = Store(tmp_path), config_of(text, transfer="refit", stage2_steps=0, resume_minutes=0)
+    whole, run = store.create(config), store.create(config)
+    go(whole)
+    with pytest.raises(Killed):
+        go(run, repair_cut(whole, 2))
+    assert run.solution_files == []
+    assert "at the beginning of the repair; computed again: 2 layers" in resume.outlook(run)
+    assert resume.reopen(run).refits == 0
+    go(run)
+    assert told(run) == told(whole)
 
 
 @pytest.mark.slow

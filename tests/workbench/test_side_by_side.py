@@ -11,7 +11,7 @@ from trsp_core.evaluation import generation
 from trsp_core.schema import messages as an
 from trsp_core.schema.messages import Generate, Variant
 from trsp_core.surgery import removal
-from trsp_core.workbench import model_cache, side_by_side
+from trsp_core.workbench import model_cache, side_by_side, transcript
 
 PROMPT = "The river crosses"
 
@@ -152,10 +152,15 @@ def test_a_text_can_be_read_without_writing(llama):
     assert "".join(found[-1].pieces) == " the city"
 
 
-def test_repetition_rate():
-    assert side_by_side.repetition([1, 2, 3, 4, 5, 6]) == 0
-    assert side_by_side.repetition([1] * 8) == pytest.approx(1 - 1 / 5)
-    assert side_by_side.repetition([1, 2]) == 0
+def test_words_said_before_are_counted_by_hand():
+    assert transcript.repetition("one two three four") == 0
+    assert transcript.repetition("") == transcript.repetition("12345678") == 0
+    assert transcript.repetition("and and and and and") == 3 / 5  # the pair comes again from the third on
+    assert transcript.repetition("Garden, garden! A garden?") == 2 / 4  # a long word, however it is written
+    assert transcript.repetition("a man and a cat and a dog") == 1 / 8  # short words are used again: one pair
+    text = "a blacksmith, the blacksmith, his blacksmith and that blacksmith or our blacksmith by one blacksmith"
+    assert transcript.repetition(text) == 5 / 15
+    assert transcript.repetition(text) >= transcript.REPEATS
 
 
 def test_too_long_a_prompt_is_refused_before_it_is_read(llama):

@@ -1,5 +1,6 @@
 """The workbench with its real child on a tiny model: order, places, cancelling, dying and coming back."""
 
+import itertools
 import threading
 import time
 
@@ -15,6 +16,7 @@ from trsp_core.workbench import client
 from trsp_core.workbench.client import Workbench
 
 ANY = WhatIf("no-such-model", [1])  # refused as soon as there is a child
+SEEDS = itertools.count()
 LONG = 60.0  # seconds; a child starts in about five on a quiet machine
 
 
@@ -43,6 +45,8 @@ def children() -> list[psutil.Process]:
 
 
 def endless(model, **more):
+    """A long text, another one each time: equal requests would be one."""
+    more = {"seed": next(SEEDS), **more}
     return Generate([an.Variant(model)], "The river", new_tokens=an.MAX_NEW_TOKENS, temperature=1.5, **more)
 
 
@@ -227,5 +231,73 @@ def test_old_answers_are_forgotten(monkeypatch):
         with pytest.raises(TrspError):
             bench.read(tickets[0])
         assert bench.read(tickets[-1]).ending is not None
+    finally:
+        bench.close()
+
+
+def test_equal_requests_are_one_until_the_last_is_cancelled(model):
+    bench, request = Workbench(), endless(model)
+    try:
+        first = bench.ask(request)
+        until(bench, first, an.TokenGenerated)
+        second = bench.ask(request)
+        assert bench.read(second).place == 0
+        until(bench, second, an.TokenGenerated)
+        bench.cancel(first)
+        assert isinstance(bench.read(first).ending, an.Stopped)
+        count = len(bench.read(second).answers)
+        assert len(bench.follow(second, count, LONG).answers) > count, "the other goes on"
+        bench.cancel(second)
+        assert isinstance(bench.wait(second, LONG).ending, an.Stopped)
+    finally:
+        bench.close()
+
+
+def test_what_nobody_listens_for_is_dropped(model, monkeypatch):
+    monkeypatch.setattr("trsp_core.workbench.client.UNREAD", 0.0)
+    bench, open_tabs = Workbench(), {"one", "two"}
+    try:
+        first = bench.ask(endless(model), listens=lambda: "one" in open_tabs)
+        until(bench, first, an.TokenGenerated)
+        second = bench.ask(endless(model), listens=lambda: "two" in open_tabs)
+        third = bench.ask(Generate([an.Variant(model)], "The river", new_tokens=3))
+        open_tabs.clear()
+        assert isinstance(bench.wait(third, LONG).ending, an.Answered)
+        for ticket in (first, second):
+            assert isinstance(bench.read(ticket).ending, an.Stopped)
+        assert not bench.read(second).answers[:-1], "it was never begun"
+    finally:
+        bench.close()
+
+
+def test_a_model_is_loaded_ahead_once_and_after_what_people_ask(model, text):
+    bench, request = Workbench(), an.Prepare(model, text, text, 0)
+    try:
+        first = bench.ask(endless(model))
+        until(bench, first, an.TokenGenerated)
+        for _ in range(3):
+            bench.prepare(request)
+        asked = bench.ask(WhatIf(model, [2], text=text, heldout=text, sample_tokens=0))
+        assert bench.read(asked).place == 1, "it comes before what is only prepared"
+        bench.cancel(first)
+        assert isinstance(bench.wait(asked, LONG).ending, an.Answered)
+        ready = bench.wait(bench.ask(request), LONG)
+        assert isinstance(ready.ending, an.Answered)
+        assert not ready.answers[:-1], "the model was there"
+    finally:
+        bench.close()
+
+
+def test_a_wait_tells_whose_requests_come_first(model):
+    bench = Workbench()
+    try:
+        first = bench.ask(endless(model), visitor="me")
+        until(bench, first, an.TokenGenerated)
+        mine, other = bench.ask(endless(model), visitor="me"), bench.ask(endless(model), visitor="you")
+        assert (bench.read(mine).place, bench.read(mine).others) == (1, 0)
+        assert (bench.read(other).place, bench.read(other).others) == (2, 2)
+        assert isinstance(bench.read(other).at_work, Generate)
+        for ticket in (other, mine, first):
+            bench.cancel(ticket)
     finally:
         bench.close()

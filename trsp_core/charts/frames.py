@@ -20,6 +20,7 @@ from trsp_core.schema.run_state import RunState
 MOST = 240  # steps drawn of one history
 MOST_LABELS = 48  # layers whose bars are high enough for a line of text
 LANGUAGE = "language modelling"
+NOW = "now"  # at the layer that a repair is at
 PULLS = {1: "λ₁ × sum of weights", 2: "λ₂ × penalty"}  # what each stage adds to it
 
 
@@ -70,13 +71,16 @@ def weights(state: RunState, expected: int) -> pd.DataFrame:
 
 def stack(state: RunState) -> pd.DataFrame:
     """A bar a layer: its weight now; of a chosen one as it was when it was chosen, with its number, since the others
-    sink on after that (`frozen`)."""
+    sink on after that (`frozen`). A row of kind `now` stands for the layer that a repair is at."""
     columns = ["kind", "layer", "weight", "fate", "frozen", "label"]
+    now = repairing(state)
     fate, ends, has_labels = fates(state), chosen_at(state), len(state.weights) <= MOST_LABELS
     rows = [
         ("bar", i, round(abs(w), 4), fate[i], i in ends, choice(state, i) if i in ends and has_labels else "")
         for i, w in enumerate(weights_at_choice(state))
     ]
+    if now is not None:
+        rows.append(("now", now, rows[now][2], fate[now], False, NOW))
     return pd.DataFrame([("frame", 0, 1.0, "kept", False, ""), *rows], columns=columns)
 
 
@@ -105,7 +109,8 @@ def scores(state: RunState) -> pd.DataFrame:
 
 
 def layer_table(state: RunState) -> pd.DataFrame:
-    """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it."""
+    """A row a layer: its weight, what became of it, its size, and the gap that stage 2 left of it; without columns in
+    which nothing stands."""
     fate, weights, rows, new_number = fates(state), weights_at_choice(state), [], 0
     order = {layer: n for n, layer in enumerate(state.chosen, start=1)}
     gaps_left = dict(zip(state.chosen, state.gap_steps[-1].gaps, strict=False)) if state.gap_steps else {}
@@ -118,7 +123,8 @@ def layer_table(state: RunState) -> pd.DataFrame:
         size = state.model.layer_parameters[i] / 1e6 if state.model else None
         rows.append((i, text, weights[i] if state.weight_steps else None, size, gaps_left.get(i)))
     columns = ["Layer", "Fate", "Weight", "Size, M", "Gap left"]
-    return pd.DataFrame(rows, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
+    frame = pd.DataFrame(rows, columns=columns).round({"Weight": 2, "Size, M": 2, "Gap left": 2})
+    return frame.dropna(axis=1, how="all") if rows else frame
 
 
 def losses(state: RunState, config: RunConfig, stage: int) -> pd.DataFrame:
@@ -155,11 +161,10 @@ def gaps(state: RunState, config: RunConfig) -> pd.DataFrame:
 
 def refits(state: RunState, config: RunConfig) -> pd.DataFrame:
     """A bar a kept layer that was solved for: how far its output lay from the dense model's state there, and how far it
-    lies now."""
-    n_layers = state.model.n_layers if state.model else len(state.weights)
-    lowest = min(state.chosen, default=1) - 1
-    planned = [i for i in range(max(lowest, 0), n_layers) if i not in state.chosen]
-    rows: list[tuple] = [("frame", i, 0.0, 0.0, "") for i in planned]
+    lies now. A row of kind `now` stands for the layer that the repair is at."""
+    rows: list[tuple] = [("frame", i, 0.0, 0.0, "") for i in repair_layers(state)]
+    if (now := repairing(state)) is not None:
+        rows.append(("now", now, 0.0, 0.0, NOW))
     for refit in state.refits:
         before, after = abs(refit.before), abs(refit.after)
         label = f"{formatting.percent(1 - after / before)} nearer" if before and math.isfinite(after / before) else ""
@@ -167,12 +172,39 @@ def refits(state: RunState, config: RunConfig) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "layer", "before", "after", "label"])
 
 
+def repair_layers(state: RunState) -> list[int]:
+    """The layers that the repair goes through. A run that has not said so yet, or an older one, may go through all kept
+    layers from the one below the first chosen one on."""
+    n_layers = state.model.n_layers if state.model else len(state.weights)
+    lowest = max(min(state.chosen, default=1) - 1, 0)
+    return state.repair_layers or [i for i in range(lowest, n_layers) if i not in state.chosen]
+
+
+def repairing(state: RunState) -> int | None:
+    """The layer that the repair is at; None where there is none, or where an older run does not say."""
+    done = len(state.refits)
+    at_work = state.phase == "repair" and not state.ended and done < len(state.repair_layers)
+    layer = state.repair_layers[done] if at_work else len(state.weights)
+    return layer if 0 <= layer < len(state.weights) else None
+
+
 def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
-    """Perplexity if the chosen layers were deleted now, and of the dense model and of deletion at once as level lines:
-    all as multiples of the dense model's on the same blocks."""
-    columns = ["kind", "step", "times", "model", "label"]
-    last = expected_steps(state, config, 2)
+    """Perplexity if the chosen layers were deleted now, over the steps of stage 2, between the levels of `_between`."""
     levels, points = times_dense(state, config)
+    frame = _between(levels, points, expected_steps(state, config, 2), "deleted now")
+    return _with_turns(frame, state, 2) if points else frame
+
+
+def repair_probes(state: RunState, config: RunConfig) -> pd.DataFrame:
+    """Perplexity if the repair stopped here, over its layers, between the levels of `_between`."""
+    levels, points = times_dense_in_repair(state, config)
+    return _between(levels, points, len(repair_layers(state)), "stopped here")
+
+
+def _between(levels: dict[str, float], points: list[tuple[int, float]], last: int, line: str) -> pd.DataFrame:
+    """A `line` through `points`, and the dense model and deletion at once as level lines up to `last`: all as multiples
+    of the dense model's perplexity on the same blocks. No rows without points."""
+    columns = ["kind", "step", "times", "model", "label"]
     if not points:
         return pd.DataFrame(columns=[*columns, "turn"]).astype({"step": float, "times": float})
     rows: list[tuple] = []
@@ -182,8 +214,8 @@ def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
             rows.append(
                 ("name", last, level, title, title if name == "dense" else f"{title} {formatting.ratio(level)} ×")
             )
-    rows += [("line", *points[i], "deleted now", "") for i in thin(len(points))]
-    return _with_turns(pd.DataFrame(rows, columns=columns), state, 2)
+    rows += [("line", *points[i], line, "") for i in thin(len(points))]
+    return pd.DataFrame(rows, columns=columns).assign(turn="")
 
 
 def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float]]]:
@@ -193,16 +225,33 @@ def times_dense(state: RunState, config: RunConfig) -> tuple[dict[str, float], l
     dense = first_blocks(state, "dense", blocks)
     if not dense:
         return {}, []
-    perplexities = {name: first_blocks(state, name, blocks) for name in ("dense", "direct", "pruned")}
+    perplexities = {name: first_blocks(state, name, blocks) for name in ("dense", "direct", "repaired", "pruned")}
     levels = {name: value / dense for name, value in perplexities.items() if value}
     return levels, [(p.step, p.perplexity / dense) for p in state.probes]
+
+
+def times_dense_in_repair(state: RunState, config: RunConfig) -> tuple[dict[str, float], list[tuple[int, float]]]:
+    """The same for a repair: the points by the number of layers that are repaired, from deletion at once up to the
+    repaired model; none in a run without a repair."""
+    levels, _ = times_dense(state, config)
+    blocks, _ = compared(state, config)
+    dense = first_blocks(state, "dense", blocks)
+    if not dense or not config.repairs:
+        return levels, []
+    points = [(0, levels["direct"])] if "direct" in levels else []
+    points += [(p.layers, p.perplexity / dense) for p in state.repair_probes if p.domain == "calibration"]
+    end = levels.get("repaired" if config.stage2_steps else "pruned")
+    return levels, [*points, *([(len(repair_layers(state)), end)] if end else [])]
 
 
 def compared(state: RunState, config: RunConfig) -> tuple[int, int]:
     """Of the measured blocks of the calibration domain: how many the pictures of stage 2 use, and how many there are.
     They use those that the probes use, or all in a run without probes."""
     whole = next((m.blocks for m in state.measured if m.domain == "calibration"), config.measure_blocks)
-    few = state.probes[0].blocks if state.probes else config.probe_blocks if config.stage2_steps else 0
+    repair_probed = schedules.repair_probes(config, len(repair_layers(state))) if config.repairs else []
+    planned = config.stage2_steps or (repair_probed and not state.ended)
+    first_probe = next(iter([*state.probes, *state.repair_probes]), None)
+    few = first_probe.blocks if first_probe else config.probe_blocks if planned else 0
     return (min(few, whole) or whole), whole
 
 
@@ -291,6 +340,11 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
         return (
             "Perplexity if the chosen layers were deleted now, as a multiple of the dense model's, on "
             f"{sample(state, config)}."
+        )
+    if name == "repair-probes":
+        return (
+            "Perplexity if the repair stopped here: the layers so far as it left them, those above as they came. As a "
+            f"multiple of the dense model's, on {sample(state, config)}."
         )
     if name == "gaps":
         return "How much each chosen layer still changes what passes through it."

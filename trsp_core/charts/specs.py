@@ -30,6 +30,7 @@ ALT = {
     "loss-2": "Lines of the two parts of the loss over the steps of stage 2.",
     "gaps": "Lines of the relative gap of each chosen layer over the steps of stage 2.",
     "refits": "Bars of each kept layer's distance from the dense model's state, before and after it was solved for.",
+    "repair-probes": "Line of the perplexity if the repair stopped here, over its layers, times the dense one.",
     "probes": "Line of the perplexity if deleted now in stage 2, times the dense one, and a level of direct deletion.",
 }
 
@@ -82,6 +83,7 @@ def stack(theme: str) -> Spec:
         _frame(base),
         bars.transform_filter("datum.kind == 'bar'"),
         names.transform_filter("datum.frozen"),
+        _now(base, theme, align="left", dx=6).transform_filter("datum.kind == 'now'"),
         height=420,
     )
 
@@ -144,44 +146,55 @@ def refits(theme: str) -> Spec:
     palette = PALETTES[theme]
     x = alt.X("layer:O", title="Kept layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     base = alt.Chart().encode(x=x, tooltip=_tips("layer:N", "before:Q", "after:Q", "label:N"))
-    scale = alt.Scale(domain=["as deletion left it", "solved for"], range=[palette.removed, palette.pruned])
+    scale = alt.Scale(domain=["before", "solved for"], range=[palette.removed, palette.pruned])
+    legend = alt.Legend(symbolType="square", symbolStrokeWidth=0, symbolSize=140, symbolOpacity=0.8, **_LEGEND)
 
     def bars(field: str, name: str, opacity: float) -> alt.Chart:
-        colour = alt.Color("which:N", scale=scale, legend=BOXES)
+        colour = alt.Color("which:N", scale=scale, legend=legend)
         bar = base.transform_calculate(which=f"'{name}'").mark_bar(cornerRadiusEnd=2, opacity=opacity)
         y = alt.Y(f"{field}:Q", title="Distance from the dense state", axis=alt.Axis(format=formatting.D3_PERCENT))
         return bar.encode(y=y, color=colour)
 
     return finish(
         _frame(base.encode(y="before:Q")),
-        bars("before", "as deletion left it", 0.45).transform_filter("datum.kind == 'bar'"),
+        bars("before", "before", 0.5).transform_filter("datum.kind == 'bar'"),
         bars("after", "solved for", 1.0).transform_filter("datum.kind == 'bar'"),
+        _now(base.encode(y="before:Q"), theme, angle=270, align="left", dx=6).transform_filter("datum.kind == 'now'"),
     )
 
 
 @lru_cache
 def probes(theme: str) -> Spec:
     """Perplexity if the chosen layers were deleted now, between the dense model and deletion at once."""
+    return _between(theme, "Step of stage 2", "deleted now")
+
+
+@lru_cache
+def repair_probes(theme: str) -> Spec:
+    """Perplexity if the repair stopped here, between the same levels."""
+    return _between(theme, "Layers repaired", "stopped here")
+
+
+def _between(theme: str, title: str, line: str) -> Spec:
+    """The `line` between the two levels, over an axis with this `title`."""
     palette = PALETTES[theme]
-    scale = alt.Scale(
-        domain=["dense", "deleted at once", "deleted now"], range=[palette.dense, palette.removed, palette.pruned]
-    )
+    scale = alt.Scale(domain=["dense", "deleted at once", line], range=[palette.dense, palette.removed, palette.pruned])
     y = alt.Y(
         "times:Q",
         title="Perplexity, times dense (lower is better)",
         scale=alt.Scale(type="log", nice=False, padding=14),
         axis=alt.Axis(values=[1, 1.5, 2, 3, 4, 6, 10, 20, 50, 100, 300, 1e3, 1e4, 1e5, 1e6, 1e8], labelOverlap=True),
     )
-    base = alt.Chart().encode(x=_steps("Step of stage 2"), y=y)
+    base = alt.Chart().encode(x=_steps(title), y=y)
     colour = alt.Color("model:N", scale=scale, legend=LINES)
-    line = base.mark_line(strokeWidth=3, point=alt.OverlayMarkDef(size=70, filled=True)).encode(
+    curve = base.mark_line(strokeWidth=3, point=alt.OverlayMarkDef(size=70, filled=True)).encode(
         color=colour, tooltip=_tips("step:Q", "times:Q")
     )
     levels = base.mark_line(strokeWidth=2, strokeDash=[6, 4]).encode(color=colour, detail="model:N")
     names = base.mark_text(align="right", dy=-9, fontSize=13, color=palette.ink).encode(text="label:N")
     return finish(
         levels.transform_filter("datum.kind == 'level'"),
-        line.transform_filter("datum.kind == 'line'"),
+        curve.transform_filter("datum.kind == 'line'"),
         names.transform_filter("datum.kind == 'name'"),
         *_turns(theme, "Step of stage 2"),
     )
@@ -224,6 +237,12 @@ def _steps(title: str) -> alt.X:
 
 def _tips(*fields: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f, format=formatting.D3_FIGURE) if f.endswith(":Q") else alt.Tooltip(f) for f in fields]
+
+
+def _now(base: alt.Chart, theme: str, **how: Any) -> alt.Chart:
+    """The mark at the layer that a repair is at."""
+    ink = PALETTES[theme].ink
+    return base.mark_text(fontSize=13, fontWeight="bold", color=ink, tooltip=None, **how).encode(text="label:N")
 
 
 def _frame(base: alt.Chart) -> alt.Chart:

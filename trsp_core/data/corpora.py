@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import bz2
 import difflib
+import functools
+import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterable
@@ -28,6 +31,7 @@ PIECE = 4_000  # characters of a piece of a text without any division
 LONGEST_WORD = 1_000  # characters; a longer stretch without white space is cut
 
 _WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_NEWS = "lee_background.cor"
 _CLEANED = "wikipedia-1.json"  # the number goes up when cleaning changes
 _END_SECTIONS = re.compile(
     r"(see also|references|notes|footnotes|external links|further reading|bibliography|sources|citations|works cited)"
@@ -65,12 +69,28 @@ def read(text: str) -> Corpus:
     if text == "news":
         from gensim.test.utils import datapath
 
-        return Corpus(_once(Path(datapath("lee_background.cor")).read_text("utf-8").splitlines()))
+        return Corpus(_once(Path(datapath(_NEWS)).read_text("utf-8").splitlines()))
     if text == "wikitext2":
         return _wikitext2()
     if text == "c4":
         return _c4()
     return own(text)
+
+
+@functools.cache
+def fingerprint(text: str) -> str:
+    """16 hex digits that tell whether two installations read the same articles for "wikipedia" or "news": of the file
+    that they come from, and of how it is cleaned. "" for other texts, and where the file is missing. Loads nothing."""
+    name = {"wikipedia": _WIKIPEDIA, "news": _NEWS}.get(text)
+    package = importlib.util.find_spec("gensim")
+    if name is None or package is None or not package.submodule_search_locations:
+        return ""
+    try:
+        content = (Path(package.submodule_search_locations[0]) / "test" / "test_data" / name).read_bytes()
+    except OSError:
+        return ""
+    cleaning = _CLEANED if text == "wikipedia" else ""
+    return hashlib.sha256(cleaning.encode() + content).hexdigest()[:16]
 
 
 def own(text: str) -> Corpus:

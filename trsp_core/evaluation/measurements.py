@@ -3,22 +3,25 @@ what deletion would cost now, and speed."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from trsp_core import malloc
 from trsp_core.data.blocks import Texts
 from trsp_core.evaluation import generation, layer_removal, perplexity
 from trsp_core.schema import events as ev
+from trsp_core.schema import schedules
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import Event
-from trsp_core.surgery import hooks, quantization
+from trsp_core.surgery import hooks, quantization, training
 from trsp_core.surgery.stack import Stack
 
+T = TypeVar("T")
 SPEED_PROMPT, SPEED_NEW = 128, 16  # tokens read and tokens written in one timing
 
 
@@ -106,14 +109,59 @@ def importance(config: RunConfig, stack: Stack, texts: Texts, state: str, phase:
 def probe(config: RunConfig, stack: Stack, texts: Texts, chosen: list[int], step: int) -> Iterator[Event]:
     """Measure the perplexity that the model would have if the layers `chosen` were deleted now, after `step` of stage
     2, on the first measured blocks of each domain."""
-    for domain in ev.DOMAINS:
-        blocks = texts.measure[domain][: config.probe_blocks]
-        if not len(blocks):
-            return
-        with hooks.skipped(stack, chosen):
-            losses = [loss for few in perplexity.block_losses(stack.model, blocks) for loss in few]
-        tokens = blocks.shape[0] * (blocks.shape[1] - 1)
-        yield ev.DeletionProbed(step, perplexity.perplexity(losses), len(blocks), tokens, domain, losses)
+    for domain in ev.DOMAINS if config.probe_blocks else ():
+        losses, tokens = _losses_without(config, stack, texts, chosen, domain)
+        yield ev.DeletionProbed(step, perplexity.perplexity(losses), len(losses), tokens, domain, losses)
+
+
+def along_repair(
+    config: RunConfig,
+    stack: Stack,
+    texts: Texts,
+    chosen: list[int],
+    edits: Callable[[], Mapping[nn.Parameter, Tensor]],
+    story: Generator[Event, None, T],
+    earlier: float = 0,
+) -> Generator[Event, None, T]:
+    """Pass on the events of a repair and what it returns; behind some of its layers, measure the perplexity that the
+    model would have if the repair stopped there, on the first measured blocks of each domain.
+
+    Args:
+        edits: called for the new weights so far, by parameter.
+        story: the repair.
+        earlier: the events up to that of so many repaired layers are left out, since an earlier process has told
+            them; infinite where it has told all.
+    """
+    done, due = 0, []
+    with contextlib.closing(story):
+        while True:
+            try:
+                event = next(story)
+            except StopIteration as end:
+                return end.value
+            if done >= earlier:
+                yield event
+            if isinstance(event, ev.RepairPlanned):
+                due = schedules.repair_probes(config, len(event.layers))
+            if isinstance(event, ev.LayerRefitted):
+                done += 1
+                if done in due and done >= earlier:
+                    with training.rewritten(edits()):
+                        samples = {d: _losses_without(config, stack, texts, chosen, d) for d in ev.DOMAINS}
+                    for domain, (losses, tokens) in samples.items():
+                        figure = perplexity.perplexity(losses)
+                        yield ev.RepairProbed(done, figure, len(losses), tokens, domain, losses)
+
+
+def _losses_without(
+    config: RunConfig, stack: Stack, texts: Texts, chosen: list[int], domain: str
+) -> tuple[list[float], int]:
+    """The loss of each of the first measured blocks of a domain without the layers `chosen`, in nats a token, and the
+    number of tokens of all of them."""
+    blocks = texts.measure[domain][: config.probe_blocks]
+    with hooks.skipped(stack, chosen):
+        losses = [loss for few in perplexity.block_losses(stack.model, blocks) for loss in few]
+    return losses, blocks.shape[0] * (blocks.shape[1] - 1)
 
 
 def speeds(

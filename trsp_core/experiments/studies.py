@@ -84,6 +84,12 @@ class StudyRow:
         return statistics.median(p.repairing + p.seconds for p in self.points.values())
 
     @property
+    def kl(self) -> dict[str, float]:
+        """By domain, nats a token from the dense model: the mean of the splits. A domain that one lacks is left out."""
+        points = self.points.values()
+        return {d: statistics.fmean(p.kl[d] for p in points) for d in DOMAINS if all(d in p.kl for p in points)}
+
+    @property
     def choosing(self) -> float:
         """Seconds of the choice: the median of the splits."""
         return statistics.median(p.choosing for p in self.points.values())
@@ -337,7 +343,8 @@ def cells(study: SplitStudy) -> list[list[str]]:
     ratios in a cell are of the calibration and of the held-out domain."""
     columns = beside(study)
     clock = "seconds to choose" if study.of_choices else "seconds"
-    lines = [["", "splits", *(_DOMAINS[d] for d in DOMAINS), "times dense", *columns, clock]]
+    kl = ["KL, nats a token"] if any(row.kl for row in study.rows) else []
+    lines = [["", "splits", *(_DOMAINS[d] for d in DOMAINS), "times dense", *columns, *kl, clock]]
     for row in study.rows:
         figures = [in_words(perplexity(row, d), formatting.perplexity) for d in DOMAINS]
         ratios = [_both([over_dense(study, row, d) for d in DOMAINS])]
@@ -346,7 +353,8 @@ def cells(study: SplitStudy) -> list[list[str]]:
             ratios.append(_both([ratio(row, other, d) for d in DOMAINS]) if other else "")
         seconds = row.choosing if study.of_choices else row.seconds
         time = formatting.duration(seconds) if seconds else ""
-        lines.append([row.title, str(len(row.points)), *figures, *ratios, time])
+        divergence = [" / ".join(map(formatting.nats, row.kl.values()))] if kl else []
+        lines.append([row.title, str(len(row.points)), *figures, *ratios, *divergence, time])
     return lines
 
 

@@ -38,6 +38,9 @@ def _rows(config: RunConfig, state: RunState) -> Iterator[Row]:
     for refit in state.refits:
         for when, far in (("before", refit.before), ("after", refit.after)):
             yield f"distance from the dense state, {when}", "calibration", refit.layer, 0, "none", far, "1"
+    for probe in state.repair_probes:
+        curve = f"perplexity if the repair stopped here, first {probe.blocks} blocks"
+        yield curve, probe.domain, "", probe.layers, "repaired layers", probe.perplexity, "1"
     for step in state.gap_steps:
         yield "language-modelling loss", "calibration", "", step.step, STAGE_2, step.lm_loss, "nats per token"
         pull = step.lambda_2 * step.penalty

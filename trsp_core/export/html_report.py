@@ -90,6 +90,9 @@ def charts(config: RunConfig, state: RunState) -> list[tuple[str, str, str, spec
         drawings.append(("The method's scores", "scores", specs.scores(SHADE), frames.scores(state)))
     if state.refits:
         drawings.append(("The kept layers, solved for", "refits", specs.refits(SHADE), frames.refits(state, config)))
+    if state.repair_probes:
+        frame = frames.repair_probes(state, config)
+        drawings.append(("The repair: if it stopped here", "repair-probes", specs.repair_probes(SHADE), frame))
     if state.gap_steps:
         drawings.append(("Stage 2: if deleted now", "probes", specs.probes(SHADE), frames.probes(state, config)))
         if any(step.gaps for step in state.gap_steps):

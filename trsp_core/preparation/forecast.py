@@ -19,6 +19,7 @@ from trsp_core.perf import budget
 from trsp_core.perf.budget import PROCESS_BYTES, at_once
 from trsp_core.pruning import methods, transfers
 from trsp_core.schema import config as configs
+from trsp_core.schema import schedules
 from trsp_core.schema.config import PACKED, RunConfig
 
 EFFICIENCY = 0.78  # the share of the matrix rate that a whole model reaches
@@ -175,8 +176,8 @@ class _Cost:
         return c.stage2_steps * self.training_step() + probes * probe
 
     def repaired(self) -> float:
-        """A repair in closed form: its passes, and where it solves with (F, F) matrices, for each layer summing one up
-        and solving in double precision."""
+        """A repair: its passes, and where it solves with (F, F) matrices, for each layer summing one up and solving in
+        double precision; with its probes where it goes up layer by layer."""
         c, f, cost = self.config, self.facts, transfers.get(self.config.transfer).cost
         lowest, tokens = below_the_cuts(c), c.calibration_blocks * c.block_length
         layers = f.n_layers - lowest - self.removed
@@ -184,6 +185,8 @@ class _Cost:
         seconds = cost.passes * share * 2 * tokens * sum(f.layer_parameters) / self.speed  # no pass reaches the head
         hidden = mlp_width(f)
         squares = 2 * tokens * hidden * (hidden + 2 * f.width) + 2 * (hidden**3 / 3 + 2 * hidden**2 * f.width)
+        probes = len(schedules.repair_probes(c, layers)) if transfers.get(c.transfer).in_order else 0
+        seconds += probes * self.forward(2 * c.probe_blocks * c.measure_length, c.measure_length, self.removed)
         return seconds + (layers * squares / self.speed if cost.squares else 0.0)
 
     def phases(self) -> dict[str, float]:

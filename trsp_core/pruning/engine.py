@@ -35,10 +35,10 @@ from trsp_core.schema import events as ev
 from trsp_core.schema.config import RunConfig, count_to_remove
 from trsp_core.schema.events import Event
 from trsp_core.schema.run_folder import RunFolder
-from trsp_core.schema.schedules import Span, shared_out
+from trsp_core.schema.schedules import Span, probe_due, shared_out
 from trsp_core.surgery import discovery, hooks, lora, quantization, removal, training
 from trsp_core.surgery.stack import Stack
-from trsp_core.training.checkpointing import Rounds, Waypoints
+from trsp_core.training.checkpointing import Rounds, Solutions, Waypoints
 from trsp_core.training.progress import Past, fresh_events
 from trsp_core.training.steering import Steering
 
@@ -141,9 +141,8 @@ def execute(
             yield from measurements.speeds(config, study.stack, study.texts, study.pruned)
         yield from _save(study)
     yield ev.RunFinished(perplexity.peak_bytes())
-    if study.run:
-        study.run.checkpoint_file.unlink(missing_ok=True)
-        study.run.rounds_file.unlink(missing_ok=True)
+    for point in study.run.points if study.run else ():
+        point.unlink(missing_ok=True)
 
 
 def _prepared(
@@ -164,7 +163,8 @@ def _prepared(
     undo.enter_context(training.learning(model, []))
     texts = yield from fresh_events(fresh, _texts(config, tokenizer, stack))
     lab = Lab(stack, texts.calibration, config)
-    lab.rounds, lab.layer_weights = Rounds(run, config, past), past.layer_weights
+    lab.rounds, lab.solutions = Rounds(run, config, past), Solutions(run, config)
+    lab.layer_weights = past.layer_weights
     if require := transfers.get(config.transfer).require:
         with transfers.opened(lab, transfers.get(config.transfer), []):
             require(lab)
@@ -293,7 +293,9 @@ def _repair(study: Study) -> Events:
     if not repair or (past.step and not config.adapter_rank):
         return
     study.undo.enter_context(transfers.opened(study.lab, study.transfer, study.chosen))
-    edits = yield from fresh_events("repair" not in past.done, repair(study.lab, config, study.chosen))
+    lab, earlier = study.lab, past.refits if "repair" not in past.done else float("inf")
+    probed = partial(measurements.along_repair, config, lab.stack, study.texts, study.chosen, lambda: lab.edits)
+    edits = yield from probed(repair(lab, config, study.chosen), earlier)
     study.undo.enter_context(training.rewritten(edits))
     if study.trains:
         with study.pruned():
@@ -315,12 +317,8 @@ def _move(study: Study, cycle: int, span: Span) -> Events:
         within = past if resumed else None
         for event in transfer(study.lab, config, study.chosen, span, study.deletes_first, within, study.waypoints):
             yield event
-            if isinstance(event, ev.StageTwoStepped) and _probe_due(study.lab.steering.now(config), event.step):
+            if isinstance(event, ev.StageTwoStepped) and probe_due(study.lab.steering.now(config), event.step):
                 yield from measurements.probe(config, stack, texts, penalised_layers, event.step)
-
-
-def _probe_due(config: RunConfig, step: int) -> bool:
-    return step % config.probe_every == 0 or step == config.stage2_steps
 
 
 def _delete(study: Study) -> Events:

@@ -17,7 +17,7 @@ from trsp_core.perf.removal_search import Search
 from trsp_core.schema.config import RunConfig
 from trsp_core.surgery import hooks, removal, training
 from trsp_core.surgery.stack import Stack
-from trsp_core.training.checkpointing import Rounds
+from trsp_core.training.checkpointing import Rounds, Solutions
 from trsp_core.training.passes import Passes
 from trsp_core.training.steering import Steering
 
@@ -31,6 +31,8 @@ class Lab(Passes):
         gone: layers that earlier cycles have chosen; they cannot be chosen again.
         layer_weights: what the choice has learned to weigh each layer with, (L,); [] of a method that learns none.
         rounds: keeps where stage 1 stands after each round, so that a run that breaks off can be resumed.
+        solutions: keeps what a repair has solved for, for the same end.
+        edits: the new weights that the repair at work has found so far, by parameter.
         steering: the settings that may be turned while the steps are taken.
     """
 
@@ -39,7 +41,8 @@ class Lab(Passes):
         self.blocks = blocks
         self.gone: list[int] = []
         self.layer_weights: list[float] = []
-        self.rounds, self.steering = Rounds(), Steering()
+        self.rounds, self.solutions, self.steering = Rounds(), Solutions(), Steering()
+        self.edits: dict[nn.Parameter, Tensor] = {}
 
     def unprotected(self, config: RunConfig) -> list[int]:
         """The layers that may be removed: not protected, not gone, and not among those that their family needs."""

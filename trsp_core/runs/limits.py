@@ -141,8 +141,8 @@ class Limits:
         for name in _models_of(request):
             if name not in self.models and not _is_inside(name, root):
                 problems.append(Problem("model", "A demo does not use this model.", f"Take {' or '.join(self.models)}."))
-        if isinstance(request, messages.WhatIf | messages.Importance | messages.Influence):
-            for text in (request.text, request.heldout):
+        if isinstance(request, messages.WhatIf | messages.Importance | messages.Influence | messages.Prepare):
+            for text in filter(None, (request.text, request.heldout)):
                 if not self._may_read(text, root):
                     problems.append(Problem("text", "A demo does not read this text.", "Take one that it offers."))
         refuse(problems)
@@ -323,7 +323,7 @@ def _parameters(name: str) -> int:
 
 def _models_of(request: Request) -> list[str]:
     """Names and folders of all models that `request` would open."""
-    if isinstance(request, messages.WhatIf):
+    if isinstance(request, messages.WhatIf | messages.Prepare):
         return [request.model]
     one = [request.model] if isinstance(request, messages.Importance | messages.Influence) else []
     variants = request.columns if isinstance(request, messages.Generate | messages.Trace) else one

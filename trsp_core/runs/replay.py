@@ -16,7 +16,7 @@ from trsp_core.runs.store import Run
 RECORDED = "20261125-032000-recorded"  # the id of the run that ships with the app
 FOLDER = paths.ASSETS / "demo_run"
 SECONDS = 36.0  # a whole run
-PAUSES = {"choose": 1.0, "transfer": 0.6, "pruned": 1.0}  # the longest wait for an event, recorded seconds, by phase
+PAUSES = {"choose": 1.0, "repair": 0.6, "transfer": 0.6, "pruned": 1.0}  # the longest wait for an event, recorded seconds, by phase
 PAUSE = 0.2  # in phases where little moves on the screen
 
 

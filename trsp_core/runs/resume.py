@@ -2,8 +2,8 @@
 
 Nothing recorded is rewritten. `reopen` appends `Resumed`, which has the number of an event: the events from there on do
 not count any more, and the run tells them again. That event begins the phase that broke off, or comes right after the
-last round of stage 1, or, from stage 2 on, after the last step whose weights a file still holds. It never comes after an
-event that cannot be read. Imports no torch.
+last round of stage 1, or after the last layer of a repair that a file still holds, or, from stage 2 on, after the last
+step whose weights a file still holds. It never comes after an event that cannot be read. Imports no torch.
 """
 
 from __future__ import annotations
@@ -39,13 +39,17 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
     config = turns.applied(run.config(), turns.values(history))
     step, round_ = saved_step(run.checkpoint_file), saved_round(run.rounds_file)
     lines = list(itertools.takewhile(lambda line: not isinstance(line[2], events.EventsMissing), state.lines))
-    next_event = _next_event(config, lines, step, round_) if anew or state.reopened is None else state.reopened
+    next_event = state.reopened
+    if anew or next_event is None:
+        next_event = _next_event(config, lines, step, round_, len(run.solution_files))
     earlier = [line for line in lines if line[0] < next_event]
     restart_step = step if step and _behind(earlier, step) is not None else 0
     round_counts = bool(earlier) and _behind_round(earlier, round_) == earlier[-1][0] + 1
+    refits = sum(isinstance(event, events.LayerRefitted) for _, _, event in earlier)
+    in_repair = bool(earlier) and isinstance(earlier[-1][2], events.LayerRefitted)
     return Past(
         next_event,
-        frozenset(name for _, name in _phases(earlier)),
+        frozenset(name for _, name in _phases(earlier) if not (in_repair and name == "repair")),
         tuple(e.layers for _, _, e in earlier if isinstance(e, events.LayersChosen)),
         any(isinstance(e, events.LayersRemoved) for _, _, e in earlier),
         restart_step,
@@ -53,6 +57,7 @@ def find(run: Run, state: RunState | None = None, anew: bool = False) -> Past:
         round_ if round_counts else 0,
         run.rounds_file if round_counts else None,
         next((e.weights for _, _, e in reversed(earlier) if isinstance(e, events.StageOneStepped)), []),
+        refits if in_repair else 0,
     )
 
 
@@ -72,6 +77,8 @@ def outlook(run: Run, state: RunState | None = None) -> str:
         where = f"behind step {past.step} of stage 2"
     elif past.round:
         where = f"behind round {past.round} of stage 1"
+    elif past.refits:
+        where = f"behind {past.refits} layer{'s' if past.refits > 1 else ''} of the repair"
     else:
         first = again[0].name if again and isinstance(again[0], events.PhaseStarted) else ""
         phase = {"choose": "the choice of layers", "repair": "the repair", "transfer": "stage 2"}.get(first, "the phase that broke off")
@@ -155,8 +162,9 @@ def _saved(file: Path, what: str) -> int:
 _MEASUREMENTS = (events.PerplexityMeasured, events.DivergenceMeasured, events.ImportanceMeasured, events.SpeedMeasured)
 
 
-def _next_event(config: RunConfig, lines: Sequence[Line], step: int, round_: int) -> int:
-    """The number of the first event that the run tells again; `step` and `round_` are what the files hold, 0 for none."""
+def _next_event(config: RunConfig, lines: Sequence[Line], step: int, round_: int, solutions: int) -> int:
+    """The number of the first event that the run tells again; `step` and `round_` are what the files hold, 0 for none,
+    and `solutions` is how many files a repair has left."""
     phases = _phases(lines)
     if not phases or phases[-1][1] in ("load", "text"):
         return 0
@@ -177,6 +185,9 @@ def _next_event(config: RunConfig, lines: Sequence[Line], step: int, round_: int
         return [n for n, phase in phases if phase == "choose"][-1]
     if name == "choose":
         return max(next_event, _behind_round(lines, round_) or 0)
+    if name == "repair":
+        refits = [n for n, _, event in lines if isinstance(event, events.LayerRefitted)][:solutions]
+        return max(next_event, *(n + 1 for n in refits[-1:]), 0)
     return next_event
 
 

@@ -258,7 +258,7 @@ class Run(RunFolder):
     def litter(self) -> list[Path]:
         """What a killed process left half-written, or a finished run does not need any more."""
         scraps = [p for pattern in _SCRAPS for p in self.folder.glob(pattern)]
-        points = [p for p in (self.checkpoint_file, self.rounds_file) if p.exists()]
+        points = self.points
         return scraps + (points if points and self.state().ended == "finished" else [])
 
     def tidy(self) -> None:
@@ -269,7 +269,7 @@ class Run(RunFolder):
     def vanish(self) -> None:
         """Remove what a process wrote after the folder was deleted under it; nothing else."""
         if not (self.folder / "config.json").exists():
-            for part in (*self.litter(), *(self.folder / name for name in _WHOLE_FILES)):
+            for part in (*self.litter(), *self.points, *(self.folder / name for name in _WHOLE_FILES)):
                 _remove(part)
             with contextlib.suppress(OSError):  # it is gone, or holds what is not the run's
                 self.folder.rmdir()

@@ -587,7 +587,7 @@ class RunConfig:
         unit="minutes",
         help="So often stage 2 writes its weights and the optimiser's state to the run folder, and an interrupted run "
         "loses no more than that; they take up to three times the model's size until the run finishes. Higher: less "
-        "is written, more is lost. 0: nothing is written, and an interrupted stage 2 starts over.",
+        "is written, more is lost. 0: nothing is written, and an interrupted stage 2, or repair, starts over.",
     )
     save_model: bool = knob(
         True,
@@ -608,6 +608,11 @@ class RunConfig:
     def deletes_first(self) -> bool:
         """The chosen layers go before stage 2."""
         return self.control == "delete_first" or self.transfer != "penalty"
+
+    @property
+    def repairs(self) -> bool:
+        """The transfer finds new weights for layers that stay, before any training."""
+        return self.transfer not in ("penalty", "none")
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -200,6 +200,13 @@ class StageTwoStepped(Event):
 
 
 @dataclass(frozen=True)
+class RepairPlanned(Event):
+    """The repair goes through these kept layers, in this order. Older runs have no such event."""
+
+    layers: list[int]
+
+
+@dataclass(frozen=True)
 class LayerRefitted(Event):
     """A kept layer was solved to hand on what the dense model had there. `before` and `after`: how far its output lies
     from that state in the pruned model, the mean over calibration tokens of |T - x| / |T|."""
@@ -220,6 +227,19 @@ class DeletionProbed(Event):
     tokens: int
     domain: str = "calibration"
     losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RepairProbed(Event):
+    """Perplexity on the probe's sample of a domain if the repair stopped now: without the chosen layers, and with
+    the first `layers` of its layers as it left them. `losses` are the mean nats a token of each of its blocks."""
+
+    layers: int
+    perplexity: float
+    blocks: int
+    tokens: int
+    domain: str
+    losses: list[float]
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class WhatIf(Request):
     Attributes:
         text, heldout, seed: which texts, and how they are split: as in `RunConfig`.
         sample_tokens: 0 for no sample.
+        figures: False where the set's figures are known, and the sample alone is wanted.
     """
 
     model: str
@@ -92,6 +93,7 @@ class WhatIf(Request):
     seed: int = 0
     prompt: str = "The history of the city begins"
     sample_tokens: int = 24
+    figures: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,20 @@ class Influence(Request):
     model: Variant
     text: str = "wikipedia"
     heldout: str = "news"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepare(Request):
+    """Load `model` before anybody asks for something of it.
+
+    Attributes:
+        text, heldout, seed: as in `WhatIf`: the dense model is measured on these texts too; with "" it is only loaded.
+    """
+
+    model: str
+    text: str = ""
+    heldout: str = ""
     seed: int = 0
 
 
@@ -158,14 +174,15 @@ class TokenGenerated(Answer):
 @dataclass(frozen=True)
 class ColumnFinished(Answer):
     """A column's text is complete, by its end token (`end`) or by its length (`length`). `prefill` and `decode` are
-    tokens per second of its own computing time; `repetition` is the share of four-token runs that occurred before."""
+    tokens per second of its own computing time. `repetition` stands in comparisons that older versions kept: the share
+    of four-token runs that occurred before."""
 
     column: int
     tokens: int
     reason: str
     prefill: float
     decode: float
-    repetition: float
+    repetition: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -200,6 +217,7 @@ class SetMeasured(Answer):
         ceiling: L / (L - K), the most that it can speed up.
         layers_run: layers computed for this answer; the others' results were kept from before.
         cached: the set had been measured already.
+        recorded: the figures come from the record that ships with the app, not from this machine.
     """
 
     removed: list[int]
@@ -214,6 +232,7 @@ class SetMeasured(Answer):
     layers_run: int
     cached: bool
     seconds: float
+    recorded: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,21 @@ class RunFolder:
         return self.folder / "rounds.safetensors"
 
     @property
+    def solution_files(self) -> list[Path]:
+        """What a repair leaves for each layer that it has solved for, to resume from; gone once the run has
+        finished."""
+        return sorted(self.folder.glob("repair-*.safetensors"))
+
+    def solution_file(self, number: int) -> Path:
+        """The file of the solution of this number, from 0."""
+        return self.folder / f"repair-{number:04}.safetensors"
+
+    @property
+    def points(self) -> list[Path]:
+        """All files to resume from that are there."""
+        return [*(file for file in (self.checkpoint_file, self.rounds_file) if file.exists()), *self.solution_files]
+
+    @property
     def exports_folder(self) -> Path:
         return self.folder / "exports"
 

@@ -32,10 +32,12 @@ class RunState:
         weights: the L layer weights after the latest step of stage 1.
         weight_steps: one `StageOneStepped` each step; `gap_steps` the same for stage 2, `step_times` their seconds.
         rounds: one `LayerChosen` each choice.
+        repair_layers: those that the repair goes through, in order; [] before it says so, and in older runs.
         refits: one `LayerRefitted` each layer that was solved.
         turns: the knobs that were turned while it ran, in order: then it is no evidence.
         paused: it waits for somebody to let it go on. `paused_seconds`: how long it has; no phase counts them.
         requests: of steer.jsonl, the last line that was taken.
+        repair_probes: in both domains.
         probes, probes_elsewhere: in the calibration and in the held-out domain.
         perplexity: `[state][domain]`; `measured` holds the whole events. `divergence` the same for KL.
         speed, importance, samples: by state.
@@ -68,11 +70,13 @@ class RunState:
     step_times: list[float] = field(default_factory=list)
     probes: list[events.DeletionProbed] = field(default_factory=list)
     probes_elsewhere: list[events.DeletionProbed] = field(default_factory=list)
+    repair_layers: list[int] = field(default_factory=list)
     refits: list[events.LayerRefitted] = field(default_factory=list)
     turns: list[events.KnobTurned] = field(default_factory=list)
     paused: bool = False
     paused_seconds: float = 0.0
     requests: int = 0
+    repair_probes: list[events.RepairProbed] = field(default_factory=list)
     removed: events.LayersRemoved | None = None
     narrowed: events.LayersNarrowed | None = None
     measured: list[events.PerplexityMeasured] = field(default_factory=list)
@@ -360,8 +364,18 @@ def _(event: events.DeletionProbed, state: RunState) -> None:
 
 
 @_add.register
+def _(event: events.RepairPlanned, state: RunState) -> None:
+    state.repair_layers = event.layers
+
+
+@_add.register
 def _(event: events.LayerRefitted, state: RunState) -> None:
     state.refits.append(event)
+
+
+@_add.register
+def _(event: events.RepairProbed, state: RunState) -> None:
+    state.repair_probes.append(event)
 
 
 @_add.register

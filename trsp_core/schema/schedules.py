@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from trsp_core import formatting
 from trsp_core.schema.config import RunConfig
 
+REPAIR_PROBES = 6
+
 
 @dataclass(frozen=True)
 class Span:
@@ -73,6 +75,24 @@ def lambda_2_in_words(config: RunConfig) -> str:
     )
     when = "shut in each cycle" if config.cycles > 1 else "shut"
     return f"λ₂ acts in {count} of {steps} steps of stage 2, until the gate on the chosen layers is {when}{reach}."
+
+
+def probe_due(config: RunConfig, step: int) -> bool:
+    """Whether deletion is probed after `step` of stage 2 (from 1)."""
+    return step % config.probe_every == 0 or step == config.stage2_steps
+
+
+def repair_probes(config: RunConfig, layers: int) -> list[int]:
+    """Behind how many of a repair's `layers` it is probed: at most `REPAIR_PROBES` times, spread evenly, never behind
+    the last, after which the model is measured anyway. All probes together take a tenth at most of three passes over
+    the calibration blocks, which is about what `refit` takes with its sums and solves; with few blocks they are
+    fewer."""
+    read_by_repair = 3 * config.calibration_blocks * config.block_length
+    read_by_probe = 2 * config.probe_blocks * config.measure_length  # both domains
+    if not read_by_probe:
+        return []
+    count = min(REPAIR_PROBES, read_by_repair // (10 * read_by_probe), max(layers - 1, 0))
+    return [round(layers * n / (count + 1)) for n in range(1, count + 1)]
 
 
 def opening(step: float, closing: float) -> float:

@@ -2,8 +2,9 @@
 
 Stage 2 writes the weights and AdamW's moments now and then, after a step. Stage 1 writes the layer weights and their
 moments after each round. Each stage has one safetensors file, replaced whole or not at all. A file is never ahead of
-the events on the disk, also after a power cut. It holds a checksum of its content, since one wrong bit in a weight
-would lead to another model without anything else noticing.
+the events on the disk, also after a power cut. A repair writes a file for each solution, which are no more than a
+memory of what would be computed again: they may be ahead of the events, or missing. Each file holds a checksum of its
+content, since one wrong bit in a weight would lead to another model without anything else noticing.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trsp_core.errors import TrspError, disk_full
 from trsp_core.files import sync
@@ -27,8 +28,9 @@ from trsp_core.surgery import quantization
 from trsp_core.surgery.stack import Stack
 from trsp_core.training.progress import ROUND, STEP, Past
 
+Solve = Callable[[nn.Module, Sequence[Tensor], Sequence[Tensor], Any], Tensor]
 PATIENCE = 20.0  # after a write at least this many times its duration passes, so writing takes at most 1 / 20
-CHECKSUM = "sha256"  # entry of the metadata
+CHECKSUM, SOLUTION = "sha256", "solution"  # entries of the metadata
 NO_ROOM = "There is not enough room on the disk for a point to resume from, so an interrupted stage 2 would start over."
 
 
@@ -153,6 +155,83 @@ class Rounds:
             if not (isinstance(error, OSError) or disk_full(error)):
                 raise
             self._run = None  # the run itself will say so, when it has something to write
+
+
+class Solutions:
+    """Keeps what a repair solves for, a file for each solution, in the order in which it solves. A run that broke off
+    has the same solutions from these files, to the bit, without solving again.
+
+    Writing takes at most 1 / `PATIENCE` of the time; solutions wait in memory meanwhile.
+
+    Args:
+        run: the run folder; with None nothing is written.
+        config: with `config.resume_minutes` 0 nothing is written.
+    """
+
+    def __init__(self, run: RunFolder | None = None, config: RunConfig | None = None):
+        self._run = run if config and config.resume_minutes else None
+        self._count = 0
+        self._waiting: dict[int, Tensor] = {}
+        self._next = 0.0
+
+    def remembered(self, solve: Solve) -> Solve:
+        """`solve`, but the solutions that an earlier process has left come from their files.
+
+        Args:
+            solve: called as `solve(module, inputs, errors, weights)` with batches of inputs (B, T, F) and of errors
+                (B, T, D), it returns a solution (F, D).
+        """
+
+        def solved(module: nn.Module, inputs: Sequence[Tensor], errors: Sequence[Tensor], weights: Any) -> Tensor:
+            number = self._count
+            self._count += 1
+            shape = inputs[0].shape[-1], errors[0].shape[-1]
+            solution = self._read(self._run.solution_file(number), shape) if self._run else None
+            if solution is not None:
+                return solution.to(inputs[0].device)
+            solution = solve(module, inputs, errors, weights)
+            self._keep(number, solution)
+            return solution
+
+        return solved
+
+    @staticmethod
+    def _read(file: Path, shape: tuple[int, ...]) -> Tensor | None:
+        """The solution in `file`; None where there is none, or a damaged one or one of another model, which is
+        deleted."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt") as opened:
+                _compare(opened.metadata() or {}, opened.keys(), opened.get_tensor)
+                solution = opened.get_tensor("solution")
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, RuntimeError):
+            solution = None
+        if solution is None or tuple(solution.shape) != shape:
+            file.unlink(missing_ok=True)
+            return None
+        return solution
+
+    def _keep(self, number: int, solution: Tensor) -> None:
+        """Write all solutions that wait, if it is time. On a full disk they are left out, then and later."""
+        if self._run is None or not self._run.folder.is_dir():  # it was deleted, or nothing is kept in it
+            return
+        self._waiting[number] = solution.detach().cpu().contiguous()
+        began = time.monotonic()
+        if began < self._next:
+            return
+        try:
+            for n, value in self._waiting.items():
+                _replace(self._run, self._run.solution_file(n), {"solution": value}, {SOLUTION: str(n)})
+        except Exception as error:
+            if not (isinstance(error, OSError) or disk_full(error)):
+                raise
+            self._run = None
+        self._waiting.clear()
+        now = time.monotonic()
+        self._next = now + PATIENCE * (now - began)
 
 
 def without_damage(past: Past) -> str:

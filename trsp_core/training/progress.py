@@ -21,8 +21,8 @@ class Past:
 
     Attributes:
         next_event: number of the first event that has not been told; 0 for a run that begins.
-        done: names of the phases that were begun before it. All of them are complete, but for the transfer that `step`
-            is in.
+        done: names of the phases that were begun before it, without a repair that `refits` is in. All of them are
+            complete, but for the transfer that `step` is in.
         choices: P after each cycle's choice.
         layer_weights: those after the last step of stage 1; [] before any.
         removed: whether `LayersRemoved` has been told.
@@ -31,6 +31,8 @@ class Past:
         round: how many rounds of stage 1 the layer weights in `rounds` have behind them, in the choice that broke off;
             0 where that choice is made anew.
         rounds: the file of stage 1; None where there is none.
+        refits: behind how many layers of the repair that broke off the run goes on; 0 where the repair is begun anew,
+            and where it is complete.
     """
 
     next_event: int = 0
@@ -42,6 +44,7 @@ class Past:
     round: int = 0
     rounds: Path | None = None
     layer_weights: list[float] = field(default_factory=list)
+    refits: int = 0
 
 
 def fresh_events(fresh: bool, story: Generator[Event, None, T]) -> Generator[Event, None, T]:

@@ -21,7 +21,6 @@ from trsp_core.workbench import chat_template
 from trsp_core.workbench.model_cache import Model, ModelCache
 
 Answers = Iterator[Answer | None]  # None: no answer, but a good moment to stop
-RUN = 4  # tokens of a run, for the repetition rate
 
 
 class Decoder:
@@ -68,7 +67,6 @@ class _Column:
             reason="end" if ended else "length",
             prefill=self.prompt.shape[1] / self.first if self.first else 0.0,
             decode=(len(self.tokens) - 1) / self.rest if self.rest else 0.0,
-            repetition=repetition(self.tokens),
         )
 
 
@@ -219,12 +217,6 @@ def ends(model: Model) -> frozenset[int]:
     entries = [getattr(config, "eos_token_id", None), getattr(model.tokenizer, "eos_token_id", None)]
     flat = [i for entry in entries for i in (entry if isinstance(entry, list | tuple) else [entry])]
     return frozenset(i for i in flat if isinstance(i, int))
-
-
-def repetition(tokens: Sequence[int]) -> float:
-    """Share of the runs of four tokens that occurred before in the text (seq-rep-4, arXiv:1908.04319)."""
-    runs = [tuple(tokens[i : i + RUN]) for i in range(len(tokens) - RUN + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def pieces_of(tokenizer: Any, tokens: Sequence[int]) -> list[str]:

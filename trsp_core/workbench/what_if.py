@@ -18,7 +18,7 @@ from trsp_core.perf.replicas import view
 from trsp_core.schema import messages
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.events import DOMAINS
-from trsp_core.schema.messages import Answer, Importance, Influence, WhatIf
+from trsp_core.schema.messages import Answer, Importance, Influence, Prepare, WhatIf
 from trsp_core.workbench.model_cache import Model, without
 from trsp_core.workbench.side_by_side import Decoder, encode, ends
 
@@ -123,7 +123,7 @@ class LayerStudy:
         return math.fsum(f.loss for f in self.figures(removed).values()) / len(self.paths)
 
 
-def study_of(request: WhatIf | Importance | Influence, model: Model) -> LayerStudy:
+def study_of(request: WhatIf | Importance | Influence | Prepare, model: Model) -> LayerStudy:
     """The study of `model` on the texts of `request`, in blocks that it can read; kept with the model."""
     key = (request.text, request.heldout, request.seed)
     if key not in model.studies:

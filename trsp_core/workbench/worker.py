@@ -57,7 +57,8 @@ class RequestHandler:
     def _(self, request: messages.WhatIf) -> Answers:
         model = yield from self._take(Variant(request.model))
         study = study_of(request, model)
-        yield from study.measure(request.removed)
+        if request.figures:
+            yield from study.measure(request.removed)
         if request.sample_tokens:
             yield from study.sample(request.removed, request.prompt, request.sample_tokens)
 
@@ -70,6 +71,14 @@ class RequestHandler:
     def _(self, request: messages.Influence) -> Answers:
         model = yield from self._take(request.model)
         yield from study_of(request, model).influence()
+
+    @answer.register
+    def _(self, request: messages.Prepare) -> Answers:
+        model = yield from self._take(Variant(request.model))
+        if request.text:
+            study = study_of(request, model)
+            yield None
+            study.figures(frozenset())
 
     def forget(self) -> None:
         """Give all memory back."""

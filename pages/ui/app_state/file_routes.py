@@ -1,5 +1,5 @@
 """A run's exports, streamed from disk by a route of their own beside the pages. Streamlit's download button would
-hold the whole file in the server's memory, for as long as a tab is open."""
+hold the whole file in the server's memory, for as long as a tab is open. And Home's other address, `/home`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import streamlit as st
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from trsp_core.errors import TrspError
@@ -19,9 +19,21 @@ HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def routes() -> list[Route]:
-    """The route, under the base path that the server was given."""
+    """The routes, under the base path that the server was given."""
+    base = _base()
+    return [Route(f"{base}/files/{{run}}/{{name}}", send), Route(f"{base}/home", to_start)]
+
+
+def _base() -> str:
+    """The base path, such as `/app`; "" where there is none."""
     base = st.get_option("server.baseUrlPath").strip("/")
-    return [Route(f"{f'/{base}' if base else ''}/files/{{run}}/{{name}}", send)]
+    return f"/{base}" if base else ""
+
+
+def to_start(request: Request) -> Response:
+    """From `/home`, where people look for Home, to its address; what the query says goes along."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{_base()}/{query}", 307)
 
 
 def link(run: Run, name: str) -> str:

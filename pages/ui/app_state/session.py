@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime import Runtime
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
@@ -47,6 +48,15 @@ def visitor() -> str:
     """Who has opened this tab, to the limits."""
     context = st.context
     return limits.visitor(context.ip_address or "127.0.0.1", "X-Forwarded-For" in context.headers)
+
+
+def listening() -> Callable[[], bool]:
+    """A function that tells, on any thread, whether this tab is still connected."""
+    context = get_script_run_ctx()
+    if context is None:
+        return lambda: False
+    session_id = context.session_id
+    return lambda: Runtime.exists() and Runtime.instance().is_active_session(session_id)
 
 
 def let_go(file: UploadedFile) -> None:

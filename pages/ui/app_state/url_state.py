@@ -98,7 +98,7 @@ def text(most: int) -> Read:
 def left_out() -> None:
     """What the form could not take from the address."""
     for problem in session.left_out():
-        message = f"Left out of the address: {words.plain(problem.message)} {words.plain(problem.remedy)}"
+        message = f"Left out of the address: {words.in_form(problem.message)} {words.in_form(problem.remedy)}"
         st.warning(message, icon=":material/link_off:")
 
 

@@ -23,7 +23,8 @@ from trsp_core.schema.run_state import RunState
 
 ALT = (
     "The stack of layers with a bar for the weight of each, chosen layers crossed out and, in the end, gone; beside it "
-    "perplexity in multiples of the dense model's: with the layers deleted at once, and if they were deleted now."
+    "perplexity in multiples of the dense model's: with the layers deleted at once, and if they were deleted now. In a "
+    "repair, the bar of each kept layer is how near it comes to the dense model's state, what it gained in green."
 )
 COLUMNS = ["kind", "x", "x2", "y", "y2", "fate", "label", "opacity", "path"]
 HEADS = ("1  Find", "2  Move", "3  Delete")
@@ -32,6 +33,7 @@ FROM, TO, TOP = 48.0, 97.0, 75.0  # the curve's
 FADED = 0.5  # how much of a chosen layer's bar is seen: its weight stays as it was, while the others sink on
 FLIGHT = 9.0  # how far a layer moves aside as it leaves
 HEIGHT = 385  # pixels
+REPAIR = 0.6  # where the curve's training begins behind a repair, as a share of its width
 MODELS = ("dense", "deleted at once", "deleted now")
 
 
@@ -45,7 +47,7 @@ def stage(state: RunState) -> int:
     """1, 2 or 3: what the run is at; 0 before."""
     if state.removed:
         return 3
-    if state.gap_steps or state.phase in ("transfer", "trained"):
+    if state.gap_steps or state.refits or state.phase in ("repair", "repaired", "transfer", "trained"):
         return 2
     return 1 if state.weight_steps or state.chosen or state.phase == "choose" else 0
 
@@ -73,6 +75,8 @@ def _heads(state: RunState) -> list[tuple]:
         heading = "Faded: weight when chosen"
     if state.narrowed:
         heading = "Every layer is narrower"
+    if state.refits or frames.repairing(state) is not None:
+        heading = ["", "", "Green: regained", "Left; green: regained"][now]
     return [*rows, _row("note", LEFT, 87, heading if now or not depth else f"{depth} layers, input at the bottom")]
 
 
@@ -82,6 +86,7 @@ def _stack(state: RunState) -> list[tuple]:
     spacing = (HIGH - LOW) / max(len(fates), 1)
     wide = RIGHT - LEFT
     frozen = frames.chosen_at(state) if stage(state) < 2 else {}
+    repaired, at_work = {refit.layer: refit for refit in state.refits}, frames.repairing(state)
     for i, (fate, length) in enumerate(zip(fates, _lengths(state), strict=True)):
         gone = fate == "removed"
         low = LOW + spacing * (i if gone else i + (new_number - i) * down)
@@ -90,8 +95,16 @@ def _stack(state: RunState) -> list[tuple]:
         y, y2 = low + 0.12 * spacing, low + 0.88 * spacing
         start = LEFT + aside
         rows.append(_row("slot", start, y, x2=start + wide, y2=y2, opacity=0.0 if i in frozen else opacity))
-        faded = FADED if i in frozen else 1.0
-        rows.append(_row("bar", start, y, fate=fate, x2=start + wide * length, y2=y2, opacity=opacity * faded))
+        faded = FADED if i in frozen or (at_work is not None and i in state.repair_layers) else 1.0
+        if i in repaired:
+            had, has = (wide * _nearness(far) for far in (repaired[i].before, repaired[i].after))
+            rows.append(_row("bar", start, y, fate=fate, x2=start + min(had, has), y2=y2))
+            rows.append(_row("bar", start + min(had, has), y, fate="deleted now", x2=start + has, y2=y2))
+        else:
+            rows.append(_row("bar", start, y, fate=fate, x2=start + wide * length, y2=y2, opacity=opacity * faded))
+        if i == at_work:
+            rows.append(_row("now", start, y, x2=start + wide, y2=y2))
+            rows.append(_row("layer", start + wide + 1.8, (y + y2) / 2, f"{i} · {frames.NOW}"))
         if fate == "chosen":
             rows.append(_row("strike", start - 1, (y + y2) / 2, x2=start + wide + 1, opacity=opacity, path=i))
         if fate != "kept":
@@ -103,6 +116,11 @@ def _stack(state: RunState) -> list[tuple]:
         fewer = f"{count} layers fewer" if count > 1 else "1 layer fewer"
         rows.append(_row("fewer", (LEFT + RIGHT) / 2, (top + HIGH) / 2, fewer, opacity=down))
     return rows
+
+
+def _nearness(distance: float) -> float:
+    """The share of the dense model's state that a layer hands on, 0 to 1, from its distance as a share of that."""
+    return min(max(1 - distance, 0.0), 1.0) if math.isfinite(distance) else 0.0
 
 
 def _lengths(state: RunState) -> list[float]:
@@ -131,14 +149,13 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
         _row("note", FROM, 87, "Perplexity (lower is better),"),
         _row("note", FROM, 82, f"times dense, on {sample} blocks"),
     ]
-    levels, probes = frames.times_dense(state, config)
+    levels, _ = frames.times_dense(state, config)
     direct, pruned = levels.get("direct"), levels.get("pruned")
-    now = [(step, value) for step, value in probes if math.isfinite(value)]
-    last = frames.expected_steps(state, config, 2)
-    if pruned:
-        now = [*now[:-1], (last, pruned)] if config.stage2_steps else [(last, pruned)]
     if not levels:
         return rows
+    now = [(share, value) for share, value in _path(state, config) if math.isfinite(value)]
+    if config.repairs and config.stage2_steps:
+        rows += [_row("note", FROM, 1, "Repair"), _row("note", FROM + REPAIR * (TO - FROM), 1, "then training")]
     low, high = math.log(0.8), math.log(max([6, 1.2 * (direct or 0), *(1.1 * value for _, value in now)]))
 
     def height(value: float) -> float:
@@ -151,18 +168,34 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
         y = height(value)
         rows += [_row("level", x, y, fate=name) for x in (FROM, TO)]
         rows.append(_row("level-name", FROM, y, label, fate=name))
-    for step, label in frames.marks(state, 2):
-        x = FROM + (TO - FROM) * min(step / last, 1.0)
+    for step, label in frames.marks(state, 2) if state.gap_steps else ():
+        x = FROM + (TO - FROM) * min(step / frames.expected_steps(state, config, 2), 1.0)
         rows += [_row("turn", x, LOW, x2=x, y2=TOP), _row("turn-name", x, LOW, label)]
-    spots = [(FROM + (TO - FROM) * step / last, height(value)) for step, value in now]
+    spots = [(FROM + (TO - FROM) * share, height(value)) for share, value in now]
     rows += [_row("curve", x, y, fate="deleted now", path=n) for n, (x, y) in enumerate(spots)]
     if spots:
         x, y = spots[-1]
-        label = f"{'Pruned' if pruned else 'If deleted now'} {words.times(now[-1][1])}"
+        when = "Pruned" if pruned else "If stopped here" if config.repairs else "If deleted now"
+        label = f"{when} {words.times(now[-1][1])}"
         rows.append(_row("dot", x, y, fate="deleted now"))
         at_end = x > FROM + 0.63 * (TO - FROM)  # on a phone there is no room for it between the two
         rows.append(_row("now-right" if at_end else "now-left", x if at_end else min(x, FROM + 12), y, label))
     return rows
+
+
+def _path(state: RunState, config: RunConfig) -> list[tuple[float, float]]:
+    """How far stage 2 is, 0 to 1, and the perplexity of the model as it would be then, in multiples of the dense one's:
+    first over the layers of a repair, then over the steps of training. The last one is of the pruned model."""
+    levels, probes = frames.times_dense(state, config)
+    _, repair = frames.times_dense_in_repair(state, config)
+    layers, steps = len(frames.repair_layers(state)) or 1, frames.expected_steps(state, config, 2)
+    end = (REPAIR if config.stage2_steps else 1.0) if config.repairs else 0.0
+    path = [(end * done / layers, value) for done, value in repair]
+    path += [(end + (1 - end) * step / steps, value) for step, value in probes if step or not path]
+    pruned = levels.get("pruned")
+    if pruned is None:
+        return path
+    return [*(path if config.stage2_steps and not probes else path[:-1]), (1.0, pruned)]
 
 
 @lru_cache
@@ -183,6 +216,9 @@ def spec(theme: str) -> Spec:
             x2="x2:Q", y2="y2:Q", color=colour
         ),
         "bar": base.mark_rect(cornerRadius=2).encode(x2="x2:Q", y2="y2:Q", color=colour),
+        "now": base.mark_rect(cornerRadius=2, filled=False, stroke=palette.ink, strokeWidth=2).encode(
+            x2="x2:Q", y2="y2:Q"
+        ),
         "strike": base.mark_rule(strokeWidth=2.5, color=palette.ink).encode(x2="x2:Q", detail="path:N"),
         "layer": _text(base, palette.ink, 12, align="left").encode(text="label:N"),
         "fewer": _text(base, palette.ink, 18).encode(text="label:N"),

@@ -9,15 +9,14 @@ import streamlit as st
 from pages.ui.app_state import session, url_state, workbench
 from pages.ui.compare import model_choice
 from pages.ui.compare.prompts import IN_TEMPLATE, PROMPTS
+from pages.ui.run.subjects import Subject
 from pages.ui.style import words
 from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
 from trsp_core.schema import messages as an
-from trsp_core.schema.config import RunConfig
 from trsp_core.schema.knobs import number, whole
 from trsp_core.schema.messages import Answer, Generate, Request, Variant
-from trsp_core.schema.run_state import RunState
 from trsp_core.workbench import transcript
 from trsp_core.workbench.transcript import Comparison
 
@@ -34,9 +33,9 @@ FIRST = {  # each control's value in a new tab, and how a link's is read
 }
 
 
-def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None:
+def form(subject: Subject, live: str | None) -> None:
     """The controls and the buttons that ask and stop; `live` is the ticket of what is being written."""
-    offered = model_choice.variants(run, config, state)
+    offered = model_choice.variants(subject)
     if session.knows("compare-seed"):
         session.put("compare-seed", session.whole(session.get("compare-seed")))
     for key, (value, read) in FIRST.items():
@@ -59,7 +58,7 @@ def form(run: Run, config: RunConfig, state: RunState, live: str | None) -> None
                 "Chat template", key="compare-chat", help="Put the prompt into the model's chat form, where it has one."
             )
             _sampling()
-        if note := model_choice.missing(run, config, state):
+        if note := model_choice.missing(subject):
             st.caption(note)
     ready = bool(session.get("compare-models")) and bool((session.get("compare-prompt") or "").strip())
     with st.container(horizontal=True):
@@ -105,7 +104,7 @@ def _ask(offered: dict[str, Variant]) -> None:
             seed=whole("Seed", get("compare-seed")),
             new_tokens=whole("Length", get("compare-length")),
         )
-        session.show_ticket(workbench.client().ask(request, visitor=session.visitor()))
+        session.show_ticket(workbench.ask(request))
         session.put("compare-restored", session.ticket())
     except TrspError as error:
         session.put("compare-error", str(error))

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from pages.ui.app_state import server
 from pages.ui.run import run_status
+from pages.ui.run.subjects import Subject
+from trsp_core.runs import replay
 from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig
 from trsp_core.schema.messages import Variant
 from trsp_core.schema.run_state import RunState
+from trsp_core.workbench import transcript
 
 OTHERS = 8  # newest other runs whose pruned models are offered
 
 
-def variants(run: Run, config: RunConfig, state: RunState) -> dict[str, Variant]:
-    """Every model that can be asked in the light of `run`, by its label."""
+def variants(subject: Subject) -> dict[str, Variant]:
+    """Every model that can be asked in the light of `subject`, by its label."""
+    run, config, state = subject.run, subject.config, subject.state
     models = {"Dense": Variant(config.model, label="Dense")}
     if state.chosen:
         label = "Deleted at once"
         models[label] = Variant(config.model, removed=sorted(state.chosen), label=label)
-    if before := trained_of(run, config, state, "Before deletion"):
+    if run and (before := trained_of(run, config, state, "Before deletion")):
         models["Before deletion"] = before
-    if pruned := pruned_of(run, config, state, "Pruned"):
+    if run and (pruned := pruned_of(run, config, state, "Pruned")):
         models["Pruned"] = pruned
     for other in server.runs()[:OTHERS]:
-        if other.id == run.id:
+        if run and other.id == run.id:
             continue
         settings = run_status.config_of(other)
         if settings and (pruned := pruned_of(other, settings, server.look(other)[0], "")):
@@ -50,8 +54,13 @@ def pruned_of(run: Run, config: RunConfig, state: RunState, label: str) -> Varia
     )
 
 
-def missing(run: Run, config: RunConfig, state: RunState) -> str:
+def missing(subject: Subject) -> str:
     """Why a model that one might look for is not offered: a sentence."""
+    run, config, state = subject.run, subject.config, subject.state
+    if run is None or run.id == replay.RECORDED:
+        texts = bool(transcript.comparisons(Run(replay.FOLDER)))
+        instead = "its texts after the ready prompts do" if texts else "so deletion at once stands in for it"
+        return f"The recorded run's pruned model does not ship, {instead}."
     parts = []
     if pruned_of(run, config, state, "") is None:
         if not state.ended:

@@ -7,6 +7,7 @@ import streamlit as st
 from pages.ui.charts import drawing, token_lines
 from pages.ui.style import theme, words
 from trsp_core import formatting
+from trsp_core.workbench import transcript
 from trsp_core.workbench.client import Reading
 from trsp_core.workbench.transcript import Comparison
 
@@ -57,7 +58,7 @@ def _figures(comparison: Comparison, n: int, live: bool) -> str:
     if comparison.request.chat and not column.chat:
         parts.append("this model has no chat template")
     if column.finished:
-        parts.append(f"repetition {formatting.percent(column.finished.repetition)}")
+        parts.append(f"{formatting.percent(transcript.repetition(column.text))} of its words said before")
         parts.append("ended by itself" if column.finished.reason == "end" else "cut at the length asked for")
     return " · ".join(parts)
 

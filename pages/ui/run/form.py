@@ -93,7 +93,7 @@ def _control(knob: Knob, problems: Sequence[Problem]) -> None:
     session.form()[knob.name] = draw(knob, session.seed_widget(knob.name))
     for problem in problems:
         if problem.knob == knob.name:
-            st.caption(f":red[:material/error: {words.plain(problem.message)} {words.plain(problem.remedy)}]")
+            st.caption(f":red[:material/error: {words.in_form(problem.message)} {words.in_form(problem.remedy)}]")
 
 
 def _label(knob: Knob) -> str:
@@ -149,7 +149,7 @@ def title_of(name: str) -> str:
     if name in catalog.CATALOGUE:
         return catalog.CATALOGUE[name].title
     if uploads.is_upload(name, server.store().root):
-        return f"Your file, {Path(name).stem[:6]}{Path(name).suffix}"
+        return f"Your file, {uploads.title(Path(name))}"
     return TEXTS.get(name, name)
 
 
@@ -184,7 +184,8 @@ def _uploaded() -> None:
         return
     try:
         content = file.getvalue()
-        session.put("upload_note", uploads.how_read(content, file.name))
+        note = uploads.how_read(content, file.name)
+        session.put("upload_note", f"{note} {uploads.in_words(content, file.name)}".strip())
         session.fill({"text": str(uploads.keep(content, file.name, server.store().root, session.visitor()))})
     except TrspError as error:
         session.put("upload_error", str(error))

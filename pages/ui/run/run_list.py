@@ -126,26 +126,7 @@ def _delete(run_id: str) -> None:
         session.leave_run()
 
 
-def choose(runs: list[Run], page: str) -> Run | None:
-    """The run in the address, or one picked from the newest; where there is none, `page` can show the recorded one."""
-    run_id = session.run_id()
-    if run_id:
-        try:
-            return server.get_run(run_id)
-        except TrspError as error:
-            st.warning(f"{words.plain(error.message)} It may have been deleted.", icon=":material/link_off:")
-    titles = {run.id: run for run in runs[:50]}
-    if not titles:
-        st.info("There is no run yet whose layers could be shown.", icon=":material/info:")
-        with st.container(horizontal=True):
-            st.page_link("pages/views/run.py", label="Start a run", icon=":material/play_arrow:")
-            recorded(page)
-        return None
-    choice = st.selectbox("Run", list(titles), format_func=lambda i: _title(titles[i]), key="chosen-run")
-    return titles.get(choice)
-
-
-def _title(run: Run) -> str:
+def title(run: Run) -> str:
     summary, status, config = figures(run)
     suffix = ", steered" if summary["turns"] else ""
     return f"{_name(config, summary)} · {run_status.when(run)} · {formatting.status(status).capitalize()}{suffix}"

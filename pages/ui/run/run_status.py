@@ -48,6 +48,11 @@ def name_of(config: RunConfig, depth: int | None) -> str:
     return f"{what}, ratio {formatting.setting(config.ratio)}" if config.method != "manual" else what
 
 
+def chooser(config: RunConfig) -> str:
+    """The method that chose the layers, by its title."""
+    return methods.get(config.method).title if config.method in methods.names() else config.method
+
+
 def when(run: Run) -> str:
     try:
         return words.when(run.id, run.folder.stat().st_mtime)
@@ -67,6 +72,8 @@ def progress(run: Run, state: RunState, status: str) -> None:
         return
     seconds_left = state.seconds_left
     text = words.phase(state.phase) if state.phase else "Starting its process"
+    if (layer := frames.repairing(state)) is not None:
+        text += f", now layer {layer} ({len(state.refits) + 1} of {len(state.repair_layers)})"
     if run.cancelled():
         text = "Stopping after the step at hand"
     elif state.paused:
@@ -106,15 +113,26 @@ def figures(state: RunState, config: RunConfig, live: bool) -> None:
         st.metric("Perplexity, dense", level("dense"))
         at_once = "Narrowed, not trained" if methods.get(config.method).narrow else "Layers deleted at once"
         st.metric(at_once, level("direct"))
-        if "pruned" in by or not state.probes:
+        few, whole = frames.compared(state, config)
+        now, when = _now(state, config)
+        if "pruned" in by or now is None:
             st.metric("Pruned", level("pruned"))
         else:
-            (_, now), (few, whole) = frames.times_dense(state, config)[1][-1], frames.compared(state, config)
             value = f"{words.times(now)} dense" if math.isfinite(now) else formatting.NOT_A_NUMBER
-            st.metric(f"If deleted now, on {few} of {whole} blocks", value)
+            st.metric(f"If {when}, on {few} of {whole} blocks", value)
         st.metric("Time so far" if not state.ended else "Time", formatting.duration(state.at))
     if state.turns:
         st.caption(words.plain(turns.account(state.turns)))
+
+
+def _now(state: RunState, config: RunConfig) -> tuple[float | None, str]:
+    """The latest probe as a multiple of the dense model's perplexity, and what it supposes; None before the first."""
+    points, when = [], ""
+    if state.probes:
+        points, when = frames.times_dense(state, config)[1], "deleted now"
+    elif state.repair_probes:
+        points, when = frames.times_dense_in_repair(state, config)[1], "it stopped here"
+    return (points[-1][1] if points else None), when
 
 
 def config_of(run: Run) -> RunConfig | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import streamlit as st
 
 from pages.ui.charts import drawing
@@ -19,21 +22,21 @@ SAMPLE = 200  # pixels: the height that is reserved for a text
 def draw(state: RunState, config: RunConfig, live: bool) -> None:
     """All charts: of a live run also those that wait for their data, so that nothing jumps; else those with data.
 
-    What moves is on top: stage 2 of a live run, from its first step on, above stage 1. It has an area of its own,
-    so that no other chart is drawn anew for it.
+    What moves is on top: of a live run the repair while it goes on, then stage 2 from its first step on, above stage 1.
+    Each has an area of its own there, so that no other chart is drawn anew for it.
     """
     first = bool(live or state.weight_steps or state.chosen) and not methods.get(config.method).narrow
     second = bool(config.stage2_steps and (live or state.gap_steps))
-    repaired = bool(state.refits or (live and transfers.get(config.transfer).in_order))
-    above, middle, below, losses = (st.container() for _ in range(4))
+    repaired = bool(state.refits or (live and climbs(config)))
+    steps_above, repair_above, middle, repair_below, steps_below, losses = (st.container() for _ in range(6))
     if first:
         with middle:
             stage_1(state, config)
     if repaired:
-        with below:
-            refits(state, config)
+        with repair_above if live and (state.refits or state.phase == "repair") else repair_below:
+            repair(state, config)
     if second:
-        with above if live and state.gap_steps else below:
+        with steps_above if live and state.gap_steps else steps_below:
             stage_2(state, config)
     with losses:
         loss_parts(state, config, [n for n, there in ((1, first and _learns(config)), (2, second)) if there])
@@ -82,16 +85,47 @@ def winner(state: RunState) -> str:
     return text + f". Chosen so far: {words.layers(state.chosen)}."
 
 
-def refits(state: RunState, config: RunConfig) -> None:
-    """How the kept layers take over, one after the other."""
+def climbs(config: RunConfig) -> bool:
+    """Whether the run's transfer repairs layer by layer."""
+    transfer = transfers.all_transfers().get(config.transfer)
+    return bool(transfer and transfer.in_order)
+
+
+def repair(state: RunState, config: RunConfig) -> None:
+    """How the kept layers take over, one after the other, and what has come of it so far."""
     st.markdown("#### Stage 2: the kept layers take over")
-    st.caption(frames.caption("refits", state, config))
-    drawing.of_run(specs.refits(mode()), state, lambda: frames.refits(state, config), "refits")
+    left_column, right_column = st.columns(2, gap="medium")
+    with left_column:
+        st.caption(frames.caption("refits", state, config))
+        drawing.of_run(specs.refits(mode()), state, lambda: frames.refits(state, config), "refits")
+    with right_column:
+        st.caption(frames.caption("repair-probes", state, config))
+        rows = partial(frames.repair_probes, state, config)
+        drawing.of_run(specs.repair_probes(mode()), state, rows, "repair-probes")
+    with st.container(key="repaired-layer"):
+        st.markdown(latest_repair(state))
+
+
+def latest_repair(state: RunState) -> str:
+    """The layer at hand, and how near the latest one came."""
+    planned = frames.repair_layers(state)
+    now, text = frames.repairing(state), "No layer is repaired yet."
+    if state.refits:
+        last = state.refits[-1]
+        before, after = (
+            formatting.percent(far) if math.isfinite(far) else formatting.NOT_A_NUMBER
+            for far in (last.before, last.after)
+        )
+        text = (
+            f"Layer {last.layer}'s output was {before} off the dense model's state, and is {after} off now: "
+            f"{len(state.refits)} of {len(planned)} layers are repaired."
+        )
+    return text + (f" Now layer {now}." if now is not None else "")
 
 
 def stage_2(state: RunState, config: RunConfig) -> None:
-    """How the knowledge moves."""
-    st.markdown("#### Stage 2: move the knowledge")
+    """How the knowledge moves, or what training adds to a repair."""
+    st.markdown("#### Stage 2: train what is left" if state.refits else "#### Stage 2: move the knowledge")
     left_column, right_column = (st.container(), None) if config.deletes_first else st.columns(2, gap="medium")
     with left_column:
         st.caption(frames.caption("probes", state, config))

@@ -9,7 +9,8 @@ import streamlit as st
 
 from pages.ui.app_state import server, session
 from pages.ui.style import words
-from trsp_core import escaping, formatting
+from trsp_core import escaping, formatting, paths
+from trsp_core.data import blocks, corpora, text_check
 from trsp_core.errors import Problem, TrspError, refuse
 from trsp_core.export import model_card
 from trsp_core.models import catalog, inspection
@@ -59,7 +60,50 @@ def read_form() -> Draft:
         draft.problems += validate.check(draft.config, draft.facts.n_layers, draft.facts.max_length)
     if draft.config:
         draft.problems += limits.check_run(draft.config, server.store().root)
+    if draft.config and not draft.problems:
+        draft.problems += text_problems(draft.config, None if draft.missing else draft.facts)
     return draft
+
+
+OF_TEXTS = (
+    "model",
+    "text",
+    "heldout",
+    "block_length",
+    "measure_length",
+    "measure_blocks",
+    "calibration_blocks",
+    "seed",
+)
+
+
+def text_problems(config: RunConfig, facts: Facts | None) -> list[Problem]:
+    """What is wrong with texts of the person's own, which are read for it, once for the same files and settings. With
+    the `facts` of a model that is here, they are cut by its tokenizer, in a child process."""
+    own_texts = [name for name in ("text", "heldout") if not corpora.is_named(getattr(config, name))]
+    if not own_texts:
+        return []
+    marks = [paths.mark(getattr(config, name)) for name in own_texts]
+    settings = tuple((name, getattr(config, name)) for name in ("model", *OF_TEXTS))
+    refusal = _text_refusal(settings, tuple(marks), facts)
+    return [Problem(own_texts[0], refusal.message, refusal.remedy)] if refusal else []
+
+
+@st.cache_resource(
+    show_spinner="Reading your text", max_entries=64, hash_funcs={Facts: lambda facts: str(facts.folder)}
+)
+def _text_refusal(
+    settings: tuple[tuple[str, str | int], ...], marks: tuple[tuple[int, int], ...], facts: Facts | None
+) -> TrspError | None:
+    """Why the texts of these settings cannot be used; `marks` are the files' sizes and times of change."""
+    config = configs.parse(dict(settings))
+    try:
+        blocks.check(config)
+        if facts:
+            text_check.check(facts, config)
+    except TrspError as error:
+        return error
+    return None
 
 
 def fetchable(name: str) -> bool:
@@ -142,7 +186,7 @@ def _problems(draft: Draft) -> str:
     """All problems of the form as one list, or nothing."""
     if not draft.problems:
         return ""
-    lines = [f"- {words.plain(p.message)} {words.plain(p.remedy)}" for p in draft.problems]
+    lines = [f"- {words.in_form(p.message)} {words.in_form(p.remedy)}" for p in draft.problems]
     count = len(lines)
     return (
         f"{'One setting needs' if count == 1 else f'{count} settings need'} a change before the start:\n\n"

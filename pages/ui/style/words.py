@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from trsp_core import escaping, formatting
-from trsp_core.schema.config import RunConfig
+from trsp_core.schema.config import KNOBS, RunConfig
 
 PHASES = {
     "load": "Loading the model",
@@ -64,6 +64,9 @@ TEXTS = {"wikipedia": "Wikipedia", "news": "news stories", "wikitext2": "WikiTex
 STEERED = ":violet-badge[:material/tune: Steered]"  # of a run whose knobs were turned while it ran
 
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:$<>&^=])")
+_FLAG = re.compile(r"(?P<flag>--[a-z][a-z0-9-]*)(?P<value> (?!to\b)[\w.]*\w)?")
+_KNOB_OF = {knob.flag: knob for knob in KNOBS.values()}
+_KEPT_NAME = re.compile(r"\.[0-9a-f]{20}(?=\.(txt|jsonl)\b)")  # see `uploads.keep`
 _JOINED = re.compile(r"(?<=:)(?=/|material|streamlit)|(?<=www)(?=\.)|(?=@)|(?<=[-<>=~])(?=[-<>=])", re.IGNORECASE)
 
 
@@ -83,6 +86,25 @@ def letters(text: str) -> str:
     """Escaped for Markdown, each letter visible. Icons, addresses and arrows are looked for after a backslash has done
     its work, so a sign without width parts them."""
     return _MARKS.sub(r"\\\1", _JOINED.sub("\u2060", escaping.lines(text)))
+
+
+def in_form(text: str) -> str:
+    """What a check says, in the words of the form: a flag becomes the name of its control, `--learn-weights false` what
+    the control shows, and a file that was brought has its own name. Escaped as `plain` does."""
+    return plain(_KEPT_NAME.sub("", _FLAG.sub(_control, text)))
+
+
+def _control(match: re.Match[str]) -> str:
+    """The control of a flag, and the value that may follow it, in words."""
+    knob = _KNOB_OF.get(match["flag"])
+    if knob is None:
+        return match[0]
+    value = (match["value"] or "").strip()
+    if value in ("true", "false"):
+        return f"“{knob.label}” {'on' if value == 'true' else 'off'}"
+    if value and (value in knob.choices or value.replace(".", "", 1).isdecimal()):
+        return f"“{knob.label}” to {value}"
+    return f"“{knob.label}”{match['value'] or ''}"
 
 
 def states_of(config: RunConfig) -> dict[str, str]:

@@ -28,6 +28,11 @@ TERMS = {
         "How hard stage 2 presses the chosen layers to change nothing. Higher: their gap closes sooner, and the rest "
         "has less time to learn to do without them."
     ),
+    "Repair": (
+        "Finds new weights for the layers that stay, one after the other from below: each is to hand on what the whole "
+        "model had there. Most repairs solve for them, without any training."
+    ),
+    "Dense": "The model as it came, with all its layers.",
     "Gap": (
         "How much a layer still changes what passes through it: the length of its change beside the length of what "
         "came in. At 0 its removal costs nothing."

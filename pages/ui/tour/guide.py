@@ -123,7 +123,7 @@ def visit(step: Step, more: dict[str, str] | None = None) -> None:
         if step.settings.get("layers"):
             query["off"] = str(step.settings["layers"])
             session.put(TRY, TRY_PART)
-            requests.forget(run)
+            requests.forget(run.id)
     if step.page == "compare" and step.prompt:
         session.put("compare-prompt", step.prompt)
     st.switch_page(f"pages/views/{step.page}.py", query_params=query)

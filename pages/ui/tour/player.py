@@ -102,6 +102,8 @@ def _draw(run_id: str, config: RunConfig, tape: Timeline, source: str, was_playi
     run_status.figures(state, config, live=not state.ended)
     if not methods.get(config.method).narrow:
         stages.stage_1(state, config)
+    if state.refits or stages.climbs(config):
+        stages.repair(state, config)
     if config.stage2_steps:
         stages.stage_2(state, config)
     stages.samples(state, config, reserve=True)
@@ -162,6 +164,12 @@ def sentence(state: RunState) -> str:
         return f"{_gone(state)} {ending}."
     if state.removed:
         return f"{_gone(state)} How well does the rest predict?"
+    if state.phase == "repair":
+        return _repairing(state)
+    if state.phase == "repaired":
+        return "Stage 2. All layers that stay are repaired. How well do they predict, before any training?"
+    if state.refits and (state.gap_steps or state.phase == "transfer"):
+        return "Stage 2. The repaired layers go on learning together, step by step."
     if state.gap_steps:
         if any(state.gap_steps[-1].gaps):
             return "Stage 2. The chosen layers learn to change nothing, and the others to do without them."
@@ -184,6 +192,13 @@ def sentence(state: RunState) -> str:
     if depth:
         return f"A language model is a stack of layers. This one has {depth}: does it need them all?"
     return "A language model is a stack of layers. Does it need them all?"
+
+
+def _repairing(state: RunState) -> str:
+    """What a repair is, and where this one is."""
+    now = frames.repairing(state)
+    which = "" if now is None else f" Now layer {now}."
+    return f"Stage 2. Each layer that stays is solved to hand on what the whole model had there.{which}"
 
 
 def _gone(state: RunState) -> str:

@@ -13,6 +13,12 @@ from trsp_core import formatting
 from trsp_core.schema.messages import SetMeasured
 
 YOU = "You"
+LOOKS = {  # how the figures of `board` are written; they are sorted as numbers
+    "Times dense": formatting.ratio,
+    "Calibration": formatting.perplexity,
+    "Held out": formatting.perplexity,
+    "KL held out": formatting.nats,
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Trials:
         """Remember a set that was measured, as of whoever chose it first."""
         key = frozenset(measured.removed)
         who = self.now.who if key == self.now.removed else YOU
+        who = who if key else "Dense"
         return (
             self
             if key in self.measured_sets

@@ -5,9 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.ui.app_state import server
-from pages.ui.what_if import rivals
+from pages.ui.what_if import history, rivals
 from pages.ui.what_if.rivals import Rival
-from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.runs.store import Run
 from trsp_core.schema.config import RunConfig
@@ -28,13 +27,11 @@ def section(run: Run, config: RunConfig, state: RunState) -> None:
         "Finished runs with the same texts, stage 2 settings and seed as this one, as deep first, best first, on all "
         "measured blocks."
     )
-    number = st.column_config.NumberColumn(format=formatting.C_FIGURE)
-    columns = {
-        **dict.fromkeys(("Times dense", "Calibration", "Held out"), number),
-        "Run": st.column_config.LinkColumn(display_text="Open"),
-    }
+    columns = {"Run": st.column_config.LinkColumn(display_text="Open")}
     alt = "Runs that differ in the removed layers, with the perplexities of their pruned models."
-    st.dataframe(rivals.table(field), hide_index=True, key="rivals", alt=alt, column_config=columns)
+    looks = {name: look for name, look in history.LOOKS.items() if name != "KL held out"}
+    frame = rivals.table(field).style.format(looks, na_rep="–")
+    st.dataframe(frame, hide_index=True, key="rivals", alt=alt, column_config=columns)
 
 
 def competitors(run: Run, config: RunConfig, state: RunState) -> list[Rival]:

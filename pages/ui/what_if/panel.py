@@ -9,17 +9,15 @@ import streamlit as st
 from pages.ui.app_state import server, session, url_state, workbench
 from pages.ui.charts import drawing, layer_rows
 from pages.ui.run import start
+from pages.ui.run.subjects import Subject
 from pages.ui.style import theme, words
 from pages.ui.what_if import history, leaderboard, requests
 from pages.ui.what_if.history import Choice, Trials
 from trsp_core import formatting
 from trsp_core.charts.palette import PALETTES
-from trsp_core.pruning import methods
-from trsp_core.runs.store import Run
 from trsp_core.schema import messages as an
 from trsp_core.schema.config import KNOBS, RunConfig
 from trsp_core.schema.messages import SetMeasured
-from trsp_core.schema.run_state import RunState
 from trsp_core.workbench.client import Reading
 
 SMALL = (
@@ -29,67 +27,68 @@ SMALL = (
 )
 
 
-def section(run: Run, config: RunConfig, state: RunState) -> None:
+def section(subject: Subject) -> None:
     """The whole part of the page. Its fragment is drawn again while an answer is on its way. Buttons and figures come
     first: on a projector both are on one screen."""
-    requests.begin(run, config, state.model.n_layers if state.model else 0)
+    requests.begin(subject)
     st.caption("Click a layer, or reach it by Tab and press Enter. The figures follow; nothing is trained.")
-    st.fragment(_draw)(run, config, state)
-    leaderboard.section(run, config, state)
+    st.fragment(_draw)(subject)
+    if subject.run:
+        leaderboard.section(subject.run, subject.config, subject.state)
 
 
-def _draw(run: Run, config: RunConfig, state: RunState) -> None:
+def _draw(subject: Subject) -> None:
     """What a click changes; what an answer changes is drawn by itself, more often."""
-    requests.take_in(run, config, state)
-    live = requests.waited_for(run)
-    now = requests.trials_of(run)
-    depth = state.model.n_layers if state.model else 0
-    if state.narrowed:
+    requests.take_in(subject)
+    live = requests.waited_for(subject)
+    now = requests.trials_of(subject)
+    if subject.state.narrowed:
         st.caption("This run removed no layer, so it has no set to start from: here layers of the dense model go.")
-    _presets(run, config, state, now)
-    _buttons(run, config, now.now, depth)
+    _presets(subject, now)
+    _buttons(subject, now.now)
     if error := session.get("what-if-error"):
         st.warning(words.plain(error), icon=":material/block:")
     pause = 0.8 * server.beat() - 0.6
-    st.fragment(_answers, run_every=pause if any(live) else None)(run, config, state, live)
+    st.fragment(_answers, run_every=pause if any(live) else None)(subject, live)
 
 
-def _answers(run: Run, config: RunConfig, state: RunState, live: tuple[bool, bool]) -> None:
+def _answers(subject: Subject, live: tuple[bool, bool]) -> None:
     """What is known of the set; drawn again while one of `live` is waited for."""
     alone = server.beat() == 1.0
-    reading = requests.read(requests.key(run, "ticket"), wait=0.3 if any(live) and alone else 0.0)
-    if live != requests.waited_for(run):
+    reading = requests.read(requests.key(subject.id, "ticket"), wait=0.3 if any(live) and alone else 0.0)
+    if live != requests.waited_for(subject):
         st.rerun()
-    measured = requests.take_in(run, config, state)
-    now = requests.trials_of(run)
+    measured = requests.take_in(subject)
+    now = requests.trials_of(subject)
     if reading and not isinstance(reading.ending, an.Stopped):
         workbench.ended_badly(reading)
     _figures(measured, now.now, reading)
-    fates = [now.now.fate(i) for i in range(state.model.n_layers if state.model else 0)]
-    rows = layer_rows.frame(state, fates, session.get(requests.key(run, "influence")) or {})
+    fates = [now.now.fate(i) for i in range(subject.depth)]
+    rows = layer_rows.frame(subject.state, fates, session.get(requests.key(subject.id, "influence")) or {})
     drawing.show(layer_rows.spec(theme.mode()), rows, "what-if-strip", _description(now.now, len(rows)))
     if any(rows["frozen"]):
         st.caption("Outlined bars: layers that the run chose, with their weight of that moment; the others sank on.")
     if measured:
-        _sample(reading, config)
-    _board(run, config, now)
+        _sample(reading, subject.config)
+    _board(subject, now)
 
 
-def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
+def _presets(subject: Subject, now: Trials) -> None:
     """Undo, redo, ready sets, and what a click means."""
 
     def put(removed: frozenset[int], who: str) -> None:
-        requests.choose(run, config, requests.trials_of(run).choose(requests.trials_of(run).now.preset(removed, who)))
+        trials = requests.trials_of(subject)
+        requests.choose(subject, trials.choose(trials.now.preset(removed, who)))
 
     def go(move: str) -> None:
-        requests.choose(run, config, getattr(requests.trials_of(run), move)())
+        requests.choose(subject, getattr(requests.trials_of(subject), move)())
 
     def influence() -> None:
-        if scores := session.get(requests.key(run, "influence")):
-            requests.choose_by_influence(run, config, state, scores)
+        if scores := session.get(requests.key(subject.id, "influence")):
+            requests.choose_by_influence(subject, scores)
         else:
             session.put("what-if-wanted", requests.SHORTGPT)
-            requests.rate(run, config)
+            requests.rate(subject)
 
     with st.container(horizontal=True, vertical_alignment="bottom", key="what-if-presets"):
         modes = ["Removes", "Protects"]
@@ -100,35 +99,35 @@ def _presets(run: Run, config: RunConfig, state: RunState, now: Trials) -> None:
             st.button(
                 move.capitalize(), icon=icon, disabled=not some, key=move, on_click=go, args=(move,), shortcut=keys
             )
-        name = words.plain(_chooser(config))
-        chosen = frozenset(state.chosen)
-        st.button(f"As {name} chose", key="as-run", disabled=not chosen, on_click=put, args=(chosen, _chooser(config)))
+        name = words.plain(subject.chooser) if subject.run else "the recorded run"
+        chosen = frozenset(subject.reference)
+        st.button(f"As {name} chose", key="as-run", disabled=not chosen, on_click=put, args=(chosen, subject.chooser))
         st.button(
             "As ShortGPT would choose", key="as-shortgpt", on_click=influence, disabled=not (chosen or now.now.removed)
         )
         st.button("None", key="as-dense", on_click=put, args=(frozenset(), "Dense"))
 
 
-def _buttons(run: Run, config: RunConfig, now: Choice, depth: int) -> None:
+def _buttons(subject: Subject, now: Choice) -> None:
     """A button a layer, coloured by its fate."""
 
     def toggle(layer: int) -> None:
         protecting = session.get("what-if-mode") == "Protects"
-        changed = requests.trials_of(run).now.toggled(layer, protecting)
-        if len(changed.removed) < depth:
-            requests.choose(run, config, requests.trials_of(run).choose(changed))
+        changed = requests.trials_of(subject).now.toggled(layer, protecting)
+        if len(changed.removed) < subject.depth:
+            requests.choose(subject, requests.trials_of(subject).choose(changed))
 
     palette = PALETTES[theme.mode()]
     fills = {"removed": palette.removed, "protected": palette.dense}
     rules = [
         f".st-key-layer-{i} button,.st-key-layer-{i} button:is(:hover,:focus,:active) "
         f"{{background:{fills[now.fate(i)]};border-color:{fills[now.fate(i)]};color:#fff}}"
-        for i in range(depth)
+        for i in range(subject.depth)
         if now.fate(i) in fills
     ]
     st.html("<style>" + SMALL + "".join(rules) + "</style>")
     with st.container(horizontal=True, gap="xsmall", key="what-if-layers"):
-        for i in range(depth):
+        for i in range(subject.depth):
             label = {"removed": f"~~{i}~~", "protected": f":material/lock: {i}"}.get(now.fate(i), str(i))
             st.button(label, key=f"layer-{i}", on_click=toggle, args=(i,))
 
@@ -137,7 +136,7 @@ def _figures(measured: SetMeasured | None, now: Choice, reading: Reading | None)
     """What the set costs. The last figures stay until new ones are there, and what is waited for stands below them."""
     wait = f":material/hourglass_top: {workbench.waiting(reading) or 'Measuring.'}" if reading else ""
     if measured is None:
-        st.caption(wait or "No set is measured yet. The first one takes some seconds: the model has to be loaded.")
+        st.caption(wait or "No set is measured yet: click a layer.")
         return
     fresh = frozenset(measured.removed) == now.removed
     with st.container(horizontal=True, key="what-if-figures"):
@@ -153,11 +152,8 @@ def _figures(measured: SetMeasured | None, now: Choice, reading: Reading | None)
         st.metric("Parameters", formatting.parameters(measured.parameters), less, delta_color="off", delta_arrow="off")
         st.metric("Speed, at most", f"{formatting.ratio(measured.ceiling)} times")
     if fresh:
-        how = (
-            "known already"
-            if measured.cached
-            else f"{formatting.seconds(measured.seconds)}, {measured.layers_run} layer passes"
-        )
+        how = f"{formatting.seconds(measured.seconds)}, {measured.layers_run} layer passes"
+        how = "recorded, with the app" if measured.recorded else "known already" if measured.cached else how
         st.caption(
             f"Removed: {words.layers(measured.removed)}. {measured.tokens} predicted tokens of each domain ({how}): "
             "a quick figure, not a run's measurement."
@@ -175,7 +171,7 @@ def _sample(reading: Reading | None, config: RunConfig) -> None:
             st.caption("Cut short, since others wait for their figures.")
 
 
-def _board(run: Run, config: RunConfig, now: Trials) -> None:
+def _board(subject: Subject, now: Trials) -> None:
     """The sets tried, best first; one click goes back to one; and the challenge."""
     if not now.measured_sets:
         return
@@ -185,20 +181,18 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
     def back() -> None:
         rows = session.get("what-if-board")["selection"]["rows"]
         if rows:
-            removed = history.ordered_sets(requests.trials_of(run))[rows[0]]
+            removed = history.ordered_sets(requests.trials_of(subject))[rows[0]]
             requests.choose(
-                run, config, requests.trials_of(run).choose(Choice(removed, requests.trials_of(run).now.protected))
+                subject, requests.trials_of(subject).choose(Choice(removed, requests.trials_of(subject).now.protected))
             )
 
     st.caption(
         "Sets tried, those of as many layers as now first, best first, on one block of each domain. Pick a row to go "
         "back to it."
     )
-    number = st.column_config.NumberColumn(format=formatting.C_FIGURE)
     st.dataframe(
-        history.board(now),
+        history.board(now).style.format(history.LOOKS, na_rep="–"),
         hide_index=True,
-        column_config=dict.fromkeys(("Times dense", "Calibration", "Held out", "KL held out"), number),
         key="what-if-board",
         on_select=back,
         selection_mode="single-row",
@@ -208,7 +202,7 @@ def _board(run: Run, config: RunConfig, now: Trials) -> None:
     if removed:
         label = f"Run stage 2 on these {len(removed)} layers" if len(removed) > 1 else "Run stage 2 on this layer"
         if st.button(label, icon=":material/play_arrow:", type="primary", key="run-manual"):
-            start.start(_by_hand(config, removed))
+            start.start(_by_hand(subject.config, removed))
 
 
 def _by_hand(config: RunConfig, removed: list[int]) -> RunConfig:
@@ -219,7 +213,3 @@ def _by_hand(config: RunConfig, removed: list[int]) -> RunConfig:
 
 def _description(now: Choice, depth: int) -> str:
     return f"{depth} layers. Removed: {words.layers(sorted(now.removed))}."
-
-
-def _chooser(config: RunConfig) -> str:
-    return methods.get(config.method).title if config.method in methods.names() else config.method

@@ -1,90 +1,93 @@
-"""The sets of layers that this tab tries on a run: sent to the workbench, added when answered, kept for undo."""
+"""The sets of layers that this tab tries on a model: sent to the workbench, added when answered, kept for undo."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from pages.ui.app_state import session, workbench
+from pages.ui.run.subjects import Subject
 from pages.ui.what_if import history
 from pages.ui.what_if.history import Choice, Trials
 from trsp_core.errors import TrspError
-from trsp_core.runs.store import Run
 from trsp_core.schema import messages as an
-from trsp_core.schema.config import RunConfig
 from trsp_core.schema.messages import SetMeasured, Variant
-from trsp_core.schema.run_state import RunState
 from trsp_core.workbench.client import Reading
 
 SHORTGPT = "ShortGPT"
 
 
-def take_in(run: Run, config: RunConfig, state: RunState) -> SetMeasured | None:
+def take_in(subject: Subject) -> SetMeasured | None:
     """Add every new answer to the trials. Returns the latest figures."""
-    rating = read(key(run, "rating"))
-    open_requests = [(ticket, workbench.answers(ticket)) for ticket in session.get(key(run, "asked")) or []]
+    rating = read(key(subject.id, "rating"))
+    open_requests = [(ticket, workbench.answers(ticket)) for ticket in session.get(key(subject.id, "asked")) or []]
     for answer in (a for _, reading in open_requests if reading for a in reading.answers if isinstance(a, SetMeasured)):
-        put_trials(run, trials_of(run).add(answer))
-        session.put(key(run, "measured"), answer)
-    session.put(key(run, "asked"), [ticket for ticket, reading in open_requests if reading and reading.ending is None])
-    if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(key(run, "influence")):
+        put_trials(subject, trials_of(subject).add(answer))
+        session.put(key(subject.id, "measured"), answer)
+    unanswered = [ticket for ticket, reading in open_requests if reading and reading.ending is None]
+    session.put(key(subject.id, "asked"), unanswered)
+    if rating is not None and isinstance(rating.ending, an.Answered) and not session.get(key(subject.id, "influence")):
         scores = {a.layer: a.value for a in rating.answers if isinstance(a, an.LayerRated)}
-        session.put(key(run, "influence"), scores)
+        session.put(key(subject.id, "influence"), scores)
         if session.get("what-if-wanted") == SHORTGPT:
             session.put("what-if-wanted", None)
-            choose_by_influence(run, config, state, scores)
-    return session.get(key(run, "measured"))
+            choose_by_influence(subject, scores)
+    return session.get(key(subject.id, "measured"))
 
 
-def choose_by_influence(run: Run, config: RunConfig, state: RunState, scores: Mapping[int, float]) -> None:
+def choose_by_influence(subject: Subject, scores: Mapping[int, float]) -> None:
     """As many layers as the run chose (else as are removed now), those of the lowest block influence."""
-    now = trials_of(run).now
-    chosen = history.lowest(scores, len(state.chosen) or len(now.removed), now.protected)
-    choose(run, config, trials_of(run).choose(Choice(chosen, now.protected, SHORTGPT)))
+    now = trials_of(subject).now
+    chosen = history.lowest(scores, len(subject.reference) or len(now.removed), now.protected)
+    choose(subject, trials_of(subject).choose(Choice(chosen, now.protected, SHORTGPT)))
 
 
-def begin(run: Run, config: RunConfig, depth: int) -> None:
-    """When this tab comes to the run first: the set in the address, which is measured at once."""
-    if session.get(key(run, "trials")) is None:
-        layers = frozenset(range(depth))
+def begin(subject: Subject) -> None:
+    """When this tab comes to the subject first: the set in the address is asked for at once, and so is the influence of
+    each layer where no run has weights to show. The model is loaded meanwhile."""
+    config = subject.config
+    workbench.prepare(an.Prepare(config.model, config.text, config.heldout, config.seed))
+    if session.get(key(subject.id, "trials")) is None:
+        layers = frozenset(range(subject.depth))
         named, safe = session.set_in_address(), session.set_in_address("safe")
         removed = named if named < layers else frozenset()
-        put_trials(run, Trials(Choice(removed, (safe & layers) - removed)))
-        if removed:
-            choose(run, config, trials_of(run))
+        put_trials(subject, Trials(Choice(removed, (safe & layers) - removed)))
+        if removed or not subject.run:
+            choose(subject, trials_of(subject))
 
 
-def forget(run: Run) -> None:
-    """Begin anew on this run the next time that it is shown: the set in the address counts again."""
+def forget(subject_id: str) -> None:
+    """Begin anew on this subject the next time that it is shown: the set in the address counts again."""
     for what in ("trials", "ticket", "asked"):
-        session.put(key(run, what), None)
+        session.put(key(subject_id, what), None)
 
 
-def choose(run: Run, config: RunConfig, changed: Trials) -> None:
+def choose(subject: Subject, changed: Trials) -> None:
     """Make `changed` the trials, and ask for the figures of its set; an earlier question is dropped."""
-    put_trials(run, changed)
+    put_trials(subject, changed)
     session.show_set(changed.now.removed, changed.now.protected)
+    config = subject.config
     request = an.WhatIf(
         config.model, sorted(changed.now.removed), config.text, config.heldout, config.seed, config.prompt
     )
-    if _ask(key(run, "ticket"), request):
-        tickets = session.get(key(run, "asked")) or []
-        session.put(key(run, "asked"), [*tickets, session.get(key(run, "ticket"))])
-        if not session.get(key(run, "influence")):
-            rate(run, config)
+    if _ask(key(subject.id, "ticket"), request):
+        tickets = session.get(key(subject.id, "asked")) or []
+        session.put(key(subject.id, "asked"), [*tickets, session.get(key(subject.id, "ticket"))])
+        if not session.get(key(subject.id, "influence")):
+            rate(subject)
 
 
-def rate(run: Run, config: RunConfig) -> None:
+def rate(subject: Subject) -> None:
     """Ask for the block influence of every layer, once."""
-    rating = read(key(run, "rating"))
+    rating, config = read(key(subject.id, "rating")), subject.config
     if rating is None or isinstance(rating.ending, an.Stopped | an.Broken | an.Refused):
-        _ask(key(run, "rating"), an.Influence(Variant(config.model), config.text, config.heldout, config.seed))
+        _ask(key(subject.id, "rating"), an.Influence(Variant(config.model), config.text, config.heldout, config.seed))
 
 
 def _ask(name: str, request: an.Request) -> bool:
     """Send a request to the workbench, and keep its ticket under `name`; the request before it there is cancelled.
     Returns whether it was accepted; if not, the page shows why."""
     try:
-        session.put(name, workbench.client().ask(request, session.get(name) or "", session.visitor()))
+        session.put(name, workbench.ask(request, instead=session.get(name) or ""))
     except TrspError as error:
         session.put("what-if-error", str(error))
         return False
@@ -92,9 +95,9 @@ def _ask(name: str, request: an.Request) -> bool:
     return True
 
 
-def waited_for(run: Run) -> tuple[bool, bool]:
+def waited_for(subject: Subject) -> tuple[bool, bool]:
     """Whether there are answers to come: figures of a set, and the block influence of every layer."""
-    answers = read(key(run, "ticket")), read(key(run, "rating"))
+    answers = read(key(subject.id, "ticket")), read(key(subject.id, "rating"))
     figures, rating = (a is not None and a.ending is None for a in answers)
     return figures, rating
 
@@ -105,16 +108,16 @@ def read(name: str, wait: float = 0.0) -> Reading | None:
     return workbench.answers(ticket, wait) if ticket else None
 
 
-def trials_of(run: Run) -> Trials:
+def trials_of(subject: Subject) -> Trials:
     """This tab's trials on `run`, once it has begun."""
-    return session.get(key(run, "trials"))
+    return session.get(key(subject.id, "trials"))
 
 
-def put_trials(run: Run, changed: Trials) -> None:
+def put_trials(subject: Subject, changed: Trials) -> None:
     """Remember `changed` for this tab."""
-    session.put(key(run, "trials"), changed)
+    session.put(key(subject.id, "trials"), changed)
 
 
-def key(run: Run, what: str) -> str:
-    """Where the session keeps `what` of a run."""
-    return f"what-if-{what}-{run.id}"
+def key(subject_id: str, what: str) -> str:
+    """Where the session keeps `what` of a subject."""
+    return f"what-if-{what}-{subject_id}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from trsp_core.pruning.transfers import Cost, Transfer
 from trsp_core.pruning.transfers.refit import distance
-from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed
+from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed, RepairPlanned
 
 AT_ONCE = 512  # tokens of a step of training
 RATE = 1e-4  # the learning rate
@@ -24,7 +24,8 @@ def repair(lab, config, chosen):
     neighbours = neighbours_of(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
     yield PhaseStarted("repair", len(neighbours) * len(batches))
-    edits = {}
+    yield RepairPlanned([*neighbours])
+    lab.edits = edits = {}
     for n, (layer, behind) in enumerate(neighbours.items()):
         targets = [lab.states(ids)[behind].clone() for ids in batches]
         with lab.rewritten(edits), lab.skipped([i for i in chosen if i < layer]):

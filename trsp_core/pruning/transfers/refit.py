@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from trsp_core import formatting
 from trsp_core.errors import TrspError
 from trsp_core.pruning.transfers import Cost, Transfer
-from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed
+from trsp_core.schema.events import LayerRefitted, PhaseStarted, Progressed, RepairPlanned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ def fitted_maps(lab, layer):
 
 def fitted_in_order(lab, chosen, layers, modules, solve):
     """Go up through the kept layers, with the dense model's states beside the pruned model's, and fit those in
-    `layers`. Yields a `LayerRefitted` for each of them.
+    `layers`. Yields a `RepairPlanned`, and a `LayerRefitted` for each of them; `lab.edits` grows with each.
 
     Args:
         modules: gives the output projections of a layer that are fitted, the MLP's first, by the layer's number.
@@ -91,12 +91,14 @@ def fitted_in_order(lab, chosen, layers, modules, solve):
     """
     if not layers:
         return {}
+    yield RepairPlanned(layers)
     kept_layers = fitted_layers(lab, chosen)
     batches = [ids.to(lab.device) for ids in lab.blocks.split(max(1, AT_ONCE // lab.blocks.shape[1]))]
     dense = [lab.entering(kept_layers[0], ids) for ids in batches]
     with lab.skipped([i for i in chosen if i < kept_layers[0]]):
         pruned = [lab.entering(kept_layers[0], ids) for ids in batches]
-    edits, there, done = {}, kept_layers[0], 0  # `there`: the layer that `dense` enters
+    lab.edits, solve = (edits := {}), lab.solutions.remembered(solve)
+    there, done = kept_layers[0], 0  # `there`: the layer that `dense` enters
     for layer, following in zip(kept_layers, [*kept_layers[1:], lab.n_layers], strict=True):
         for passed in range(there, following):
             dense = [lab.leaving(passed, ids, x) for ids, x in zip(batches, dense, strict=True)]
