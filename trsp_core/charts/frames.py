@@ -191,7 +191,8 @@ def repairing(state: RunState) -> int | None:
 def probes(state: RunState, config: RunConfig) -> pd.DataFrame:
     """Perplexity if the chosen layers were deleted now, over the steps of stage 2, between the levels of `_between`."""
     levels, points = times_dense(state, config)
-    return _with_turns(_between(levels, points, expected_steps(state, config, 2), "deleted now"), state, 2)
+    frame = _between(levels, points, expected_steps(state, config, 2), "deleted now")
+    return _with_turns(frame, state, 2) if points else frame
 
 
 def repair_probes(state: RunState, config: RunConfig) -> pd.DataFrame:

@@ -168,7 +168,7 @@ def _curve(state: RunState, config: RunConfig) -> list[tuple]:
         y = height(value)
         rows += [_row("level", x, y, fate=name) for x in (FROM, TO)]
         rows.append(_row("level-name", FROM, y, label, fate=name))
-    for step, label in frames.marks(state, 2):
+    for step, label in frames.marks(state, 2) if state.gap_steps else ():
         x = FROM + (TO - FROM) * _trained(step, state, config)
         rows += [_row("turn", x, LOW, x2=x, y2=TOP), _row("turn-name", x, LOW, label)]
     spots = [(FROM + (TO - FROM) * share, height(value)) for share, value in now]
