@@ -36,6 +36,11 @@ def ratio(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 10 else perplexity(value)
 
 
+def fine_ratio(value: float) -> str:
+    """A multiple that is near to another one: `1.008`."""
+    return f"{value:.3f}"
+
+
 def nats(value: float) -> str:
     """A divergence, a gap or a change of the loss: `1.31`, `0.31`, `0.031`."""
     if not math.isfinite(value):

@@ -205,7 +205,7 @@ def _rounds(state: RunState, config: RunConfig) -> list[ChoiceRound]:
         noise = trsp.noise(history, chosen.layer, runner_up)
         margin = abs(weights[runner_up]) - abs(weights[chosen.layer])
         if math.isfinite(noise) and math.isclose(margin, chosen.margin, abs_tol=1e-9):  # else others decided
-            rounds.append(ChoiceRound(chosen.layer, float(f"{margin:.4g}"), float(f"{noise:.4g}")))
+            rounds.append(ChoiceRound(chosen.layer, float(formatting.figure(margin)), float(formatting.figure(noise))))
     return rounds
 
 

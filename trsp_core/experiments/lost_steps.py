@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,25 +173,25 @@ def table(laws: Mapping[str, Sequence[LostSteps]]) -> list[list[str]]:
             arm,
             str(row.steps),
             in_words(row.worth),
-            in_words(row.ratio, 3),
-            f"{row.useless:.3f}",
-            f"{row.slope.value:.3f}",
+            in_words(row.ratio, formatting.fine_ratio),
+            formatting.fine_ratio(row.useless),
+            formatting.fine_ratio(row.slope.value),
         ]
         for arm, rows in laws.items()
         for row in rows
     ]
 
 
-def in_words(interval: Interval, digits: int = 2) -> str:
+def in_words(interval: Interval, kind: Callable[[float], str] = formatting.ratio) -> str:
     """A figure with its interval, a true minus before what is below 0: `−0.13 [−0.40, 0.08]`; `[no interval]` where the
     ends are infinite."""
 
-    def kind(value: float) -> str:
-        return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else formatting.NOT_A_NUMBER
+    def signed(value: float) -> str:
+        return kind(value).replace("-", "−") if math.isfinite(value) else formatting.NOT_A_NUMBER
 
     if math.isinf(interval.high):
-        return f"{kind(interval.value)} [no interval]"
-    return formatting.interval(interval.value, interval.low, interval.high, kind)
+        return f"{signed(interval.value)} [no interval]"
+    return formatting.interval(interval.value, interval.low, interval.high, signed)
 
 
 def sentences(laws: Mapping[str, Mapping[str, Sequence[LostSteps]]]) -> list[str]:

@@ -377,7 +377,7 @@ def spread_cells(study: SplitStudy) -> list[list[str]]:
         splits_ = len(spread.row.points)
         every = [str(layer) for layer, count in enumerate(spread.counts) if count == splits_]
         some = [f"{layer} ({count})" for layer, count in enumerate(spread.counts) if 0 < count < splits_]
-        alike = "" if math.isnan(spread.agreement) else f"{spread.agreement:.2f}"
+        alike = "" if math.isnan(spread.agreement) else formatting.ratio(spread.agreement)
         close = f"{spread.close} of {spread.rounds}" if spread.rounds else ""
         lines.append([spread.row.title, str(splits_), alike, close, ", ".join(every), ", ".join(some)])
     return lines
@@ -388,7 +388,13 @@ def ratio_cells(study: SplitStudy) -> list[list[str]]:
     domain, by the ratio of layers that go."""
     arms = {arm: by_ratio(study, arm) for arm in study.sweep.arms}
     values = sorted({value for rows in arms.values() for value in rows})
-    lines = [["", *(f"{value:g}" for value in values), f"over {BROKEN:g} times dense, held out"]]
+    lines = [
+        [
+            "",
+            *(formatting.setting(value) for value in values),
+            f"over {formatting.setting(BROKEN)} times dense, held out",
+        ]
+    ]
     for arm, rows in arms.items():
         cells = {
             value: " / ".join(formatting.ratio(t.interval.value) for d in DOMAINS if (t := over_dense(study, row, d)))
@@ -405,5 +411,7 @@ def breaks(study: SplitStudy, arm: str, domain: str) -> str:
     if some is None:
         return "at no ratio measured"
     if some == every:
-        return f"at {some:g}"
-    return f"at {some:g} on some split, " + ("nowhere on all" if every is None else f"at {every:g} on all")
+        return f"at {formatting.setting(some)}"
+    return f"at {formatting.setting(some)} on some split, " + (
+        "nowhere on all" if every is None else f"at {formatting.setting(every)} on all"
+    )

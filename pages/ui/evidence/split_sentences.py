@@ -89,7 +89,8 @@ def _ratios(study: SplitStudy) -> list[str]:
     texts = [f"“{words.plain(title)}” {_breaks(study, arm)}" for arm, title in arms.items()]
     return [
         f"Where each treatment breaks, over {count(len(study.splits))}",
-        f"Broken: more than {studies.BROKEN:g} times the dense model's perplexity in the {words.DOMAINS['heldout']}, "
+        f"Broken: more than {formatting.setting(studies.BROKEN)} times the dense model's perplexity in the "
+        f"{words.DOMAINS['heldout']}, "
         f"by the ratio of layers that go. {'; '.join(texts)}.",
         *_beside_by_ratio(study),
     ]
@@ -97,7 +98,7 @@ def _ratios(study: SplitStudy) -> list[str]:
 
 def _breaks(study: SplitStudy, arm: str) -> str:
     if studies.breaking_ratio(study, arm, "heldout") == (None, None):
-        return f"holds up to {max(studies.by_ratio(study, arm)):g}, the largest that was measured"
+        return f"holds up to {formatting.setting(max(studies.by_ratio(study, arm)))}, the largest that was measured"
     return f"breaks {studies.breaks(study, arm, 'heldout')}"
 
 
@@ -112,7 +113,7 @@ def _beside_by_ratio(study: SplitStudy) -> list[str]:
         for pair in contests:
             figure = studies.ratio(pair.row, pair.other, "heldout")
             if figure and pair.row.ratio is not None:
-                signs[figure.sign].append(f"{pair.row.ratio:g}")
+                signs[figure.sign].append(formatting.setting(pair.row.ratio))
         verdicts = [
             f"{verdict} at {', '.join(signs[sign])}"
             for sign, verdict in ((-1, "certainly better"), (1, "certainly worse"), (0, "not told apart"))
