@@ -59,7 +59,6 @@ def test_the_recorded_run_is_whole_small_and_names_no_machine():
     assert codec.plain(run_state.summary(told)) == json.loads((replay.FOLDER / "summary.json").read_text("utf-8"))
 
 
-@pytest.mark.xfail(strict=True, reason="recorded before its texts were kept; take this away once it is made anew")
 def test_the_recorded_run_has_every_part_and_is_what_its_command_makes():
     assert demo_run.missing(RECORDED) == []
     command = [*demo_run.FLAGS, "--out", "folder"]
