@@ -14,7 +14,7 @@ REPAIR = (
 STAGES = {
     "Find": (
         "Every layer gets a weight, 1 at first. Training pulls all weights down; those that the text needs hold out. "
-        "Each round takes the smallest of those left."
+        "Each round takes the smallest of those left, or of the few smallest the one that is missed least."
     ),
     "Move": "The chosen layers are taught to change nothing, while the layers around them take over what they knew.",
     "Delete": (

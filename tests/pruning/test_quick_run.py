@@ -36,17 +36,17 @@ def test_the_summary_has_every_figure(quick):
     assert sorted(summary["removed"] + summary["kept"]) == list(range(30))
     assert summary["parameters"]["pruned"] < 0.83 * summary["parameters"]["dense"]
     for domain in ("calibration", "heldout"):
-        assert set(summary["perplexity"][domain]) == {"dense", "direct", "trained", "pruned"}
+        assert set(summary["perplexity"][domain]) == {"dense", "direct", "repaired", "pruned"}
     assert summary["speed"]["ceiling"] == pytest.approx(30 / 22)
     assert summary["seconds"]["total"] > 0
     assert summary["peak_bytes"] <= 3 * 2**30
     assert run.status() == "finished"
 
 
-def test_stage_two_helps_in_both_domains(quick):
+def test_refit_and_training_help_in_both_domains(quick):
     _, summary = quick
     for domain, by in summary["perplexity"].items():
-        assert by["dense"] < by["pruned"] < by["direct"], domain
+        assert by["dense"] < by["pruned"] < by["repaired"] < by["direct"], domain
 
 
 def test_the_choice_beats_chance(quick):
@@ -76,9 +76,9 @@ def test_the_layer_weights_have_parted(quick):
 
 
 def test_the_child_needs_no_more_memory_than_was_forecast_before_it_started(quick):
-    """3.1 to 3.3 GB: the C library's heap keeps holes, more or fewer of them."""
+    """About 2.1 GB: adapters need no copy of the weights, and a repair holds the states of its blocks."""
     run, summary = quick
-    assert summary["peak_bytes"] < run.state().forecast_bytes < 3.5e9
+    assert summary["peak_bytes"] < run.state().forecast_bytes < 2.5e9
 
 
 def test_the_pruned_model_reloads_with_the_measured_perplexity(quick):

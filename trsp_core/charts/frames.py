@@ -92,6 +92,16 @@ def weights_at_choice(state: RunState) -> list[float]:
     return weights
 
 
+def sank_furthest(state: RunState) -> bool:
+    """Whether the layer that was chosen last had the smallest weight of those left; of a shortlist the loss takes the
+    one that it misses least."""
+    last, earlier = state.rounds[-1], {chosen.layer for chosen in state.rounds[:-1]}
+    if last.margin is not None or last.score is None:
+        return True
+    weights = next((step.weights for step in reversed(state.weight_steps) if step.round == last.round), [])
+    return all(abs(last.score) <= abs(w) for i, w in enumerate(weights) if i not in earlier)
+
+
 def choice(state: RunState, layer: int) -> str:
     """Which choice a chosen layer was, and its weight at that moment: `no. 3 at 0.74`; "" of a layer that is kept."""
     if layer not in state.chosen:

@@ -77,7 +77,10 @@ def winner(state: RunState) -> str:
     last = state.rounds[-1]
     text = f"No. {len(state.rounds)}: layer {last.layer}"
     if last.score is not None and state.weight_steps:
-        text += f" had the smallest weight of those left, {formatting.figure(abs(last.score))}"
+        weight = formatting.figure(abs(last.score))
+        text += f" had the smallest weight of those left, {weight}"
+        if not frames.sank_furthest(state):
+            text = f"No. {len(state.rounds)}: of the smallest weights, layer {last.layer} at {weight} is missed least"
     else:
         text += " was chosen" + (f" at {formatting.figure(last.score)}" if last.score is not None else "")
     if last.margin is not None and last.runner_up is not None:

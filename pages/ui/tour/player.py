@@ -180,8 +180,10 @@ def sentence(state: RunState) -> str:
         return f"What if these {count} layers were simply deleted? Perplexity tells: lower is better."
     if state.rounds and state.weight_steps:
         layer = state.rounds[-1].layer
-        sunk = f"Of the layers left, {layer} has sunk furthest: crossed out as {frames.choice(state, layer)}."
-        return f"Stage 1. {sunk}"
+        why = f"Of the layers left, {layer} has sunk furthest"
+        if not frames.sank_furthest(state):
+            why = f"Of those that have sunk furthest, {layer} is missed least"
+        return f"Stage 1. {why}: crossed out as {frames.choice(state, layer)}."
     if state.rounds:
         layer = state.rounds[-1].layer
         return f"Stage 1. Layer {layer} is chosen as {frames.choice(state, layer)}: it is crossed out."
