@@ -69,8 +69,8 @@ def opens(lab, chosen):
 def fitted_maps(lab, layer):
     """The output projections of layer `layer` that are solved for, the MLP's first."""
     writers = lab.stack.writers(layer)
-    with_attention = lab.config.refit == "all" and len(writers) == 2
-    return [output_projection(lab, layer), *(writers[:1] if with_attention else [])]
+    attention = writers[:1] if lab.config.refit == "all" and len(writers) == 2 else []
+    return [output_projection(lab, layer), *(m for m in attention if m.weight.dim() == 2)]
 
 
 def fitted_in_order(lab, chosen, layers, modules, solve):
@@ -177,7 +177,7 @@ def require(lab):
     states = lab.states(ids)
     for layer, state in enumerate(states[:-1]):
         module = output_projection(lab, layer)
-        (h,), y = read(lab, layer, [module], ids, state)
+        (h, *_), y = read(lab, layer, fitted_maps(lab, layer), ids, state)
         draw = torch.randn(h.shape[-1], y.shape[-1], generator=torch.Generator().manual_seed(layer)).to(lab.device)
         scale = 0.1 * y.float().norm() / (h.float() @ draw).norm().clamp(min=1e-6)
         moved = y.float() + h.float() @ (scale * draw)
