@@ -152,7 +152,7 @@ def test_a_report_says_it_as_the_page_does(store):
     text = html_report.html(story.write(store, "finished"))
     assert "as a multiple of the dense model&#39;s, on 2 of the 8 measured blocks" in text
     assert "λ₂ acts in all 10 steps of stage 2" in text
-    assert "as it was when it was the least of those left" in text
+    assert "as it was when its round took it" in text
     assert "KL is of the first 2 of the blocks" in text
     assert "Measured in the calibration domain: wikipedia, 8 blocks" in html_report.html(
         story.write(store, "cancelled")

@@ -339,11 +339,11 @@ def caption(name: str, state: RunState, config: RunConfig) -> str:
     """What is to be said under a chart, by its name in `specs.ALT`; of a page and of a report alike."""
     if name == "weights":
         return (
-            "A line a layer: its weight sinks the faster, the less the text needs it. A dot: the least of those left "
-            "in its round; there its line ends, and the others sink on."
+            "A line a layer: its weight sinks the faster, the less the text needs it. A dot: the layer that its round "
+            "took; there its line ends, and the others sink on."
         )
     if name == "stack":
-        frozen = " Outlined: a chosen one, as it was when it was the least of those left."
+        frozen = " Outlined: a chosen one, as it was when its round took it."
         learns = config.method == "trsp"  # said from the start, so that nothing moves when the first one is chosen
         return "The layers now, input at the bottom." + (frozen if learns or chosen_at(state) else "")
     if name == "probes":

@@ -138,8 +138,11 @@ def ratio_in_words(draft: Draft) -> str:
 
 
 def lambda_2_in_words(draft: Draft) -> str:
-    """For how many steps it acts."""
-    return schedules.lambda_2_in_words(draft.config) if draft.config else ""
+    """For how many steps it acts, and where it would."""
+    if not draft.config:
+        return ""
+    remedy = " Take the preset Two-stage to see it act." if draft.config.transfer != "penalty" else ""
+    return schedules.lambda_2_in_words(draft.config) + remedy
 
 
 def forecast_and_start(draft: Draft) -> None:
