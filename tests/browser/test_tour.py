@@ -38,7 +38,7 @@ def moment(tab) -> str:  # noqa: F811
 def test_the_replay_moves_at_once_and_its_charts_stay_the_same_nodes(tab, server):  # noqa: F811
     """Tagged nodes are found again after ten updates of each, and nothing on the page has moved meanwhile."""
     tab.goto(server.url)
-    tab.locator(CHARTS).nth(4).wait_for()
+    tab.locator(CHARTS).nth(5).wait_for()
     tab.locator(".st-key-player-speed button", has_text="4×").click()
     places = settled(tab)
     tab.evaluate(f"document.querySelectorAll({CHARTS!r}).forEach(node => node.dataset.mark = 'first')")
@@ -51,17 +51,17 @@ def test_the_replay_moves_at_once_and_its_charts_stay_the_same_nodes(tab, server
         ended = "[...document.querySelectorAll('button')].some(one => one.innerText.includes('Play again'))"
         tab.wait_for_function(f"old => {moved} || {ended}", arg=before)
         told.add(tab.locator(".st-key-player-sentence").inner_text())
-    assert tab.locator(f"{CHARTS}[data-mark=first]").count() == 5, "a chart was drawn anew instead of updated"
+    assert tab.locator(f"{CHARTS}[data-mark=first]").count() == 6, "a chart was drawn anew instead of updated"
     expect(tab.get_by_role("button", name="Play again")).to_be_visible()
     expect(tab.locator(".st-key-player-sentence")).to_contain_text("8 of 30 layers are gone")
-    assert tab.locator(f"{CHARTS}[data-mark=first]").count() == 5, "a chart was drawn anew at the end"
+    assert tab.locator(f"{CHARTS}[data-mark=first]").count() == 6, "a chart was drawn anew at the end"
     assert tab.evaluate(PLACES) == places, "something has moved on the page"
     assert len(told) > 1
 
 
 def test_the_replay_is_paused_and_scrubbed_by_keyboard_alone_and_two_tabs_have_their_own(tab, browser, server):  # noqa: F811
     tab.goto(server.url)
-    tab.locator(CHARTS).nth(4).wait_for()
+    tab.locator(CHARTS).nth(5).wait_for()
     settled(tab)
     tab.get_by_role("button", name="Pause").focus()
     tab.keyboard.press("Enter")

@@ -477,11 +477,12 @@ def test_curves_are_a_row_a_point(tmp_path):
 
 
 def test_the_curve_of_lambda_2_ends_where_it_stops_acting():
-    """Of the recorded run too, which told it as if it went on: its gate is shut from step 15 of 60 on."""
-    recorded = Run(replay.FOLDER)
-    text = io.StringIO(curves_csv.table(recorded.config(), recorded.state()))
+    """Of 40 steps that tell it as if it went on: a gate is shut from step 10 on."""
+    state = Run(replay.FOLDER).state()
+    state.gap_steps = [dataclasses.replace(step, lambda_2=10 * step.step / 40) for step in state.gap_steps]
+    text = io.StringIO(curves_csv.table(validate.from_values({"stage2_steps": 40}, "two-stage"), state))
     told = [float(row["value"]) for row in csv.DictReader(text) if row["curve"] == "lambda_2"]
-    assert told == pytest.approx([10 * n / 60 for n in range(1, 15)] + [0.0] * 46)
+    assert told == pytest.approx([10 * n / 40 for n in range(1, 10)] + [0.0] * 31)
 
 
 # -- the hub

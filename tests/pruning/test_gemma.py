@@ -94,6 +94,7 @@ def test_a_small_run_prunes_it(small):
     for domain in ("calibration", "heldout"):
         by = summary["perplexity"][domain]
         assert 10 < by["dense"] < 40, "the conversion is wrong somewhere"
-        assert by["dense"] < by["pruned"] < by["direct"]
+        assert by["dense"] < by["trained"] < min(by["direct"], by["pruned"])
+        assert max(by["direct"], by["pruned"]) < 10 * by["dense"], "three of 18 layers are not the whole model"
     assert summary["peak_bytes"] < 1.1 * forecast.peak_bytes(run.config(), catalog.facts(NAME))
     print(json.dumps({k: summary[k] for k in ("removed", "perplexity", "seconds", "peak_bytes", "parameters")}))

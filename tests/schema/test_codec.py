@@ -117,13 +117,22 @@ def test_what_does_not_fit_is_refused(kind, text):
         codec.decode(text, kind)
 
 
+def holds(new, old):
+    """Whether `new` says all that `old` says; records of this version have fields that older ones lack."""
+    if isinstance(old, dict):
+        return all(name in new and holds(new[name], value) for name, value in old.items())
+    if isinstance(old, list):
+        return len(new) == len(old) and all(map(holds, new, old))
+    return new == old
+
+
 def test_what_ships_is_read_and_written_as_it_was():
     for file in (paths.ASSETS / "evidence").glob("*.json"):
         record = json.loads(file.read_text("utf-8"))
         assert json.loads(plan_results.to_json(plan_results.load(file))) == record, file.name
     for file in (paths.ASSETS / "evidence" / "sweeps").glob("*.json"):
         record = json.loads(file.read_text("utf-8"))
-        assert json.loads(grid_results.to_json(grid_results.load(file))) == {"continues": "", **record}, file.name
+        assert holds(json.loads(grid_results.to_json(grid_results.load(file))), record), file.name
     for file in paths.ASSETS.glob("*/events.jsonl"):
         for line in file.read_text("utf-8").splitlines():
             number, at, event = events.from_line(line)
