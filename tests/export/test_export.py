@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 import csv
+import dataclasses
 import fcntl
 import io
 import json
