@@ -16,8 +16,9 @@ from streamlit.config import get_config_options
 from pages.ui.paper import departures
 from pages.ui.tour import lessons
 from tests import ROOT
+from trsp_core import formatting
 from trsp_core.cli import main
-from trsp_core.experiments import grid_results, plan_results
+from trsp_core.experiments import grid_results, plan_results, studies
 from trsp_core.pruning import methods, transfers
 from trsp_core.runs import replay
 from trsp_core.runs.store import Run, Store
@@ -233,6 +234,22 @@ def test_the_sentences_about_transfers_follow_from_the_record():
     ahead = {f"{100 * (1 - plan_results.compared(record, 'refit_10', 'none_90')[d].value):.0f}" for d in DOMAINS}
     assert len(ahead) == 1
     assert f"in the same *time* it is {ahead.pop()} % ahead" in readme
+
+
+def test_what_is_said_of_refit_over_splits_follows_from_the_record():
+    text = " ".join(PAGES["README.md"].split("## What was measured")[1].split("##")[0].split())
+    sweep = grid_results.load(ROOT / "assets" / "evidence" / "sweeps" / "splits.json")
+    study = studies.read(sweep)
+    rows = {row.arm: row for row in study.rows}
+    cells = []
+    for domain in DOMAINS:
+        assert studies.ratio(rows["refit_60"], rows["none_60"], domain).interval.high < 1, "not ahead for sure"
+        figure = studies.ratio(rows["refit_60"], rows["none_216"], domain)  # in the same time
+        cells.append(studies.in_words(figure, formatting.ratio))
+    times = [formatting.ratio(studies.over_dense(study, rows["refit_60"], domain).interval.value) for domain in DOMAINS]
+    assert f"over {len(study.splits)} splits" in text.replace("three", "3")
+    assert f"is at {cells[0]} (held out {cells[1]}) times the control in the same time" in text
+    assert f"{times[0]} and {times[1]} times the dense model" in text
 
 
 def test_the_headline_follows_from_the_records():
