@@ -13,6 +13,7 @@ from trsp_core.experiments.studies import ChoiceSpread, RowPair, SplitStudy, Stu
 from trsp_core.schema.events import DOMAINS
 
 MOST = 6  # sentences of pairs
+ALIKE = 1.5  # times: seconds that are further apart are not called about the same
 
 
 def lines(study: SplitStudy) -> list[str]:
@@ -41,7 +42,11 @@ def _transfers(study: SplitStudy) -> list[str]:
 def _pair(pair: RowPair) -> str:
     start = "Nothing trained" if pair.equal else "As measured"
     if pair.equal == "time":
-        start = f"In about the same time ({_clock(pair.row)} against {_clock(pair.other)})"
+        seconds = pair.row.seconds, pair.other.seconds
+        claim = (
+            "In about the same time (" if max(seconds) < ALIKE * min(seconds) else "Meant as equal in time (measured: "
+        )
+        start = f"{claim}{_clock(pair.row)} against {_clock(pair.other)})"
     elif pair.equal and pair.row.steps:
         start = f"After the same {pair.row.steps} steps"
     figures = {d: studies.ratio(pair.row, pair.other, d) for d in DOMAINS}
