@@ -170,9 +170,9 @@ def cut(config: RunConfig, corpus_of: dict[str, Corpus], encode: Encode, prefix:
     pools = {id(source): shuffled(source, config.seed) for _, _, source in sources}
     sides: list[_Side] = []
     for n, (domain, role, source) in enumerate(sources):
-        shared = any(other is source for _, _, other in sources[n + 1 :])  # others still need a part of it
+        goes_on = any(other is source for _, _, other in sources[n + 1 :])  # others still need a part of it
         pool = pools[id(source)]
-        limit = int(MEASURED * sum(map(len, source))) if shared else None
+        limit = int(MEASURED * sum(map(len, source))) if goes_on else None
         most_blocks = config.measure_blocks if role == "measure" else config.calibration_blocks
         length = config.measure_length if role == "measure" else config.block_length
         if length <= len(prefix) + 1:

@@ -150,10 +150,10 @@ class _Cost:
             return 0.05 + read
         rounds = [0] if c.one_shot else list(range(self.removed))
         passes, steps = 3.0 if c.learn_weights else 2.0, methods.most_steps(c, 1)
-        listed = c.shortlist if c.shortlist > 1 and method.name == "trsp" else 0
-        scored = c.score_blocks * c.block_length * listed * (self.removed if c.one_shot else 1)
+        shortlist = c.shortlist if c.shortlist > 1 and method.name == "trsp" else 0
+        tokens = c.score_blocks * c.block_length * shortlist * (self.removed if c.one_shot else 1)
         return sum(
-            steps * self.step(passes, r, c.learn_weights) + self.forward(scored, c.block_length, r + 1) for r in rounds
+            steps * self.step(passes, r, c.learn_weights) + self.forward(tokens, c.block_length, r + 1) for r in rounds
         )
 
     def training_step(self) -> float:

@@ -50,13 +50,13 @@ def _pair(pair: RowPair) -> str:
     elif pair.equal and pair.row.steps:
         start = f"After the same {pair.row.steps} steps"
     figures = {d: studies.ratio(pair.row, pair.other, d) for d in DOMAINS}
-    paired = {d: figure for d, figure in figures.items() if figure}
-    splits = min((len(figure.by_split) for figure in paired.values()), default=0)
+    ratios = {d: figure for d, figure in figures.items() if figure}
+    splits = min((len(figure.by_split) for figure in ratios.values()), default=0)
     rows = f"“{words.plain(pair.row.title)}” against “{words.plain(pair.other.title)}”"
     if splits < studies.LEAST_SPLITS:
         return f"{start}: {rows} {'shares no split' if not splits else 'was measured on one split'}; nothing follows."
     changes = " and ".join(
-        f"{sentences.change(figure.interval)} in the {words.DOMAINS[d]}" for d, figure in paired.items()
+        f"{sentences.change(figure.interval)} in the {words.DOMAINS[d]}" for d, figure in ratios.items()
     )
     return f"{start}, over {count(splits)}: {rows}, {changes}."
 

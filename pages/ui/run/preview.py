@@ -177,9 +177,9 @@ def _show(guess: Guess, config: RunConfig, facts: Facts) -> None:
 def _boxes(depth: int, removed: set[int]) -> str:
     """A box a layer, input at the left. Numbers alone go in, so nothing has to be escaped."""
     palette = PALETTES[theme.mode()]
-    shared = "text-align:center;font-size:0.75rem;line-height:1.6rem;border-radius:3px;"
-    stays = f"{shared}background:{palette.kept};color:{'#fff' if theme.mode() == 'light' else '#14181D'}"
-    goes = f"{shared}border:1px dashed {palette.removed};color:{palette.ink};text-decoration:line-through"
+    box_style = "text-align:center;font-size:0.75rem;line-height:1.6rem;border-radius:3px;"
+    stays = f"{box_style}background:{palette.kept};color:{'#fff' if theme.mode() == 'light' else '#14181D'}"
+    goes = f"{box_style}border:1px dashed {palette.removed};color:{palette.ink};text-decoration:line-through"
     boxes = "".join(f'<span style="{goes if i in removed else stays}">{i}</span>' for i in range(depth))
     label = f"{depth} layers, of which {words.layers(sorted(removed))} would go"
     grid = "display:grid;grid-template-columns:repeat(auto-fit,minmax(1.6rem,1fr));gap:3px"
